@@ -1,0 +1,33 @@
+"""Errors that a user can cause: each is one clear sentence."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used; the message says what, with which value, and what to do.
+
+    A ValueError, so that library users need not know this class; the command line prints the message without a
+    traceback and exits with code 2.
+    """
+
+
+def nearest(value: str, valid: Iterable[str]) -> str:
+    """A hint for a name that is not valid: "Did you mean 'X'?" where one is near, and always the list of valid names."""
+    names = list(valid)
+    close = get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
+    meant = next((name for name in names if close and name.lower() == close[0]), None)
+    listed = f"Valid: {', '.join(names)}."
+    return f"Did you mean {meant!r}? {listed}" if meant else listed
+
+
+def check_name(what: str, value: str, valid: Iterable[str]) -> str:
+    """`value` if it is one of `valid`.
+
+    Raises:
+        UserError: it is not; the message names the nearest valid one.
+    """
+    names = list(valid)
+    if value not in names:
+        raise UserError(f"Unknown {what} {value!r}. {nearest(value, names)}")
+    return value
