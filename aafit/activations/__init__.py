@@ -1,0 +1,123 @@
+"""What is adapted: AHAF, LEAF and F-Neuron, and the fixed functions they start from.
+
+A short text names each of them: "ReLU", "AHAF as SiLU", "LEAF as Tanh", "LEAF random", "F-Neuron ramp".
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from aafit.activations.ahaf import AHAF
+from aafit.activations.base import AdaptiveActivation, check_shape
+from aafit.activations.fixed import FIXED, FUNCTIONS, SiLU
+from aafit.activations.fneuron import FNeuron
+from aafit.activations.leaf import LEAF
+from aafit.errors import UserError, check_name
+
+__all__ = [
+    "ADAPTIVE",
+    "AHAF",
+    "FIXED",
+    "FUNCTIONS",
+    "LEAF",
+    "AdaptiveActivation",
+    "FNeuron",
+    "SiLU",
+    "check_text",
+    "from_settings",
+    "from_text",
+    "is_adaptive",
+]
+
+ADAPTIVE: dict[str, type[AdaptiveActivation]] = {cls.family: cls for cls in (AHAF, LEAF, FNeuron)}
+
+
+def check_text(text: str) -> None:
+    """Nothing, where `text` names an activation.
+
+    Raises:
+        UserError: it does not; the message names the nearest that does.
+    """
+    words = text.split(" ") if isinstance(text, str) else [repr(text)]
+    name = words[0]
+    if len(words) == 1 and name in ADAPTIVE:
+        raise UserError(f"Activation {text!r} does not say how it starts. Valid: {', '.join(_texts(name))}.")
+    check_name("activation", name, [*FIXED, *ADAPTIVE])
+    if name in FIXED:
+        if len(words) > 1:
+            raise UserError(f"Activation {text!r}: {name} is a fixed function and takes no start; write {name!r}.")
+        return
+    check_name("activation", text, _texts(name))
+
+
+def from_text(
+    text: str,
+    shape: tuple[int, ...] = (1,),
+    generator: torch.Generator | None = None,
+    interval: tuple[float, float] = (-4.0, 4.0),
+    pieces: int = 16,
+) -> nn.Module:
+    """The activation that `text` names.
+
+    Args:
+        text: A fixed function ("ReLU"), or a family with its start ("AHAF as ReLU", "LEAF random", "F-Neuron ramp").
+        shape: Shape of one adaptive parameter; (1,) is shared by the layer.
+        generator: What random starts draw from; torch's own where there is none.
+        interval: F-Neuron's (left, right).
+        pieces: F-Neuron's number of inner membership functions.
+
+    Raises:
+        UserError: `text` names none (the message has the nearest), or another value cannot be used.
+    """
+    check_text(text)
+    if text in FIXED:
+        return FIXED[text]()
+    family, _, start = text.partition(" ")
+    options: dict[str, Any] = {"shape": shape}
+    if family == FNeuron.family:
+        options |= {"interval": interval, "pieces": pieces}
+    if start == "random":
+        options["generator"] = generator
+    cls: Any = ADAPTIVE[family]
+    made: nn.Module = (
+        cls.like(start.removeprefix("as "), **options) if start.startswith("as ") else getattr(cls, start)(**options)
+    )
+    return made
+
+
+def is_adaptive(text: str) -> bool:
+    """Whether `text` names an adaptive activation.
+
+    Raises:
+        UserError: it names none at all.
+    """
+    check_text(text)
+    return text not in FIXED
+
+
+def from_settings(settings: Mapping[str, Any]) -> AdaptiveActivation:
+    """The activation with these `settings()`; its parameters are NaN until their values are loaded.
+
+    Raises:
+        UserError: the settings are not those of an adaptive activation.
+    """
+    try:
+        family, start, shape = settings["family"], settings["start"], check_shape(settings["shape"])
+        check_name("family of activations", family, ADAPTIVE)
+        if family == FNeuron.family:
+            made: AdaptiveActivation = FNeuron.constant(shape, tuple(settings["interval"]), settings["pieces"])
+        else:
+            made = {"AHAF": AHAF, "LEAF": LEAF}[family].random(shape)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"These are not the settings of an adaptive activation: {settings!r}.") from error
+    made.start = start
+    for parameter in made.parameters():
+        nn.init.constant_(parameter, float("nan"))
+    return made
+
+
+def _texts(family: str) -> list[str]:
+    cls = ADAPTIVE[family]
+    return [f"{family} as {name}" for name in cls.likes] + [f"{family} {name}" for name in cls.others]

@@ -1,0 +1,58 @@
+"""The fixed activation functions that networks have and adaptive ones start from."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aafit.activations.kernels import Formula, check_input, fused
+
+
+def _forward(u: Tensor) -> Tensor:
+    return u * torch.sigmoid(u)
+
+
+def _backward(grad: Tensor, u: Tensor) -> tuple[Tensor]:
+    s = torch.sigmoid(u)
+    return (grad * (s + u * (s * (1 - s))),)
+
+
+FORMULA = Formula(_forward, _backward)
+
+
+class SiLU(nn.Module):
+    """The sigmoid linear unit, SiLU(u) = u * sigmoid(u), elementwise on any shape, in the arithmetic of AHAF and LEAF.
+
+    AHAF and LEAF as SiLU agree with it to the last bit; torch.nn.SiLU computes u / (1 + exp(-u)) and rounds differently.
+
+    Source: Elfwing, Uchibe & Doya (2017), https://arxiv.org/abs/1702.03118
+
+    Raises:
+        UserError: the input is not floating-point.
+    """
+
+    def forward(self, u: Tensor) -> Tensor:
+        """SiLU(u), elementwise."""
+        check_input(u, (1,), "SiLU")
+        return fused(FORMULA, u)
+
+
+FIXED: dict[str, type[nn.Module]] = {
+    "ReLU": nn.ReLU,
+    "SiLU": SiLU,
+    "Tanh": nn.Tanh,
+    "Sigmoid": nn.Sigmoid,
+    "HardTanh": nn.Hardtanh,
+    "HardSigmoid": nn.Hardsigmoid,
+}
+
+# The same functions of a tensor, as reference shapes in any dtype.
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "ReLU": torch.relu,
+    "SiLU": F.silu,
+    "Tanh": torch.tanh,
+    "Sigmoid": torch.sigmoid,
+    "HardTanh": F.hardtanh,
+    "HardSigmoid": F.hardsigmoid,
+}

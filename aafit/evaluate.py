@@ -1,0 +1,61 @@
+"""Accuracy and loss of a network."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aafit.errors import UserError
+from aafit.precision import autocast
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Cross-entropy (mean over the images, in nats) and accuracy (share of right predictions) over a whole set."""
+
+    loss: float
+    accuracy: float
+    images: int
+
+    def __str__(self) -> str:
+        return f"loss {self.loss:.4f}, accuracy {self.accuracy:.2%}"
+
+
+@contextmanager
+def evaluation_mode(*nets: nn.Module) -> Iterator[None]:
+    """The networks without dropout and with fixed statistics, each module's own mode put back at the end."""
+    modes = [(module, module.training) for net in nets for module in net.modules()]
+    try:
+        for net in nets:
+            net.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def evaluate(net: nn.Module, batches: Batches, precision: str = "float32") -> Evaluation:
+    """Loss and accuracy of `net` over all of `batches` of (images, labels); the network's mode is left as it was.
+
+    Raises:
+        UserError: there is no image in `batches`.
+    """
+    images, loss, right = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+    with evaluation_mode(net):
+        for x_B, y_B in batches:
+            with autocast(precision, x_B.device):
+                logits_BK = net(x_B)
+            logits_BK = logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float()
+            # Sums stay on the device: reading them here would make a GPU wait for every batch.
+            loss = loss.to(x_B.device) + F.cross_entropy(logits_BK, y_B, reduction="sum")
+            right = right.to(x_B.device) + (logits_BK.argmax(1) == y_B).sum()
+            images += len(y_B)
+    if images == 0:
+        raise UserError("There is nothing to evaluate: the batches hold no image.")
+    return Evaluation(loss.item() / images, right.item() / images, images)

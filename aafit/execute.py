@@ -1,0 +1,173 @@
+"""One run from start to end: the map of the program.
+
+data -> starting network, its activations replaced -> comparison with the base -> training, measured each epoch -> results.
+Everything that is found out goes into the run's folder (see `runfolder`), from which tables and pictures are made.
+
+`python -m aafit.execute` reads a job as one line of JSON on its standard input and does it. It ends when that input is
+closed, so that it does not outlive the program that started it.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+import torch
+from torch import nn
+
+from aafit.batches import derived_seed, evaluation_batches, training_batches
+from aafit.checkpoint import save_json
+from aafit.compare import compare, curve_errors
+from aafit.data import Dataset, load_dataset
+from aafit.errors import UserError
+from aafit.evaluate import evaluate
+from aafit.gradient import make_optimizers, train_epoch
+from aafit.job import Job, is_done
+from aafit.metrics import Logger
+from aafit.precision import choose_device, data_type, set_arithmetic
+from aafit.runfolder import finish, load_progress, locked, loggers, save_progress, shared_values, write_config
+from aafit.start import Start, starting_network
+from aafit.trainable import train_only_activations
+
+log = logging.getLogger("aafit")
+
+
+def execute(job: Job) -> None:
+    """Do one run, or what is left of it. A finished one is left as it is.
+
+    Raises:
+        UserError: another process works in the folder; the folder holds a run with other settings; the data, the parent's
+            network or the state to go on from cannot be used.
+    """
+    with locked(job.folder):
+        if is_done(job):
+            log.info("already done: %s", job.folder)
+            return
+        run = job.run
+        device = choose_device(job.device)
+        set_arithmetic(run.precision, job.threads)
+        data = load_dataset(run.dataset, job.data_dir, run.holdout, run.train_images).to(device)
+        write_config(job, device, data)
+
+        start = starting_network(job, data).to(device, run.precision)
+        starting_values = start.values()
+        compare_with_base(job, start, data)
+
+        net = start.net
+        trained = choose_trained(net, run.train)
+        optimizers = make_optimizers(net, run.optimizer, run.lr, run.p24sl, run.dspu4) if trained else []
+        tuned = sum(parameter.numel() for parameter in trained)
+        log.info("%d parameters to train for %d epochs on %s", tuned, run.epochs, device)
+
+        progress = load_progress(job, net, optimizers, device)
+        last_epoch, seconds = progress or (None, 0.0)
+        with loggers(job, net, last_epoch) as outputs:
+            if last_epoch is None:
+                measure(job, run.start_epoch, net, data, outputs)
+                last_epoch = run.start_epoch
+            for epoch in range(last_epoch, run.end_epoch):
+                # Order, augmentation and dropout depend on seed and epoch alone, so that a resumed run sees the same.
+                torch.manual_seed(derived_seed("dropout", job.seed, epoch))
+                batches = training_batches(
+                    data.train, run.batch_size, job.seed, epoch, run.augment, run.shuffle, data_type(run.precision)
+                )
+                began = time.perf_counter()
+                loss, variance = train_epoch(net, batches, optimizers, run.precision)
+                spent = time.perf_counter() - began
+                seconds += spent
+                measure(job, epoch + 1, net, data, outputs, loss, variance, spent)
+                save_progress(job, epoch + 1, seconds, net, optimizers)
+        replaced = {row.path: row.old for row in start.swap.rows} if start.swap else {}
+        finish(job, net, starting_values, replaced, seconds, tuned)
+
+
+def choose_trained(net: nn.Module, train: str) -> list[nn.Parameter]:
+    """Freeze what is not to be trained ("all", "activations", "none") and return the rest."""
+    if train == "activations":
+        return train_only_activations(net)
+    net.requires_grad_(train == "all")
+    return [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
+def compare_with_base(job: Job, start: Start, data: Dataset) -> None:
+    """Write what the replacement changed: on the test images, and of each activation as a function."""
+    path = job.folder / "compare.json"
+    if start.base is None or start.swap is None or path.exists():
+        return
+    log.info("%s", start.swap)
+    batches = evaluation_batches(data.test, dtype=data_type(job.run.precision))
+    comparison = compare(start.base, start.net, batches, job.run.precision)
+    log.info("%s", comparison)
+    curves = [
+        {"path": row.path, "old": row.old, "new": row.new, **vars(error)}
+        for row in start.swap.rows
+        for error in curve_errors(start.net.get_submodule(row.path), start.base.get_submodule(row.path))
+    ]
+    save_json(path, {**comparison.as_dict(), "curves": curves})
+
+
+def measure(
+    job: Job,
+    epoch: int,
+    net: nn.Module,
+    data: Dataset,
+    outputs: Sequence[Logger],
+    train_loss: float | None = None,
+    train_loss_variance: float | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Evaluate the network as it is after `epoch`, and note all numbers of that epoch."""
+    dtype, precision = data_type(job.run.precision), job.run.precision
+    began = time.perf_counter()
+    heldout = data.heldout and evaluate(net, evaluation_batches(data.heldout, dtype=dtype), precision)
+    test = evaluate(net, evaluation_batches(data.test, dtype=dtype), precision)
+    row = {
+        "epoch": epoch,
+        "train_loss": train_loss,
+        "train_loss_variance": train_loss_variance,
+        "heldout_loss": heldout.loss if heldout else None,
+        "heldout_accuracy": heldout.accuracy if heldout else None,
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
+        "lr": job.run.learning_rate,
+        "seconds": seconds,
+        "evaluation_seconds": time.perf_counter() - began,
+        **shared_values(net),
+    }
+    for output in outputs:
+        output.write(row)
+    training = "" if seconds is None else f"train loss {train_loss:.4f}, "
+    log.info("epoch %d: %stest %s%s", epoch, training, test, "" if seconds is None else f", {seconds:.1f} s")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _end_with_input() -> None:
+    """End this process at once when its standard input is closed: a run may be stopped at any moment."""
+    sys.stdin.read()
+    os._exit(128 + signal.SIGTERM)
+
+
+def main() -> int:
+    """Do the job on standard input; 0 when done, 2 for what the user can mend, 128 + n when stopped by signal n."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        job = Job.model_validate_json(sys.stdin.readline())
+        threading.Thread(target=_end_with_input, daemon=True).start()
+        execute(job)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Find the activations of any torch network whose activations are modules, and see what they receive."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import activation as torch_activations
+
+from aafit.activations import FIXED, AdaptiveActivation
+from aafit.errors import UserError, nearest
+
+_ACTIVATIONS = (
+    AdaptiveActivation,
+    *FIXED.values(),
+    *(getattr(torch_activations, name) for name in torch_activations.__all__ if name != "MultiheadAttention"),
+)
+_NOT_ELEMENTWISE = (nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d, nn.GLU)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a module received in a forward: how often it was called, and the tensor of its last call."""
+
+    calls: int
+    shape: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether the module is known to be an activation: one of torch's, or one of this package's."""
+    return isinstance(module, _ACTIVATIONS)
+
+
+def is_elementwise(module: nn.Module) -> bool:
+    """Whether the module is known to be an activation that works on each element alone (a softmax does not)."""
+    return is_activation(module) and not isinstance(module, _NOT_ELEMENTWISE)
+
+
+def activation_name(module: nn.Module) -> str:
+    """How a module is called in reports: "LEAF as ReLU", "F-Neuron random", or the name of its class."""
+    return module.text if isinstance(module, AdaptiveActivation) else type(module).__name__
+
+
+def find_module(net: nn.Module, path: str) -> nn.Module:
+    """The module at `path`.
+
+    Raises:
+        UserError: there is none; the message names the nearest path of an activation.
+    """
+    try:
+        return net.get_submodule(path)
+    except AttributeError:
+        there = [known for known, module in net.named_modules() if known and is_activation(module)]
+        hint = nearest(path, there) if there else "It has no activation that is a module."
+        raise UserError(f"The network has no module at {path!r}. {hint}") from None
+
+
+def match_activations(model: nn.Module, keys: Iterable[str]) -> dict[str, str]:
+    """The key that matches each module to replace, by path, in the order of the model.
+
+    Args:
+        model: any network.
+        keys: class names, module paths, or patterns of paths; see `replace_activations`.
+
+    Raises:
+        UserError: no key, a key that matches nothing, a module matched by two, or one that cannot be replaced.
+    """
+    wanted = list(keys)
+    keys_of: defaultdict[str, list[str]] = defaultdict(list)
+    for path, module in model.named_modules(remove_duplicate=False):
+        for key in wanted:
+            if any(character in key for character in "*?["):
+                matches = fnmatchcase(path, key) and is_elementwise(module)
+            else:
+                matches = key in (path, type(module).__name__)
+            if matches:
+                keys_of[path].append(key)
+    unused = [key for key in wanted if not any(key in used for used in keys_of.values())]
+    if unused or not wanted:
+        what = f"{unused[0]!r} matches no activation of the network." if unused else "Nothing to replace was given."
+        raise UserError(f"{what} {_what_there_is(model, unused)}")
+    for path, used in keys_of.items():
+        if len(used) > 1:
+            raise UserError(f"{path!r} is matched by {' and by '.join(map(repr, used))}: let only one key match it.")
+        check_replaceable(model, path)
+    return {path: used[0] for path, used in keys_of.items()}
+
+
+def check_replaceable(model: nn.Module, path: str) -> None:
+    """Check that another activation can take the place of the module at `path`.
+
+    Raises:
+        UserError: there is none; it is not an elementwise activation; it is at several paths; or the layer around it
+            would not call what takes its place.
+    """
+    module = find_module(model, path)
+    name = activation_name(module)
+    if module is model:
+        raise UserError(f"The network itself is a {name}: put it into an nn.Sequential, so that it can be replaced.")
+    of_torch = type(module).__module__.startswith("torch.nn.")
+    if of_torch and not is_elementwise(module) and not isinstance(module, nn.Identity):
+        raise UserError(f"{path!r} is a {name}, not an elementwise activation: only those can be replaced.")
+    paths = [known for known, other in model.named_modules(remove_duplicate=False) if other is module]
+    if len(paths) > 1:
+        raise UserError(
+            f"One {name} object is at several places ({', '.join(paths)}): each place needs an activation of its own, "
+            "so give the network a module for each."
+        )
+    around = model.get_submodule(path.rpartition(".")[0])
+    if isinstance(around, nn.TransformerEncoderLayer) and around.activation_relu_or_gelu:
+        raise UserError(
+            f"{path!r} belongs to a TransformerEncoderLayer, which in eval mode computes {name} in a fused step and "
+            "would not call what replaces it: set activation_relu_or_gelu = 0 on that layer first."
+        )
+
+
+def observe(model: nn.Module, sample: Tensor | tuple[Tensor, ...], paths: Iterable[str]) -> dict[str, Seen]:
+    """What the modules at `paths` receive in one forward of `sample`, without those that are never called.
+
+    Runs on a copy in eval mode without gradients: neither the model nor torch's random state changes.
+
+    Raises:
+        UserError: the forward fails; the message says why.
+    """
+    probe = deepcopy(model).eval()
+    seen: dict[str, Seen] = {}
+
+    def hook_at(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            received = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            calls = seen[path].calls + 1 if path in seen else 1
+            seen[path] = Seen(calls, tuple(received.shape), received.device, received.dtype)
+
+        return hook
+
+    for path in paths:
+        probe.get_submodule(path).register_forward_pre_hook(hook_at(path), with_kwargs=True)
+    inputs = sample if isinstance(sample, tuple) else (sample,)
+    devices = {tensor.device.index for tensor in (*inputs, *probe.parameters()) if tensor.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad():
+        try:
+            probe(*inputs)
+        except Exception as error:
+            given = ", ".join(f"{tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}" for tensor in inputs)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"The network's forward of the sample ({given}) failed: {reason}") from error
+    return seen
+
+
+def _what_there_is(model: nn.Module, unused: list[str]) -> str:
+    there = [(path, type(module).__name__) for path, module in model.named_modules() if path and is_activation(module)]
+    listed = ", ".join(f"{path} ({name})" for path, name in there)
+    words = dict.fromkeys(word for path, name in there for word in (name, path))
+    hint, _, _ = nearest(unused[0], words).rpartition("Valid:") if unused else ("", "", "")
+    return (
+        f"{hint}It has: {listed or 'none'}. An activation called as a function in forward (F.relu) cannot be seen: "
+        "make it a module first."
+    )

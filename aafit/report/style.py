@@ -1,0 +1,155 @@
+"""How the figures look: fonts, lines that differ without colour, labels that do not overlap, files."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from aafit.files import make_folder, write_atomically
+
+LOOK: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.5,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    # The same numbers give the same file.
+    "svg.hashsalt": "aafit",
+    "svg.fonttype": "path",
+}
+GREY = "#777777"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One way to draw a curve. Colours are Okabe and Ito's, for all kinds of colour vision."""
+
+    color: str
+    linestyle: Any
+    marker: str
+
+    def kwargs(self) -> dict[str, Any]:
+        return {"color": self.color, "linestyle": self.linestyle, "marker": self.marker, "markersize": 4.5}
+
+
+BASE_LINE = Line("black", "-", "")
+LINES = (
+    Line("#0072B2", "-", "o"),
+    Line("#D55E00", (0, (6, 2)), "s"),
+    Line("#009E73", (0, (6, 2, 1, 2)), "^"),
+    Line("#CC79A7", (0, (2, 1.5)), "D"),
+    Line("#8A6D00", (0, (1, 1.2)), "v"),
+    Line("#3F94C9", (0, (8, 2, 1, 2, 1, 2)), "P"),
+    Line("#444444", (0, (4, 4)), "X"),
+    Line("#7A3E9D", (0, (3, 1, 3, 3)), "*"),
+)
+
+
+def line(index: int) -> Line:
+    return LINES[index % len(LINES)]
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """Matplotlib's settings as `LOOK` has them, and as they were before afterwards."""
+    with matplotlib.rc_context(LOOK):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of its own, width and height in inches, unknown to pyplot."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.04, hspace=0.05)  # type: ignore[union-attr,call-arg]
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write `name`.svg and `name`.png (160 dots an inch) and give their paths.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    make_folder(folder)
+    files = []
+    with look():
+        for kind, metadata in (("svg", {"Date": None}), ("png", {})):
+            content = io.BytesIO()
+            figure.savefig(content, format=kind, dpi=160, metadata=metadata)
+            files.append(folder / f"{name}.{kind}")
+            write_atomically(files[-1], content.getvalue())
+    return files
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], height: float, size: float = 8) -> None:
+    """Name curves at the right edge, moved apart where they end close together.
+
+    Args:
+        axes: with its final limits and scales.
+        ends: x and y of each curve's end, its label and its colour. A hairline leads on from an end that lies before
+            the edge; what lies outside the limits is left out.
+        height: of the axes, in inches.
+        size: of the text, in points.
+    """
+    left, right = axes.get_xlim()
+    to_axes = axes.transData + axes.transAxes.inverted()
+    placed = [(float(to_axes.transform((x, y))[1]), x, y, text, color) for x, y, text, color in ends]
+    placed = sorted(item for item in placed if -0.001 <= item[0] <= 1.001)
+    heights = spread([item[0] for item in placed], 1.25 * size / 72 / height)
+    for (at, x, y, text, color), to in zip(placed, heights, strict=True):
+        if x < right - 0.01 * (right - left):
+            axes.plot([x, right], [y, y], color=color, linewidth=0.6, linestyle=(0, (1, 2)), scalex=False, scaley=False)
+        axes.annotate(
+            text,
+            xy=(1.0, at),
+            xytext=(1.045, to),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": color, "shrinkA": 1, "shrinkB": 1},
+            fontsize=size,
+            color=color,
+            va="center",
+            ha="left",
+            annotation_clip=False,
+        )
+
+
+def spread(wanted: Sequence[float], distance: float) -> list[float]:
+    """The nearest positions to the ascending ones that are wanted, in the same order and at least `distance` apart.
+
+    They stay within 0 and 1 where there is room. (Pooled neighbours share their mean: isotonic regression.)
+    """
+    if not wanted:
+        return []
+    offsets = np.arange(len(wanted)) * distance
+    pools: list[list[float]] = []
+    for value in np.asarray(wanted) - offsets:
+        pools.append([float(value)])
+        while len(pools) > 1 and np.mean(pools[-2]) >= np.mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    positions = np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools])
+    room = 1 - offsets[-1]
+    return list((np.clip(positions, 0, room) if room > 0 else np.full(len(wanted), room / 2)) + offsets)

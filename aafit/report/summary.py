@@ -1,0 +1,132 @@
+"""Runs summed up: a row for each run of a suite, with mean and spread over its seeds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from aafit.report.runs import Run, Settings, SuiteRuns
+
+LEAST_LOSS = 0.005
+"""A replacement that costs less accuracy than this (a share: half a point) has no share of it recovered worth telling."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over `n` seeds, and their sample standard deviation (None for a single one)."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> "Spread | None":
+        """The spread of the values; None where one of the seeds has none."""
+        numbers = [value for value in values if value is not None]
+        if not numbers or len(numbers) < len(values):
+            return None
+        return cls(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, len(numbers))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run over its finished seeds; where none is finished, what is known so far. Accuracies are shares, 0 to 1."""
+
+    settings: Settings
+    status: str
+    """"" where every seed is finished, else how far they are."""
+    seeds: tuple[int, ...]
+    """The seeds that are counted."""
+    base: Spread | None
+    replaced: Spread | None
+    last: Spread | None
+    heldout: Spread | None
+    heldout_epoch: Spread | None
+    best: Spread | None
+    best_epoch: Spread | None
+    recovered: Spread | None
+    tuned_parameters: int | None
+    seconds: Spread | None
+
+
+def summarise(suite: SuiteRuns) -> list[Row]:
+    """The rows of the results table: ordered by stage, a parent before its children."""
+    return [_row(runs) for runs in suite.by_name().values()]
+
+
+def activations(settings: Settings) -> tuple[str, ...]:
+    """A run's activations in words, a line for all layers or one each for those of the two kinds."""
+    extra = [f"per {settings.sharing}"] if settings.sharing != "layer" else []
+    extra += ["2SPU-4"] if settings.dspu4 else []
+    if settings.cnn == settings.fc:
+        return (", ".join([settings.cnn, *extra]),)
+    return (f"CNN {settings.cnn}", ", ".join([f"FC {settings.fc}", *extra]))
+
+
+def status(run: Run) -> str:
+    """How far a run is; empty for a finished one."""
+    if run.done is not None:
+        return ""
+    if run.last_epoch is None:
+        return "nothing measured yet"
+    return f"unfinished: epoch {run.last_epoch} of {run.settings.end_epoch}"
+
+
+def _row(runs: Sequence[Run]) -> Row:
+    finished = [run for run in runs if run.done is not None]
+    counted = finished or list(runs)
+    results = [run.done.result for run in finished if run.done is not None]
+    base = [_base(run) for run in counted]
+    replaced = [_replaced(run) for run in counted]
+    last = [_last(run) for run in counted]
+    recovered = [_recovered(*three) for three in zip(base, replaced, last, strict=True)] if finished else []
+
+    def over(value: Callable[[int], float | None]) -> Spread | None:
+        return Spread.of([value(index) for index in range(len(results))])
+
+    return Row(
+        settings=runs[0].settings,
+        status=_status_of(runs),
+        seeds=tuple(run.seed for run in counted),
+        base=Spread.of(base),
+        replaced=Spread.of(replaced),
+        last=Spread.of(last),
+        heldout=over(lambda index: results[index].heldout_selected_accuracy),
+        heldout_epoch=over(lambda index: results[index].heldout_epoch),
+        best=over(lambda index: results[index].best_test_accuracy),
+        best_epoch=over(lambda index: results[index].best_test_epoch),
+        recovered=Spread.of(recovered),
+        tuned_parameters=results[0].tuned_parameters if results else None,
+        seconds=Spread.of([run.done.seconds for run in finished if run.done is not None]),
+    )
+
+
+def _status_of(runs: Sequence[Run]) -> str:
+    open_ones = [run for run in runs if run.done is None]
+    if len(runs) == 1 or not open_ones:
+        return status(runs[0])
+    return "; ".join(f"seed {run.seed} {status(run)}" for run in open_ones)
+
+
+def _base(run: Run) -> float | None:
+    if run.done is not None:
+        return run.done.result.base_accuracy
+    return run.comparison.base_accuracy if run.comparison is not None else None
+
+
+def _replaced(run: Run) -> float | None:
+    if run.done is not None:
+        return run.done.result.replaced_accuracy
+    return run.comparison.replaced_accuracy if run.comparison is not None else None
+
+
+def _last(run: Run) -> float | None:
+    if run.done is not None:
+        return run.done.result.last_accuracy
+    return float(run.columns["test_accuracy"][-1]) if run.last_epoch is not None else None
+
+
+def _recovered(base: float | None, replaced: float | None, last: float | None) -> float | None:
+    """(last - replaced) / (base - replaced), where the replacement lost anything worth speaking of."""
+    if base is None or replaced is None or last is None or base - replaced < LEAST_LOSS:
+        return None
+    return (last - replaced) / (base - replaced)
