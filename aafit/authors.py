@@ -1,5 +1,7 @@
 """Read the networks that the paper's authors' program saved."""
 
+import io
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -77,19 +79,21 @@ def load_authors_checkpoint(
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    # Damaged bytes can end in any error at all: the file is a program for torch's unpickler.
+    except Exception as error:
+        if isinstance(error, UnpicklingError) and "GLOBAL" in str(error):
             raise UserError(
-                f"{path} asks to run code when it is loaded, and is refused: a checkpoint of the authors' program holds "
-                "tensors and plain values only."
+                f"{path} is refused, as it asks to run code when it is loaded: a checkpoint of the authors' program "
+                "holds tensors and plain values only."
             ) from error
-        raise UserError(f"{path} is damaged, or not a file that torch.save wrote.") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is truncated or damaged, or not a file that torch.save wrote.") from error
-    tensors = content.get("net") if isinstance(content, dict) else None
+        raise UserError(f"{path} is truncated, damaged, or not a file that torch.save wrote.") from error
+    tensors = checkpoint.get("net") if isinstance(checkpoint, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(
             f"{path} is not a checkpoint of the authors' program, which is a dictionary with the network's tensors "
@@ -104,9 +108,8 @@ def _under(at: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _size(tensors: Mapping[str, Tensor], name: str, axis: int, path: Path) -> int:
     if name not in tensors or tensors[name].ndim <= axis:
-        raise UserError(
-            f"{path} is not a network of the authors' program: its tensors are {', '.join(tensors) or 'none'}."
-        )
+        there = ", ".join(tensors) or "none"
+        raise UserError(f"{path} is for another network: it has no weights {name}. Its tensors: {there}.")
     return tensors[name].shape[axis]
 
 
@@ -119,7 +122,7 @@ def _guessed_shape(tensors: Mapping[str, Tensor], network: str, path: Path) -> S
             if build(network, (channels, side, side), 1).get_submodule(first_fc).in_features == features:
                 return (channels, side, side)
     raise UserError(
-        f"{path} is a {network} for images that are neither 32x32 nor 28x28 ({features} features come into {first_fc}): "
+        f"{path} is a {network} for images that are neither 32x32 nor 28x28 ({first_fc} takes {features} features): "
         "give in_shape=(channels, height, width)."
     )
 

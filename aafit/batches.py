@@ -121,8 +121,8 @@ def _generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
 
 
 def _network_input(images_BHWC: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bytes to [0, 1]; the permuted view of B, H, W, C is channels_last without a copy."""
-    return images_BHWC.permute(0, 3, 1, 2).to(dtype).div_(255)
+    """Bytes to [0, 1] in channels_last, which B, H, W, C already is: nothing is rearranged."""
+    return images_BHWC.permute(0, 3, 1, 2).to(dtype, memory_format=torch.channels_last).div_(255)
 
 
 def _check_batch_size(batch_size: int) -> None:

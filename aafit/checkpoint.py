@@ -94,5 +94,7 @@ def check_finished(folder: Path) -> dict[str, Any]:
     done = load_json(folder / "done.json")
     for name, digest in done["sha256"].items():
         if not (folder / name).exists() or sha256_of(folder / name) != digest:
-            raise UserError(f"{folder / name} is missing, truncated or was altered since its run ended; run it again with --fresh.")
+            raise UserError(
+                f"{folder / name} is missing, truncated or was altered since its run ended; run it again with --fresh."
+            )
     return done

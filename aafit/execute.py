@@ -1,7 +1,7 @@
 """One run from start to end: the map of the program.
 
-data -> starting network, its activations replaced -> comparison with the base -> training, measured each epoch -> results.
-Everything that is found out goes into the run's folder (see `runfolder`), from which tables and pictures are made.
+data -> starting network, its activations replaced -> comparison with the base -> training, measured each epoch ->
+results. All that is found out goes into the run's folder (see `runfolder`); tables and pictures are made from that.
 
 `python -m aafit.execute` reads a job as one line of JSON on its standard input and does it. It ends when that input is
 closed, so that it does not outlive the program that started it.
@@ -40,7 +40,7 @@ def execute(job: Job) -> None:
     """Do one run, or what is left of it. A finished one is left as it is.
 
     Raises:
-        UserError: another process works in the folder; the folder holds a run with other settings; the data, the parent's
+        UserError: another process works in the folder; it holds a run with other settings; the data, the parent's
             network or the state to go on from cannot be used.
     """
     with locked(job.folder):

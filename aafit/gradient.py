@@ -1,6 +1,6 @@
 """Tuning by gradient steps."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,8 @@ def make_optimizers(
     """
     check_name("optimizer", optimizer, OPTIMIZERS)
     lr = LEARNING_RATES[optimizer] if lr is None else lr
-    slow, adaptive = [], []
+    slow: list[Parameter] = []
+    adaptive: list[Parameter] = []
     for activation in adaptive_activations(net).values():
         for name, parameter in activation.named_parameters(recurse=False):
             if parameter.requires_grad:
@@ -49,7 +50,9 @@ def make_optimizers(
         steps = [steps[0] + steps[1]]
     groups = [[{"params": params, "lr": rate} for params, rate in step if params] for step in steps]
     if not all(groups):
-        raise UserError("There is nothing to train." if not dspu4 else "2SPU-4 needs both adaptive and other parameters to train.")
+        raise UserError(
+            "There is nothing to train." if not dspu4 else "2SPU-4 needs both adaptive and other parameters to train."
+        )
     return [_optimizer(optimizer, group) for group in groups]
 
 
@@ -65,8 +68,8 @@ def train_epoch(
     """Go once through `batches` of (images, labels); the mean and the variance of the minibatches' losses.
 
     For each minibatch and each optimizer: a forward pass, the gradients of that optimizer's parameters alone, a step.
-    With one optimizer this is the standard procedure, with two it is 2SPU-4. The loss noted is that of the first forward
-    pass, before the minibatch has changed anything.
+    With one optimizer this is the standard procedure, with two it is 2SPU-4. The loss noted is that of the first
+    forward pass, before the minibatch has changed anything.
     """
     trained: list[list[Parameter]] = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
     losses: list[Tensor] = []
@@ -109,7 +112,9 @@ def tune(
     train_only_activations(net)
     optimizers = make_optimizers(net, optimizer, lr, p24sl)
     if not callable(batches) and iter(batches) is batches:
-        raise UserError("The batches can be gone through only once; give a list, a DataLoader or a function of the epoch.")
+        raise UserError(
+            "The batches can be gone through only once; give a list, a DataLoader or a function of the epoch."
+        )
     history = []
     for epoch in range(epochs):
         loss, _ = train_epoch(net, batches(epoch) if callable(batches) else batches, optimizers, precision)

@@ -93,7 +93,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
     """
     try:
         document = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}. Use --fresh to start this run again.") from None

@@ -25,7 +25,7 @@ class MetricsFile:
     """`metrics.csv`: a row an epoch, appended; floats are written so that reading them gives the same bits."""
 
     def __init__(self, path: Path, columns: Sequence[str], last_epoch: int | None) -> None:
-        """Open the file, keeping the rows up to `last_epoch`, the last one that the run's state knows of (None: no row)."""
+        """Open the file, keeping the rows up to `last_epoch`, the last that the run's state knows of (None: no row)."""
         self.path, self.columns = path, list(columns)
         kept = read_rows(path) if path.exists() and last_epoch is not None else []
         buffer = io.StringIO()
@@ -72,7 +72,7 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """A Weights & Biases run; without a login or with WANDB_MODE=offline it is kept in the run folder for `wandb sync`."""
+    """A Weights & Biases run; without a login or with WANDB_MODE=offline it stays in the run folder for `wandb sync`."""
 
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
         try:

@@ -5,6 +5,7 @@ Costs come from the metrics of epochs already run; a dry run may time the kinds 
 
 import heapq
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,20 +16,19 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from aafit.activations import from_text, is_adaptive
-from aafit.data import DATASETS
+from aafit.data import SIZES
 from aafit.errors import UserError
 from aafit.job import Job, is_done, jobs_of, read_document
 from aafit.metrics import read_rows
 from aafit.networks import NETWORKS, build
 from aafit.runconfig import RunConfig
+from aafit.slots import slots
 from aafit.suite import Suite
 from aafit.surgery import replace_activations
 from aafit.trainable import adaptive_parameters
 
 Key = tuple[str, int]
 """A run of a suite: its name and seed."""
-
-IN_SHAPES = {name: (3, 32, 32) if name == "CIFAR-10" else (1, 28, 28) for name in DATASETS}
 
 START_SECONDS = 6.0
 """What a run costs beside its epochs: a new process, its data, the first evaluation, the files at the end."""
@@ -38,7 +38,7 @@ def kind_of(run: RunConfig) -> tuple[object, ...]:
     """What an epoch's cost depends on: runs of the same kind cost the same."""
     families = run.cnn.split()[0], run.fc.split()[0]
     images = run.dataset, run.train_images, run.holdout
-    return run.network, *families, run.sharing, run.pieces, *images, run.batch_size, run.train, run.dspu4, run.precision
+    return run.network, *families, run.sharing, *images, run.batch_size, run.train, run.dspu4, run.precision
 
 
 class Costs:
@@ -64,14 +64,13 @@ class Costs:
         """The costs of all epochs under `runs_dir`, or of those that the device of that name ran."""
         costs = cls()
         for file in sorted(runs_dir.glob("*/*/seed*/metrics.csv")):
-            try:
+            # What cannot be read tells nothing of the cost; whoever runs that suite is told that it is damaged.
+            with suppress(UserError, AttributeError, TypeError):
                 config = read_document(file.with_name("config.json")) or {}
                 run = RunConfig.checked(config.get("run", {}))
-            except UserError:
-                continue
-            if device_name in (None, config.get("environment", {}).get("device")):
-                for seconds in epoch_seconds(file):
-                    costs.add(run, seconds)
+                if device_name in (None, config.get("environment", {}).get("device")):
+                    for seconds in epoch_seconds(file):
+                        costs.add(run, seconds)
         return costs
 
 
@@ -99,7 +98,7 @@ def parents_of(jobs: Mapping[Key, Job]) -> dict[Key, Key | None]:
 def chains(seconds: Mapping[Key, float], parents: Mapping[Key, Key | None]) -> dict[Key, float]:
     """For each run the seconds from its start to the end of the longest chain of runs that come from it."""
     longest = dict(seconds)
-    for key in reversed(seconds):
+    for key in reversed(list(seconds)):
         parent = parents[key]
         if parent in longest:
             longest[parent] = max(longest[parent], seconds[parent] + longest[key])
@@ -132,7 +131,7 @@ def trained_parameters(run: RunConfig) -> int:
     """The number of parameters that a run trains."""
     if run.train == "none" or run.epochs == 0:
         return 0
-    shape = IN_SHAPES[run.dataset]
+    shape = SIZES[run.dataset].in_shape
     net: torch.nn.Module = build(run.network, shape, 10)
     texts = dict.fromkeys(NETWORKS[run.network].cnn_activations, run.cnn)
     texts |= dict.fromkeys(NETWORKS[run.network].fc_activations, run.fc)
@@ -168,7 +167,9 @@ class Estimate:
     wall_seconds: float
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table("run", "seed", "comes from", "CNN layers", "fully connected", "epochs", "left", "trained", "s/epoch")
+        table = Table(
+            "run", "seed", "comes from", "CNN layers", "fully connected", "epochs", "left", "trained", "s/epoch"
+        )
         for column in table.columns[5:]:
             column.justify = "right"
         for planned in self.runs:
@@ -202,33 +203,38 @@ class Estimate:
 def estimate(
     suite: Suite,
     runs_dir: Path,
-    slots: int,
+    jobs: int | None = None,
+    device: str = "auto",
+    fresh: bool = False,
     device_name: str | None = None,
-    measure: Callable[[RunConfig], float] | None = None,
+    measure: Callable[[RunConfig, str], float] | None = None,
 ) -> Estimate:
-    """The plan of a suite on `slots` processes and what it will cost, from the epochs measured under `runs_dir`.
+    """The plan of a suite and what it will cost, from the epochs measured under `runs_dir`; starts and changes nothing.
 
     Args:
+        jobs, device, fresh: as for `run_suite`.
         device_name: count only what was measured on this device (as in the config.json of a run).
-        measure: times a few steps of a run and gives its seconds an epoch; called once for each kind not measured.
+        measure: times a few steps of a run on a device and gives its seconds an epoch; called once for each kind that
+            no epoch was measured of.
 
     Raises:
-        UserError: a folder holds a run with other settings.
+        UserError: a folder holds a run with other settings; the device is not here.
     """
+    places = slots(device, jobs)
     costs, timed = Costs.measured(runs_dir, device_name), Costs()
-    jobs = jobs_of(suite, runs_dir)
+    table = jobs_of(suite, runs_dir)
     planned: dict[Key, Planned] = {}
-    for key, job in jobs.items():
-        done = is_done(job)
-        left = 0 if done else job.run.end_epoch - last_epoch(job)
+    for key, job in table.items():
+        done = not fresh and is_done(job)
+        left = 0 if done else job.run.end_epoch - (job.run.start_epoch if fresh else last_epoch(job))
         seconds, source = costs.of(job.run), "measured"
         if seconds is None and measure is not None and left > 0 and job.run.train != "none":
             if timed.of(job.run) is None:
-                timed.add(job.run, measure(job.run))
+                timed.add(job.run, measure(job.run, places[0].device))
             seconds, source = timed.of(job.run), "timed now"
         planned[key] = Planned(job, done, left, trained_parameters(job.run), seconds, source)
     remaining = {key: run.seconds for key, run in planned.items() if not run.done}
-    return Estimate(tuple(planned.values()), slots, wall_seconds(remaining, parents_of(jobs), slots))
+    return Estimate(tuple(planned.values()), len(places), wall_seconds(remaining, parents_of(table), len(places)))
 
 
 def clock(seconds: float) -> str:

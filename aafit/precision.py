@@ -46,5 +46,7 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"Device {name!r} cannot be used here; choose 'auto', 'cpu' or a CUDA device that exists.") from error
+        raise UserError(
+            f"Device {name!r} cannot be used here; choose 'auto', 'cpu' or a CUDA device that exists."
+        ) from error
     return device

@@ -1,13 +1,13 @@
 """The folder of a run: its lock, its settings, its measurements epoch by epoch, and its results.
 
-    config.json               the settings, their hash, and where the run was done
-    metrics.csv               a row an epoch; the first row is the state before any training
-    state.pt                  what a stopped run goes on from; gone once the run is done
-    compare.json              what the replacement changed
-    network.safetensors       all parameters after the last epoch
-    activations.safetensors   the adaptive parameters alone, and what they started from
-    log.txt                   what the run printed
-    done.json                 the results, and the SHA-256 of the files they vouch for; written last
+config.json               the settings, their hash, and where the run was done
+metrics.csv               a row an epoch; the first row is the state before any training
+state.pt                  what a stopped run goes on from; gone once the run is done
+compare.json              what the replacement changed
+network.safetensors       all parameters after the last epoch
+activations.safetensors   the adaptive parameters alone, and what they started from
+log.txt                   what the run printed
+done.json                 the results, and the SHA-256 of the files they vouch for; written last
 """
 
 import platform
@@ -21,7 +21,6 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from aafit.version import __version__
 from aafit.checkpoint import load_json, load_state, save_json, save_network, save_state
 from aafit.data import Dataset
 from aafit.errors import UserError
@@ -29,6 +28,7 @@ from aafit.files import make_folder, sha256_of
 from aafit.job import Job
 from aafit.metrics import Logger, MetricsFile, TensorBoardLogger, WandbLogger, read_rows
 from aafit.trainable import adaptive_parameters, save_activations
+from aafit.version import __version__
 
 COLUMNS = (
     "epoch",
@@ -115,7 +115,9 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def save_progress(job: Job, epoch: int, seconds: float, net: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+def save_progress(
+    job: Job, epoch: int, seconds: float, net: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> None:
     """Write `state.pt`, from which a run stopped later goes on after `epoch`."""
     state = {
         "hash": job.settings_hash,
@@ -173,7 +175,9 @@ def shared_values(net: nn.Module) -> dict[str, float]:
     return values
 
 
-def finish(job: Job, net: nn.Module, start: dict[str, Tensor], replaced: dict[str, str], seconds: float, tuned: int) -> None:
+def finish(
+    job: Job, net: nn.Module, start: dict[str, Tensor], replaced: dict[str, str], seconds: float, tuned: int
+) -> None:
     """Save what came out and, last, `done.json`, which makes the run finished.
 
     Args:

@@ -23,7 +23,7 @@ from aafit.trainable import adaptive_parameters, load_activations
 
 @dataclass(frozen=True)
 class Start:
-    """The network to train; where activations were replaced, also the base it was made from and the report of the swap."""
+    """The network to train; where activations were replaced, also the base it was made from and the swap's report."""
 
     net: nn.Module
     base: nn.Module | None = None
@@ -45,7 +45,7 @@ def starting_network(job: Job, data: Dataset) -> Start:
     """Build what `job` trains. The same job gives the same bits each time, so a resumed run knows its start again.
 
     Raises:
-        UserError: the parent is not finished or its files were altered; the checkpoint to import is for another network.
+        UserError: the parent is not finished or its files were altered; the checkpoint is for another network.
     """
     run = job.run
     if job.parent is not None:
@@ -106,7 +106,9 @@ def _changed_activations(run: RunConfig, parent: RunConfig) -> dict[str, str]:
     }
 
 
-def _replaced(net: nn.Module, run: RunConfig, seed: int, texts: Mapping[str, str], data: Dataset) -> tuple[nn.Module, Swap]:
+def _replaced(
+    net: nn.Module, run: RunConfig, seed: int, texts: Mapping[str, str], data: Dataset
+) -> tuple[nn.Module, Swap]:
     generator = torch.Generator().manual_seed(derived_seed("activations", seed, 0))
     makers: dict[str, Callable[..., nn.Module]] = {
         path: partial(from_text, text, generator=generator, interval=run.interval, pieces=run.pieces)

@@ -105,6 +105,11 @@ class Suite:
     def with_seeds(self, seeds: Iterable[int]) -> "Suite":
         return replace(self, seeds=tuple(seeds))
 
+    def with_precision(self, precision: str) -> "Suite":
+        """The same suite with all runs in this arithmetic."""
+        runs = (RunConfig.checked(run.model_dump(mode="json") | {"precision": precision}) for run in self.runs)
+        return replace(self, runs=tuple(runs))
+
 
 def _unique(runs: tuple[RunConfig, ...], suite: str) -> tuple[RunConfig, ...]:
     if not runs:

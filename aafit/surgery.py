@@ -1,6 +1,6 @@
 """Replace the activations of any torch network by others, and restore them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Literal
@@ -91,9 +91,7 @@ def replace_activations(
     """
     check_name("sharing", sharing, SHARINGS)
     if sharing != "layer" and sample is None:
-        raise UserError(
-            f"Sharing by {sharing} needs the shapes of the layers: give an input of the network as sample=."
-        )
+        raise UserError(f"Sharing by {sharing} needs the layers' shapes: give an input of the network as sample=.")
     key_of = match_activations(model, replacements)
     seen = observe(model, sample, key_of) if sample is not None else {}
     net = deepcopy(model)
@@ -189,7 +187,7 @@ def _device_and_dtype(net: nn.Module, path: str) -> tuple[torch.device | None, t
         path = path.rpartition(".")[0]
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (header, *rows)]
     return "\n".join(line.rstrip() for line in lines)

@@ -158,8 +158,8 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
             f"{path} is of version {metadata.get('version')}, and this program reads version {VERSION} only."
         )
     try:
-        settings = json.loads(metadata["activations"])
-    except (KeyError, ValueError) as error:
+        settings = dict(json.loads(metadata["activations"]))
+    except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} does not describe its activations ({error!r}): save them again.") from error
     return settings, tensors
 

@@ -13,7 +13,7 @@ from aafit.errors import UserError
 
 
 def numbered_split(count, side=8, channels=1):
-    """Images that differ from each other in every pixel's neighbourhood; image i has label i."""
+    """Random images; image i has label i."""
     generator = np.random.default_rng(7)
     images = generator.integers(0, 256, (count, side, side, channels), dtype=np.uint8)
     return Split(torch.from_numpy(images), torch.arange(count))
@@ -28,7 +28,7 @@ def joined(batches):
 
 
 def test_derived_seed_is_the_head_of_the_sha256():
-    assert derived_seed("order", 42, 7) == 4022216055863055264
+    assert derived_seed("order", 42, 7) == 4644275174355644384
 
 
 def test_derived_seeds_differ_and_fit_a_torch_generator():

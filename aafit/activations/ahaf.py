@@ -51,7 +51,7 @@ class AHAF(AdaptiveActivation):
         self.beta = parameter(beta, "AHAF's beta")
         if self.gamma.shape != self.beta.shape:
             raise UserError(
-                f"AHAF's gamma and beta must have one shape; got {tuple(self.gamma.shape)} and {tuple(self.beta.shape)}."
+                f"AHAF's gamma and beta need one shape; got {tuple(self.gamma.shape)} and {tuple(self.beta.shape)}."
             )
 
     @classmethod

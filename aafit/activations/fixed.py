@@ -22,9 +22,10 @@ FORMULA = Formula(_forward, _backward)
 
 
 class SiLU(nn.Module):
-    """The sigmoid linear unit, SiLU(u) = u * sigmoid(u), elementwise on any shape, in the arithmetic of AHAF and LEAF.
+    """The sigmoid linear unit, SiLU(u) = u * sigmoid(u), elementwise on any shape.
 
-    AHAF and LEAF as SiLU agree with it to the last bit; torch.nn.SiLU computes u / (1 + exp(-u)) and rounds differently.
+    It is computed as AHAF and LEAF are, which agree with it to the last bit as SiLU. torch.nn.SiLU computes
+    u / (1 + exp(-u)), which rounds differently.
 
     Source: Elfwing, Uchibe & Doya (2017), https://arxiv.org/abs/1702.03118
 

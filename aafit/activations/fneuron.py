@@ -9,7 +9,8 @@ from torch import Tensor
 
 from aafit.activations.base import AdaptiveActivation, check_shape, parameter
 from aafit.activations.fixed import FUNCTIONS
-from aafit.activations.kernels import check_input, interpolate
+from aafit.activations.interpolation import interpolate
+from aafit.activations.kernels import check_input
 from aafit.errors import UserError, check_name
 
 
@@ -17,9 +18,9 @@ class FNeuron(AdaptiveActivation):
     """The F-Neuron activation, the sum of weight_i * membership_i(u) over n + 2 fuzzy sets on [left, right].
 
     The centres are left + i * r for i = 0..n+1 with the radius r = (right - left) / (n + 1), n = `pieces`. The n inner
-    memberships are triangles max(0, 1 - |u - centre| / r), the two outer ones stay 1 beyond the interval. They sum to 1,
-    so the function is the straight line between the weights of the two nearest centres, and flat outside the interval:
-    it is computed as that, at a cost that does not depend on n. The gradient by u is 0 where the function is flat.
+    memberships are triangles max(0, 1 - |u - centre| / r), the two outer ones stay 1 beyond the interval. Their sum is
+    1, so the function is the straight line between the weights of the two nearest centres, and flat outside the
+    interval: it is computed as that, at a cost that does not depend on n. The gradient by u is 0 where it is flat.
 
     Input (B, *...) of any floating-point dtype, output of the same shape and dtype. `weight` has the shape
     (*shape, n + 2), with the shape (1,) where a layer shares it, else one that broadcasts against the input's trailing

@@ -41,6 +41,8 @@ class Settings:
     cnn: str = "ReLU"
     fc: str = "ReLU"
     sharing: str = "layer"
+    interval: tuple[float, float] = (-4.0, 4.0)
+    pieces: int = 16
     train: str = "all"
     start_epoch: int = 0
     dspu4: bool = False
@@ -200,7 +202,9 @@ def read_suite(folder: Path) -> SuiteRuns:
     found = list(_run_folders(folder))
     if not found:
         suites = sorted({path.parents[1].name for path in folder.glob("*/*/seed*")})
-        hint = f"Give one of the suites in it: {', '.join(suites)}." if suites else "Give the folder of a suite that ran."
+        hint = (
+            f"Give one of the suites in it: {', '.join(suites)}." if suites else "Give the folder of a suite that ran."
+        )
         raise UserError(f"{folder} has no run folders (<run>/seed<k>/config.json). {hint}")
     runs = tuple(read_run(path) for path in found if (path / "config.json").exists())
     return SuiteRuns(folder, runs, tuple(path for path in found if not (path / "config.json").exists()))
@@ -235,7 +239,9 @@ def read_activations(folder: Path) -> list[AdaptedLayer]:
     """
     file = folder / "activations.safetensors"
     if not file.exists():
-        raise UserError(f"{folder} has no activations.safetensors: the run is not finished, or has no adaptive activation.")
+        raise UserError(
+            f"{folder} has no activations.safetensors: the run is not finished, or has no adaptive activation."
+        )
     try:
         with safe_open(file, "pt") as opened:
             metadata, tensors = opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

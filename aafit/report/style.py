@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from aafit.files import make_folder, write_atomically
@@ -75,7 +76,7 @@ def line(index: int) -> Line:
 @contextmanager
 def look() -> Iterator[None]:
     """Matplotlib's settings as `LOOK` has them, and as they were before afterwards."""
-    with matplotlib.rc_context(LOOK):
+    with matplotlib.rc_context(LOOK):  # type: ignore[arg-type]
         yield
 
 
@@ -96,6 +97,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     make_folder(folder)
     files = []
     with look():
+        # Laid out once, not again for each file.
+        figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
+        figure.set_layout_engine("none")
         for kind, metadata in (("svg", {"Date": None}), ("png", {})):
             content = io.BytesIO()
             figure.savefig(content, format=kind, dpi=160, metadata=metadata)
@@ -114,27 +118,20 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], height
         height: of the axes, in inches.
         size: of the text, in points.
     """
-    left, right = axes.get_xlim()
+    right = axes.get_xlim()[1]
     to_axes = axes.transData + axes.transAxes.inverted()
     placed = [(float(to_axes.transform((x, y))[1]), x, y, text, color) for x, y, text, color in ends]
     placed = sorted(item for item in placed if -0.001 <= item[0] <= 1.001)
     heights = spread([item[0] for item in placed], 1.25 * size / 72 / height)
+    leaders, beyond = [], []
     for (at, x, y, text, color), to in zip(placed, heights, strict=True):
-        if x < right - 0.01 * (right - left):
-            axes.plot([x, right], [y, y], color=color, linewidth=0.6, linestyle=(0, (1, 2)), scalex=False, scaley=False)
-        axes.annotate(
-            text,
-            xy=(1.0, at),
-            xytext=(1.045, to),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": color, "shrinkA": 1, "shrinkB": 1},
-            fontsize=size,
-            color=color,
-            va="center",
-            ha="left",
-            annotation_clip=False,
-        )
+        axes.text(1.05, to, text, transform=axes.transAxes, fontsize=size, color=color, va="center")
+        leaders.append([(1.005, at), (1.015, at), (1.04, to)])
+        beyond.append([(min(x, right), y), (right, y)])
+    colors = [item[4] for item in placed]
+    axes.add_collection(LineCollection(beyond, colors=colors, linewidths=0.7, linestyles=[(0, (1, 2))]), autolim=False)
+    look_like = {"colors": colors, "linewidths": 0.7, "clip_on": False, "transform": axes.transAxes}
+    axes.add_collection(LineCollection(leaders, **look_like), autolim=False)
 
 
 def spread(wanted: Sequence[float], distance: float) -> list[float]:

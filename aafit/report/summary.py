@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from aafit.report.runs import Run, Settings, SuiteRuns
 
 LEAST_LOSS = 0.005
-"""A replacement that costs less accuracy than this (a share: half a point) has no share of it recovered worth telling."""
+"""Of a replacement that costs less accuracy than this (half a point), the share recovered says nothing."""
 
 
 @dataclass(frozen=True)

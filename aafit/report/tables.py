@@ -37,7 +37,14 @@ class ResultsTable:
 
     def terminal(self) -> Table:
         """For rich; fits 120 columns where the runs' names are not long."""
-        table = Table(title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title=self.title,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
         table.caption, table.caption_justify = "\n".join(self.notes), "left"
         for column in self.columns:
             heading = Text("\n".join(column.heading))
@@ -88,16 +95,18 @@ def results_table(suite: SuiteRuns) -> ResultsTable:
     columns = [Column(("stage",), lambda row: (row.settings.stage or NONE,), numeric=False)]
     columns += [Column(("run",), _run, numeric=False)]
     if len(networks) > 1:
-        network = Column(("network,", "data set"), lambda row: (row.settings.network, row.settings.dataset), numeric=False)
+        network = Column(
+            ("network,", "data set"), lambda row: (row.settings.network, row.settings.dataset), numeric=False
+        )
         columns.append(network)
     columns.append(Column(("activations",), lambda row: activations(row.settings), numeric=False))
     if several_seeds:
         columns.append(Column(("n",), lambda row: (str(len(row.seeds)),)))
     columns.append(Column(("base",), lambda row: _accuracy(row.base)))
-    columns.append(Column(("just", "replaced"), lambda row: _accuracy(row.replaced)))
+    columns.append(Column(("just", "re-", "placed"), lambda row: _accuracy(row.replaced)))
     columns.append(Column(("last", "epoch"), lambda row: _accuracy(row.last)))
     if any(row.heldout is not None for row in rows):
-        chosen = Column(("chosen on", "held-out"), lambda row: _accuracy(row.heldout, row.heldout_epoch))
+        chosen = Column(("chosen", "on held-", "out"), lambda row: _accuracy(row.heldout, row.heldout_epoch))
         columns.append(chosen)
     columns.append(Column(("best,", "selected", "on test"), lambda row: _accuracy(row.best, row.best_epoch)))
     columns.append(Column(("loss", "re-", "covered"), lambda row: _share(row.recovered)))
@@ -175,14 +184,19 @@ def _share(spread: Spread | None) -> Lines:
 
 
 def _parameters(row: Row) -> Lines:
-    return (NONE if row.tuned_parameters is None else f"{row.tuned_parameters:,}",)
+    number = row.tuned_parameters
+    return (NONE if number is None else f"{number:,}" if number < 1e6 else f"{number / 1e6:.2f} M",)
 
 
 def _notes(rows: Sequence[Row], several_seeds: bool) -> Lines:
     notes = ["Base, just replaced: accuracy of the network before and right after its activations were replaced."]
     if any(row.heldout is not None for row in rows):
-        notes.append("Chosen on held-out: test accuracy of the epoch that was best on images held out of the training set.")
-    notes.append("Best, selected on test: the best epoch on the test images themselves, and so too good: for comparison only.")
+        notes.append(
+            "Chosen on held-out: test accuracy of the epoch that was best on images held out of the training set."
+        )
+    notes.append(
+        "Best, selected on test: the best epoch on the test images themselves, and so too good: for comparison only."
+    )
     notes.append(
         "Loss recovered: (last epoch - just replaced) / (base - just replaced); "
         f"{NONE} where the replacement cost less than {100 * LEAST_LOSS:g} points."

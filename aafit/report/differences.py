@@ -1,0 +1,88 @@
+"""What the replacements changed, before any tuning: layer by layer, at the logits and in the predictions."""
+
+from collections.abc import Iterable
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from aafit.report.runs import Difference, Run, SuiteRuns
+from aafit.report.style import GREY, look, new_figure
+
+LARGEST = {"color": "#D55E00", "marker": "D", "markersize": 5.5, "markerfacecolor": "none", "linestyle": ""}
+MEAN = {"color": "black", "marker": "o", "markersize": 5, "linestyle": ""}
+
+
+def draw_differences(suite: SuiteRuns) -> Figure | None:
+    """Mean and largest absolute difference from the base network for every run (rows) and layer (panels), log scale.
+
+    Every seed has its own marks. None where no run replaced anything.
+    """
+    names = {name: [run for run in runs if run.comparison] for name, runs in suite.by_name().items()}
+    names = {name: runs for name, runs in names.items() if runs}
+    if not names:
+        return None
+    layers = list(dict.fromkeys(path for runs in names.values() for run in runs for path in _differences(run)))
+    layers.sort(key="logits".__eq__)
+    values = [
+        value
+        for runs in names.values()
+        for run in runs
+        for one in _differences(run).values()
+        for value in (one.max_abs, one.mean_abs)
+        if value > 0
+    ]
+    floor, top = (min(values) / 30, max(values) * 3) if values else (0.1, 10.0)
+    with look():
+        panels = len(layers) + 1
+        figure = new_figure(1.6 + 1.75 * panels, 1.5 + 0.27 * len(names))
+        axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+        for panel, layer in zip(axes, layers, strict=False):
+            _layer(panel, layer, names.values(), floor, top)
+        _agreement(axes[-1], names.values())
+        axes[0].set_yticks(range(len(names)), list(names))
+        axes[0].set_ylim(len(names) - 0.5, -0.5)
+        handles = [*axes[0].plot([], [], label="mean over units and test images", **MEAN)]
+        handles += axes[0].plot([], [], label="largest", **LARGEST)
+        figure.legend(handles=handles, loc="outside lower left", ncols=2)
+        title = "What the replacement changed, before tuning: absolute differences from the base network"
+        figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def _differences(run: Run) -> dict[str, Difference]:
+    if run.comparison is None:
+        return {}
+    return {**{layer.path: layer for layer in run.comparison.layers}, "logits": run.comparison.logits}
+
+
+def _layer(axes: Axes, layer: str, rows: Iterable[list[Run]], floor: float, top: float) -> None:
+    for row, runs in enumerate(rows):
+        for run in runs:
+            one = _differences(run).get(layer)
+            if one is None:
+                continue
+            if one.max_abs == 0:
+                axes.text(floor * 1.3, row, "equal", fontsize=7.5, color=GREY, va="center")
+                continue
+            low = max(one.mean_abs, floor)
+            axes.plot([low, one.max_abs], [row, row], color="#999999", linewidth=0.8)
+            axes.plot([low], [row], **MEAN)  # type: ignore[arg-type]
+            axes.plot([one.max_abs], [row], **LARGEST)  # type: ignore[arg-type]
+    axes.set_xscale("log")
+    axes.set_xlim(floor, top)
+    axes.set_title(layer)
+
+
+def _agreement(axes: Axes, rows: Iterable[list[Run]]) -> None:
+    for row, runs in enumerate(rows):
+        for run in runs:
+            if run.comparison is not None:
+                share = 100 * run.comparison.agreement
+                axes.plot([0, share], [row, row], color="#999999", linewidth=0.8)
+                axes.plot([share], [row], **MEAN)  # type: ignore[arg-type]
+                if len(runs) == 1:
+                    to_left = share > 50
+                    axes.annotate(f"{share:.2f}", (share, row), (-5 if to_left else 5, 4), textcoords="offset points",
+                                  fontsize=7, ha="right" if to_left else "left", color="#333333")  # fmt: skip
+    axes.set_xlim(0, 103)
+    axes.set_title("equal predictions, %")

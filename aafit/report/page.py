@@ -1,0 +1,129 @@
+"""The report: tables, figures, and one HTML page that holds them all and needs nothing else."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from aafit.files import make_folder, write_atomically
+from aafit.report.plots import draw_run_figures, draw_suite_figures
+from aafit.report.runs import Run, SuiteRuns, read_suite
+from aafit.report.summary import activations, status
+from aafit.report.tables import ResultsTable, csv_rows, duration, results_table
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and the table for the terminal: `rich.print(report.table.terminal())`."""
+
+    page: Path
+    tables: tuple[Path, ...]
+    figures: tuple[Path, ...]
+    table: ResultsTable
+
+
+def write_report(suite_folder: Path, command: str = "") -> Report:
+    """Make `<suite_folder>/report/`: report.html, results.md, .csv and .tex, and figures/ as SVG and PNG.
+
+    Args:
+        suite_folder: where the runs of a suite are, finished or not.
+        command: the command line that made them, for the page to tell.
+
+    Raises:
+        UserError: there are no runs, one of their files is damaged, or the folder cannot be written to.
+    """
+    suite = read_suite(suite_folder)
+    folder = make_folder(suite_folder / "report")
+    table = results_table(suite)
+    tables = {"results.md": table.markdown(), "results.csv": csv_rows(suite), "results.tex": table.latex()}
+    for name, text in tables.items():
+        write_atomically(folder / name, text)
+    shared = draw_suite_figures(suite, folder / "figures")
+    of_run = {run.folder: draw_run_figures(run, folder / "figures") for run in suite.runs}
+    page = Environment(
+        loader=PackageLoader("aafit.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("page.html")
+    html = page.render(
+        suite=suite,
+        table=table,
+        facts=_facts(suite, command),
+        curves=_embedded([path for path in shared if path.name.startswith("curves")]),
+        differences=_embedded([path for path in shared if path.name.startswith("differences")]),
+        runs=[_section(run, of_run[run.folder]) for runs in suite.by_name().values() for run in runs],
+    )
+    write_atomically(folder / "report.html", html)
+    figures = (*shared, *(path for paths in of_run.values() for path in paths))
+    return Report(folder / "report.html", tuple(folder / name for name in tables), figures, table)
+
+
+def _facts(suite: SuiteRuns, command: str) -> list[tuple[str, str]]:
+    """How the results came about, from what the runs noted of their environment."""
+    done = [run.done for run in suite.runs if run.done is not None]
+    facts = [("Command", command)] if command else []
+    seen: dict[str, dict[str, None]] = {}
+    for run in suite.runs:
+        for key, value in run.environment.items():
+            seen.setdefault(key, {})[str(value)] = None
+    started = sorted(seen.pop("started", {}))
+    facts += [("First run began", _moment(started[0]))] if started else []
+    if done:
+        facts.append(("Last run finished", _moment(max(one.finished for one in done))))
+        facts.append(("Training, all runs", f"{duration(sum(one.seconds for one in done))} (without evaluation)"))
+    facts.append(("Runs", f"{len(done)} of {len(suite.runs) + len(suite.no_config)} finished"))
+    facts.append(("Seeds", ", ".join(str(seed) for seed in sorted({run.seed for run in suite.runs}))))
+    return facts + [(key.capitalize(), "; ".join(values)) for key, values in seen.items()]
+
+
+def _moment(text: str) -> str:
+    """An ISO time as people write it; the offset stays, as it tells the zone."""
+    return text.replace("T", " ").replace("+00:00", " UTC")
+
+
+def _section(run: Run, figures: Sequence[Path]) -> dict[str, Any]:
+    """What the page tells of one run."""
+    result, compared = (run.done and run.done.result), run.comparison
+    facts = []
+    if compared is not None:
+        facts.append(("Base", f"{compared.base_accuracy:.2%}"))
+        facts.append(("Just replaced", f"{compared.replaced_accuracy:.2%}"))
+        facts.append(("Equal predictions, base and replaced", f"{compared.agreement:.2%}"))
+        facts.append(
+            ("Logits, difference", f"{compared.logits.mean_abs:.3g} mean, {compared.logits.max_abs:.3g} largest")
+        )
+    if result is not None:
+        facts.append((f"Last epoch ({run.last_epoch})", f"{result.last_accuracy:.2%}"))
+        if result.heldout_selected_accuracy is not None:
+            facts.append(
+                (f"Chosen on held-out (epoch {result.heldout_epoch})", f"{result.heldout_selected_accuracy:.2%}")
+            )
+        best = f"Best, selected on test (epoch {result.best_test_epoch})"
+        facts.append((best, f"{result.best_test_accuracy:.2%}"))
+    return {
+        "title": run.name if run.name else run.folder.name,
+        "seed": run.seed,
+        "anchor": f"{run.name}-seed{run.seed}",
+        "stage": run.settings.stage,
+        "parent": run.settings.parent,
+        "activations": "; ".join(activations(run.settings)),
+        "status": status(run),
+        "facts": facts,
+        "layers": [] if compared is None else compared.layers,
+        "curves": [] if compared is None else [curve for curve in compared.curves if curve.dtype != "float64"],
+        "figures": _embedded(figures),
+    }
+
+
+def _embedded(files: Sequence[Path]) -> list[tuple[str, str]]:
+    """SVG files as (name, data URL): an image each, so that the ids within them cannot clash."""
+    return [
+        (path.stem, "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode())
+        for path in files
+        if path.suffix == ".svg"
+    ]

@@ -1,0 +1,242 @@
+"""The shapes of adaptive activations, before and after tuning."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from aafit.activations import FIXED, AdaptiveActivation, FNeuron
+from aafit.errors import UserError
+from aafit.report.runs import AdaptedLayer, Run, read_activations
+from aafit.report.style import GREY, look, new_figure
+
+LISTED = 24
+"""The weights of an F-Neuron that its layer shares are printed where they are at most so many."""
+BEFORE = {"color": "#D55E00", "linestyle": (0, (5, 2)), "linewidth": 1.4}
+AFTER = {"color": "black", "linestyle": "-", "linewidth": 1.8}
+REPLACED = {"color": "#777777", "linestyle": (0, (1, 1.5)), "linewidth": 1.3}
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One activation to draw. `before` is the activation at its start, `replaced` a fixed function's name."""
+
+    path: str
+    after: AdaptiveActivation
+    before: nn.Module | None = None
+    replaced: str | None = None
+    inputs: tuple[Array, Array] | None = None
+    """A histogram of what the activation receives: its density, and the edges of its bins."""
+
+
+def draw_run(run: Run) -> Figure:
+    """The activation of every adaptive layer of a finished run: the function it replaced, its start, and as tuned.
+
+    Raises:
+        UserError: the run has no adaptive activation, or is not finished.
+    """
+    layers: list[AdaptedLayer] = read_activations(run.folder)
+    panels = [Panel(layer.path, layer.tuned, layer.start, layer.replaced) for layer in layers]
+    return _draw(panels, f"{run.name}, seed {run.seed}")
+
+
+def plot_activations(
+    net: nn.Module, inputs: Iterable[Tensor | Sequence[Tensor]] | Tensor | None = None, title: str = ""
+) -> Figure:
+    """The shape of every adaptive activation of a network, beside the fixed function that it started as.
+
+    Args:
+        net: any network; left as it was.
+        inputs: batches, each an input of the network or a tuple that begins with one, or a single input: with them a
+            faint histogram shows which inputs each activation receives.
+        title: printed above.
+
+    Returns:
+        A matplotlib figure of its own: `plot_activations(net).savefig("shapes.svg")`; notebooks show it.
+
+    Raises:
+        UserError: the network has no adaptive activation, or `inputs` holds no batch.
+    """
+    found = {path: module for path, module in net.named_modules() if isinstance(module, AdaptiveActivation)}
+    if not found:
+        raise UserError("The network has no adaptive activation to draw: put some in with aafit.replace_activations.")
+    histograms = {} if inputs is None else _histograms(net, found, [inputs] if isinstance(inputs, Tensor) else inputs)
+    panels = []
+    for path, activation in found.items():
+        fixed = FIXED[activation.start]() if activation.start in FIXED else None
+        panels.append(Panel(path or type(net).__name__, activation, fixed, None, histograms.get(path)))
+    return _draw(panels, title)
+
+
+def _draw(panels: Sequence[Panel], title: str) -> Figure:
+    with look():
+        columns = min(3, len(panels))
+        cells = len(panels) + (1 if len(panels) % columns else 0)
+        rows = -(-cells // columns)
+        figure = new_figure(max(3.7 * columns, 5.2), 3.05 * rows + (0.9 if cells == len(panels) else 0.5))
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        for panel, where in zip(panels, axes, strict=False):
+            _draw_panel(where, panel)
+        for where in axes[len(panels) :]:
+            where.set_axis_off()
+        by_label = {}
+        for where in axes[: len(panels)]:
+            by_label |= dict(reversed(pair) for pair in zip(*where.get_legend_handles_labels(), strict=True))
+        handles, labels = list(by_label.values()), list(by_label)
+        if cells > len(panels):
+            axes[len(panels)].legend(handles, labels, loc="upper left", handlelength=3.5, fontsize=9)
+        else:
+            figure.legend(handles, labels, loc="outside lower left", ncols=2, handlelength=3.5)
+        if title:
+            figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    left, right = _range(panel.after)
+    # Fewer points where a layer may have tens of thousands of neurons, each with a curve.
+    x = np.linspace(left, right, 961 if panel.after.shape == (1,) else 241)
+    axes.axhline(0, color="#999999", linewidth=0.6)
+    axes.axvline(0, color="#999999", linewidth=0.6)
+    if panel.replaced in FIXED:
+        axes.plot(x, _values(FIXED[panel.replaced](), x)[:, 0], label="replaced function", zorder=2, **REPLACED)
+    if panel.before is not None:
+        _curve(axes, panel.before, x, BEFORE, "start, before tuning", "//")
+    _curve(axes, panel.after, x, AFTER, "after tuning" if panel.before is not None else "now", "")
+    if isinstance(panel.after, FNeuron) and panel.after.shape == (1,):
+        centres = np.linspace(*panel.after.interval, panel.after.pieces + 2)
+        knots = panel.after.weight.detach().double().cpu().numpy().reshape(-1)
+        axes.plot(centres, knots, "o", color="black", markersize=3.5, label="knots (weights)", zorder=4)
+    axes.set_xlim(left, right)
+    if panel.inputs is not None:
+        _inputs(axes, *panel.inputs)
+    text = f"{panel.replaced} → {panel.after.text}" if panel.replaced else panel.after.text
+    lines = _annotation(panel.after, panel.before if isinstance(panel.before, AdaptiveActivation) else None)
+    axes.set_title("\n".join([f"{panel.path}: {text}", *lines]), fontsize=8, fontweight="normal", linespacing=1.35)
+    axes.set_xlabel("input", fontsize=8, labelpad=1)
+    axes.set_ylabel("output", fontsize=8, labelpad=1)
+
+
+def _curve(axes: Axes, function: nn.Module, x: Array, style: dict[str, object], label: str, hatch: str) -> None:
+    """A curve; for parameters of each channel or neuron the median of their curves, and where 90 % of them lie."""
+    values = _values(function, x)
+    if np.all(values == values[:, :1]):
+        axes.plot(x, values[:, 0], label=label, zorder=3, **style)  # type: ignore[arg-type]
+        return
+    low, median, high = np.percentile(values, (5, 50, 95), axis=1)
+    axes.plot(x, median, label=f"{label}: median", zorder=3, **style)  # type: ignore[arg-type]
+    band = {"facecolor": style["color"], "alpha": 0.22, "linewidth": 0, "hatch": hatch}
+    axes.fill_between(x, low, high, label=f"{label}: 5 to 95 % of all curves", **band)  # type: ignore[arg-type]
+
+
+def _values(function: nn.Module, x: Array) -> Array:
+    """The function's values at x, (points, curves): a curve for each of the parameters' channels or neurons."""
+    shape = function.shape if isinstance(function, AdaptiveActivation) else (1,)
+    parameter = next(function.parameters(), torch.empty(0))
+    grid = torch.as_tensor(x, dtype=torch.float64, device=parameter.device).reshape(-1, *[1] * len(shape))
+    with torch.no_grad():
+        values: Tensor = function(grid.expand(-1, *shape))
+    return values.reshape(len(x), -1).cpu().numpy()
+
+
+def _range(activation: AdaptiveActivation) -> tuple[float, float]:
+    if isinstance(activation, FNeuron):
+        left, right = activation.interval
+        beyond = 0.12 * (right - left)
+        return left - beyond, right + beyond
+    return -6.0, 6.0
+
+
+def _annotation(after: AdaptiveActivation, before: AdaptiveActivation | None) -> list[str]:
+    """The parameters' values with those at the start, or how far they moved where there are too many to list."""
+    now = {name: value.detach().double().cpu().flatten() for name, value in after.named_parameters()}
+    then = (
+        {}
+        if before is None
+        else {name: value.detach().double().cpu().flatten() for name, value in before.named_parameters()}
+    )
+    parts, lines = [], []
+    for name, values in now.items():
+        if len(values) == 1:
+            start = f" (from {number(then[name].item())})" if name in then else ""
+            start = " (unchanged)" if name in then and bool(then[name] == values) else start
+            parts.append(f"{name} = {number(values.item())}{start}")
+            continue
+        moved = (values - then[name]).abs() if name in then else None
+        by = (
+            ""
+            if moved is None
+            else f" moved by {number(moved.mean().item())} on average, {number(moved.max().item())} at most"
+        )
+        lines.append(f"{len(values):,} values of {name}{by}")
+        if after.shape == (1,) and len(values) <= LISTED:
+            rows = [values[index : index + 6] for index in range(0, len(values), 6)]
+            lines += ["   ".join(number(value.item()) for value in row) for row in rows]
+    return ["   ".join(parts[index : index + 2]) for index in range(0, len(parts), 2)] + lines
+
+
+def number(value: float) -> str:
+    """Four significant digits, more where a whole number has more."""
+    return f"{value:.0f}" if abs(value) < 1e6 and (value == round(value) or abs(value) >= 1e4) else f"{value:.4g}"
+
+
+def _inputs(axes: Axes, density: Array, edges: Array) -> None:
+    """A faint histogram behind the curves, a third of the panel high."""
+    behind = axes.twinx()
+    behind.stairs(density, edges, fill=True, color=GREY, alpha=0.25)
+    behind.set_ylim(0, 3 * max(float(density.max()), 1e-12))
+    behind.set_axis_off()
+    axes.fill_between([], [], [], color=GREY, alpha=0.25, label="inputs of the activation (density)")
+    axes.set_zorder(behind.get_zorder() + 1)
+    axes.patch.set_visible(False)
+
+
+def _histograms(
+    net: nn.Module, found: dict[str, AdaptiveActivation], batches: Iterable[Tensor | Sequence[Tensor]]
+) -> dict[str, tuple[Array, Array]]:
+    edges = {path: np.linspace(*_range(activation), 121) for path, activation in found.items()}
+    counts = {path: np.zeros(120) for path in found}
+    totals = dict.fromkeys(found, 0)
+
+    def note(path: str, received: Tensor) -> None:
+        values = received.detach().float().flatten().cpu().numpy()
+        counts[path] += np.histogram(values, edges[path])[0]
+        totals[path] += values.size
+
+    with _watched(net, found, note):
+        seen = 0
+        for batch in batches:
+            net(batch if isinstance(batch, Tensor) else batch[0])
+            seen += 1
+    if not seen:
+        raise UserError("inputs holds no batch: give at least one, or leave inputs out.")
+    widths = {path: edges[path][1] - edges[path][0] for path in found}
+    return {path: (counts[path] / max(totals[path], 1) / widths[path], edges[path]) for path in found}
+
+
+@contextmanager
+def _watched(
+    net: nn.Module, found: dict[str, AdaptiveActivation], note: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """The network in evaluation mode, with `note(path, input)` called for each activation; all put back at the end."""
+    modes = {module: module.training for module in net.modules()}
+    handles = [
+        activation.register_forward_pre_hook(lambda _, inputs, path=path: note(path, inputs[0]))  # type: ignore[misc]
+        for path, activation in found.items()
+    ]
+    try:
+        net.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
