@@ -64,7 +64,7 @@ def _whole_numbers(context: click.Context, parameter: click.Parameter, text: str
 @click.version_option(__version__)
 def main() -> None:
     """Adaptive activation functions in trained networks: replace, compare, tune, show."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout, force=True)
 
 
 @main.command()

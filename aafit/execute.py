@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from aafit.batches import derived_seed, evaluation_batches, training_batches
@@ -154,13 +155,20 @@ def _end_with_input() -> None:
     os._exit(128 + signal.SIGTERM)
 
 
+def _read_job(line: str) -> Job:
+    try:
+        return Job.model_validate_json(line)
+    except ValidationError as error:
+        raise UserError(f"This is not a job: {error.errors()[0]['msg']}. `aafit run` and `aafit train` make jobs.") from error
+
+
 def main() -> int:
     """Do the job on standard input; 0 when done, 2 for what the user can mend, 128 + n when stopped by signal n."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        job = Job.model_validate_json(sys.stdin.readline())
+        job = _read_job(sys.stdin.readline())
         threading.Thread(target=_end_with_input, daemon=True).start()
         execute(job)
     except UserError as error:

@@ -121,7 +121,7 @@ def printed(thing: object) -> str:
 
 @pytest.fixture
 def suite() -> Suite:
-    return load_suite("demo").only(["stage2"])
+    return load_suite("paper").only(["stage2"])
 
 
 def test_dry_run_with_nothing_measured(suite: Suite, tmp_path: Path) -> None:

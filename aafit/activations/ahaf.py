@@ -5,7 +5,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from aafit.activations.base import AdaptiveActivation, check_shape, parameter
+from aafit.activations.base import AdaptiveActivation, check_shape, filled, parameter
 from aafit.activations.kernels import Formula, check_input, fused
 from aafit.errors import UserError, check_name
 
@@ -62,8 +62,8 @@ class AHAF(AdaptiveActivation):
             UserError: AHAF cannot start as that, or `shape` is not one of positive integers.
         """
         gamma = {"ReLU": 2.0**16, "SiLU": 1.0}[check_name("start of AHAF", name, cls.likes)]
-        ones = torch.ones(check_shape(shape), dtype=torch.float64)
-        return cls(gamma * ones, ones, start=name)
+        what = f"AHAF as {name}:"
+        return cls(filled(shape, gamma, f"{what} gamma"), filled(shape, 1.0, f"{what} beta"), start=name)
 
     @classmethod
     def random(cls, shape: tuple[int, ...] = (1,), generator: torch.Generator | None = None) -> Self:

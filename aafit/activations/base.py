@@ -122,7 +122,16 @@ def fitted(values: Tensor, dtype: torch.dtype, what: str) -> Tensor:
     return torch.where(overflowed, values.sign().to(dtype) * largest, converted)
 
 
-def parameter(values: Tensor | float, what: str, shape: tuple[int, ...] | None = None) -> nn.Parameter:
+def filled(shape: tuple[int, ...], value: float, what: str) -> Tensor:
+    """A tensor of one value, in torch's default dtype.
+
+    Raises:
+        UserError: `shape` is not one of positive integers.
+    """
+    return fitted(torch.full(check_shape(shape), value, dtype=torch.float64), torch.get_default_dtype(), what)
+
+
+def parameter(values: Tensor | float, what: str) -> nn.Parameter:
     """A parameter from a number or from a tensor, which is copied; numbers take torch's default dtype.
 
     Raises:
@@ -135,8 +144,4 @@ def parameter(values: Tensor | float, what: str, shape: tuple[int, ...] | None =
         raise UserError(f"{what} must be finite; got {values!r}.")
     if not isinstance(values, Tensor):
         tensor = fitted(tensor, torch.get_default_dtype(), what)
-    if tensor.ndim == 0:
-        tensor = tensor.reshape(1)
-    if shape is not None:
-        tensor = tensor.expand(check_shape(shape)).clone()
-    return nn.Parameter(tensor)
+    return nn.Parameter(tensor.reshape(1) if tensor.ndim == 0 else tensor)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from aafit.activations.base import AdaptiveActivation, check_shape, parameter
+from aafit.activations.base import AdaptiveActivation, check_shape, fitted, parameter
 from aafit.activations.fixed import FUNCTIONS
 from aafit.activations.interpolation import interpolate
 from aafit.activations.kernels import check_input
@@ -126,8 +126,8 @@ class FNeuron(AdaptiveActivation):
 
     @classmethod
     def _repeated(cls, values: Tensor, shape: tuple[int, ...], interval: tuple[float, float], start: str) -> Self:
-        shape = check_shape(shape)
-        return cls(values.expand((*shape, len(values))).to(torch.get_default_dtype()), interval, start)
+        repeated = values.expand((*check_shape(shape), len(values)))
+        return cls(fitted(repeated, torch.get_default_dtype(), "F-Neuron's weight"), interval, start)
 
     def settings(self) -> dict[str, Any]:
         """All that rebuilds it, by `from_settings`, except for the weights' values; fit for JSON."""

@@ -5,7 +5,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from aafit.activations.base import AdaptiveActivation, check_shape, parameter
+from aafit.activations.base import AdaptiveActivation, check_shape, filled, parameter
 from aafit.activations.kernels import Formula, check_input, fused
 from aafit.errors import UserError, check_name
 
@@ -80,8 +80,7 @@ class LEAF(AdaptiveActivation):
             UserError: LEAF cannot start as that, or `shape` is not one of positive integers.
         """
         values = STARTS[check_name("start of LEAF", name, cls.likes)]
-        ones = torch.ones(check_shape(shape), dtype=torch.float64)
-        p1, p2, p3, p4 = (value * ones for value in values)
+        p1, p2, p3, p4 = (filled(shape, value, f"LEAF as {name}: p{i}") for i, value in enumerate(values, 1))
         return cls(p1, p2, p3, p4, start=name)
 
     @classmethod

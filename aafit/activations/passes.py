@@ -72,6 +72,8 @@ class _Compiler:
     def run(self, run: Pass, arguments: tuple[Any, ...], kind: Hashable, serial: bool) -> tuple[Any, ...] | None:
         """run(*arguments), compiled anew for each kind of arguments; None where that does not work."""
         key = run, kind, serial
+        # A view would be compiled for the shape and the memory format of what it is a view of: `data` is none.
+        arguments = tuple(x.data if isinstance(x, Tensor) else x for x in arguments)
         try:
             if self.works and key not in self._compiled:
                 self._compiled[key] = _compiled(run, serial)

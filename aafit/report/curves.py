@@ -146,14 +146,15 @@ def _close_up(
         where = "below" if linear else "above"
         arrow = "↓" if linear else "↑"
         text = "\n".join(f"{arrow} {name} ends {where}, at {end:.2f}" for name, end in far)
-        axes.annotate(text, (0.02, 0.03 if linear else 0.97), xycoords="axes fraction", fontsize=7.5, color="#333333",
-                      va="bottom" if linear else "top",
-                      bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}, zorder=5)  # fmt: skip
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
+        at, side = (0.03, "bottom") if linear else (0.97, "top")
+        axes.text(0.02, at, text, transform=axes.transAxes, fontsize=7.5, color="#333333", va=side, bbox=box, zorder=5)
 
 
 def _later(epochs: Array, mean: Array, left: float) -> Array:
     """The part of a curve from `left` on, at least its end."""
-    return mean[(epochs >= left) | (epochs == epochs[-1])]
+    part: Array = mean[(epochs >= left) | (epochs == epochs[-1])]
+    return part
 
 
 def _first_epoch(group: Group) -> int:

@@ -1,6 +1,7 @@
 """What the replacements changed, before any tuning: layer by layer, at the logits and in the predictions."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -8,8 +9,14 @@ from matplotlib.figure import Figure
 from aafit.report.runs import Difference, Run, SuiteRuns
 from aafit.report.style import GREY, look, new_figure
 
-LARGEST = {"color": "#D55E00", "marker": "D", "markersize": 5.5, "markerfacecolor": "none", "linestyle": ""}
-MEAN = {"color": "black", "marker": "o", "markersize": 5, "linestyle": ""}
+LARGEST: dict[str, Any] = {
+    "color": "#D55E00",
+    "marker": "D",
+    "markersize": 5.5,
+    "markerfacecolor": "none",
+    "linestyle": "",
+}
+MEAN: dict[str, Any] = {"color": "black", "marker": "o", "markersize": 5, "linestyle": ""}
 
 
 def draw_differences(suite: SuiteRuns) -> Figure | None:
@@ -66,8 +73,8 @@ def _layer(axes: Axes, layer: str, rows: Iterable[list[Run]], floor: float, top:
                 continue
             low = max(one.mean_abs, floor)
             axes.plot([low, one.max_abs], [row, row], color="#999999", linewidth=0.8)
-            axes.plot([low], [row], **MEAN)  # type: ignore[arg-type]
-            axes.plot([one.max_abs], [row], **LARGEST)  # type: ignore[arg-type]
+            axes.plot([low], [row], **MEAN)
+            axes.plot([one.max_abs], [row], **LARGEST)
     axes.set_xscale("log")
     axes.set_xlim(floor, top)
     axes.set_title(layer)
@@ -79,7 +86,7 @@ def _agreement(axes: Axes, rows: Iterable[list[Run]]) -> None:
             if run.comparison is not None:
                 share = 100 * run.comparison.agreement
                 axes.plot([0, share], [row, row], color="#999999", linewidth=0.8)
-                axes.plot([share], [row], **MEAN)  # type: ignore[arg-type]
+                axes.plot([share], [row], **MEAN)
                 if len(runs) == 1:
                     to_left = share > 50
                     axes.annotate(f"{share:.2f}", (share, row), (-5 if to_left else 5, 4), textcoords="offset points",

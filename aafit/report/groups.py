@@ -27,7 +27,7 @@ class Group:
 def groups(suite: SuiteRuns) -> list[Group]:
     """The paper's groups where the suite has their stages; what is in none of them, by the base it began from.
 
-    Runs that began from nothing and that nothing began from are together in a figure for each network and data set.
+    Runs trained from scratch that no other began from are together in a figure for each network and data set.
     """
     names = suite.by_name()
     roots = {name: (suite.ancestors(runs[0]) or runs[:1])[-1].name for name, runs in names.items()}
@@ -49,17 +49,17 @@ def groups(suite: SuiteRuns) -> list[Group]:
             own = {} if base in rest else {base: names[base]}
             found.append(Group(f"from-{base}", f"Tuned from {base}", own, rest))
             placed |= {base, *rest}
-    return found + _from_nothing(names, placed)
+    return found + _from_scratch(names, placed)
 
 
-def _from_nothing(names: Mapping[str, list[Run]], placed: set[str]) -> list[Group]:
+def _from_scratch(names: Mapping[str, list[Run]], placed: set[str]) -> list[Group]:
     kinds: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for name, runs in names.items():
         settings = runs[0].settings
         if settings.parent is None:
             kinds.setdefault((settings.network, settings.dataset), {})[name] = runs
     return [
-        Group(f"from-nothing-{network}-{dataset}", f"{network} on {dataset}, trained from nothing", bases, {})
+        Group(f"from-scratch-{network}-{dataset}", f"{network} on {dataset}, trained from scratch", bases, {})
         for (network, dataset), bases in kinds.items()
         if not placed.issuperset(bases)
     ]

@@ -88,7 +88,8 @@ def _moment(text: str) -> str:
 
 def _section(run: Run, figures: Sequence[Path]) -> dict[str, Any]:
     """What the page tells of one run."""
-    result, compared = (run.done and run.done.result), run.comparison
+    result = run.done.result if run.done is not None else None
+    compared = run.comparison
     facts = []
     if compared is not None:
         facts.append(("Base", f"{compared.base_accuracy:.2%}"))

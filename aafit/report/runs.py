@@ -1,6 +1,6 @@
 """Run folders read into plain values: all that tables, figures and the page are made from.
 
-    <suite>/<run>/seed<k>/   config.json, metrics.csv, done.json, compare.json, activations.safetensors
+    <suite>/<run>/seed<k>/   config.json, metrics.csv, compare.json, done.json; its activations: adapted.py
 
 Every number of a file that should be there is checked; a file that was cut short or altered is named in the error.
 """
@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
 
-from aafit.activations import AdaptiveActivation, from_settings
 from aafit.errors import UserError
 
 T = TypeVar("T")
-MEASURED = ("epoch", "train_loss", "train_loss_variance", "heldout_loss", "heldout_accuracy")
-MEASURED += ("test_loss", "test_accuracy", "lr", "seconds", "evaluation_seconds")
+MEASURED = (
+    *("epoch", "train_loss", "train_loss_variance", "heldout_loss", "heldout_accuracy"),
+    *("test_loss", "test_accuracy", "lr", "seconds", "evaluation_seconds"),
+)
 """The columns of metrics.csv that are no parameters."""
 
 
@@ -183,16 +182,6 @@ class SuiteRuns:
         return (stage == "", _natural(stage), len(self.ancestors(run)), _natural(run.name), run.seed)
 
 
-@dataclass(frozen=True)
-class AdaptedLayer:
-    """One layer's activation: what it replaced (None: unknown, it began with the network), at its start, and tuned."""
-
-    path: str
-    replaced: str | None
-    start: AdaptiveActivation | None
-    tuned: AdaptiveActivation
-
-
 def read_suite(folder: Path) -> SuiteRuns:
     """Read every `<run>/seed<k>` folder of a suite.
 
@@ -229,48 +218,6 @@ def read_run(folder: Path) -> Run:
         done=_read_json(done, Done) if done.exists() else None,
         comparison=_read_json(comparison, Comparison) if comparison.exists() else None,
     )
-
-
-def read_activations(folder: Path) -> list[AdaptedLayer]:
-    """The adaptive activations of a finished run, with the values they started from.
-
-    Raises:
-        UserError: the run has none (yet), or the file is damaged.
-    """
-    file = folder / "activations.safetensors"
-    if not file.exists():
-        raise UserError(
-            f"{folder} has no activations.safetensors: the run is not finished, or has no adaptive activation."
-        )
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata, tensors = opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        settings = json.loads(metadata["activations"])
-        replaced = json.loads(metadata.get("replaced", "{}"))
-        return [
-            AdaptedLayer(path, replaced.get(path), _load(path, one, tensors, "start."), _tuned(path, one, tensors))
-            for path, one in settings.items()
-        ]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{file} cannot be read ({error}); finish the run again to write it anew.") from error
-
-
-def _tuned(path: str, settings: dict[str, Any], tensors: dict[str, torch.Tensor]) -> AdaptiveActivation:
-    activation = _load(path, settings, tensors, "")
-    if activation is None:
-        raise KeyError(f"no values of {path}")
-    return activation
-
-
-def _load(
-    path: str, settings: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: str
-) -> AdaptiveActivation | None:
-    activation = from_settings(settings)
-    names = {name: f"{prefix}{path}.{name}" for name, _ in activation.named_parameters()}
-    if not all(name in tensors for name in names.values()):
-        return None
-    activation.load_state_dict({name: tensors[stored] for name, stored in names.items()}, strict=False)
-    return activation
 
 
 def _run_folders(suite: Path) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 
 from aafit.activations import FIXED, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
-from aafit.report.runs import AdaptedLayer, Run, read_activations
+from aafit.report.adapted import AdaptedLayer, read_activations
+from aafit.report.runs import Run
 from aafit.report.style import GREY, look, new_figure
 
 LISTED = 24
 """The weights of an F-Neuron that its layer shares are printed where they are at most so many."""
-BEFORE = {"color": "#D55E00", "linestyle": (0, (5, 2)), "linewidth": 1.4}
-AFTER = {"color": "black", "linestyle": "-", "linewidth": 1.8}
-REPLACED = {"color": "#777777", "linestyle": (0, (1, 1.5)), "linewidth": 1.3}
+BEFORE: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (5, 2)), "linewidth": 1.4}
+AFTER: dict[str, Any] = {"color": "black", "linestyle": "-", "linewidth": 1.8}
+REPLACED: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 1.5)), "linewidth": 1.3}
 Array = NDArray[np.float64]
 
 
@@ -86,7 +88,7 @@ def _draw(panels: Sequence[Panel], title: str) -> Figure:
             _draw_panel(where, panel)
         for where in axes[len(panels) :]:
             where.set_axis_off()
-        by_label = {}
+        by_label: dict[str, Any] = {}
         for where in axes[: len(panels)]:
             by_label |= dict(reversed(pair) for pair in zip(*where.get_legend_handles_labels(), strict=True))
         handles, labels = list(by_label.values()), list(by_label)
@@ -124,16 +126,16 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel("output", fontsize=8, labelpad=1)
 
 
-def _curve(axes: Axes, function: nn.Module, x: Array, style: dict[str, object], label: str, hatch: str) -> None:
+def _curve(axes: Axes, function: nn.Module, x: Array, style: dict[str, Any], label: str, hatch: str) -> None:
     """A curve; for parameters of each channel or neuron the median of their curves, and where 90 % of them lie."""
     values = _values(function, x)
     if np.all(values == values[:, :1]):
-        axes.plot(x, values[:, 0], label=label, zorder=3, **style)  # type: ignore[arg-type]
+        axes.plot(x, values[:, 0], label=label, zorder=3, **style)
         return
     low, median, high = np.percentile(values, (5, 50, 95), axis=1)
-    axes.plot(x, median, label=f"{label}: median", zorder=3, **style)  # type: ignore[arg-type]
-    band = {"facecolor": style["color"], "alpha": 0.22, "linewidth": 0, "hatch": hatch}
-    axes.fill_between(x, low, high, label=f"{label}: 5 to 95 % of all curves", **band)  # type: ignore[arg-type]
+    axes.plot(x, median, label=f"{label}: median", zorder=3, **style)
+    band: dict[str, Any] = {"facecolor": style["color"], "alpha": 0.22, "linewidth": 0, "hatch": hatch}
+    axes.fill_between(x, low, high, label=f"{label}: 5 to 95 % of all curves", **band)
 
 
 def _values(function: nn.Module, x: Array) -> Array:
@@ -228,7 +230,7 @@ def _watched(
     """The network in evaluation mode, with `note(path, input)` called for each activation; all put back at the end."""
     modes = {module: module.training for module in net.modules()}
     handles = [
-        activation.register_forward_pre_hook(lambda _, inputs, path=path: note(path, inputs[0]))  # type: ignore[misc]
+        activation.register_forward_pre_hook(lambda _, inputs, path=path: note(path, inputs[0]))
         for path, activation in found.items()
     ]
     try:

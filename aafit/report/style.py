@@ -130,7 +130,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], height
         beyond.append([(min(x, right), y), (right, y)])
     colors = [item[4] for item in placed]
     axes.add_collection(LineCollection(beyond, colors=colors, linewidths=0.7, linestyles=[(0, (1, 2))]), autolim=False)
-    look_like = {"colors": colors, "linewidths": 0.7, "clip_on": False, "transform": axes.transAxes}
+    look_like: dict[str, Any] = {"colors": colors, "linewidths": 0.7, "clip_on": False, "transform": axes.transAxes}
     axes.add_collection(LineCollection(leaders, **look_like), autolim=False)
 
 

@@ -57,9 +57,8 @@ def activations(settings: Settings) -> tuple[str, ...]:
     """A run's activations in words, a line for all layers or one each for those of the two kinds."""
     extra = [f"per {settings.sharing}"] if settings.sharing != "layer" else []
     extra += ["2SPU-4"] if settings.dspu4 else []
-    if settings.cnn == settings.fc:
-        return (", ".join([settings.cnn, *extra]),)
-    return (f"CNN {settings.cnn}", ", ".join([f"FC {settings.fc}", *extra]))
+    both = (settings.cnn,) if settings.cnn == settings.fc else (f"CNN {settings.cnn}", f"FC {settings.fc}")
+    return (*both, ", ".join(extra)) if extra else both
 
 
 def status(run: Run) -> str:

@@ -211,7 +211,9 @@ def _notes(rows: Sequence[Row], several_seeds: bool) -> Lines:
 
 
 def _numbers(name: str, spread: Spread | None) -> dict[str, float | None]:
-    return {name: spread and spread.mean, f"{name}_std": spread and spread.std}
+    if spread is None:
+        return {name: None, f"{name}_std": None}
+    return {name: spread.mean, f"{name}_std": spread.std}
 
 
 TEX = {

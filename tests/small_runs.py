@@ -1,0 +1,61 @@
+"""Runs of seconds, on a few real digits, for the tests that need a run's folder."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from aafit.job import Job
+from aafit.runconfig import RunConfig
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"network": "LeNet-5", "dataset": "MNIST-5k", "train_images": 200, "batch_size": 64, "epochs": 2}
+LEAF = {"cnn": "LEAF as ReLU", "fc": "LEAF as Tanh", "train": "activations", "p24sl": True}
+
+
+def base_job(folder, seed=42, **settings):
+    run = RunConfig.checked({"name": "base", **SMALL, **settings})
+    return Job(run=run, seed=seed, folder=folder / "base" / f"seed{seed}", threads=1, device="cpu")
+
+
+def child_job(parent, name="child", **settings):
+    inherited = {key: getattr(parent.run, key) for key in ("network", "dataset", "train_images", "batch_size", "holdout")}
+    start = {"parent": parent.run.name, "start_epoch": parent.run.end_epoch, "epochs": 2}
+    run = RunConfig.checked({"name": name, **inherited, **LEAF, **start, **settings})
+    return parent.model_copy(
+        update={
+            "run": run,
+            "folder": parent.folder.parent.parent / name / parent.folder.name,
+            "parent": parent.folder,
+            "parent_hash": parent.settings_hash,
+        }
+    )
+
+
+def start_process(job, **options):
+    """`python -m aafit.execute` with the job on its standard input, which stays open."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aafit.execute"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+    process.stdin.write(job.model_dump_json() + "\n")
+    process.stdin.flush()
+    return process
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def untimed_rows(folder):
+    """The rows of metrics.csv without what a clock says."""
+    lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    timed = {index for index, name in enumerate(lines[0]) if name.endswith("seconds")}
+    return [[cell for index, cell in enumerate(line) if index not in timed] for line in lines]
