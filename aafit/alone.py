@@ -85,7 +85,8 @@ def find_run(place: Place, wanted: Mapping[str, Any], end_epoch: int, patched: b
     settings = ", ".join(f"{key} {value}" for key, value in wanted.items() if value is not None)
     kind = "with replaced activations" if patched else "trained from its beginning"
     raise UserError(
-        f"No finished run {kind} ends at epoch {end_epoch} in {place.runs_dir} ({settings}, seed {place.seed}): run it first."
+        f"No finished run {kind} ends at epoch {end_epoch} in {place.runs_dir} ({settings}, seed {place.seed}): "
+        "run it first."
     )
 
 

@@ -26,7 +26,7 @@ from aafit.compare import compare, curve_errors
 from aafit.data import Dataset, load_dataset
 from aafit.errors import UserError
 from aafit.evaluate import evaluate
-from aafit.gradient import make_optimizers, train_epoch
+from aafit.gradient import SLOWED, make_optimizers, train_epoch
 from aafit.job import Job, is_done
 from aafit.metrics import Logger
 from aafit.precision import choose_device, data_type, set_arithmetic
@@ -135,6 +135,7 @@ def measure(
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
         "lr": job.run.learning_rate,
+        "lr_slow": job.run.learning_rate / SLOWED[job.run.optimizer] if job.run.p24sl else None,
         "seconds": seconds,
         "evaluation_seconds": time.perf_counter() - began,
         **shared_values(net),
@@ -159,7 +160,9 @@ def _read_job(line: str) -> Job:
     try:
         return Job.model_validate_json(line)
     except ValidationError as error:
-        raise UserError(f"This is not a job: {error.errors()[0]['msg']}. `aafit run` and `aafit train` make jobs.") from error
+        raise UserError(
+            f"This is not a job: {error.errors()[0]['msg']}. `aafit run` and `aafit train` make jobs."
+        ) from error
 
 
 def main() -> int:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aafit.errors import UserError
 from aafit.files import cannot_write, sha256_of
-from aafit.runconfig import LEARNING_RATES, RunConfig
+from aafit.gradient import LEARNING_RATES
+from aafit.runconfig import RunConfig
 from aafit.suite import Suite
 
 NOT_IN_RESULT = {"name", "stage", "parent", "init_from", "lr"}

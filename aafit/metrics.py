@@ -72,7 +72,7 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """A Weights & Biases run; without a login or with WANDB_MODE=offline it stays in the run folder for `wandb sync`."""
+    """A Weights & Biases run; without a login or with WANDB_MODE=offline it stays in the folder for `wandb sync`."""
 
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
         try:

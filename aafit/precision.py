@@ -28,6 +28,8 @@ def set_arithmetic(precision: str, threads: int | None = None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = False
+    # With gamma = 2^16 the sigmoid of most inputs is a number so small that CPUs need a hundred times longer for it.
+    torch.set_flush_denormal(True)
     if torch.cuda.is_available():
         torch.use_deterministic_algorithms(True, warn_only=True)
     if threads is not None:

@@ -11,9 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from aafit.activations import check_text, is_adaptive
 from aafit.data import DATASETS
 from aafit.errors import UserError, check_name, nearest
+from aafit.gradient import LEARNING_RATES
 from aafit.networks import NETWORKS
-
-LEARNING_RATES = {"adam": 1e-3, "rmsprop": 1e-4}
 
 
 def folder_name(value: str) -> str:

@@ -39,6 +39,7 @@ COLUMNS = (
     "test_loss",
     "test_accuracy",
     "lr",
+    "lr_slow",
     "seconds",
     "evaluation_seconds",
 )

@@ -102,7 +102,15 @@ def save_activations(
     }
     # Cloned: safetensors refuses tensors that share memory.
     content = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata)
-    write_atomically(Path(path), content)
+    write_atomically(Path(path), _with_sorted_header(content))
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """The same safetensors file with its header in order: the library writes metadata in an order that varies."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[start:]
 
 
 def load_activations(net: nn.Module, path: str | Path) -> nn.Module:

@@ -200,6 +200,13 @@ def test_file_has_tensors_by_name_with_starts_and_descriptions(tmp_path: Path) -
     assert torch.equal(load_activations(resnet(), path).head["act"].weight, net.head["act"].weight)
 
 
+def test_the_same_activations_give_the_same_file(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for path in paths:
+        save_activations(adaptive_resnet(), path)
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
 def test_saving_replaces_an_old_file_and_leaves_it_where_it_cannot(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"old")

@@ -7,16 +7,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aafit.report.runs import Difference, Run, SuiteRuns
-from aafit.report.style import GREY, look, new_figure
+from aafit.report.style import GREY, look, panels, text_width
 
+MEAN: dict[str, Any] = {"color": "black", "marker": "o", "markersize": 5, "linestyle": ""}
 LARGEST: dict[str, Any] = {
     "color": "#D55E00",
     "marker": "D",
     "markersize": 5.5,
-    "markerfacecolor": "none",
     "linestyle": "",
+    "markerfacecolor": "w",
 }
-MEAN: dict[str, Any] = {"color": "black", "marker": "o", "markersize": 5, "linestyle": ""}
 
 
 def draw_differences(suite: SuiteRuns) -> Figure | None:
@@ -39,20 +39,20 @@ def draw_differences(suite: SuiteRuns) -> Figure | None:
         if value > 0
     ]
     floor, top = (min(values) / 30, max(values) * 3) if values else (0.1, 10.0)
+    title = "What the replacement changed, before tuning: absolute differences from the base network"
+    lead = text_width(max(names, key=len), 8) - 0.1
     with look():
-        panels = len(layers) + 1
-        figure = new_figure(1.6 + 1.75 * panels, 1.5 + 0.27 * len(names))
-        axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+        size = (1.5, 0.15 + 0.25 * len(names))
+        figure, axes = panels(1, len(layers) + 1, size, (0.25, 0.1, 0.35, 0.3), title, lead, foot=0.3)
         for panel, layer in zip(axes, layers, strict=False):
             _layer(panel, layer, names.values(), floor, top)
         _agreement(axes[-1], names.values())
-        axes[0].set_yticks(range(len(names)), list(names))
-        axes[0].set_ylim(len(names) - 0.5, -0.5)
+        for panel in axes:
+            panel.set_yticks(range(len(names)), list(names) if panel is axes[0] else [])
+            panel.set_ylim(len(names) - 0.4, -0.6)
         handles = [*axes[0].plot([], [], label="mean over units and test images", **MEAN)]
         handles += axes[0].plot([], [], label="largest", **LARGEST)
-        figure.legend(handles=handles, loc="outside lower left", ncols=2)
-        title = "What the replacement changed, before tuning: absolute differences from the base network"
-        figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
+        figure.legend(handles=handles, loc="lower left", ncols=2, borderaxespad=0.6)
     return figure
 
 
@@ -82,14 +82,11 @@ def _layer(axes: Axes, layer: str, rows: Iterable[list[Run]], floor: float, top:
 
 def _agreement(axes: Axes, rows: Iterable[list[Run]]) -> None:
     for row, runs in enumerate(rows):
-        for run in runs:
-            if run.comparison is not None:
-                share = 100 * run.comparison.agreement
-                axes.plot([0, share], [row, row], color="#999999", linewidth=0.8)
-                axes.plot([share], [row], **MEAN)
-                if len(runs) == 1:
-                    to_left = share > 50
-                    axes.annotate(f"{share:.2f}", (share, row), (-5 if to_left else 5, 4), textcoords="offset points",
-                                  fontsize=7, ha="right" if to_left else "left", color="#333333")  # fmt: skip
+        shares = [100 * run.comparison.agreement for run in runs if run.comparison is not None]
+        mean = sum(shares) / len(shares)
+        axes.plot([0, mean], [row, row], color="#999999", linewidth=0.8)
+        axes.plot(shares, [row] * len(shares), **MEAN)
+        at, side = (mean - 3, "right") if mean > 50 else (mean + 3, "left")
+        axes.text(at, row - 0.05, f"{mean:.2f}", ha=side, va="bottom", fontsize=7, color="#333333")
     axes.set_xlim(0, 103)
     axes.set_title("equal predictions, %")

@@ -1,17 +1,19 @@
 """All figures of a suite or a run, as SVG and PNG files.
 
-Which runs share a figure of curves: groups.py; the figures themselves: curves.py, shapes.py, differences.py.
+Which runs share a figure of curves: groups.py; the figures themselves: curves.py, differences.py, shapes.py,
+trajectories.py.
 """
 
 import re
 from pathlib import Path
 
-from aafit.report.curves import draw_group, draw_trajectories
+from aafit.report.curves import draw_group
 from aafit.report.differences import draw_differences
 from aafit.report.groups import groups
 from aafit.report.runs import Run, SuiteRuns, read_run, read_suite
 from aafit.report.shapes import draw_run
 from aafit.report.style import save
+from aafit.report.trajectories import draw_trajectories
 
 
 def draw_all(suite_folder: Path, out: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from aafit.activations import FIXED, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
 from aafit.report.adapted import AdaptedLayer, read_activations
 from aafit.report.runs import Run
-from aafit.report.style import GREY, look, new_figure
+from aafit.report.style import GREY, look, panels
 
 LISTED = 24
 """The weights of an F-Neuron that its layer shares are printed where they are at most so many."""
@@ -45,8 +45,8 @@ def draw_run(run: Run) -> Figure:
         UserError: the run has no adaptive activation, or is not finished.
     """
     layers: list[AdaptedLayer] = read_activations(run.folder)
-    panels = [Panel(layer.path, layer.tuned, layer.start, layer.replaced) for layer in layers]
-    return _draw(panels, f"{run.name}, seed {run.seed}")
+    shown = [Panel(layer.path, layer.tuned, layer.start, layer.replaced) for layer in layers]
+    return _draw(shown, f"{run.name}, seed {run.seed}")
 
 
 def plot_activations(
@@ -70,34 +70,32 @@ def plot_activations(
     if not found:
         raise UserError("The network has no adaptive activation to draw: put some in with aafit.replace_activations.")
     histograms = {} if inputs is None else _histograms(net, found, [inputs] if isinstance(inputs, Tensor) else inputs)
-    panels = []
+    shown = []
     for path, activation in found.items():
         fixed = FIXED[activation.start]() if activation.start in FIXED else None
-        panels.append(Panel(path or type(net).__name__, activation, fixed, None, histograms.get(path)))
-    return _draw(panels, title)
+        shown.append(Panel(path or type(net).__name__, activation, fixed, None, histograms.get(path)))
+    return _draw(shown, title)
 
 
-def _draw(panels: Sequence[Panel], title: str) -> Figure:
+def _draw(shown: Sequence[Panel], title: str) -> Figure:
+    texts = [_text(panel) for panel in shown]
+    columns = min(3, len(shown))
+    beside = len(shown) % columns > 0
+    size = (3.2, 2.2) if columns > 1 else (4.4, 2.9)
+    margins = (0.55, 0.15, 0.42, 0.1 + 0.15 * max(len(lines) for lines in texts))
     with look():
-        columns = min(3, len(panels))
-        cells = len(panels) + (1 if len(panels) % columns else 0)
-        rows = -(-cells // columns)
-        figure = new_figure(max(3.7 * columns, 5.2), 3.05 * rows + (0.9 if cells == len(panels) else 0.5))
-        axes = figure.subplots(rows, columns, squeeze=False).flatten()
-        for panel, where in zip(panels, axes, strict=False):
-            _draw_panel(where, panel)
-        for where in axes[len(panels) :]:
-            where.set_axis_off()
+        figure, axes = panels(-(-len(shown) // columns), columns, size, margins, title, foot=0.0 if beside else 0.5)
         by_label: dict[str, Any] = {}
-        for where in axes[: len(panels)]:
-            by_label |= dict(reversed(pair) for pair in zip(*where.get_legend_handles_labels(), strict=True))
-        handles, labels = list(by_label.values()), list(by_label)
-        if cells > len(panels):
-            axes[len(panels)].legend(handles, labels, loc="upper left", handlelength=3.5, fontsize=9)
+        for panel, lines, where in zip(shown, texts, axes, strict=False):
+            _draw_panel(where, panel)
+            where.set_title("\n".join(lines), fontsize=7.5, fontweight="normal", linespacing=1.3)
+            by_label |= {label: handle for handle, label in zip(*where.get_legend_handles_labels(), strict=True)}
+        for where in axes[len(shown) :]:
+            where.set_axis_off()
+        if beside:
+            axes[len(shown)].legend(by_label.values(), by_label, loc="upper left", handlelength=3.5, fontsize=9)
         else:
-            figure.legend(handles, labels, loc="outside lower left", ncols=2, handlelength=3.5)
-        if title:
-            figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
+            figure.legend(by_label.values(), by_label, loc="lower left", ncols=2, handlelength=3.5, borderaxespad=0.6)
     return figure
 
 
@@ -119,11 +117,15 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_xlim(left, right)
     if panel.inputs is not None:
         _inputs(axes, *panel.inputs)
-    text = f"{panel.replaced} → {panel.after.text}" if panel.replaced else panel.after.text
-    lines = _annotation(panel.after, panel.before if isinstance(panel.before, AdaptiveActivation) else None)
-    axes.set_title("\n".join([f"{panel.path}: {text}", *lines]), fontsize=8, fontweight="normal", linespacing=1.35)
     axes.set_xlabel("input", fontsize=8, labelpad=1)
     axes.set_ylabel("output", fontsize=8, labelpad=1)
+
+
+def _text(panel: Panel) -> list[str]:
+    """What stands above a panel: the layer, what was replaced by what, and the parameters."""
+    text = f"{panel.replaced} → {panel.after.text}" if panel.replaced else panel.after.text
+    before = panel.before if isinstance(panel.before, AdaptiveActivation) else None
+    return [f"{panel.path}: {text}", *_annotation(panel.after, before)]
 
 
 def _curve(axes: Axes, function: nn.Module, x: Array, style: dict[str, Any], label: str, hatch: str) -> None:
@@ -158,12 +160,7 @@ def _range(activation: AdaptiveActivation) -> tuple[float, float]:
 
 def _annotation(after: AdaptiveActivation, before: AdaptiveActivation | None) -> list[str]:
     """The parameters' values with those at the start, or how far they moved where there are too many to list."""
-    now = {name: value.detach().double().cpu().flatten() for name, value in after.named_parameters()}
-    then = (
-        {}
-        if before is None
-        else {name: value.detach().double().cpu().flatten() for name, value in before.named_parameters()}
-    )
+    now, then = _parameters(after), {} if before is None else _parameters(before)
     parts, lines = [], []
     for name, values in now.items():
         if len(values) == 1:
@@ -171,22 +168,27 @@ def _annotation(after: AdaptiveActivation, before: AdaptiveActivation | None) ->
             start = " (unchanged)" if name in then and bool(then[name] == values) else start
             parts.append(f"{name} = {number(values.item())}{start}")
             continue
-        moved = (values - then[name]).abs() if name in then else None
-        by = (
-            ""
-            if moved is None
-            else f" moved by {number(moved.mean().item())} on average, {number(moved.max().item())} at most"
-        )
-        lines.append(f"{len(values):,} values of {name}{by}")
+        moved = f", moved {_size(values - then[name])}" if name in then else ""
+        lines.append(f"{name}: {len(values):,} values{moved}")
         if after.shape == (1,) and len(values) <= LISTED:
             rows = [values[index : index + 6] for index in range(0, len(values), 6)]
             lines += ["   ".join(number(value.item()) for value in row) for row in rows]
     return ["   ".join(parts[index : index + 2]) for index in range(0, len(parts), 2)] + lines
 
 
+def _parameters(activation: AdaptiveActivation) -> dict[str, Tensor]:
+    return {name: value.detach().double().cpu().flatten() for name, value in activation.named_parameters()}
+
+
+def _size(change: Tensor) -> str:
+    return f"{number(change.abs().mean().item())} on average, {number(change.abs().max().item())} at most"
+
+
 def number(value: float) -> str:
-    """Four significant digits, more where a whole number has more."""
-    return f"{value:.0f}" if abs(value) < 1e6 and (value == round(value) or abs(value) >= 1e4) else f"{value:.4g}"
+    """Four significant digits, more for large numbers (2^16, and how little it moves)."""
+    if abs(value) >= 1e6 or (abs(value) < 1e4 and value != round(value)):
+        return f"{value:.4g}"
+    return f"{value:.2f}".removesuffix(".00")
 
 
 def _inputs(axes: Axes, density: Array, edges: Array) -> None:

@@ -80,12 +80,43 @@ def look() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of its own, width and height in inches, unknown to pyplot."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def panels(
+    rows: int,
+    columns: int,
+    size: tuple[float, float],
+    margins: tuple[float, float, float, float],
+    title: str = "",
+    lead: float = 0.0,
+    foot: float = 0.0,
+) -> tuple[Figure, list[Axes]]:
+    """A figure of equal panels, unknown to pyplot. All lengths are in inches, so that text always finds its room.
+
+    Args:
+        rows, columns: the grid; the axes come row by row.
+        size: width and height of each panel.
+        margins: left, right, bottom and top of each panel.
+        title: of the figure.
+        lead: room at the left of the figure.
+        foot: room at its bottom.
+    """
+    (width, height), (left, right, bottom, top) = size, margins
+    head = 0.32 if title else 0.05
+    whole = (lead + columns * (left + width + right), head + rows * (top + height + bottom) + foot)
+    figure = Figure(figsize=whole)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.04, hspace=0.05)  # type: ignore[union-attr,call-arg]
-    return figure
+    axes = []
+    for row in range(rows):
+        for column in range(columns):
+            x = lead + column * (left + width + right) + left
+            y = foot + (rows - 1 - row) * (top + height + bottom) + bottom
+            axes.append(figure.add_axes((x / whole[0], y / whole[1], width / whole[0], height / whole[1])))
+    figure.text(0.12 / whole[0], 1 - 0.1 / whole[1], title, fontsize=12, fontweight="bold", va="top")
+    return figure, axes
+
+
+def text_width(text: str, size: float) -> float:
+    """Room for a text of `size` points, in inches."""
+    return 0.58 * size / 72 * len(text)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -97,9 +128,6 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     make_folder(folder)
     files = []
     with look():
-        # Laid out once, not again for each file.
-        figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
-        figure.set_layout_engine("none")
         for kind, metadata in (("svg", {"Date": None}), ("png", {})):
             content = io.BytesIO()
             figure.savefig(content, format=kind, dpi=160, metadata=metadata)

@@ -103,14 +103,14 @@ def results_table(suite: SuiteRuns) -> ResultsTable:
     if several_seeds:
         columns.append(Column(("n",), lambda row: (str(len(row.seeds)),)))
     columns.append(Column(("base",), lambda row: _accuracy(row.base)))
-    columns.append(Column(("just", "re-", "placed"), lambda row: _accuracy(row.replaced)))
+    columns.append(Column(("just", "replaced"), lambda row: _accuracy(row.replaced)))
     columns.append(Column(("last", "epoch"), lambda row: _accuracy(row.last)))
     if any(row.heldout is not None for row in rows):
-        chosen = Column(("chosen", "on held-", "out"), lambda row: _accuracy(row.heldout, row.heldout_epoch))
+        chosen = Column(("chosen", "on", "held-out"), lambda row: _accuracy(row.heldout, row.heldout_epoch))
         columns.append(chosen)
     columns.append(Column(("best,", "selected", "on test"), lambda row: _accuracy(row.best, row.best_epoch)))
-    columns.append(Column(("loss", "re-", "covered"), lambda row: _share(row.recovered)))
-    columns.append(Column(("tuned", "para-", "meters"), _parameters))
+    columns.append(Column(("loss", "recovered"), lambda row: _share(row.recovered)))
+    columns.append(Column(("tuned", "values"), _parameters))
     columns.append(Column(("time",), lambda row: (duration(row.seconds.mean) if row.seconds else NONE,)))
     title = f"{suite.name}: test accuracy in percent, " + ", ".join(networks)
     return ResultsTable(title, tuple(columns), rows, _notes(rows, several_seeds))

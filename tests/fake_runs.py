@@ -1,0 +1,151 @@
+"""Run folders as a run leaves them behind, with made-up numbers: what the report is tested on."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aafit.activations import AdaptiveActivation, from_text, is_adaptive
+
+LAYERS = {"act1": "cnn", "act2": "cnn", "act4": "cnn", "act5": "cnn", "act7": "fc"}
+
+
+def write_run(
+    suite: Path,
+    name: str,
+    cnn: str,
+    fc: str = "",
+    parent: str | None = None,
+    seed: int = 42,
+    start: int = 0,
+    epochs: int = 10,
+    accuracy: tuple[float, float, float] = (0.1, 0.1, 0.8),
+    until: int | None = None,
+    **settings: Any,
+) -> Path:
+    """Write one run folder.
+
+    Args:
+        accuracy: of the base, at the first row and at the last.
+        until: the epoch after which the run was stopped.
+        settings: more of config.json's "run".
+    """
+    folder = suite / name / f"seed{seed}"
+    folder.mkdir(parents=True)
+    run: dict[str, Any] = {"name": name, "stage": "1", "network": "KerasNet", "dataset": "CIFAR-10", "parent": parent}
+    run |= {"cnn": cnn, "fc": fc or cnn, "sharing": "layer", "interval": [-4.0, 4.0], "pieces": 16}
+    run |= {
+        "train": "activations" if parent else "all",
+        "dspu4": False,
+        "start_epoch": start,
+        "epochs": epochs,
+        "lr": None,
+    }
+    run |= settings
+    environment = {"device": "Some <CPU> & Co", "threads": 1, "started": f"2025-01-0{1 + seed % 2}T10:00:00+00:00"}
+    config = {"hash": "0" * 64, "run": run, "seed": seed, "parent": parent, "environment": environment}
+    (folder / "config.json").write_text(json.dumps(config))
+
+    first, steps = _activations(run, seed)
+    rows = _rows(run, seed, accuracy, first, steps, start + epochs if until is None else until)
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    if parent is not None:
+        (folder / "compare.json").write_text(json.dumps(_comparison(run, seed, accuracy, list(first))))
+    if until is not None:
+        return folder
+    if first:
+        begun = {
+            f"start.{path}.{key}": p.detach().clone() for path, a in first.items() for key, p in a.named_parameters()
+        }
+        tuned = {key: begun[f"start.{key}"] + (1 - math.exp(-5)) * step for key, step in steps.items()}
+        metadata = {"activations": json.dumps({path: a.settings() for path, a in first.items()})}
+        metadata["replaced"] = json.dumps(dict.fromkeys(first, "ReLU") if parent else {})
+        save_file(begun | tuned, folder / "activations.safetensors", metadata)
+    last = rows[-1]["test_accuracy"]
+    result = {
+        "base_accuracy": accuracy[0] if parent else None,
+        "replaced_accuracy": accuracy[1] if parent else None,
+        "last_accuracy": last,
+        "last_loss": 0.7,
+        "heldout_epoch": start + epochs - 1 if run.get("holdout") else None,
+        "heldout_selected_accuracy": last - 0.001 if run.get("holdout") else None,
+        "best_test_epoch": start + epochs,
+        "best_test_accuracy": last + 0.001,
+        "tuned_parameters": sum(step.numel() for step in steps.values()) if parent else 1_250_858,
+        "epochs": epochs,
+    }
+    done = {"hash": "0" * 64, "sha256": {}, "finished": "2025-01-02T12:30:00+00:00", "seconds": 2.5 * epochs}
+    (folder / "done.json").write_text(json.dumps({**done, "result": result}))
+    return folder
+
+
+def _activations(run: dict[str, Any], seed: int) -> tuple[dict[str, AdaptiveActivation], dict[str, Tensor]]:
+    """The adaptive activations as they start, and how far tuning moves each of their parameters."""
+    draw = torch.Generator().manual_seed(seed)
+    shape = (1,) if run["sharing"] == "layer" else (6, 2, 2)
+    first: dict[str, Any] = {
+        path: from_text(run[kind], shape, draw) for path, kind in LAYERS.items() if is_adaptive(run[kind])
+    }
+    parameters = {f"{path}.{key}": p for path, activation in first.items() for key, p in activation.named_parameters()}
+    return first, {key: torch.rand(p.shape, generator=draw) - 0.5 for key, p in parameters.items()}
+
+
+def _rows(
+    run: dict[str, Any],
+    seed: int,
+    accuracy: tuple[float, float, float],
+    first: dict[str, AdaptiveActivation],
+    steps: dict[str, Tensor],
+    until: int,
+) -> list[dict[str, Any]]:
+    _, before, after = accuracy
+    rows = []
+    for epoch in range(run["start_epoch"], until + 1):
+        trained = epoch > run["start_epoch"]
+        way = 1 - math.exp(-5 * (epoch - run["start_epoch"]) / max(run["epochs"], 1))
+        now = before + (after - before) * way
+        row: dict[str, Any] = {"epoch": epoch, "train_loss": 2.3 * math.exp(-2.5 * after * way) if trained else ""}
+        row |= {"train_loss_variance": 0.01 if trained else "", "heldout_loss": "", "heldout_accuracy": ""}
+        row |= {"heldout_loss": 0.5, "heldout_accuracy": now - 0.01} if run.get("holdout") else {}
+        row |= {"test_loss": 1 - way, "test_accuracy": now + 0.002 * math.sin(7 * epoch + seed) * way}
+        row |= {"lr": 1e-3, "seconds": 2.5, "evaluation_seconds": 0.3} if trained else {"lr": "", "seconds": ""}
+        row.setdefault("evaluation_seconds", 0.3)
+        for key, step in steps.items():
+            path, _, name = key.rpartition(".")
+            values = (first[path].get_parameter(name) + way * step).flatten().tolist()
+            if step.shape[0] == 1:
+                names = [key] if len(values) == 1 else [f"{key}[{index}]" for index in range(len(values))]
+                row |= zip(names, values, strict=True)
+        rows.append(row)
+    return rows
+
+
+def _comparison(
+    run: dict[str, Any], seed: int, accuracy: tuple[float, float, float], paths: list[str]
+) -> dict[str, Any]:
+    base, before, _ = accuracy
+    size = (1e-6 if base - before < 0.005 else 1e-3) * (1 + seed / 100)
+    curve = {"old": "ReLU", "max": 0.5, "mean_squared": 1e-3, "interval": [-8.0, 8.0]}
+    return {
+        "layers": [{"path": path, "max_abs": 30 * size, "mean_abs": size} for path in paths],
+        "logits": {"max_abs": 90 * size, "mean_abs": 3 * size},
+        "agreement": before / base,
+        "base_accuracy": base,
+        "base_loss": 0.6,
+        "replaced_accuracy": before,
+        "replaced_loss": 1.9,
+        "images": 10000,
+        "curves": [
+            {"path": path, "new": run[LAYERS[path]], "dtype": dtype, **curve}
+            for path in paths
+            for dtype in ("float32", "float64")
+        ],
+    }
