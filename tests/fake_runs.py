@@ -39,13 +39,7 @@ def write_run(
     folder.mkdir(parents=True)
     run: dict[str, Any] = {"name": name, "stage": "1", "network": "KerasNet", "dataset": "CIFAR-10", "parent": parent}
     run |= {"cnn": cnn, "fc": fc or cnn, "sharing": "layer", "interval": [-4.0, 4.0], "pieces": 16}
-    run |= {
-        "train": "activations" if parent else "all",
-        "dspu4": False,
-        "start_epoch": start,
-        "epochs": epochs,
-        "lr": None,
-    }
+    run |= {"train": "activations" if parent else "all", "start_epoch": start, "epochs": epochs, "lr": None}
     run |= settings
     environment = {"device": "Some <CPU> & Co", "threads": 1, "started": f"2025-01-0{1 + seed % 2}T10:00:00+00:00"}
     config = {"hash": "0" * 64, "run": run, "seed": seed, "parent": parent, "environment": environment}
@@ -62,13 +56,12 @@ def write_run(
     if until is not None:
         return folder
     if first:
-        begun = {
-            f"start.{path}.{key}": p.detach().clone() for path, a in first.items() for key, p in a.named_parameters()
-        }
-        tuned = {key: begun[f"start.{key}"] + (1 - math.exp(-5)) * step for key, step in steps.items()}
+        begun = {f"{path}.{key}": p.detach() for path, a in first.items() for key, p in a.named_parameters()}
+        tuned = {key: begun[key] + (1 - math.exp(-5)) * step for key, step in steps.items()}
+        tuned |= {f"start.{key}": value.clone() for key, value in begun.items()}
         metadata = {"activations": json.dumps({path: a.settings() for path, a in first.items()})}
         metadata["replaced"] = json.dumps(dict.fromkeys(first, "ReLU") if parent else {})
-        save_file(begun | tuned, folder / "activations.safetensors", metadata)
+        save_file(tuned, folder / "activations.safetensors", metadata)
     last = rows[-1]["test_accuracy"]
     result = {
         "base_accuracy": accuracy[0] if parent else None,
@@ -85,6 +78,23 @@ def write_run(
     done = {"hash": "0" * 64, "sha256": {}, "finished": "2025-01-02T12:30:00+00:00", "seconds": 2.5 * epochs}
     (folder / "done.json").write_text(json.dumps({**done, "result": result}))
     return folder
+
+
+def write_suite(suite: Path) -> Path:
+    """Two bases and four runs tuned from them; two seeds of the ReLU base and one child; one run unfinished."""
+    for seed, more in ((42, 0.0), (100, 0.01)):
+        write_run(suite, "base-relu", "ReLU", seed=seed, epochs=4, accuracy=(0, 0.1, 0.8 + more), holdout=500)
+        options: dict[str, Any] = {"parent": "base-relu", "seed": seed, "start": 4, "epochs": 6, "holdout": 500}
+        accuracy = (0.8 + more, 0.6, 0.7 + more)
+        write_run(suite, "relu-leaf-tanh", "LEAF as ReLU", "LEAF as Tanh", stage="4", accuracy=accuracy, **options)
+    options = {"parent": "base-relu", "start": 4, "epochs": 2}
+    write_run(suite, "relu-leaf-relu", "LEAF as ReLU", stage="2", accuracy=(0.8, 0.799, 0.81), **options)
+    options = {"parent": "base-relu", "start": 4, "epochs": 6, "accuracy": (0.8, 0.1, 0.11)}
+    write_run(suite, "relu-fneuron", "ReLU", "F-Neuron random", stage="4", **options)
+    write_run(suite, "base-silu", "SiLU", epochs=4, accuracy=(0, 0.1, 0.82))
+    options = {"parent": "base-silu", "start": 4, "epochs": 6, "accuracy": (0.82, 0.4, 0.7), "until": 7}
+    write_run(suite, "silu-ahaf-relu", "AHAF as ReLU", stage="6", **options)
+    return suite
 
 
 def _activations(run: dict[str, Any], seed: int) -> tuple[dict[str, AdaptiveActivation], dict[str, Tensor]]:
@@ -116,7 +126,11 @@ def _rows(
         row |= {"train_loss_variance": 0.01 if trained else "", "heldout_loss": "", "heldout_accuracy": ""}
         row |= {"heldout_loss": 0.5, "heldout_accuracy": now - 0.01} if run.get("holdout") else {}
         row |= {"test_loss": 1 - way, "test_accuracy": now + 0.002 * math.sin(7 * epoch + seed) * way}
-        row |= {"lr": 1e-3, "seconds": 2.5, "evaluation_seconds": 0.3} if trained else {"lr": "", "seconds": ""}
+        row |= (
+            {"lr": 1e-3, "lr_slow": 1e-6, "seconds": 2.5, "evaluation_seconds": 0.3}
+            if trained
+            else {"lr": "", "lr_slow": "", "seconds": ""}
+        )
         row.setdefault("evaluation_seconds", 0.3)
         for key, step in steps.items():
             path, _, name = key.rpartition(".")
@@ -134,6 +148,7 @@ def _comparison(
     base, before, _ = accuracy
     size = (1e-6 if base - before < 0.005 else 1e-3) * (1 + seed / 100)
     curve = {"old": "ReLU", "max": 0.5, "mean_squared": 1e-3, "interval": [-8.0, 8.0]}
+    curves = [{"path": path, "new": run[LAYERS[path]], **curve} for path in paths]
     return {
         "layers": [{"path": path, "max_abs": 30 * size, "mean_abs": size} for path in paths],
         "logits": {"max_abs": 90 * size, "mean_abs": 3 * size},
@@ -143,9 +158,5 @@ def _comparison(
         "replaced_accuracy": before,
         "replaced_loss": 1.9,
         "images": 10000,
-        "curves": [
-            {"path": path, "new": run[LAYERS[path]], "dtype": dtype, **curve}
-            for path in paths
-            for dtype in ("float32", "float64")
-        ],
+        "curves": [{**one, "dtype": dtype} for one in curves for dtype in ("float32", "float64")],
     }

@@ -1,7 +1,7 @@
-"""What a replacement changes, against hooks and functions written down by hand."""
+"""What a replacement changes, against hooks written down by hand."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from aafit.activations import AHAF, LEAF, FNeuron, SiLU, from_text
-from aafit.compare import compare, curve_errors
+from aafit.activations import AHAF, LEAF, FNeuron, SiLU
+from aafit.compare import compare
 from aafit.errors import UserError
 from aafit.evaluate import evaluate
 from aafit.surgery import replace_activations
@@ -21,7 +21,7 @@ Batches = list[tuple[Tensor, Tensor]]
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(
+    net = nn.Sequential(
         nn.Conv2d(2, 3, 3),
         nn.BatchNorm2d(3),
         nn.ReLU(),
@@ -32,6 +32,9 @@ def network() -> nn.Sequential:
         nn.Dropout(0.5),
         nn.Linear(5, 3),
     )
+    # So that the images get different predictions.
+    nn.init.normal_(net[-1].weight, std=3)
+    return net
 
 
 def problem(count: int = 20, size: int = 20, dtype: torch.dtype = torch.float32) -> Batches:
@@ -155,8 +158,8 @@ def test_an_activation_that_is_never_called_has_no_difference() -> None:
 
 
 def test_what_follows_may_work_in_place() -> None:
-    """The output of the replaced SiLU, not what an in-place ReLU makes of it."""
-    base = nn.Sequential(nn.SiLU(), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(32, 3))
+    """The difference is that of what SiLU and LEAF give, not of what is left of them afterwards."""
+    base = nn.Sequential(nn.SiLU(), nn.Hardtanh(-0.1, 0.1, inplace=True), nn.Flatten(), nn.Linear(32, 3))
     net, _ = replace_activations(base, {"0": LEAF.like("Tanh")})
     batches = problem()
     expected = (outputs(net, batches, "0") - outputs(base, batches, "0")).abs()
@@ -231,91 +234,3 @@ def test_a_comparison_prints_and_is_saved() -> None:
     assert saved["logits"] == {"path": "logits", "max_abs": result.logits.max_abs, "mean_abs": result.logits.mean_abs}
     assert [row["path"] for row in saved["layers"]] == ["2", "6"]
     assert saved["images"] == 20
-
-
-DTYPES = ("float16", "bfloat16", "float32", "float64")
-# The spacing of each type's numbers below 1, to which outputs of a bounded function are rounded.
-SPACING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
-
-
-@pytest.mark.parametrize(
-    ("text", "function", "interval", "least", "most"),
-    [
-        # The difference of the two as functions; rounding comes on top.
-        ("LEAF as Tanh", torch.tanh, (-8.0, 8.0), 0.0, 0.0),
-        ("LEAF as Sigmoid", torch.sigmoid, (-8.0, 8.0), 0.0, 0.0),
-        ("F-Neuron as Tanh", torch.tanh, (-8.0, 8.0), 0.0191, 0.0192),
-        ("F-Neuron as Sigmoid", torch.sigmoid, (-4.0, 4.0), 0.0026, 0.0027),
-        ("F-Neuron as HardTanh", nn.Hardtanh(), (-8.0, 8.0), 0.11, 0.1112),
-        ("F-Neuron constant", torch.tanh, (0.0, 8.0), 1.0, 1.0),
-    ],
-)
-def test_curve_errors_in_every_type(
-    text: str, function: Callable[[Tensor], Tensor], interval: tuple[float, float], least: float, most: float
-) -> None:
-    errors = curve_errors(from_text(text), function, interval)
-    assert [error.dtype for error in errors] == list(DTYPES)
-    for error in errors:
-        # A float32 parameter, as F-Neuron's weights, is never nearer than its own type.
-        rounding = 2 * max(SPACING[error.dtype], SPACING["float32"] if text.startswith("F") else 0)
-        assert least - rounding <= error.max <= most + 2 * rounding
-        assert 0 <= error.mean_squared <= error.max**2
-        assert error.interval == interval
-
-
-def test_leaf_as_tanh_is_the_tangent_within_rounding() -> None:
-    (error,) = curve_errors(LEAF.like("Tanh"), torch.tanh, dtypes=[torch.float64])
-    assert 0 < error.max < 1e-15
-
-
-@pytest.mark.parametrize("text", ["AHAF as ReLU", "LEAF as ReLU"])
-def test_as_relu_the_difference_is_small_in_every_type(text: str) -> None:
-    # The two differ most where |u| is 2e-5, and not at all from |u| = 0.002 on in float32.
-    errors = curve_errors(from_text(text), torch.relu, (-1e-4, 1e-4))
-    assert [error.dtype for error in errors] == list(DTYPES)
-    assert all(4.2e-6 < error.max < 4.3e-6 for error in errors)
-
-
-@pytest.mark.parametrize("text", ["AHAF as SiLU", "LEAF as SiLU"])
-def test_as_silu_there_is_no_difference_but_rounding(text: str) -> None:
-    for error in curve_errors(from_text(text), SiLU()):
-        # Outputs reach 8, where numbers lie 8 to 16 times as far apart as below 1.
-        assert error.max <= 16 * SPACING[error.dtype]
-
-
-def test_maximum_and_mean_square_by_hand() -> None:
-    for error in curve_errors(nn.Identity(), lambda u: u + 0.5, (-2.0, 2.0)):
-        assert (error.max, error.mean_squared) == pytest.approx((0.5, 0.25), rel=1e-12)
-    (error,) = curve_errors(nn.Identity(), torch.zeros_like, (-3.0, 1.0), [torch.float64])
-    assert error.max == 3.0
-    # The mean of u^2 over [-3, 1] is (1 + 27) / 12.
-    assert error.mean_squared == pytest.approx(28 / 12, rel=1e-3)
-
-
-@pytest.mark.parametrize("shape", [(1,), (3,), (3, 1, 1), (2, 1, 3)])
-@pytest.mark.parametrize("text", ["LEAF as Tanh", "F-Neuron as Tanh"])
-def test_parameters_of_any_sharing(text: str, shape: tuple[int, ...]) -> None:
-    shared, several = (curve_errors(from_text(text, of), torch.tanh, dtypes=[torch.float64])[0] for of in ((1,), shape))
-    assert (several.max, several.interval) == (shared.max, shared.interval)
-    assert several.mean_squared == pytest.approx(shared.mean_squared, rel=1e-6)
-
-
-def test_every_neuron_counts() -> None:
-    net = LEAF.like("Tanh", (2, 3, 1))
-    with torch.no_grad():
-        net.p4[1, 2, 0] += 0.25
-    (error,) = curve_errors(net, torch.tanh, dtypes=[torch.float64])
-    assert error.max == pytest.approx(0.25, rel=1e-12)
-    assert error.mean_squared == pytest.approx(0.25**2 / 6, rel=1e-9)
-
-
-def test_a_layer_of_many_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AAFIT_COMPILE", "0")
-    # Fewer points for each, but still the bound of the function.
-    (error,) = curve_errors(FNeuron.like("Tanh", (16, 16, 16)), torch.tanh, dtypes=[torch.float32])
-    assert 0.019 < error.max < 0.0192
-
-
-def test_a_type_that_cannot_be_computed_in_is_left_out() -> None:
-    errors = curve_errors(nn.PReLU(init=0.0), torch.relu)
-    assert [(error.dtype, error.max) for error in errors] == [("float32", 0.0)]

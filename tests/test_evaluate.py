@@ -154,5 +154,5 @@ def test_bf16_rounds_the_products_and_not_the_loss() -> None:
 
 
 def test_an_unknown_precision() -> None:
-    with pytest.raises(UserError, match="Unknown precision 'bfloat16'.*bf16"):
+    with pytest.raises(UserError, match=r"Unknown precision 'bfloat16'.*bf16"):
         evaluate(network(), [problem(2)], "bfloat16")

@@ -54,9 +54,10 @@ def test_a_failed_write_leaves_what_was_there(
     path = tmp_path / "state.pt"
     if before is not None:
         path.write_bytes(before)
-    with monkeypatch.context() as patched, pytest.raises(UserError) as caught:
+    with monkeypatch.context() as patched:
         patched.setattr(module, call, failing(number))
-        write_atomically(path, b"new")
+        with pytest.raises(UserError) as caught:
+            write_atomically(path, b"new")
     assert str(path) in str(caught.value)
     assert os.strerror(number) in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ([] if before is None else ["state.pt"])
@@ -97,11 +98,11 @@ def test_a_file_system_that_nothing_can_be_written_to(tmp_path: Path, monkeypatc
     """There the removal of a file is refused before it is noticed that there is none."""
     path = tmp_path / "done.json"
     path.write_text("old")
-    with monkeypatch.context() as patched, pytest.raises(UserError, match="Read-only file system"):
-        patched.setattr(Path, "open", failing(errno.EROFS))
-        patched.setattr(Path, "unlink", failing(errno.EROFS))
-        patched.setattr(os, "unlink", failing(errno.EROFS))
-        write_atomically(path, "new")
+    with monkeypatch.context() as patched:
+        for module, call in ((Path, "open"), (Path, "unlink"), (os, "unlink")):
+            patched.setattr(module, call, failing(errno.EROFS))
+        with pytest.raises(UserError, match="Read-only file system"):
+            write_atomically(path, "new")
     assert path.read_text() == "old"
 
 
@@ -121,9 +122,10 @@ def test_a_folder_where_a_file_is(tmp_path: Path, where: str) -> None:
 
 
 def test_a_folder_that_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched, pytest.raises(UserError, match="runs: Read-only file system"):
+    with monkeypatch.context() as patched:
         patched.setattr(os, "mkdir", failing(errno.EROFS))
-        make_folder(tmp_path / "runs")
+        with pytest.raises(UserError, match="runs: Read-only file system"):
+            make_folder(tmp_path / "runs")
 
 
 @settings(max_examples=25, deadline=None)

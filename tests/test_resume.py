@@ -63,20 +63,20 @@ def test_same_bits_after_kill_and_after_the_end_of_input(tmp_path):
     """SIGKILL in the base, the end of its input in the child, and SIGTERM: each in a process of its own."""
     jobs = {}
     for name in ("whole", "broken"):
-        base = base_job(tmp_path / name, epochs=40)
-        jobs[name] = base, child_job(base, epochs=40)
+        base = base_job(tmp_path / name, epochs=12)
+        jobs[name] = base, child_job(base, epochs=12)
     for job in jobs["whole"]:
         execute(job)
     stops = [lambda process: process.kill(), lambda process: process.stdin.close()]
     for job, stop, code in zip(jobs["broken"], stops, (-signal.SIGKILL, 143), strict=True):
         process = start_process(job)
-        wait_for_epoch(job, 3)
+        wait_for_epoch(job, 2)
         stop(process)
         assert process.wait(timeout=30) == code
         close(process)
         assert not (job.folder / "done.json").exists()
         process = start_process(job)
-        wait_for_epoch(job, 6)
+        wait_for_epoch(job, 5)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) in (0, 143)
         close(process)

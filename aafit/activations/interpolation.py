@@ -34,7 +34,7 @@ class _Interpolation(torch.autograd.Function):
         ctx.interval = left, right
         ctx.save_for_backward(u, weight)
         layout, dtype, tables = _prepared(u, weight)
-        y, *_ = one_pass(_value_pass(dtype), (layout.read(u.detach()),), (*tables, *_scale(weight, left, right)))
+        y, *_ = one_pass(_value_pass(dtype), (layout.read(u),), (*tables, *_scale(weight, left, right)))
         return layout.restore(y)
 
     @staticmethod
@@ -46,7 +46,7 @@ class _Interpolation(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:2]
         by_u, *sums = one_pass(
             _gradient_pass(dtype, wanted),
-            (layout.read(grad), layout.read(u.detach())),
+            (layout.read(grad), layout.read(u)),
             (slopes, offsets, *_scale(weight, *ctx.interval)),
             # Threads that add to one table would do so in any order.
             serial=wanted[1],
@@ -60,7 +60,7 @@ class _Interpolation(torch.autograd.Function):
 def _prepared(u: Tensor, weight: Tensor) -> tuple[Layout, torch.dtype, tuple[Tensor, Tensor, Tensor]]:
     layout = Layout.of(u, weight.shape[:-1])
     dtype = inner_dtype(u, weight)
-    return layout, dtype, _tables(layout.read_parameter(weight.detach().to(dtype)), len(layout.array) == 3)
+    return layout, dtype, _tables(layout.read_parameter(weight.to(dtype)), len(layout.array) == 3)
 
 
 def _tables(weight: Tensor, several: bool) -> tuple[Tensor, Tensor, Tensor]:

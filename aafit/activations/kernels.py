@@ -51,7 +51,7 @@ class _Fused(torch.autograd.Function):
         ctx.formula = formula
         ctx.save_for_backward(u, *parameters)
         layout, dtype, wide = _prepared(u, parameters)
-        y, *_ = one_pass(_value_pass(formula, dtype), (layout.read(u.detach()),), wide)
+        y, *_ = one_pass(_value_pass(formula, dtype), (layout.read(u),), wide)
         return layout.restore(y)
 
     @staticmethod
@@ -61,7 +61,7 @@ class _Fused(torch.autograd.Function):
             return None, *_plain_gradients(ctx.formula, grad, u, *parameters)
         layout, dtype, wide = _prepared(u, parameters)
         gradient_pass = _gradient_pass(ctx.formula, dtype, ctx.needs_input_grad[1:])
-        by_u, *sums = one_pass(gradient_pass, (layout.read(grad), layout.read(u.detach())), wide)
+        by_u, *sums = one_pass(gradient_pass, (layout.read(grad), layout.read(u)), wide)
         by_parameters = [
             layout.restore_parameter(sums.pop(0), p).to(p.dtype) if wanted else None
             for p, wanted in zip(parameters, ctx.needs_input_grad[2:], strict=True)
@@ -72,7 +72,7 @@ class _Fused(torch.autograd.Function):
 def _prepared(u: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Layout, torch.dtype, tuple[Tensor, ...]]:
     layout = Layout.of(u, parameters[0].shape if parameters else (1,))
     dtype = inner_dtype(u, *parameters)
-    return layout, dtype, tuple(layout.read_parameter(p.detach().to(dtype)) for p in parameters)
+    return layout, dtype, tuple(layout.read_parameter(p.to(dtype)) for p in parameters)
 
 
 @cache

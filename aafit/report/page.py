@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from aafit.files import make_folder, write_atomically
 from aafit.report.plots import draw_run_figures, draw_suite_figures
-from aafit.report.runs import Run, SuiteRuns, read_suite
+from aafit.report.runs import CurveError, Run, SuiteRuns, read_suite
 from aafit.report.summary import activations, status
 from aafit.report.tables import ResultsTable, csv_rows, duration, results_table
 
@@ -116,9 +116,17 @@ def _section(run: Run, figures: Sequence[Path]) -> dict[str, Any]:
         "status": status(run),
         "facts": facts,
         "layers": [] if compared is None else compared.layers,
-        "curves": [] if compared is None else [curve for curve in compared.curves if curve.dtype != "float64"],
+        "errors": _errors(run),
         "figures": _embedded(figures),
     }
+
+
+def _errors(run: Run) -> list[tuple[str, CurveError]]:
+    """The errors of the new activations as functions, told once for layers that share them: (layers, error)."""
+    layers: dict[CurveError, list[str]] = {}
+    for curve in run.comparison.curves if run.comparison is not None else ():
+        layers.setdefault(replace(curve, path=""), []).append(curve.path)
+    return [(", ".join(paths), curve) for curve, paths in layers.items()]
 
 
 def _embedded(files: Sequence[Path]) -> list[tuple[str, str]]:

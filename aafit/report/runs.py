@@ -20,11 +20,6 @@ from pydantic import TypeAdapter, ValidationError
 from aafit.errors import UserError
 
 T = TypeVar("T")
-MEASURED = (
-    *("epoch", "train_loss", "train_loss_variance", "heldout_loss", "heldout_accuracy"),
-    *("test_loss", "test_accuracy", "lr", "seconds", "evaluation_seconds"),
-)
-"""The columns of metrics.csv that are no parameters."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +136,7 @@ class Run:
     @property
     def parameters(self) -> dict[str, NDArray[np.float64]]:
         """The values over the epochs of every parameter that a layer shares, e.g. `act1.gamma`, `act7.weight[0]`."""
-        return {name: values for name, values in self.columns.items() if name not in MEASURED}
+        return {name: values for name, values in self.columns.items() if "." in name}
 
 
 @dataclass(frozen=True)

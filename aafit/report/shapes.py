@@ -107,9 +107,10 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.axvline(0, color="#999999", linewidth=0.6)
     if panel.replaced in FIXED:
         axes.plot(x, _values(FIXED[panel.replaced](), x)[:, 0], label="replaced function", zorder=2, **REPLACED)
+    tuned = isinstance(panel.before, AdaptiveActivation)
     if panel.before is not None:
-        _curve(axes, panel.before, x, BEFORE, "start, before tuning", "//")
-    _curve(axes, panel.after, x, AFTER, "after tuning" if panel.before is not None else "now", "")
+        _curve(axes, panel.before, x, BEFORE, "start, before tuning" if tuned else "the function it started as", "//")
+    _curve(axes, panel.after, x, AFTER, "after tuning" if tuned else "now", "")
     if isinstance(panel.after, FNeuron) and panel.after.shape == (1,):
         centres = np.linspace(*panel.after.interval, panel.after.pieces + 2)
         knots = panel.after.weight.detach().double().cpu().numpy().reshape(-1)

@@ -6,8 +6,8 @@ from statistics import fmean, stdev
 
 from aafit.report.runs import Run, Settings, SuiteRuns
 
-LEAST_LOSS = 0.005
-"""Of a replacement that costs less accuracy than this (half a point), the share recovered says nothing."""
+LEAST_DROP = 0.005
+"""Of a drop in accuracy smaller than this (half a point), the share recovered says nothing."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _last(run: Run) -> float | None:
 
 
 def _recovered(base: float | None, replaced: float | None, last: float | None) -> float | None:
-    """(last - replaced) / (base - replaced), where the replacement lost anything worth speaking of."""
-    if base is None or replaced is None or last is None or base - replaced < LEAST_LOSS:
+    """(last - replaced) / (base - replaced), where there was a drop worth speaking of."""
+    if base is None or replaced is None or last is None or base - replaced < LEAST_DROP:
         return None
     return (last - replaced) / (base - replaced)

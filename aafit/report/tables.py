@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aafit.report.runs import SuiteRuns
-from aafit.report.summary import LEAST_LOSS, Row, Spread, activations, summarise
+from aafit.report.summary import LEAST_DROP, Row, Spread, activations, summarise
 
 Lines = tuple[str, ...]
 NONE = "–"  # noqa: RUF001  an en dash, as in printed tables
@@ -58,8 +58,11 @@ class ResultsTable:
     def markdown(self) -> str:
         """A table in GitHub's Markdown under its title, the notes below it."""
 
+        def cell(column: Column, lines: Lines) -> str:
+            return (" " if column.numeric else ", ").join(lines).replace("|", "\\|")
+
         def line(cells: Sequence[Lines]) -> str:
-            return "| " + " | ".join(" ".join(cell).replace("|", "\\|") for cell in cells) + " |"
+            return f"| {' | '.join(map(cell, self.columns, cells))} |"
 
         rule = "| " + " | ".join("---:" if column.numeric else "---" for column in self.columns) + " |"
         body = [line([column.cell(row) for column in self.columns]) for row in self.rows]
@@ -109,11 +112,11 @@ def results_table(suite: SuiteRuns) -> ResultsTable:
         chosen = Column(("chosen", "on", "held-out"), lambda row: _accuracy(row.heldout, row.heldout_epoch))
         columns.append(chosen)
     columns.append(Column(("best,", "selected", "on test"), lambda row: _accuracy(row.best, row.best_epoch)))
-    columns.append(Column(("loss", "recovered"), lambda row: _share(row.recovered)))
-    columns.append(Column(("tuned", "values"), _parameters))
+    columns.append(Column(("drop", "recovered"), lambda row: _share(row.recovered)))
+    columns.append(Column(("tuned", "params"), _parameters))
     columns.append(Column(("time",), lambda row: (duration(row.seconds.mean) if row.seconds else NONE,)))
     title = f"{suite.name}: test accuracy in percent, " + ", ".join(networks)
-    return ResultsTable(title, tuple(columns), rows, _notes(rows, several_seeds))
+    return ResultsTable(title, tuple(columns), rows, _notes(suite, rows, several_seeds))
 
 
 def csv_rows(suite: SuiteRuns) -> str:
@@ -142,7 +145,7 @@ def csv_rows(suite: SuiteRuns) -> str:
                 **_numbers("heldout_epoch", row.heldout_epoch),
                 **_numbers("best_test_accuracy_selected_on_test", row.best),
                 **_numbers("best_test_epoch", row.best_epoch),
-                **_numbers("share_of_loss_recovered", row.recovered),
+                **_numbers("share_of_drop_recovered", row.recovered),
                 "tuned_parameters": row.tuned_parameters,
                 **_numbers("seconds", row.seconds),
             }
@@ -163,7 +166,7 @@ def duration(seconds: float) -> str:
 
 def _run(row: Row) -> Lines:
     origin = (f"from {row.settings.parent}",) if row.settings.parent else ()
-    return (row.settings.name, *origin, *((row.status,) if row.status else ()))
+    return (row.settings.name, *origin, *(row.status.replace(": ", ":\n").splitlines()))
 
 
 def _network(row: Row) -> str:
@@ -188,7 +191,7 @@ def _parameters(row: Row) -> Lines:
     return (NONE if number is None else f"{number:,}" if number < 1e6 else f"{number / 1e6:.2f} M",)
 
 
-def _notes(rows: Sequence[Row], several_seeds: bool) -> Lines:
+def _notes(suite: SuiteRuns, rows: Sequence[Row], several_seeds: bool) -> Lines:
     notes = ["Base, just replaced: accuracy of the network before and right after its activations were replaced."]
     if any(row.heldout is not None for row in rows):
         notes.append(
@@ -198,15 +201,17 @@ def _notes(rows: Sequence[Row], several_seeds: bool) -> Lines:
         "Best, selected on test: the best epoch on the test images themselves, and so too good: for comparison only."
     )
     notes.append(
-        "Loss recovered: (last epoch - just replaced) / (base - just replaced); "
-        f"{NONE} where the replacement cost less than {100 * LEAST_LOSS:g} points."
+        "Drop recovered: (last epoch - just replaced) / (base - just replaced); "
+        f"{NONE} where the drop is less than {100 * LEAST_DROP:g} points."
     )
     if several_seeds:
         notes.append("Mean ± sample standard deviation over n seeds.")
     elif any(row.best_epoch is not None for row in rows):
         notes.append("@: the epoch, numbered through from the base network's first.")
     if any(row.status for row in rows):
-        notes.append("Italics: not finished; of several seeds only the finished ones are counted.")
+        notes.append("Unfinished: what is known so far; of several seeds only the finished ones are counted.")
+    if suite.no_config:
+        notes.append(f"Not begun: {', '.join(f'{path.parent.name} ({path.name})' for path in suite.no_config)}.")
     return tuple(notes)
 
 
