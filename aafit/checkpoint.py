@@ -31,9 +31,12 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
     """What `save_state` saved.
 
     Raises:
-        UserError: the file was cut or altered.
+        UserError: there is no such file, or it was cut or altered.
     """
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     body, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
         raise UserError(f"{path} is truncated or was altered; remove it to start this run again from its beginning.")
@@ -92,6 +95,8 @@ def check_finished(folder: Path) -> dict[str, Any]:
     if not (folder / "done.json").exists():
         raise UserError(f"The run in {folder} is not finished; run it first.")
     done = load_json(folder / "done.json")
+    if not isinstance(done.get("sha256"), dict):
+        raise UserError(f"{folder / 'done.json'} is damaged: it does not say which files it vouches for.")
     for name, digest in done["sha256"].items():
         if not (folder / name).exists() or sha256_of(folder / name) != digest:
             raise UserError(

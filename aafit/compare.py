@@ -62,7 +62,8 @@ class _Recorder:
 
     def _hook(self, path: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            self.outputs[path] = output
+            # Cloned: what comes next may work in place.
+            self.outputs[path] = output.clone()
 
         return keep
 
@@ -78,21 +79,26 @@ def replaced_paths(base: nn.Module, net: nn.Module) -> list[str]:
         UserError: the two networks are not built alike.
     """
     before, after = dict(base.named_modules()), dict(net.named_modules())
-    if before.keys() != after.keys():
-        unmatched = sorted(before.keys() ^ after.keys())
-        raise UserError(f"The two networks are not built alike: only one of them has {', '.join(unmatched[:5])}.")
-    return [
+    replaced = [
         path
         for path, module in after.items()
-        if path and (type(module) is not type(before[path]) or isinstance(module, AdaptiveActivation))
+        if path in before
+        and path
+        and (type(module) is not type(before[path]) or isinstance(module, AdaptiveActivation))
     ]
+    within = tuple(f"{path}." for path in replaced)
+    unmatched = sorted(path for path in before.keys() ^ after.keys() if not path.startswith(within))
+    if unmatched:
+        raise UserError(f"The two networks are not built alike: only one of them has {', '.join(unmatched[:5])}.")
+    return [path for path in replaced if not path.startswith(within)]
 
 
 def compare(base: nn.Module, net: nn.Module, batches: Batches, precision: str = "float32") -> Comparison:
     """How `net`, made from `base` by replacing activations, differs from it on `batches` of (images, labels).
 
-    Differences are taken at the output of every replaced activation (with everything before it replaced too) and at
-    the logits. Both networks run in evaluation mode and are left in the mode they were in.
+    Differences are taken at the output of every replaced activation that the networks call (with everything before it
+    replaced too) and at the logits. Both networks run in evaluation mode and are left in the mode they were in; with
+    precision "bf16" they run under autocast, else in the type that they have.
 
     Raises:
         UserError: the networks are not built alike, or there is no image in `batches`.
@@ -107,9 +113,12 @@ def compare(base: nn.Module, net: nn.Module, batches: Batches, precision: str = 
     try:
         with evaluation_mode(base, net):
             for x_B, y_B in batches:
+                if len(y_B) == 0:
+                    continue
                 with autocast(precision, x_B.device):
                     logits = base(x_B), net(x_B)
-                pairs = {path: (recorders[0].outputs[path], recorders[1].outputs[path]) for path in paths}
+                outputs = [recorder.outputs for recorder in recorders]
+                pairs = {path: (outputs[0][path], outputs[1][path]) for path in outputs[0].keys() & outputs[1].keys()}
                 for path, (before, after) in {**pairs, "logits": logits}.items():
                     difference = (after.double() - before.double()).abs()
                     largest[path] = max(largest[path], difference.max().item())
@@ -126,9 +135,9 @@ def compare(base: nn.Module, net: nn.Module, batches: Batches, precision: str = 
             recorder.remove()
     if images == 0:
         raise UserError("There is nothing to compare on: the batches hold no image.")
-    rows = {path: Difference(path, largest[path], total[path] / count[path]) for path in largest}
+    rows = {path: Difference(path, largest[path], total[path] / count[path]) for path in largest if count[path]}
     return Comparison(
-        layers=tuple(rows[path] for path in paths),
+        layers=tuple(rows[path] for path in paths if path in rows),
         logits=rows["logits"],
         agreement=agreed / images,
         base_accuracy=right[0] / images,
@@ -155,17 +164,21 @@ def curve_errors(
     interval: tuple[float, float] = (-8.0, 8.0),
     dtypes: Sequence[torch.dtype] = (torch.float16, torch.bfloat16, torch.float32, torch.float64),
 ) -> list[CurveError]:
-    """Largest and mean squared error of `activation` against `function` over an even grid on `interval`.
+    """Largest and mean squared error of `activation` against `function` over `interval`.
 
-    The activation computes in each of `dtypes`, on inputs rounded to that type; `function` computes in float64 on the
-    same rounded inputs, so that the errors are those of the activation alone. A type that the device cannot compute
-    in is left out.
+    The mean is taken over an even grid; the largest error also over points that come ever nearer to 0, where steep
+    sigmoids differ most. The activation computes in each of `dtypes`, on inputs rounded to that type; `function`
+    computes in float64 on the same rounded inputs, so that the errors are those of the activation alone. A type that
+    the device cannot compute in is left out.
     """
     device = next(iter(activation.parameters()), torch.empty(0)).device
     shape = activation.shape if isinstance(activation, AdaptiveActivation) else (1,)
     # Per-neuron parameters: every neuron gets the whole grid, in as many points as fit a few million values.
     points = max(101, min(CURVE_POINTS, 4_000_000 // max(1, torch.Size(shape).numel())))
     grid = torch.linspace(*interval, points, dtype=torch.float64, device=device)
+    small = torch.logspace(-8, 0, points // 10, dtype=torch.float64, device=device) * max(map(abs, interval))
+    near = torch.cat([-small, small])
+    grid = torch.cat([grid, near[(near >= interval[0]) & (near <= interval[1])]])
     grid = grid.reshape(-1, *[1] * len(shape)).expand(-1, *shape)
     errors = []
     for dtype in dtypes:
@@ -177,5 +190,6 @@ def curve_errors(
         except (RuntimeError, TypeError):
             continue
         name = str(dtype).removeprefix("torch.")
-        errors.append(CurveError(name, difference.abs().max().item(), difference.square().mean().item(), interval))
+        mean_squared = difference[:points].square().mean().item()
+        errors.append(CurveError(name, difference.abs().max().item(), mean_squared, interval))
     return errors

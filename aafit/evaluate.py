@@ -27,17 +27,23 @@ class Evaluation:
 
 
 @contextmanager
-def evaluation_mode(*nets: nn.Module) -> Iterator[None]:
-    """The networks without dropout and with fixed statistics, each module's own mode put back at the end."""
+def own_modes(*nets: nn.Module) -> Iterator[None]:
+    """Put each module's own mode, training or evaluation, back at the end."""
     modes = [(module, module.training) for net in nets for module in net.modules()]
     try:
-        for net in nets:
-            net.eval()
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def evaluation_mode(*nets: nn.Module) -> Iterator[None]:
+    """The networks without dropout, with fixed statistics and without gradients; then as they were."""
+    with own_modes(*nets), torch.no_grad():
+        for net in nets:
+            net.eval()
+        yield
 
 
 def evaluate(net: nn.Module, batches: Batches, precision: str = "float32") -> Evaluation:

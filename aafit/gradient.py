@@ -1,5 +1,6 @@
 """Tuning by gradient steps."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn import Parameter
 from torch.optim import Adam, Optimizer, RMSprop
 
 from aafit.errors import UserError, check_name
-from aafit.evaluate import Batches
+from aafit.evaluate import Batches, own_modes
 from aafit.precision import autocast
 from aafit.trainable import adaptive_activations, train_only_activations, training_mode
 
@@ -33,10 +34,13 @@ def make_optimizers(
     and p4 learn at lr/1000 under Adam and lr/10 under RMSprop.
 
     Raises:
-        UserError: nothing to train, an unknown optimizer, or `dspu4` without both kinds of parameters.
+        UserError: nothing to train, an unknown optimizer, a learning rate that is not above 0, or `dspu4` without both
+            kinds of parameters.
     """
     check_name("optimizer", optimizer, OPTIMIZERS)
     lr = LEARNING_RATES[optimizer] if lr is None else lr
+    if not 0 < lr < math.inf:
+        raise UserError(f"The learning rate {lr} cannot be used; give a number above 0.")
     slow: list[Parameter] = []
     adaptive: list[Parameter] = []
     for activation in adaptive_activations(net).values():
@@ -103,22 +107,25 @@ def tune(
     """Tune the adaptive activations of `net`, in place, by gradient steps with everything else frozen.
 
     `batches` is gone through once an epoch: an iterable of (images, labels) that can be iterated again, such as a list
-    or a DataLoader, or a function from the epoch's number to one. `after_epoch(epoch, loss)` is called after each.
-    Returns the mean training loss of every epoch.
+    or a DataLoader, or a function from the epoch's number to one. With precision "bf16" the forward passes run under
+    autocast, else in the type that `net` has. `after_epoch(epoch, loss)` is called after each epoch. The network's
+    mode, training or evaluation, is left as it was. Returns the mean training loss of every epoch.
 
     Raises:
         UserError: no adaptive activation in `net`, no images, or an iterator that is exhausted after one epoch.
     """
-    train_only_activations(net)
-    optimizers = make_optimizers(net, optimizer, lr, p24sl)
     if not callable(batches) and iter(batches) is batches:
         raise UserError(
             "The batches can be gone through only once; give a list, a DataLoader or a function of the epoch."
         )
+    check_name("optimizer", optimizer, OPTIMIZERS)
+    train_only_activations(net)
+    optimizers = make_optimizers(net, optimizer, lr, p24sl)
     history = []
-    for epoch in range(epochs):
-        loss, _ = train_epoch(net, batches(epoch) if callable(batches) else batches, optimizers, precision)
-        history.append(loss)
-        if after_epoch:
-            after_epoch(epoch, loss)
+    with own_modes(net):
+        for epoch in range(epochs):
+            loss, _ = train_epoch(net, batches(epoch) if callable(batches) else batches, optimizers, precision)
+            history.append(loss)
+            if after_epoch:
+                after_epoch(epoch, loss)
     return history

@@ -54,12 +54,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 class TensorBoardLogger:
     """Scalars for `tensorboard --logdir <run folder>`; needs the extra `aafit[tensorboard]`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, last_epoch: int | None = None) -> None:
+        """Open the files of a run, dropping what they have beyond `last_epoch`."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError("--tensorboard needs the package tensorboard: pip install 'aafit[tensorboard]'.") from error
-        self.writer: Any = SummaryWriter(str(folder / "tensorboard"))
+        self.writer: Any = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=None if last_epoch is None else last_epoch + 1
+        )
 
     def write(self, row: Row) -> None:
         for name, value in row.items():

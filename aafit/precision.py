@@ -15,7 +15,11 @@ def data_type(precision: str) -> torch.dtype:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context a forward pass runs in: bfloat16 convolutions and products for "bf16", nothing otherwise."""
+    """The context a forward pass runs in: bfloat16 convolutions and products for "bf16", nothing otherwise.
+
+    For all other precisions the network computes in the type that its parameters have.
+    """
+    check_name("precision", precision, PRECISIONS)
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
@@ -46,7 +50,7 @@ def choose_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"Device {name!r} cannot be used here; choose 'auto', 'cpu' or a CUDA device that exists."

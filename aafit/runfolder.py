@@ -156,7 +156,7 @@ def loggers(job: Job, net: nn.Module, last_epoch: int | None) -> Iterator[list[L
     opened: list[Logger] = [MetricsFile(job.folder / "metrics.csv", [*COLUMNS, *shared_values(net)], last_epoch)]
     try:
         if job.tensorboard:
-            opened.append(TensorBoardLogger(job.folder))
+            opened.append(TensorBoardLogger(job.folder, last_epoch))
         if job.wandb:
             opened.append(WandbLogger(job.folder, f"{job.run.name}-seed{job.seed}", job.run.model_dump(mode="json")))
         yield opened

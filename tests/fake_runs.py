@@ -126,12 +126,8 @@ def _rows(
         row |= {"train_loss_variance": 0.01 if trained else "", "heldout_loss": "", "heldout_accuracy": ""}
         row |= {"heldout_loss": 0.5, "heldout_accuracy": now - 0.01} if run.get("holdout") else {}
         row |= {"test_loss": 1 - way, "test_accuracy": now + 0.002 * math.sin(7 * epoch + seed) * way}
-        row |= (
-            {"lr": 1e-3, "lr_slow": 1e-6, "seconds": 2.5, "evaluation_seconds": 0.3}
-            if trained
-            else {"lr": "", "lr_slow": "", "seconds": ""}
-        )
-        row.setdefault("evaluation_seconds", 0.3)
+        row |= dict(zip(("lr", "lr_slow", "seconds"), (1e-3, 1e-6, 2.5) if trained else ("", "", ""), strict=True))
+        row["evaluation_seconds"] = 0.3
         for key, step in steps.items():
             path, _, name = key.rpartition(".")
             values = (first[path].get_parameter(name) + way * step).flatten().tolist()

@@ -60,6 +60,12 @@ def membership_sum(u: Tensor, weight: Tensor, left: float = -4.0, right: float =
     return total
 
 
+@pytest.fixture(autouse=True)
+def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """test_kernels.py shows that compiled loops agree; here the compiler's start would be most of the time."""
+    monkeypatch.setenv("AAFIT_COMPILE", "0")
+
+
 REFERENCES = {"AHAF": ahaf, "LEAF": leaf, "F-Neuron": membership_sum}
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
+import torch
 from torch import Size, Tensor
 
 
@@ -36,8 +37,11 @@ class Layout:
         return x.permute(self.order).reshape(self.array)
 
     def restore(self, x: Tensor) -> Tensor:
-        """An array as a tensor of the input's shape that lies in memory as the input does."""
-        return x.view(self.sizes).permute(self._inverse)
+        """An array as a tensor of the input's shape that lies in memory as the input does.
+
+        It is no view to autograd, which would forbid what comes next to work in place on an output.
+        """
+        return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.view(self.sizes).permute(self._inverse))
 
     def read_parameter(self, parameter: Tensor) -> Tensor:
         """A parameter of shape (*shape, *own) as (sets, *own); without `own` so as to broadcast against the array."""

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from aafit.report.groups import Group
 from aafit.report.runs import Run
-from aafit.report.style import BASE_LINE, GREY, Line, label_ends, line, look, panels, text_width
-from aafit.report.summary import activations
+from aafit.report.style import BASE_LINE, GREY, Line, label_ends, line, look, panels, set_epochs, text_width
+from aafit.report.summary import activations, status
 
 NEAR_ACCURACY, NEAR_LOSS = 6.0, 2.0
 """The close-up holds curves that end within so many points of the best accuracy, or so many times the lowest loss."""
@@ -87,7 +87,8 @@ def _whole(axes: Axes, curves: dict[str, Curve], replaced: int | None, linear: b
         axes.set_ylim(0, 100)
     else:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 6 * low else MaxNLocator(5))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
     if replaced is not None:
@@ -138,8 +139,7 @@ def _plot(axes: Axes, curves: dict[str, Curve], first: int) -> None:
         if np.any(curve.std > 0):
             low, high = curve.mean - curve.std, curve.mean + curve.std
             axes.fill_between(curve.epochs, low, high, color=curve.line.color, alpha=0.15, linewidth=0)
-    axes.set_xlim(first, max(last, first + 1))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    set_epochs(axes, first, last)
 
 
 def _first_epoch(group: Group) -> int:
@@ -155,6 +155,7 @@ def _key(names: dict[str, list[Run]], lines: dict[str, Line]) -> list[Line2D]:
     for name, runs in names.items():
         settings = runs[0].settings
         stage = f" (stage {settings.stage})" if settings.stage.isdigit() else ""
-        label = f"{name}{stage}: {'; '.join(activations(settings))}"
+        so_far = "" if any(run.done for run in runs) else f" ({status(runs[0])})"
+        label = f"{name}{stage}: {'; '.join(activations(settings))}{so_far}"
         handles.append(Line2D([], [], linewidth=1.5, label=label, **lines[name].kwargs()))
     return handles

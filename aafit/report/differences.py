@@ -28,8 +28,9 @@ def draw_differences(suite: SuiteRuns) -> Figure | None:
     names = {name: runs for name, runs in names.items() if runs}
     if not names:
         return None
-    layers = list(dict.fromkeys(path for runs in names.values() for run in runs for path in _differences(run)))
-    layers.sort(key="logits".__eq__)
+    # The run with the most layers knows their order.
+    paths = sorted((list(_differences(run)) for runs in names.values() for run in runs), key=len, reverse=True)
+    layers = sorted(dict.fromkeys(path for one in paths for path in one), key="logits".__eq__)
     values = [
         value
         for runs in names.values()
@@ -49,6 +50,7 @@ def draw_differences(suite: SuiteRuns) -> Figure | None:
         _agreement(axes[-1], names.values())
         for panel in axes:
             panel.set_yticks(range(len(names)), list(names) if panel is axes[0] else [])
+            panel.tick_params(axis="y", length=0)
             panel.set_ylim(len(names) - 0.4, -0.6)
         handles = [*axes[0].plot([], [], label="mean over units and test images", **MEAN)]
         handles += axes[0].plot([], [], label="largest", **LARGEST)
@@ -89,4 +91,4 @@ def _agreement(axes: Axes, rows: Iterable[list[Run]]) -> None:
         at, side = (mean - 3, "right") if mean > 50 else (mean + 3, "left")
         axes.text(at, row - 0.05, f"{mean:.2f}", ha=side, va="bottom", fontsize=7, color="#333333")
     axes.set_xlim(0, 103)
-    axes.set_title("equal predictions, %")
+    axes.set_title("agreement, %")

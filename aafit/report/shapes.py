@@ -20,8 +20,8 @@ from aafit.report.style import GREY, look, panels
 
 LISTED = 24
 """The weights of an F-Neuron that its layer shares are printed where they are at most so many."""
-BEFORE: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (5, 2)), "linewidth": 1.4}
-AFTER: dict[str, Any] = {"color": "black", "linestyle": "-", "linewidth": 1.8}
+BEFORE: dict[str, Any] = {"color": "#E07B00", "linestyle": (0, (5, 2)), "linewidth": 1.3, "zorder": 4}
+AFTER: dict[str, Any] = {"color": "black", "linestyle": "-", "linewidth": 2.0, "zorder": 3}
 REPLACED: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 1.5)), "linewidth": 1.3}
 Array = NDArray[np.float64]
 
@@ -114,7 +114,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     if isinstance(panel.after, FNeuron) and panel.after.shape == (1,):
         centres = np.linspace(*panel.after.interval, panel.after.pieces + 2)
         knots = panel.after.weight.detach().double().cpu().numpy().reshape(-1)
-        axes.plot(centres, knots, "o", color="black", markersize=3.5, label="knots (weights)", zorder=4)
+        axes.plot(centres, knots, "o", color="black", markersize=3.5, label="knots (weights)", zorder=5)
     axes.set_xlim(left, right)
     if panel.inputs is not None:
         _inputs(axes, *panel.inputs)
@@ -133,10 +133,10 @@ def _curve(axes: Axes, function: nn.Module, x: Array, style: dict[str, Any], lab
     """A curve; for parameters of each channel or neuron the median of their curves, and where 90 % of them lie."""
     values = _values(function, x)
     if np.all(values == values[:, :1]):
-        axes.plot(x, values[:, 0], label=label, zorder=3, **style)
+        axes.plot(x, values[:, 0], label=label, **style)
         return
     low, median, high = np.percentile(values, (5, 50, 95), axis=1)
-    axes.plot(x, median, label=f"{label}: median", zorder=3, **style)
+    axes.plot(x, median, label=f"{label}: median", **style)
     band: dict[str, Any] = {"facecolor": style["color"], "alpha": 0.22, "linewidth": 0, "hatch": hatch}
     axes.fill_between(x, low, high, label=f"{label}: 5 to 95 % of all curves", **band)
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from aafit.files import make_folder, write_atomically
 
@@ -160,6 +161,13 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], height
     axes.add_collection(LineCollection(beyond, colors=colors, linewidths=0.7, linestyles=[(0, (1, 2))]), autolim=False)
     look_like: dict[str, Any] = {"colors": colors, "linewidths": 0.7, "clip_on": False, "transform": axes.transAxes}
     axes.add_collection(LineCollection(leaders, **look_like), autolim=False)
+
+
+def set_epochs(axes: Axes, first: float, last: float) -> None:
+    """An x axis of whole epochs, with room for the markers at both ends."""
+    last = max(last, first + 1)
+    axes.set_xlim(first - 0.015 * (last - first), last + 0.015 * (last - first))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
 
 
 def spread(wanted: Sequence[float], distance: float) -> list[float]:

@@ -3,11 +3,10 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from aafit.report.runs import Run
-from aafit.report.style import GREY, Line, label_ends, line, look, panels, text_width
+from aafit.report.style import GREY, Line, label_ends, line, look, panels, set_epochs, text_width
 
 MANY = 8
 """So many curves are told apart by lines and markers; more of them (an F-Neuron's weights) by their labels alone."""
@@ -55,12 +54,11 @@ def _trajectory(axes: Axes, kind: str, layers: dict[str, Array], epochs: Array, 
     starts = sorted({float(values[0]) for values in layers.values()})
     begins = f"starts at {' or '.join(f'{start:g}' for start in starts)}" if len(starts) < 4 else "starts differ"
     axes.set_title(f"{kind} ({begins})")
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=True)
+    axes.yaxis.set_major_formatter("{x:.3g}")
     if all(np.all(values == values[0]) for values in layers.values()):
         axes.set_ylim(-1, 1)
         axes.set_yticks([0])
         axes.text(0.5, 0.6, "did not move", transform=axes.transAxes, ha="center", color=GREY)
-    axes.set_xlim(float(epochs[0]), max(float(epochs[-1]), float(epochs[0]) + 1))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    set_epochs(axes, float(epochs[0]), float(epochs[-1]))
     axes.set_xlabel("epoch")
     label_ends(axes, ends, height, size=7.5)
