@@ -20,7 +20,9 @@ def base_job(folder, seed=42, **settings):
 
 
 def child_job(parent, name="child", **settings):
-    inherited = {key: getattr(parent.run, key) for key in ("network", "dataset", "train_images", "batch_size", "holdout")}
+    inherited = {
+        key: getattr(parent.run, key) for key in ("network", "dataset", "train_images", "batch_size", "holdout")
+    }
     start = {"parent": parent.run.name, "start_epoch": parent.run.end_epoch, "epochs": 2}
     run = RunConfig.checked({"name": name, **inherited, **LEAF, **start, **settings})
     return parent.model_copy(

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from small_runs import base_job, child_job, read_json, untimed_rows
 
 import aafit
-from aafit.data import load_dataset
 from aafit.batches import evaluation_batches
+from aafit.data import load_dataset
 from aafit.errors import UserError
 from aafit.execute import execute
 from aafit.runfolder import locked
@@ -172,7 +172,10 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_the_run_goes_on_later(tmp_pa
     ("settings", "tuned"),
     [
         ({"cnn": "AHAF as SiLU", "fc": "AHAF as SiLU", "sharing": "neuron", "dspu4": True, "epochs": 1}, None),
-        ({"cnn": "LEAF random", "fc": "F-Neuron ramp", "sharing": "channel", "epochs": 1, "optimizer": "rmsprop"}, None),
+        (
+            {"cnn": "LEAF random", "fc": "F-Neuron ramp", "sharing": "channel", "epochs": 1, "optimizer": "rmsprop"},
+            None,
+        ),
         ({"cnn": "LEAF as SiLU", "fc": "LEAF as SiLU", "train": "activations", "epochs": 1}, 12),
         ({"epochs": 0, "train": "none"}, 0),
         ({"epochs": 1, "precision": "float64"}, None),

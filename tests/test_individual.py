@@ -60,7 +60,8 @@ def runs(tmp_path):
 def test_base_patch_tune_go_on_and_evaluate(call, tmp_path):
     for command in (
         "base --acts all_lus --end_ep 1",
-        "leaf_shared --acts Tanh --act_cnn ReLU --start_ep 1 --end_ep 2 --tune_aaf --p24sl --patch_base --patched_from_af ReLU",
+        "leaf_shared --acts Tanh --act_cnn ReLU --start_ep 1 --end_ep 2 --tune_aaf --p24sl --patch_base "
+        "--patched_from_af ReLU",
         "leaf_shared --acts Tanh --act_cnn ReLU --start_ep 2 --end_ep 3 --tune_aaf --p24sl --patched --tuned",
         "leaf_shared --acts Tanh --act_cnn ReLU --start_ep 3 --end_ep 3 --patched --tuned",
         "fuzzy_ffn --acts Random --start_ep 1 --end_ep 1 --patch_base --patched_from_af SiLU",
@@ -126,8 +127,14 @@ def test_a_base_checkpoint_of_the_authors_is_imported(call, tmp_path, named):
         ("base --start_ep 5 --end_ep 3", "--end_ep 3 lies before --start_ep 5"),
         ("base --tune_aaf", "trains adaptive activations only"),
         ("ahaf --acts ReLU --dspu4 --tune_aaf", "dspu4 = true needs train = 'all'"),
-        ("leaf --acts ReLU --start_ep 7 --end_ep 9 --patch_base", "No finished run trained from its beginning ends at epoch 7"),
-        ("leaf --acts ReLU --start_ep 7 --end_ep 9 --patched", "No finished run with replaced activations ends at epoch 7"),
+        (
+            "leaf --acts ReLU --start_ep 7 --end_ep 9 --patch_base",
+            "No finished run trained from its beginning ends at epoch 7",
+        ),
+        (
+            "leaf --acts ReLU --start_ep 7 --end_ep 9 --patched",
+            "No finished run with replaced activations ends at epoch 7",
+        ),
         ("base --acts ReLU --init-from setup.cfg", "setup.cfg"),
     ],
 )

@@ -109,7 +109,7 @@ def from_settings(settings: Mapping[str, Any]) -> AdaptiveActivation:
         if family == FNeuron.family:
             made: AdaptiveActivation = FNeuron.constant(shape, tuple(settings["interval"]), settings["pieces"])
         else:
-            made = {"AHAF": AHAF, "LEAF": LEAF}[family].random(shape)
+            made = AHAF.like("SiLU", shape) if family == AHAF.family else LEAF.like("SiLU", shape)
     except (KeyError, TypeError) as error:
         raise UserError(f"These are not the settings of an adaptive activation: {settings!r}.") from error
     made.start = start

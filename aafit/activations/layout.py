@@ -41,7 +41,9 @@ class Layout:
 
         It is no view to autograd, which would forbid what comes next to work in place on an output.
         """
-        return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.view(self.sizes).permute(self._inverse))
+        view = x.view(self.sizes).permute(self._inverse)
+        same = torch.empty(0, dtype=x.dtype, device=x.device)
+        return same.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
 
     def read_parameter(self, parameter: Tensor) -> Tensor:
         """A parameter of shape (*shape, *own) as (sets, *own); without `own` so as to broadcast against the array."""

@@ -51,7 +51,7 @@ def _in_blocks(run: Pass, rows: tuple[Tensor, ...], whole: tuple[Any, ...]) -> t
         return run(*rows, *whole)
     blocks = zip(*(x.split(step) for x in rows), strict=True)
     result: Tensor | None = None
-    totals: list[Tensor] = []
+    totals: list[Any] = []
     for at, parts in enumerate(blocks):
         array, *sums = run(*parts, *whole)
         if array is not None:
@@ -81,7 +81,8 @@ class _Compiler:
         # Of whatever kind: where the fault is not the compiler's, the same operations run next and raise it again.
         except Exception as error:
             self.works = False
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            said = (line.strip() for line in str(error).splitlines())
+            reason = next((line for line in said if line and not line.endswith("raised:")), type(error).__name__)
             log.warning("No compiled activations on %s, they run slower: %s", self.device, reason)
             return None
 

@@ -146,8 +146,10 @@ def _values(function: nn.Module, x: Array) -> Array:
     shape = function.shape if isinstance(function, AdaptiveActivation) else (1,)
     parameter = next(function.parameters(), torch.empty(0))
     grid = torch.as_tensor(x, dtype=torch.float64, device=parameter.device).reshape(-1, *[1] * len(shape))
+    # In small parts: for large inputs an activation compiles a loop, which takes longer than all the points.
+    parts = grid.split(max(1, 30_000 // torch.Size(shape).numel()))
     with torch.no_grad():
-        values: Tensor = function(grid.expand(-1, *shape))
+        values = torch.cat([function(part.expand(-1, *shape)) for part in parts])
     return values.reshape(len(x), -1).cpu().numpy()
 
 

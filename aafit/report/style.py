@@ -47,7 +47,7 @@ GREY = "#777777"
 
 @dataclass(frozen=True)
 class Line:
-    """One way to draw a curve. Colours are Okabe and Ito's, for all kinds of colour vision."""
+    """One way to draw a curve. The colours follow Okabe and Ito, for all kinds of colour vision."""
 
     color: str
     linestyle: Any
@@ -62,7 +62,7 @@ LINES = (
     Line("#0072B2", "-", "o"),
     Line("#D55E00", (0, (6, 2)), "s"),
     Line("#009E73", (0, (6, 2, 1, 2)), "^"),
-    Line("#CC79A7", (0, (2, 1.5)), "D"),
+    Line("#B5487F", (0, (2, 1.5)), "D"),
     Line("#8A6D00", (0, (1, 1.2)), "v"),
     Line("#3F94C9", (0, (8, 2, 1, 2, 1, 2)), "P"),
     Line("#444444", (0, (4, 4)), "X"),
