@@ -29,7 +29,7 @@ from aafit.evaluate import evaluate
 from aafit.gradient import SLOWED, make_optimizers, train_epoch
 from aafit.job import Job, is_done
 from aafit.metrics import Logger
-from aafit.precision import choose_device, data_type, set_arithmetic
+from aafit.precision import arithmetic, choose_device, data_type
 from aafit.runfolder import finish, load_progress, locked, loggers, save_progress, shared_values, write_config
 from aafit.start import Start, starting_network
 from aafit.trainable import train_only_activations
@@ -44,13 +44,12 @@ def execute(job: Job) -> None:
         UserError: another process works in the folder; it holds a run with other settings; the data, the parent's
             network or the state to go on from cannot be used.
     """
-    with locked(job.folder):
+    with locked(job.folder), arithmetic(job.run.precision, job.threads):
         if is_done(job):
             log.info("already done: %s", job.folder)
             return
         run = job.run
         device = choose_device(job.device)
-        set_arithmetic(run.precision, job.threads)
         data = load_dataset(run.dataset, job.data_dir, run.holdout, run.train_images).to(device)
         write_config(job, device, data)
 

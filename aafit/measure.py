@@ -13,7 +13,7 @@ from aafit.evaluate import evaluate
 from aafit.execute import choose_trained
 from aafit.gradient import make_optimizers, train_epoch
 from aafit.job import Job
-from aafit.precision import choose_device, data_type, set_arithmetic
+from aafit.precision import arithmetic, choose_device, data_type
 from aafit.runconfig import RunConfig
 from aafit.start import starting_network
 
@@ -27,7 +27,11 @@ def seconds_an_epoch(run: RunConfig, device_name: str = "auto") -> float:
     Beside other processes an epoch takes longer, by what they share of memory and caches.
     """
     device = choose_device(device_name)
-    set_arithmetic(run.precision, threads=1 if device.type == "cpu" else None)
+    with arithmetic(run.precision, threads=1 if device.type == "cpu" else None):
+        return _measured(run, device)
+
+
+def _measured(run: RunConfig, device: torch.device) -> float:
     size = SIZES[run.dataset]
     noise = Dataset(
         run.dataset, _noise(STEPS * run.batch_size, size.in_shape), None, _noise(EVALUATED, size.in_shape), 10, ""

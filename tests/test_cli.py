@@ -156,7 +156,7 @@ def test_what_a_user_can_do_wrong(call, tmp_path, arguments, message):
         ('fc = "F-Neuron as Tanh"\npieces = 0', "pieces"),
         ("epoch = 3", "Did you mean 'epochs'?"),
         ('parent = "bass-relu"', "Did you mean 'base-relu'?"),
-        ('parent = "base-relu"\nnetwork = "KerasNet"', "its parent 'base-relu' has 'LeNet-5'"),
+        ('parent = "base-relu"\ncnn = "LEAF as ReLU"\nnetwork = "KerasNet"', "its parent 'base-relu' has 'LeNet-5'"),
     ],
 )
 def test_mistakes_in_a_suite_file(call, suite_file, line, message):

@@ -165,10 +165,13 @@ def wandb_offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("wandb_offline")
 def test_wandb_offline(tmp_path: Path) -> None:
+    import wandb
+
     logger = WandbLogger(tmp_path, "silu-leaf-seed42", {"optimizer": "rmsprop", "batch_size": 12345})
     logger.write({"epoch": 100, "train_loss": None, "test_accuracy": 0.5})
     logger.write({"epoch": 101, "train_loss": 0.0390625, "test_accuracy": 0.5078125})
     logger.close()
+    wandb.teardown()
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = file.read_bytes()
     for said in (b"silu-leaf-seed42", b"aafit", b"rmsprop", b"12345", b"test_accuracy", b"0.0390625", b"0.5078125"):

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from aafit.errors import UserError
-from aafit.precision import PRECISIONS, autocast, choose_device, data_type, set_arithmetic
+from aafit.precision import PRECISIONS, arithmetic, autocast, choose_device, data_type
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def arithmetic() -> Iterator[None]:
+def own_settings() -> Iterator[None]:
     """The process's settings, put back after the test."""
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     benchmark, threads = torch.backends.cudnn.benchmark, torch.get_num_threads()
@@ -48,24 +48,35 @@ def test_the_table_above_is_complete() -> None:
 
 @pytest.mark.parametrize("start", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.usefixtures("own_settings")
 def test_only_tf32_allows_tf32(precision: str, start: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = start
     torch.backends.cudnn.benchmark = True
-    set_arithmetic(precision)
     allowed = precision == "tf32"
-    assert torch.backends.cuda.matmul.allow_tf32 is allowed
-    assert torch.backends.cudnn.allow_tf32 is allowed
-    assert torch.backends.cudnn.benchmark is False
+    with arithmetic(precision):
+        assert torch.backends.cuda.matmul.allow_tf32 is allowed
+        assert torch.backends.cudnn.allow_tf32 is allowed
+        assert torch.backends.cudnn.benchmark is False
+    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is start
+    assert torch.backends.cudnn.benchmark is True
 
 
-@pytest.mark.usefixtures("arithmetic")
+def test_numbers_too_small_to_matter_are_zero_while_it_computes() -> None:
+    tiny = torch.tensor(1e-40)
+    with pytest.raises(RuntimeError, match="stopped"), arithmetic("float32"):
+        assert (tiny * 1).item() == 0
+        raise RuntimeError("stopped")
+    assert (tiny * 1).item() > 0
+
+
+@pytest.mark.usefixtures("own_settings")
 def test_threads() -> None:
     before = torch.get_num_threads()
-    set_arithmetic("float32")
+    with arithmetic("float32"):
+        assert torch.get_num_threads() == before
+    with arithmetic("float32", threads=before + 1):
+        assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
-    set_arithmetic("float32", threads=before + 1)
-    assert torch.get_num_threads() == before + 1
 
 
 @pytest.mark.parametrize(
@@ -73,10 +84,10 @@ def test_threads() -> None:
 )
 @pytest.mark.parametrize(
     "use",
-    [data_type, set_arithmetic, lambda precision: autocast(precision, CPU)],
-    ids=["data_type", "set_arithmetic", "autocast"],
+    [data_type, lambda precision: arithmetic(precision).__enter__(), lambda precision: autocast(precision, CPU)],
+    ids=["data_type", "arithmetic", "autocast"],
 )
-@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.usefixtures("own_settings")
 def test_an_unknown_precision(use: Callable[[str], object], given: str, meant: str) -> None:
     with pytest.raises(UserError, match=f"Unknown precision '{given}'. Did you mean '{meant}'"):
         use(given)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-import torch
 from torch import Size, Tensor
 
 
@@ -41,9 +40,7 @@ class Layout:
 
         It is no view to autograd, which would forbid what comes next to work in place on an output.
         """
-        view = x.view(self.sizes).permute(self._inverse)
-        same = torch.empty(0, dtype=x.dtype, device=x.device)
-        return same.set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
+        return x.view(self.sizes).permute(self._inverse).data
 
     def read_parameter(self, parameter: Tensor) -> Tensor:
         """A parameter of shape (*shape, *own) as (sets, *own); without `own` so as to broadcast against the array."""
