@@ -173,8 +173,8 @@ def curve_errors(
     """
     device = next(iter(activation.parameters()), torch.empty(0)).device
     shape = activation.shape if isinstance(activation, AdaptiveActivation) else (1,)
-    # Per-neuron parameters: every neuron gets the whole grid, in as many points as fit a few million values.
-    points = max(101, min(CURVE_POINTS, 4_000_000 // max(1, torch.Size(shape).numel())))
+    # Per-neuron parameters: every neuron gets the whole grid, in as many points as keep it quick.
+    points = max(33, min(CURVE_POINTS, 400_000 // max(1, torch.Size(shape).numel())))
     grid = torch.linspace(*interval, points, dtype=torch.float64, device=device)
     small = torch.logspace(-8, 0, points // 10, dtype=torch.float64, device=device) * max(map(abs, interval))
     near = torch.cat([-small, small])
