@@ -107,7 +107,7 @@ def run(
     What is finished is skipped, what was stopped goes on.
     """
     suite = _chosen(load_suite(suite_name), seeds, only, epochs_scale, precision)
-    console = Console()
+    console = _console()
     if dry_run:
         console.print(estimate(suite, runs_dir, jobs, device, fresh, measure=seconds_an_epoch))
         return
@@ -129,6 +129,12 @@ def _chosen(
     if epochs_scale is not None:
         suite = suite.scaled(epochs_scale)
     return suite if precision is None else suite.with_precision(precision)
+
+
+def _console() -> Console:
+    """The terminal as wide as it is; a log wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(120, console.width))
 
 
 def _report(suite_folder: Path, console: Console) -> None:
@@ -196,7 +202,7 @@ def compare(run_folder: Path, other: Path | None, data_dir: Path | None, device:
 @click.argument("suite_folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def report(suite_folder: Path) -> None:
     """Make the tables, figures and report of a suite's folder (such as runs/cpu) again."""
-    _report(suite_folder, Console())
+    _report(suite_folder, _console())
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_a_layer_of_many_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AAFIT_COMPILE", "0")
     # Fewer points for each, but still the bound of the function.
     (error,) = curve_errors(FNeuron.like("Tanh", (16, 16, 16)), torch.tanh, dtypes=[torch.float32])
-    assert 0.019 < error.max < 0.0192
+    assert 0.0189 < error.max < 0.0192
 
 
 def test_a_type_that_cannot_be_computed_in_is_left_out() -> None:
