@@ -34,7 +34,6 @@ class Job(BaseModel):
     threads: int | None = Field(None, ge=1)
     tensorboard: bool = False
     wandb: bool = False
-    fresh: bool = False
 
     @property
     def settings_hash(self) -> str:
