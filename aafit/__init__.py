@@ -4,13 +4,14 @@ Replace the activations of a trained network by adaptive ones, see what that cha
 all else frozen, and look at the shapes they took.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.authors import load_authors_checkpoint
 from aafit.compare import Comparison, CurveError, compare, curve_errors
 from aafit.errors import UserError
 from aafit.evaluate import Evaluation, evaluate
 from aafit.gradient import tune
-from aafit.report import plot_activations
 from aafit.start import load_run
 from aafit.surgery import Swap, replace_activations, restore_activations
 from aafit.trainable import (
@@ -21,6 +22,9 @@ from aafit.trainable import (
     train_only_activations,
 )
 from aafit.version import __version__
+
+if TYPE_CHECKING:
+    from aafit.report import plot_activations
 
 __all__ = [
     "AHAF",
@@ -48,3 +52,12 @@ __all__ = [
     "train_only_activations",
     "tune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # matplotlib takes most of a second to import, in every process of a suite, and most of them draw nothing.
+    if name == "plot_activations":
+        from aafit.report import plot_activations
+
+        return plot_activations
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,14 @@ import torch
 
 from aafit.errors import UserError
 
+ON_CPU = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # glibc gives large arrays back to the system, which clears their pages anew for the next step: a tenth of an epoch.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+}
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -32,8 +40,7 @@ def slots(device: str = "auto", jobs: int | None = None) -> list[Slot]:
     gpus = _gpus(device)
     if gpus:
         return [Slot("cuda", None, {"CUDA_VISIBLE_DEVICES": gpu}) for _ in range(jobs or 1) for gpu in gpus]
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return [Slot("cpu", 1, one_thread)] * (jobs or usable_cores())
+    return [Slot("cpu", 1, ON_CPU)] * (jobs or usable_cores())
 
 
 def usable_cores() -> int:
