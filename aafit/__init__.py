@@ -12,6 +12,19 @@ from aafit.compare import Comparison, CurveError, compare, curve_errors
 from aafit.errors import UserError
 from aafit.evaluate import Evaluation, evaluate
 from aafit.gradient import tune
+from aafit.identification import (
+    CROSS_ENTROPY,
+    SQUARED_ERROR,
+    Audit,
+    Identification,
+    Importance,
+    Loss,
+    audit,
+    identify,
+    importance,
+    loss_with_hessian,
+    smooth_start,
+)
 from aafit.start import load_run
 from aafit.surgery import Swap, replace_activations, restore_activations
 from aafit.trainable import (
@@ -28,27 +41,38 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AHAF",
+    "CROSS_ENTROPY",
     "LEAF",
+    "SQUARED_ERROR",
     "AdaptiveActivation",
+    "Audit",
     "Comparison",
     "CurveError",
     "Evaluation",
     "FNeuron",
+    "Identification",
+    "Importance",
+    "Loss",
     "Swap",
     "UserError",
     "__version__",
     "adaptive_activations",
     "adaptive_parameters",
+    "audit",
     "compare",
     "curve_errors",
     "evaluate",
+    "identify",
+    "importance",
     "load_activations",
     "load_authors_checkpoint",
     "load_run",
+    "loss_with_hessian",
     "plot_activations",
     "replace_activations",
     "restore_activations",
     "save_activations",
+    "smooth_start",
     "train_only_activations",
     "tune",
 ]

@@ -29,6 +29,7 @@ LAYERS = [
     "evaluate",
     "compare",
     "gradient",
+    "identification",
     "runconfig",
     "suite",
     "job",

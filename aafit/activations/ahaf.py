@@ -44,6 +44,7 @@ class AHAF(AdaptiveActivation):
 
     family: ClassVar[str] = "AHAF"
     likes: ClassVar[tuple[str, ...]] = ("ReLU", "SiLU")
+    sharpness_parameters: ClassVar[tuple[str, ...]] = ("gamma",)
 
     def __init__(self, gamma: float | Tensor, beta: float | Tensor, start: str = "custom") -> None:
         super().__init__(start)

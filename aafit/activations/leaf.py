@@ -56,6 +56,7 @@ class LEAF(AdaptiveActivation):
     family: ClassVar[str] = "LEAF"
     likes: ClassVar[tuple[str, ...]] = tuple(STARTS)
     slow_parameters: ClassVar[tuple[str, ...]] = ("p2", "p4")
+    sharpness_parameters: ClassVar[tuple[str, ...]] = ("p3",)
 
     def __init__(
         self,

@@ -1,0 +1,23 @@
+"""Parametric identification: the optimum of a network's adaptive activations from a few Gauss-Newton steps."""
+
+from aafit.identification.audit import Audit, audit
+from aafit.identification.identify import identify
+from aafit.identification.importance import Importance, importance
+from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, loss_with_hessian
+from aafit.identification.result import Identification, State
+from aafit.identification.sharpness import smooth_start
+
+__all__ = [
+    "CROSS_ENTROPY",
+    "SQUARED_ERROR",
+    "Audit",
+    "Identification",
+    "Importance",
+    "Loss",
+    "State",
+    "audit",
+    "identify",
+    "importance",
+    "loss_with_hessian",
+    "smooth_start",
+]

@@ -1,0 +1,295 @@
+"""Can the adaptive parameters move at all? Their gradients, their curvature, and what rounding leaves of a step.
+
+Axes in names: B image, P element of all parameters.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from textwrap import wrap
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aafit.activations import AdaptiveActivation, FNeuron
+from aafit.activations.interpolation import interpolate
+from aafit.errors import UserError
+from aafit.evaluate import Batches, evaluation_mode, own_modes
+from aafit.identification.coordinates import Coordinates
+from aafit.identification.losses import CROSS_ENTROPY
+from aafit.identification.movement import STUCK, Elements, Setting, examined, step_settings, type_name, verdict
+from aafit.identification.problem import Images, Problem
+from aafit.identification.tables import fit_for_json, listed, ranges, table
+from aafit.precision import autocast
+from aafit.trainable import adaptive_activations
+
+EXACT_OUTPUTS = 2_000
+WIDTH = 124
+SMALLER_TYPES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One parameter. Where it has several elements, `gradient` and `curvature` are medians of the absolute values.
+
+    Attributes:
+        value: (smallest, largest).
+        smallest_gradient: In absolute value.
+        step: Of the optimizer, the largest among the elements.
+        spacing: Of the parameter's dtype at its value, away from 0; the median.
+        stuck: Share of the elements that do not move.
+        too_large_for: Smaller dtypes that cannot hold the value.
+        outside: Share of an F-Neuron's inputs outside its interval.
+        unreached: Elements, in flat order, of an F-Neuron that the layer shares to which no input gives any membership.
+    """
+
+    name: str
+    dtype: str
+    elements: int
+    value: tuple[float, float]
+    gradient: float
+    smallest_gradient: float
+    curvature: float
+    smallest_curvature: float
+    step: float
+    spacing: float
+    stuck: float
+    too_large_for: tuple[str, ...]
+    outside: float | None
+    interval: tuple[float, float] | None
+    unreached: tuple[int, ...]
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `audit` found: prints as a table. `elements` has the tensors behind each row, by its name."""
+
+    rows: tuple[AuditRow, ...]
+    loss: float
+    images: int
+    optimizer: str
+    elements: Mapping[str, Elements] = field(repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fit for JSON; what is not finite becomes None."""
+        rows = [asdict(row) for row in self.rows]
+        found = {"images": self.images, "loss": self.loss, "optimizer": self.optimizer, "rows": rows}
+        return fit_for_json(found)
+
+    def __str__(self) -> str:
+        lines = [_table(self.rows)]
+        if any(row.elements > 1 for row in self.rows):
+            lines.append("Of several: values from the smallest to the largest; smallest / median size of the others.")
+        for row in self.rows:
+            if row.outside is not None and row.interval is not None:
+                layer = row.name.rpartition(".")[0] or "the network"
+                text = (
+                    f"{layer}: {row.outside:.2%} of the inputs are outside [{row.interval[0]:g}, {row.interval[1]:g}]"
+                )
+                reached = f"; none reaches the weights {ranges(row.unreached)}" if row.unreached else ""
+                lines.append(f"{text}{reached}")
+        for dtype in SMALLER_TYPES:
+            named = [row.name for row in self.rows if type_name(dtype) in row.too_large_for]
+            if named:
+                lines.append(f"Too large for {type_name(dtype)} (at most {torch.finfo(dtype).max:g}): {listed(named)}")
+        lines.append(f"{self.images} images, loss {self.loss:.4f}; steps of {self.optimizer}")
+        return "\n".join(lines)
+
+
+def audit(
+    net: nn.Module,
+    batches: Batches,
+    *,
+    optimizer: str = "adam",
+    lr: float | None = None,
+    p24sl: bool = False,
+    images: int = 512,
+    precision: str = "float32",
+) -> Audit:
+    """Which adaptive parameters of `net` gradient steps can move, on the first `images` of `batches`.
+
+    Gradient and curvature are of the mean cross-entropy, in evaluation mode, by the parameter itself. The curvature is
+    the diagonal of the Gauss-Newton matrix; where outputs and images are many it is estimated from one label per image
+    drawn from the network's own probabilities, right on average. `net` is left as it was.
+
+    The step is the first one of `aafit.tune`'s optimizers, from a gradient g: lr |g| / (|g| + eps) of Adam, and
+    lr |g| / (sqrt(1 - alpha) |g| + eps) of RMSprop, which no later step of a steady gradient exceeds. For g stands the
+    typical gradient of a minibatch of 128, sqrt(g^2 + var / 128) with the variance over the images. Each parameter
+    has the lr of its group, so p24sl's slow ones have theirs. What happens to an element is asked in this order:
+
+    - It rounds away: even the step without eps, however large its gradient, is none in its dtype.
+    - No input reaches it: the membership of an F-Neuron's weight is 0 for all inputs.
+    - No gradient: a change by m = max(|value|, 1) would change the loss by less than 1e-6, to first and second order.
+    - It hardly moves: eps takes away more than half of the step; or g exceeds twice its standard error, and it takes
+      more than 10,000 steps to the optimum along this parameter alone, |g| / curvature away, or to a change by m.
+    - It moves.
+
+    Raises:
+        UserError: no adaptive activation, no images, images that are not finite, or an unknown optimizer or precision.
+    """
+    activations = adaptive_activations(net)
+    if not activations:
+        raise UserError("The network has no adaptive activation to audit: put some in with replace_activations first.")
+    groups = step_settings(activations, optimizer, lr, p24sl)
+    data = first_images(batches, images, "audit")
+    names = {
+        parameter: f"{path}.{own}" if path else own
+        for path, activation in activations.items()
+        for own, parameter in activation.named_parameters(recurse=False)
+    }
+    # A row of every parameter's gradient for each image is kept, in float64.
+    size = max(1, min(64, 8_000_000 // sum(parameter.numel() for parameter in names)))
+    looks = {path: _Look(activation) for path, activation in activations.items()}
+    outputs_NK = _watched_outputs(net, data, looks, size, precision)
+    finite = bool(outputs_NK.isfinite().all()) and all(bool(parameter.isfinite().all()) for parameter in names)
+    called = [activation for path, activation in activations.items() if looks[path].inputs]
+    measured = {}
+    if finite and called:
+        measured = _measured(net, called, data, size, precision, exact=outputs_NK.numel() <= EXACT_OUTPUTS)
+    rows, elements = [], {}
+    for path, activation in activations.items():
+        for own, parameter in activation.named_parameters(recurse=False):
+            name, look = names[parameter], looks[path]
+            sums = measured.get(parameter)
+            setting = Setting(optimizer, groups[path, own], len(data), finite, bool(look.inputs))
+            elements[name] = examined(parameter, sums, look.membership, setting)
+            rows.append(_row(name, elements[name], look, parameter.dtype, optimizer))
+    loss = CROSS_ENTROPY.value(outputs_NK.double(), data.targets).mean().item()
+    rates = sorted({float(group["lr"]) for group in groups.values()}, reverse=True)
+    steps = f"{optimizer} at {rates[0]:g}" + (f", p24sl {rates[1]:g}" if len(rates) > 1 else "")
+    return Audit(tuple(rows), loss, len(data), steps, elements)
+
+
+def first_images(batches: Batches, images: int, what: str) -> Images:
+    """The first `images` of batches of (images, labels), as one.
+
+    Raises:
+        UserError: there are none, or they are not finite.
+    """
+    if isinstance(images, bool) or not isinstance(images, int) or images < 1:
+        raise UserError(f"The number of images must be 1 or more; got {images!r}.")
+    parts: list[tuple[Tensor, Tensor]] = []
+    missing = images
+    for x_B, y_B in batches:
+        parts.append((x_B[:missing], y_B[:missing]))
+        missing -= len(parts[-1][1])
+        if missing <= 0:
+            break
+    if missing == images:
+        raise UserError(f"There is nothing to {what} on: the batches hold no image.")
+    data = Images((torch.cat([x for x, _ in parts]),), torch.cat([y for _, y in parts]))
+    if not data.inputs[0].isfinite().all():
+        raise UserError("The images hold values that are not finite (NaN or infinity).")
+    return data
+
+
+class _Look:
+    """What one activation receives: how much, and where it is an F-Neuron, how much of it where."""
+
+    def __init__(self, activation: AdaptiveActivation) -> None:
+        self.inputs, self.outside = 0, 0
+        self.interval = activation.interval if isinstance(activation, FNeuron) else None
+        self.membership: Tensor | None = None
+
+    def __call__(self, activation: nn.Module, args: tuple[Tensor, ...]) -> None:
+        u = args[0].detach()
+        self.inputs += u.numel()
+        if not isinstance(activation, FNeuron):
+            return
+        left, right = activation.interval
+        self.outside += int(((u < left) | (u > right)).sum())
+        with torch.enable_grad():
+            # The output is linear in the weights: its derivative is the sum of the inputs' memberships.
+            weight = activation.weight.detach().clone().requires_grad_()
+            (membership,) = torch.autograd.grad(interpolate(u, weight, left, right).sum(), weight)
+        before = self.membership
+        self.membership = membership.double().cpu() + (0 if before is None else before)
+
+
+def _watched_outputs(net: nn.Module, data: Images, looks: Mapping[str, _Look], size: int, precision: str) -> Tensor:
+    handles = [net.get_submodule(path).register_forward_pre_hook(look) for path, look in looks.items()]
+    outputs = []
+    try:
+        with evaluation_mode(net):
+            for batch in data.batches(size):
+                with autocast(precision, batch.targets.device):
+                    outputs.append(net(*batch.inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.cat(outputs)
+
+
+def _measured(
+    net: nn.Module, called: Sequence[AdaptiveActivation], data: Images, size: int, precision: str, exact: bool
+) -> dict[nn.Parameter, Tensor]:
+    """For each parameter its images' gradients, their squares and the squares of the curvature's columns, (3, ...)."""
+    coordinates = Coordinates(nn.ModuleList(called))
+    problem = Problem(net, coordinates, CROSS_ENTROPY, size, precision)
+    sums_3P = torch.zeros(3, len(coordinates), dtype=torch.float64)
+    vector_P, generator = coordinates.read(), torch.Generator().manual_seed(0)
+    with own_modes(net):
+        net.eval()
+        for batch in data.batches(size):
+            _, gradients_BP, factors = problem.rows(vector_P, batch, None if exact else 1, generator)
+            sums_3P[0] += gradients_BP.sum(0)
+            sums_3P[1] += gradients_BP.square().sum(0)
+            for rows_BP in factors:
+                sums_3P[2] += rows_BP.square().sum(0)
+    parameters = list(coordinates.parameters.values())
+    pieces = sums_3P.split([parameter.numel() for parameter in parameters], dim=1)
+    return {p: piece.reshape(3, *p.shape) for p, piece in zip(parameters, pieces, strict=True)}
+
+
+def _row(name: str, found: Elements, look: _Look, dtype: torch.dtype, optimizer: str) -> AuditRow:
+    value, gradient = found.value, found.gradient
+    several = value.numel() > 1
+    shared = look.membership is not None and look.membership.shape[:-1].numel() == 1
+    unreached = look.membership.flatten() == 0 if look.membership is not None and shared else torch.zeros(0)
+    return AuditRow(
+        name=name,
+        dtype=type_name(dtype),
+        elements=value.numel(),
+        value=(value.min().item(), value.max().item()),
+        gradient=gradient.abs().median().item() if several else gradient.item(),
+        smallest_gradient=gradient.abs().min().item(),
+        curvature=found.curvature.median().item(),
+        smallest_curvature=found.curvature.min().item(),
+        step=found.step.max().item(),
+        spacing=found.spacing.median().item(),
+        stuck=sum(state in STUCK for state in found.states) / value.numel(),
+        too_large_for=tuple(type_name(t) for t in SMALLER_TYPES if (value.isfinite() & value.to(t).isinf()).any()),
+        outside=look.outside / look.inputs if look.interval and look.inputs else None,
+        interval=look.interval,
+        unreached=tuple(unreached.nonzero().flatten().tolist()),
+        verdict=verdict(found, dtype, optimizer),
+    )
+
+
+def _table(rows: Sequence[AuditRow]) -> str:
+    """With verdicts that go on in lines of their own where they do not fit."""
+    header = "parameter", "value", "gradient", "curvature"
+    cells = [_cells(row) for row in rows]
+    left = sum(max(map(len, column)) + 2 for column in zip(header, *cells, strict=True))
+    lines = []
+    for row, own in zip(rows, cells, strict=True):
+        verdicts = [line for part in row.verdict.split("; ") for line in wrap(part, max(40, WIDTH - left))]
+        lines += [(*(own if number == 0 else [""] * 4), verdict) for number, verdict in enumerate(verdicts)]
+    return table((*header, "verdict"), lines)
+
+
+def _cells(row: AuditRow) -> tuple[str, str, str, str]:
+    if row.elements == 1:
+        return row.name, _number(row.value[0]), f"{row.gradient:.2g}", f"{row.curvature:.2g}"
+    low, high = map(_number, row.value)
+    return (
+        f"{row.name} x{row.elements}",
+        low if low == high else f"{low} to {high}",
+        f"{row.smallest_gradient:.2g} / {row.gradient:.2g}",
+        f"{row.smallest_curvature:.2g} / {row.curvature:.2g}",
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.6g}"

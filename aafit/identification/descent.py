@@ -1,0 +1,156 @@
+"""The joint phase: damped Gauss-Newton steps of all parameters, each checked on the sample and on held-out images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aafit.identification.collapse import collapsed, variation
+from aafit.identification.damped import conjugate_gradient_step, dense_step, scales
+from aafit.identification.losses import CROSS_ENTROPY
+from aafit.identification.problem import Images, Problem
+
+DENSE = 2000
+"""Parameters up to which the curvature is a matrix."""
+
+TRIES = 6  # dampings, each four times the last
+LONGEST_STEP = 2.0  # of a sharpness, in its own coordinate
+WORTHWHILE = 0.2  # of the sample's noise: what a step must promise
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of looking for a step.
+
+    Attributes:
+        vector_P: Where to go on from: a better place, or the old one where none was found.
+        moved: Whether it is a better one.
+        noise: What refitting on other images would change the loss by: less is not worth a step.
+        collapsed: Whether a place was refused because the outputs no longer depended on the images there.
+    """
+
+    vector_P: Tensor
+    moved: bool
+    loss: float
+    heldout_loss: float
+    damping: float
+    predicted: float
+    gained: float
+    noise: float
+    collapsed: bool
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How steps are looked for.
+
+    Attributes:
+        problem: The network and its loss.
+        heldout: Images that no step may do worse on.
+        columns: Of the curvature, see `Problem.quadratic`.
+        ridge: Weight of the squared distance from the start, in coordinates, added to the loss.
+        start_P: Where that is measured from.
+        variation: That of the outputs which a step must not lose, see `collapse`.
+    """
+
+    problem: Problem
+    heldout: Images
+    columns: int | None
+    ridge: float
+    start_P: Tensor
+    variation: float
+
+    def step(self, vector_P: Tensor, sample: Images, damping: float, heldout_loss: float, seed: int) -> Outcome:
+        """Look for a better place from `vector_P`, on a sample of the images."""
+        dense = len(vector_P) <= DENSE
+        make = self._dense if dense else self._matrix_free
+        loss, gradient_P, step_of, curved, noise = make(vector_P, sample, seed)
+        lost, predicted, gained = False, 0.0, 0.0
+        for _ in range(TRIES):
+            step_P = self._shortened(step_of(damping))
+            predicted = -(gradient_P @ step_P + curved(step_P) / 2).item()
+            if not predicted > WORTHWHILE * noise:
+                break
+            trial_P = vector_P + step_P
+            trial_loss, trial_variation = self._looked_at(trial_P, sample)
+            trial_loss += self._penalty(trial_P)
+            gained = loss - trial_loss
+            lost = lost or collapsed(trial_variation, self.variation)
+            # NaN fails every comparison, and so is never kept.
+            if gained > 0.01 * predicted and not collapsed(trial_variation, self.variation):
+                trial_heldout, _ = self._looked_at(trial_P, self.heldout)
+                if trial_heldout <= heldout_loss:
+                    ratio = gained / predicted
+                    easier = max(1 / 3, 1 - (2 * ratio - 1) ** 3)
+                    return Outcome(
+                        trial_P, True, trial_loss, trial_heldout, damping * easier, predicted, gained, noise, lost
+                    )
+            damping *= 4
+        return Outcome(vector_P, False, loss, heldout_loss, damping, predicted, gained, noise, lost)
+
+    def _dense(self, vector_P: Tensor, sample: Images, seed: int) -> "_Model":
+        model = self.problem.quadratic(vector_P, sample, self.columns, seed)
+        gradient_P = model.gradient_P + self.ridge * (vector_P - self.start_P)
+        curvature_PP = model.curvature_PP + self.ridge * torch.eye(len(vector_P), dtype=torch.float64)
+        root_P = scales(curvature_PP.diagonal()).sqrt()
+        outer_PP = root_P[:, None] * root_P
+        # The expected gain of fitting the images' noise: tr(C^-1 S) / 2n, over the directions that have curvature.
+        inverse_PP = torch.linalg.pinv(curvature_PP / outer_PP, rtol=1e-9, hermitian=True)
+        noise = (inverse_PP * (model.scatter_PP / outer_PP)).sum().item() / (2 * len(sample))
+        return (
+            model.loss + self._penalty(vector_P),
+            gradient_P,
+            lambda damping: dense_step(gradient_P, curvature_PP + self._held(noise).diag(), damping),
+            lambda step_P: step_P @ curvature_PP @ step_P,
+            noise,
+        )
+
+    def _matrix_free(self, vector_P: Tensor, sample: Images, seed: int) -> "_Model":
+        loss, gradient_P = self.problem.gradient(vector_P, sample)
+        gradient_P = gradient_P + self.ridge * (vector_P - self.start_P)
+        diagonal_P = self.problem.diagonal(vector_P, sample, seed) + self.ridge
+
+        def product(direction_P: Tensor) -> Tensor:
+            return self.problem.product(vector_P, sample, direction_P) + self.ridge * direction_P
+
+        # As many parameters as this fit the noise of any sample: only the held-out images say when to stop.
+        noise = 1e-4 * abs(loss)
+        held_P = self._held(noise)
+
+        def step_of(damping: float) -> Tensor:
+            return conjugate_gradient_step(
+                gradient_P, lambda d_P: product(d_P) + held_P * d_P, diagonal_P + held_P, damping
+            )
+
+        return loss + self._penalty(vector_P), gradient_P, step_of, lambda step_P: step_P @ product(step_P), noise
+
+    def _held(self, noise: float) -> Tensor:
+        """Curvature that keeps a sharpness from a long way for a gain below the noise: a flat direction has no end."""
+        return self.problem.coordinates.sharp_P * (2 * noise)
+
+    def _shortened(self, step_P: Tensor) -> Tensor:
+        longest = step_P[self.problem.coordinates.sharp_P].abs().max().item() if self._has_sharpness else 0.0
+        return step_P * (LONGEST_STEP / max(longest, LONGEST_STEP))
+
+    @property
+    def _has_sharpness(self) -> bool:
+        return bool(self.problem.coordinates.sharp_P.any())
+
+    def _penalty(self, vector_P: Tensor) -> float:
+        return self.ridge * (vector_P - self.start_P).square().sum().item() / 2
+
+    def _looked_at(self, vector_P: Tensor, images: Images) -> tuple[float, float]:
+        """The mean loss, and how much the outputs depend on the images."""
+        return looked_at(self.problem, vector_P, images)
+
+
+_Model = tuple[float, Tensor, Callable[[float], Tensor], Callable[[Tensor], Tensor], float]
+"""Loss, gradient, the step of a damping, the curvature along a step, noise."""
+
+
+def looked_at(problem: Problem, vector_P: Tensor, images: Images) -> tuple[float, float]:
+    """The mean loss at a vector, and how much the outputs depend on the images."""
+    outputs_NK = problem.outputs(vector_P, images)
+    loss = problem.losses(outputs_NK, images.targets).mean().item()
+    return loss, variation(outputs_NK, problem.loss is CROSS_ENTROPY)

@@ -1,0 +1,206 @@
+"""How well the images determine the identified parameters: standard errors from the curvature.
+
+Axes in names: P coordinate, Z direction without curvature.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aafit.errors import UserError
+from aafit.identification.coordinates import Coordinates
+from aafit.identification.problem import Quadratic
+from aafit.identification.tables import fit_for_json, table
+
+# Of the largest eigenvalue of the curvature scaled to a diagonal of ones: float32 gradients are good to about 1e-7.
+NO_CURVATURE = 1e-7
+TAKES_PART = 1e-6
+ALIKE = 0.95
+# Of a sharpness in its coordinate: beyond a factor of 1,000 there is nothing to tell.
+MOST_SPREAD = 6.9
+
+
+@dataclass(frozen=True)
+class UncertaintyRow:
+    """One parameter: its value, its standard error, and the one that would hold were the network the true model.
+
+    Both are infinite, and `determined` is False, where the images do not determine it. `factor` is exp(error of t) of a
+    sharpness, which is known to that factor where it is large; 1 of all others.
+    """
+
+    name: str
+    value: float
+    error: float
+    model_error: float
+    determined: bool
+    factor: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two parameters that cannot be told apart, with the correlation of their estimates."""
+
+    first: str
+    second: str
+    correlation: float
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Standard errors of the parameters and the pairs that cannot be told apart; prints as a table.
+
+    `covariance_PP` is the sandwich covariance of the determined parameters, with NaN for all others.
+    """
+
+    rows: tuple[UncertaintyRow, ...]
+    pairs: tuple[Pair, ...]
+    images: int
+    covariance_PP: Tensor
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fit for JSON, without the covariance; what is infinite becomes None."""
+        return fit_for_json(
+            {
+                "images": self.images,
+                "rows": [asdict(row) for row in self.rows],
+                "pairs": [asdict(pair) for pair in self.pairs],
+            }
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            table(
+                ("parameter", "value", "standard error", "if the model were true", ""), [_cells(r) for r in self.rows]
+            )
+        ]
+        if self.pairs:
+            lines.append("Cannot be told apart (correlation of their estimates):")
+            lines += [f"  {pair.correlation:+.3f}  {pair.first} and {pair.second}" for pair in self.pairs]
+        else:
+            lines.append(f"No two estimates are correlated by more than {ALIKE}.")
+        lines.append(f"from {self.images} images")
+        return "\n".join(lines)
+
+
+def uncertainty(
+    quadratic: Quadratic, coordinates: Coordinates, vector_P: Tensor, ridge_P: Tensor | None = None
+) -> Uncertainty:
+    """Standard errors of the parameters at a minimum t of the mean loss over n images, and what cannot be told apart.
+
+    With H the curvature (and the ridge), and S the covariance of the images' own gradients g_i,
+
+        cov(t) = H^-1 S H^-1 / n,        S = mean of g_i g_i^T - g g^T,        g = mean of g_i,
+
+    the sandwich (Huber 1967; White 1982, https://doi.org/10.2307/1912526): it holds at a minimum of any loss, whatever
+    drew the labels. The network, most of it frozen, is not the true model of the labels, so that S is not H, and the
+    usual H^-1 / n, given beside it, is not the covariance of the estimates; for losses other than cross-entropy that
+    is not even in the right units. The mean gradient is taken out of S since with a ridge, or shortly before the
+    minimum, it is not 0. From t to the parameters p by their slopes: cov(p) = D cov(t) D with D = diag(dp/dt) (the
+    delta method). For a sharpness that needs an error in t well below 1; above 1 the table gives its factor, and beyond
+    a factor of 1,000 it is not determined. Both are for n much larger than P, and for the
+    images' share of the error alone: they say nothing of the frozen weights.
+
+    Directions without curvature are looked for in H scaled to a diagonal of ones: its eigenvalues below 1e-7 of the
+    largest are none. A parameter that takes part in such a direction is not determined: its error is infinite. The
+    correlations between such parameters are those along the directions without curvature.
+
+    Args:
+        quadratic: at `vector_P`.
+        coordinates: of the parameters.
+        vector_P: the identified vector.
+        ridge_P: the second derivative of a ridge by each coordinate, where the loss had one.
+
+    Raises:
+        UserError: shapes that do not fit one another, fewer than two images, a negative ridge or values not finite.
+    """
+    P, n = len(coordinates), quadratic.images
+    ridge_P = torch.zeros(P, dtype=torch.float64) if ridge_P is None else ridge_P.double()
+    _check(quadratic, P, vector_P, ridge_P)
+    curvature_PP = quadratic.curvature_PP + ridge_P.diag()
+    scatter_PP = quadratic.scatter_PP - torch.outer(quadratic.gradient_P, quadratic.gradient_P)
+    inverse_PP, flat_PZ = scaled_inverse(curvature_PP)
+    part_P = flat_PZ.square().sum(1)
+    curved_P = part_P < TAKES_PART
+    covariance_PP = inverse_PP @ scatter_PP @ inverse_PP / n
+    slopes_P, values_P = coordinates.slopes(vector_P), coordinates.values(vector_P)
+    spread_P, model_spread_P = (matrix_PP.diag().clamp(min=0).sqrt() for matrix_PP in (covariance_PP, inverse_PP / n))
+    determined_P = curved_P & ~(coordinates.sharp_P & (spread_P > MOST_SPREAD))
+    errors_P, model_errors_P = (
+        torch.where(determined_P, slopes_P * each_P, torch.inf) for each_P in (spread_P, model_spread_P)
+    )
+    factors_P = torch.where(determined_P & coordinates.sharp_P, spread_P.exp(), 1.0)
+    rows = zip(
+        coordinates.names,
+        values_P.tolist(),
+        errors_P.tolist(),
+        model_errors_P.tolist(),
+        determined_P.tolist(),
+        factors_P.tolist(),
+        strict=True,
+    )
+    both_PP = torch.outer(determined_P, determined_P)
+    correlation_PP = torch.where(
+        torch.outer(curved_P, curved_P),
+        _correlation(covariance_PP),
+        torch.where(torch.outer(~curved_P, ~curved_P), _correlation(flat_PZ @ flat_PZ.T), 0),
+    )
+    pairs = [
+        Pair(coordinates.names[i], coordinates.names[j], correlation_PP[i, j].item())
+        for i, j in (correlation_PP.abs() > ALIKE).triu(1).nonzero().tolist()
+    ]
+    return Uncertainty(
+        rows=tuple(UncertaintyRow(*row) for row in rows),
+        pairs=tuple(sorted(pairs, key=lambda pair: -abs(pair.correlation))),
+        images=n,
+        covariance_PP=torch.where(both_PP, covariance_PP * torch.outer(slopes_P, slopes_P), torch.nan),
+    )
+
+
+def scaled_inverse(matrix_PP: Tensor, threshold: float = NO_CURVATURE) -> tuple[Tensor, Tensor]:
+    """The inverse of a positive semidefinite matrix where it has one, and the directions (P, Z) where it has none.
+
+    The matrix is scaled to a diagonal of ones, so that the units of its coordinates do not matter. Orthonormal in that
+    scale are the directions whose eigenvalue is at most `threshold` of the largest; a coordinate without a diagonal is
+    one of them.
+    """
+    diagonal_P = matrix_PP.diag()
+    none_P = diagonal_P <= 0
+    scale_P = torch.where(none_P, 0, diagonal_P.clamp(min=torch.finfo(torch.float64).tiny).rsqrt())
+    scaled_PP = matrix_PP * scale_P.unsqueeze(1) * scale_P
+    values_P, vectors_PP = torch.linalg.eigh((scaled_PP + scaled_PP.T) / 2)
+    flat_P = values_P <= threshold * values_P.max().clamp(min=torch.finfo(torch.float64).tiny)
+    kept_PK = vectors_PP[:, ~flat_P]
+    inverse_PP = (kept_PK / values_P[~flat_P]) @ kept_PK.T * scale_P.unsqueeze(1) * scale_P
+    return inverse_PP, vectors_PP[:, flat_P]
+
+
+def _correlation(covariance_PP: Tensor) -> Tensor:
+    deviations_P = covariance_PP.diag().clamp(min=0).sqrt()
+    products_PP = torch.outer(deviations_P, deviations_P)
+    return torch.where(products_PP > 0, covariance_PP / products_PP, 0)
+
+
+def _check(quadratic: Quadratic, P: int, vector_P: Tensor, ridge_P: Tensor) -> None:
+    shapes = {tuple(x.shape) for x in (vector_P, ridge_P, quadratic.gradient_P)}
+    if shapes != {(P,)} or quadratic.curvature_PP.shape != (P, P):
+        raise UserError(
+            f"The network has {P} adaptive parameters, but the vector is of shape {tuple(vector_P.shape)}, the ridge "
+            f"{tuple(ridge_P.shape)} and the curvature {tuple(quadratic.curvature_PP.shape)}."
+        )
+    if quadratic.images < 2:
+        raise UserError(f"Standard errors need at least 2 images; got {quadratic.images}.")
+    if not (ridge_P >= 0).all():
+        raise UserError("The ridge must be 0 or more for every coordinate.")
+    parts = (vector_P, ridge_P, quadratic.gradient_P, quadratic.curvature_PP, quadratic.scatter_PP)
+    if not all(bool(part.isfinite().all()) for part in parts):
+        raise UserError("The vector, the ridge, the gradient and the curvature must be finite.")
+
+
+def _cells(row: UncertaintyRow) -> tuple[str, ...]:
+    if not row.determined:
+        return row.name, f"{row.value:.6g}", "-", "-", "not determined by these images"
+    note = f"known to a factor of {row.factor:.2g}" if row.factor > math.e else ""
+    return row.name, f"{row.value:.6g}", f"{row.error:.2g}", f"{row.model_error:.2g}", note
