@@ -70,7 +70,8 @@ def prepare(
     targets = y_N if base is None else _outputs(base, x_N, batch_size, precision)[0]
     if base is not None and probabilities:
         targets = targets.softmax(1)
-    inputs, rest = (x_N,), net
+    inputs: tuple[Tensor, ...] = (x_N,)
+    rest = net
     prefix, behind = split_network(net, (x_N[:2],))
     if prefix is not None:
         bytes_each = sum(x[0].numel() * x.element_size() for x in _outputs(prefix, x_N[:1], 1, precision))

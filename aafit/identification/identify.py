@@ -59,9 +59,10 @@ def identify(
     """Identify the adaptive activations of `net`, in place, from a few thousand images, in a few steps.
 
     Minimises the mean loss over the images by its adaptive parameters alone, in evaluation mode, by Gauss-Newton with
-    Levenberg-Marquardt damping: with J the Jacobian of the outputs and H the Hessian of the loss by the outputs, a step d
-    solves (J^T H J + damping diag(J^T H J)) d = -gradient. Take images that the network was not trained on, or augmented
-    ones: it has memorised the others. The result depends on the arguments alone, and on nothing drawn elsewhere.
+    Levenberg-Marquardt damping: with J the Jacobian of the outputs and H the Hessian of the loss by the outputs, a step
+    d solves (J^T H J + damping diag(J^T H J)) d = -gradient. Take images that the network was not trained on, or
+    augmented ones: it has memorised the others. The result depends on the arguments alone, and on nothing drawn
+    elsewhere.
 
     Args:
         net: a network with adaptive activations, whose first dimension is the images.
@@ -242,9 +243,10 @@ class _Run:
         messages = state.messages
         if outcome.collapsed:
             messages = (*messages, "joint: refused a step whose outputs hardly depended on the images any more")
+        whole = images == len(self.parts.fitted)
         if not outcome.moved:
             state = replace(state, messages=messages, images=larger, damping=FIRST_DAMPING)
-            return self._best(state) if images == len(self.parts.fitted) else state
+            return self._best(state) if whole else state
         step = Step(
             len(state.steps),
             "joint",
@@ -255,7 +257,7 @@ class _Run:
             outcome.predicted,
             outcome.gained,
         )
-        return replace(
+        state = replace(
             state,
             vector_P=outcome.vector_P,
             damping=outcome.damping,
@@ -264,19 +266,16 @@ class _Run:
             vectors=(*state.vectors, outcome.vector_P),
             messages=messages,
         )
+        # Steps converge quadratically: after one that was worth less than the noise the next is worth nothing.
+        return self._best(state) if whole and outcome.predicted < outcome.noise else state
 
     def _best(self, state: State, *messages: str) -> State:
         """The end: where it is, or where it began if that does better on the images held out."""
         state = replace(state, phase="done", messages=(*state.messages, *messages))
         if state.steps[-1].heldout_loss <= state.steps[0].heldout_loss:
             return state
-        return self._moved(
-            state,
-            "start",
-            state.start_P,
-            state.steps[0].images,
-            "nothing did better on the held-out images: back to the start",
-        )
+        message = "nothing did better on the held-out images: back to the start"
+        return self._moved(state, "start", state.start_P, state.steps[0].images, message)
 
     def _moved(self, state: State, phase: str, vector_P: Tensor, images: int, message: str) -> State:
         loss, _ = looked_at(self.problem, vector_P, self.parts.fitted.part(0, images))

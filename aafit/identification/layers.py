@@ -33,7 +33,7 @@ PRIOR = 10.0  # elements' worth of staying near what all sets share
 
 @dataclass(frozen=True)
 class Matched:
-    """How well one layer was matched: root of the mean squared error over the standard deviation of the base's output."""
+    """How well a layer was matched: root of the mean squared error over the standard deviation of the base's output."""
 
     path: str
     before: float

@@ -1,4 +1,4 @@
-"""Losses with the curvature that Gauss-Newton needs: their Hessian by the network's outputs, as a product of factors."""
+"""Losses with the curvature that Gauss-Newton needs: the Hessian by the network's outputs, as a product of factors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -22,8 +22,8 @@ def split_network(net: nn.Module, sample: tuple[Tensor, ...]) -> tuple[nn.Module
     """The frozen prefix of `net` and the rest: rest(*prefix(*inputs)) is net(*inputs), in the mode that `net` is in.
 
     Both share the modules and parameters of `net`. The prefix gives a tuple of tensors with an image in each row. It is
-    None, and the rest is `net` itself, where nothing can be computed beforehand: where the program of the network cannot
-    be followed (torch.fx), or something other than rows of images goes from one part to the other.
+    None, and the rest is `net` itself, where nothing can be computed beforehand: where the program of the network
+    cannot be followed (torch.fx), or something other than rows of images goes from one part to the other.
 
     Args:
         net: a network with adaptive activations.

@@ -43,8 +43,8 @@ class Quadratic:
     Attributes:
         loss: Mean over the images.
         gradient_P: By the coordinates.
-        curvature_PP: Generalised Gauss-Newton: the mean of J^T H J, with J the Jacobian of the outputs and H the Hessian
-            of the loss by the outputs.
+        curvature_PP: Generalised Gauss-Newton: the mean of J^T H J, with J the Jacobian of the outputs and H the
+            Hessian of the loss by the outputs.
         scatter_PP: Mean of the outer products of the images' own gradients.
         images: How many.
     """
@@ -198,7 +198,7 @@ class Problem:
         return loss.item(), gradient_BK
 
     def _own_parameters(self, tensors: dict[str, Tensor], batch: Images) -> dict[str, Tensor]:
-        """The parameters repeated for each image, of shape (B, ...) as broadcasts against what the activation receives."""
+        """The parameters repeated for each image, (B, ...), as broadcasts against what the activation receives."""
         if self._ranks is None:
             self._ranks = self._seen_ranks(batch)
         own = {}
@@ -219,8 +219,8 @@ class Problem:
         def look(path: str, u: Tensor) -> None:
             if u.ndim == 0 or len(u) != len(few):
                 raise UserError(
-                    f"The activation {path!r} receives {tuple(u.shape)} for {len(few)} images: its first dimension must "
-                    "be the images, or the gradients of the images cannot be told apart."
+                    f"The activation {path!r} receives {tuple(u.shape)} for {len(few)} images: its first dimension "
+                    "must be the images, or the gradients of the images cannot be told apart."
                 )
             ranks[path] = u.ndim
 
