@@ -1,4 +1,4 @@
-"""The command line: aafit run | train | show | compare | report."""
+"""The command line: aafit run | train | identify | show | compare | report."""
 
 import logging
 import sys
@@ -13,6 +13,7 @@ from aafit.checkpoint import load_json
 from aafit.compare import compare as compare_networks
 from aafit.data import load_dataset
 from aafit.errors import UserError
+from aafit.identified import identify
 from aafit.individual import train
 from aafit.measure import seconds_an_epoch
 from aafit.plan import estimate
@@ -147,6 +148,7 @@ def _report(suite_folder: Path, console: Console) -> None:
 
 
 main.add_command(train)
+main.add_command(identify)
 
 
 @main.command()

@@ -8,12 +8,15 @@ closed, so that it does not outlive the program that started it.
 """
 
 import logging
+import math
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 from types import FrameType
 
 import torch
@@ -25,16 +28,38 @@ from aafit.checkpoint import save_json
 from aafit.compare import compare, curve_errors
 from aafit.data import Dataset, load_dataset
 from aafit.errors import UserError
-from aafit.evaluate import evaluate
+from aafit.evaluate import Evaluation, evaluate
 from aafit.gradient import SLOWED, make_optimizers, train_epoch
+from aafit.identification import State, audit, identify
 from aafit.job import Job, is_done
 from aafit.metrics import Logger
 from aafit.precision import arithmetic, choose_device, data_type
-from aafit.runfolder import finish, load_progress, locked, loggers, save_progress, shared_values, write_config
+from aafit.runfolder import (
+    finish,
+    load_identification,
+    load_progress,
+    locked,
+    loggers,
+    save_identification,
+    save_progress,
+    shared_values,
+    write_config,
+)
 from aafit.start import Start, starting_network
-from aafit.trainable import train_only_activations
+from aafit.trainable import adaptive_activations, train_only_activations
 
 log = logging.getLogger("aafit")
+
+AUDITED = 256  # images to look at the parameters on
+AUGMENTED = 5000  # train images to identify on where none are held out
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The loss on the part of the held-out images that an identification has not fitted."""
+
+    loss: float
+    accuracy: None = None
 
 
 def execute(job: Job) -> None:
@@ -59,30 +84,83 @@ def execute(job: Job) -> None:
 
         net = start.net
         trained = choose_trained(net, run.train)
-        optimizers = make_optimizers(net, run.optimizer, run.lr, run.p24sl, run.dspu4) if trained else []
         tuned = sum(parameter.numel() for parameter in trained)
-        log.info("%d parameters to train for %d epochs on %s", tuned, run.epochs, device)
-
-        progress = load_progress(job, net, optimizers, device)
-        last_epoch, seconds = progress or (None, 0.0)
-        with loggers(job, net, last_epoch) as outputs:
-            if last_epoch is None:
-                measure(job, run.start_epoch, net, data, outputs)
-                last_epoch = run.start_epoch
-            for epoch in range(last_epoch, run.end_epoch):
-                # Order, augmentation and dropout depend on seed and epoch alone, so that a resumed run sees the same.
-                torch.manual_seed(derived_seed("dropout", job.seed, epoch))
-                batches = training_batches(
-                    data.train, run.batch_size, job.seed, epoch, run.augment, run.shuffle, data_type(run.precision)
-                )
-                began = time.perf_counter()
-                loss, variance = train_epoch(net, batches, optimizers, run.precision)
-                spent = time.perf_counter() - began
-                seconds += spent
-                measure(job, epoch + 1, net, data, outputs, loss, variance, spent)
-                save_progress(job, epoch + 1, seconds, net, optimizers)
+        look_at_parameters(job, start, data)
+        if run.method == "gauss-newton":
+            seconds = identify_run(job, start, data)
+        else:
+            seconds = train_run(job, net, trained, data, device)
         replaced = {row.path: row.old for row in start.swap.rows} if start.swap else {}
         finish(job, net, starting_values, replaced, seconds, tuned)
+
+
+def train_run(job: Job, net: nn.Module, trained: list[nn.Parameter], data: Dataset, device: torch.device) -> float:
+    """Train by gradient steps, epoch after epoch, from where the run was; the seconds it took."""
+    run = job.run
+    optimizers = make_optimizers(net, run.optimizer, run.lr, run.p24sl, run.dspu4) if trained else []
+    log.info("%d parameters to train for %d epochs on %s", sum(p.numel() for p in trained), run.epochs, device)
+    progress = load_progress(job, net, optimizers, device)
+    last_epoch, seconds = progress or (None, 0.0)
+    with loggers(job, net, last_epoch) as outputs:
+        if last_epoch is None:
+            measure(job, run.start_epoch, net, data, outputs)
+            last_epoch = run.start_epoch
+        for epoch in range(last_epoch, run.end_epoch):
+            # Order, augmentation and dropout depend on seed and epoch alone, so that a resumed run sees the same.
+            torch.manual_seed(derived_seed("dropout", job.seed, epoch))
+            batches = training_batches(
+                data.train, run.batch_size, job.seed, epoch, run.augment, run.shuffle, data_type(run.precision)
+            )
+            began = time.perf_counter()
+            loss, variance = train_epoch(net, batches, optimizers, run.precision)
+            spent = time.perf_counter() - began
+            seconds += spent
+            measure(job, epoch + 1, net, data, outputs, loss, variance, spent)
+            save_progress(job, epoch + 1, seconds, net, optimizers)
+    return seconds
+
+
+def identify_run(job: Job, start: Start, data: Dataset) -> float:
+    """Identify by Gauss-Newton, step after step, from where the run was; the seconds it took.
+
+    On the images that the base network was not trained on; where none are held out, on train images, augmented.
+    """
+    run, net = job.run, start.net
+    dtype = data_type(run.precision)
+    saved = load_identification(job)
+    state = None if saved is None else State.from_dict(saved)
+    with loggers(job, net, None if state is None else run.start_epoch + state.steps[-1].number) as outputs:
+
+        def after_step(now: State) -> None:
+            nonlocal state
+            if state is None or len(now.steps) > len(state.steps):
+                last = now.steps[-1]
+                spent = last.seconds - (state.steps[-1].seconds if state else 0.0)
+                heldout = HeldOut(last.heldout_loss)
+                measure(job, run.start_epoch + last.number, net, data, outputs, last.loss, None, spent, heldout)
+            state = now
+            save_identification(job, now.as_dict())
+
+        if data.heldout is not None:
+            batches = evaluation_batches(data.heldout, dtype=dtype)
+        else:
+            augmented = training_batches(data.train, run.batch_size, job.seed, 0, run.augment, run.shuffle, dtype)
+            batches = islice(augmented, math.ceil(AUGMENTED / run.batch_size))
+        result = identify(
+            net,
+            batches,
+            base=start.base,
+            target=run.target,
+            steps=run.epochs,
+            batch_size=run.batch_size,
+            precision=run.precision,
+            seed=job.seed,
+            state=state,
+            after_step=after_step,
+        )
+    save_json(job.folder / "identification.json", result.as_dict())
+    log.info("%s", result)
+    return result.seconds
 
 
 def choose_trained(net: nn.Module, train: str) -> list[nn.Parameter]:
@@ -110,6 +188,16 @@ def compare_with_base(job: Job, start: Start, data: Dataset) -> None:
     save_json(path, {**comparison.as_dict(), "curves": curves})
 
 
+def look_at_parameters(job: Job, start: Start, data: Dataset) -> None:
+    """Say of each adaptive parameter, before the first epoch, whether the optimizer can move it."""
+    run, dtype = job.run, data_type(job.run.precision)
+    begun = (job.folder / "metrics.csv").exists()
+    if begun or run.train == "none" or not run.epochs or not adaptive_activations(start.net):
+        return
+    batches = evaluation_batches(data.heldout or data.train, dtype=dtype)
+    log.info("%s", audit(start.net, batches, optimizer=run.optimizer, lr=run.lr, p24sl=run.p24sl, images=AUDITED))
+
+
 def measure(
     job: Job,
     epoch: int,
@@ -119,11 +207,16 @@ def measure(
     train_loss: float | None = None,
     train_loss_variance: float | None = None,
     seconds: float | None = None,
+    heldout: HeldOut | Evaluation | None = None,
 ) -> None:
-    """Evaluate the network as it is after `epoch`, and note all numbers of that epoch."""
+    """Evaluate the network as it is after `epoch`, and note all numbers of that epoch.
+
+    `heldout`: what is known of the held-out images already.
+    """
     dtype, precision = data_type(job.run.precision), job.run.precision
     began = time.perf_counter()
-    heldout = data.heldout and evaluate(net, evaluation_batches(data.heldout, dtype=dtype), precision)
+    if heldout is None and data.heldout is not None:
+        heldout = evaluate(net, evaluation_batches(data.heldout, dtype=dtype), precision)
     test = evaluate(net, evaluation_batches(data.test, dtype=dtype), precision)
     row = {
         "epoch": epoch,
@@ -141,7 +234,7 @@ def measure(
     }
     for output in outputs:
         output.write(row)
-    training = "" if seconds is None else f"train loss {train_loss:.4f}, "
+    training = "" if train_loss is None else f"train loss {train_loss:.4f}, "
     log.info("epoch %d: %stest %s%s", epoch, training, test, "" if seconds is None else f", {seconds:.1f} s")
 
 

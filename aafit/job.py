@@ -18,6 +18,8 @@ from aafit.suite import Suite
 NOT_IN_RESULT = {"name", "stage", "parent", "init_from", "lr"}
 """Settings that do not themselves decide the result: labels, and what is hashed by its content or as it resolves."""
 
+OF_GAUSS_NEWTON = ("method", "target")
+
 
 class Job(BaseModel):
     """One run with one seed. `folder` is its run folder, `parent` that of the run it comes from."""
@@ -42,6 +44,9 @@ class Job(BaseModel):
         Names, folders, and the device are not in it: where a run is done does not make it another run.
         """
         settings = self.run.model_dump(mode="json", exclude=NOT_IN_RESULT)
+        # Named only where it is in use, so that runs done before there was a choice keep their hash.
+        if self.run.method == "gradient":
+            settings = {key: value for key, value in settings.items() if key not in OF_GAUSS_NEWTON}
         settings |= {"lr": self.run.learning_rate, "seed": self.seed, "parent": self.parent_hash}
         if self.run.init_from is not None:
             settings["init_from"] = _content(self.run.init_from)
@@ -131,7 +136,8 @@ def differences(stored: Mapping[str, Any], job: Job) -> list[str]:
     """What differs between a run folder's config.json and a job, as texts: "epochs: 30 there, 20 here"."""
     if stored.get("hash") == job.settings_hash:
         return []
-    there = {**stored.get("run", {}), "seed": stored.get("seed")}
+    defaults = {key: RunConfig.model_fields[key].default for key in OF_GAUSS_NEWTON}
+    there = {**defaults, **stored.get("run", {}), "seed": stored.get("seed")}
     if there.get("lr", 0) is None:
         there["lr"] = LEARNING_RATES.get(there.get("optimizer", ""))
     here = {**job.run.model_dump(mode="json"), "lr": job.run.learning_rate, "seed": job.seed}

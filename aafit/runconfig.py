@@ -80,6 +80,11 @@ class RunConfig(BaseModel):
     """F-Neuron: the number of inner membership functions; two more lie at the ends."""
 
     train: Literal["all", "activations", "none"] = "all"
+    method: Literal["gradient", "gauss-newton"] = "gradient"
+    """How the parameters are found: by epochs of gradient steps on the train images, or by `aafit.identify` on the
+    held-out ones, where an epoch is one of its steps."""
+    target: Literal["labels", "logits", "activations"] = "labels"
+    """Gauss-Newton: what is matched, the labels or the base network."""
     start_epoch: int = Field(0, ge=0)
     epochs: int = Field(ge=0)
     optimizer: Literal["adam", "rmsprop"] = "adam"
@@ -124,6 +129,13 @@ class RunConfig(BaseModel):
             raise UserError(f"dspu4 = true steps adaptive activations apart from the rest, {fixed}, or drop dspu4.")
         if self.dspu4 and self.train != "all":
             raise UserError(f"dspu4 = true needs train = 'all', but train is {self.train!r}.")
+        if self.method == "gauss-newton" and self.train != "activations":
+            raise UserError(
+                f"method = 'gauss-newton' identifies adaptive activations alone, but train is {self.train!r}: set "
+                "train = 'activations'."
+            )
+        if self.target != "labels" and self.method != "gauss-newton":
+            raise UserError(f"target = {self.target!r} needs method = 'gauss-newton', but method is {self.method!r}.")
         if self.train == "none" and self.epochs:
             raise UserError(f"train = 'none' trains nothing, but epochs = {self.epochs}: set epochs = 0.")
         return self

@@ -4,6 +4,7 @@ config.json               the settings, their hash, and where the run was done
 metrics.csv               a row an epoch; the first row is the state before any training
 state.pt                  what a stopped run goes on from; gone once the run is done
 compare.json              what the replacement changed
+identification.json       what an identification went through: its steps, the parameters and their standard errors
 network.safetensors       all parameters after the last epoch
 activations.safetensors   the adaptive parameters alone, and what they started from
 log.txt                   what the run printed
@@ -138,16 +139,38 @@ def load_progress(
     Raises:
         UserError: the state was truncated or altered, or belongs to other settings.
     """
+    state = _load_state(job, device)
+    if state is None:
+        return None
+    net.load_state_dict(state["net"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state["epoch"], state["seconds"]
+
+
+def save_identification(job: Job, values: dict[str, Any]) -> None:
+    """Write `state.pt` for a run that identifies: where `aafit.identify` is."""
+    save_state(job.folder / "state.pt", {"hash": job.settings_hash, "identification": values})
+
+
+def load_identification(job: Job) -> dict[str, Any] | None:
+    """What `save_identification` wrote, None if nothing.
+
+    Raises:
+        UserError: the state was truncated or altered, or belongs to other settings.
+    """
+    state = _load_state(job, torch.device("cpu"))
+    return None if state is None else state["identification"]
+
+
+def _load_state(job: Job, device: torch.device) -> dict[str, Any] | None:
     path = job.folder / "state.pt"
     if not path.exists():
         return None
     state = load_state(path, device)
     if state["hash"] != job.settings_hash:
         raise UserError(f"{path} belongs to a run with other settings; give --fresh to set its folder aside.")
-    net.load_state_dict(state["net"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return state["epoch"], state["seconds"]
+    return state
 
 
 @contextmanager
@@ -193,8 +216,7 @@ def finish(
     if start:
         save_activations(net, folder / "activations.safetensors", start=start, replaced=replaced)
         files.append("activations.safetensors")
-    if (folder / "compare.json").exists():
-        files.append("compare.json")
+    files += [name for name in ("compare.json", "identification.json") if (folder / name).exists()]
     done = {
         "hash": job.settings_hash,
         "sha256": {name: sha256_of(folder / name) for name in files},

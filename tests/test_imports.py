@@ -46,6 +46,7 @@ LAYERS = [
     "schedule",
     "report",
     "individual",
+    "identified",
     "cli",
     "__main__",
 ]

@@ -7,14 +7,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.utils import counters
+from torch._subclasses import FakeTensor, FakeTensorMode
 
-from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron, SiLU, from_text
+from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron, SiLU, from_text, passes
 
 # torch's own: the first forward-mode derivative of a process loads decompositions that torch scripts.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -33,8 +34,8 @@ def _compile_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def compiled(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Nothing fell back to plain operations."""
-    with caplog.at_level(logging.WARNING, "aafit"):
+    """Nothing fell back to plain operations, nor to the checks of torch.compile."""
+    with caplog.at_level(logging.DEBUG, "aafit"):
         yield
     assert not caplog.records
 
@@ -66,6 +67,11 @@ def results(activation: torch.nn.Module, u: Tensor, grad: Tensor) -> list[Tensor
     return [y.detach(), *torch.autograd.grad(y, (u, *activation.parameters()), grad)]
 
 
+def loops() -> int:
+    """How many loops were compiled so far."""
+    return len(passes._compiler("cpu")._compiled)
+
+
 def assert_sums_close(given: list[Tensor], expected: list[Tensor], terms: int) -> None:
     """Sums of `terms` numbers of size 1 or so, in whatever order."""
     for one, other in zip(given, expected, strict=True):
@@ -90,14 +96,14 @@ class TestCompiled:
     ) -> None:
         activation = random_activation(family, shape)
         u, grad = batch((17, 8, 32, 31), dtype)
-        graphs = counters["stats"]["unique_graphs"]
         fast = results(activation, u, grad)
         again = results(activation, u, grad)
         assert all(torch.equal(one, other) for one, other in zip(fast, again, strict=True))
-        made = counters["stats"]["unique_graphs"] - graphs
+        made = loops()
+        assert made > 0
         monkeypatch.setenv("AAFIT_COMPILE", "0")
         plain = results(activation, u, grad)
-        assert counters["stats"]["unique_graphs"] - graphs == made
+        assert loops() == made
         rounding = 1e-6 if dtype == torch.float32 else 2**-7
         torch.testing.assert_close(fast[:2], plain[:2], rtol=rounding, atol=rounding)
         assert_sums_close(fast[2:], plain[2:], u.numel())
@@ -105,12 +111,42 @@ class TestCompiled:
     def test_few_loops_serve_all_layers(self) -> None:
         activation = random_activation("LEAF")
         results(activation, *batch((4, 8, 40, 40)))
-        graphs = counters["stats"]["unique_graphs"]
+        made = loops()
         for sizes in ((5, 8, 40, 40), (128, 512), (64, 600), (40000,), (3, 2, 3, 50, 50)):
             results(activation, *batch(sizes))
         for sizes in ((4, 16, 30, 30), (3, 8, 50, 40), (1, 64, 30, 30)):
             results(activation, *batch(sizes, fmt=torch.channels_last))
-        assert counters["stats"]["unique_graphs"] == graphs
+        assert loops() == made
+
+    @pytest.mark.parametrize(
+        "all_sizes",
+        [
+            [(256, 256), (5000, 64), (64, 1024, 32), (130, 255), (1, 40000)],
+            [(18, 18, 18, 18), (5, 17, 24, 24), (1, 16, 60, 40), (400, 15, 3, 3)],
+        ],
+    )
+    @pytest.mark.parametrize("family", ["LEAF", "F-Neuron"])
+    def test_a_loop_is_right_for_every_size(
+        self,
+        family: str,
+        all_sizes: list[tuple[int, ...]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Nothing is checked at a call: also where sizes are 1, or equal by chance, when a loop is made or used."""
+        for order in (all_sizes, all_sizes[::-1]):
+            monkeypatch.setattr(passes, "_compiler", cache(passes._Compiler))
+            made = set()
+            for sizes in order:
+                activation = random_activation(family, (sizes[1], 1, 1) if len(sizes) == 4 else sizes[-1:])
+                u, grad = batch(sizes)
+                fast = results(activation, u, grad)
+                made.add(loops())
+                with monkeypatch.context() as uncompiled:
+                    uncompiled.setenv("AAFIT_COMPILE", "0")
+                    plain = results(activation, u, grad)
+                torch.testing.assert_close(fast[:2], plain[:2], rtol=1e-6, atol=1e-6)
+                assert_sums_close(fast[2:], plain[2:], u.numel())
+            assert len(made) == 1
 
     def test_silu_bits_are_the_same_for_all(self) -> None:
         u, grad = batch((32, 8, 32, 32))
@@ -152,6 +188,26 @@ class TestCompiled:
         assert y.dtype == torch.bfloat16
         assert all(torch.equal(one, other) for one, other in zip(outside, inside, strict=True))
         assert inside[2].dtype == torch.float32
+
+
+@needs_compiler
+@pytest.mark.parametrize("family", ["AHAF", "F-Neuron"])
+def test_through_torch_compile_where_inductor_alone_does_not_work(
+    family: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise AttributeError("another version of torch")
+
+    activation = random_activation(family)
+    u, grad = batch((33, 1000))
+    direct = results(activation, u, grad)
+    monkeypatch.setattr(passes, "_compiler", cache(passes._Compiler))
+    monkeypatch.setattr(passes, "_unguarded", fails)
+    guarded = results(activation, u, grad)
+    assert loops() == 2
+    torch.testing.assert_close(direct[:2], guarded[:2], rtol=1e-6, atol=1e-6)
+    assert_sums_close(direct[2:], guarded[2:], u.numel())
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_without_a_compiler_it_says_so_once_and_goes_on(
@@ -249,6 +305,16 @@ def test_what_follows_may_work_in_place(family: str, fmt: torch.memory_format) -
     (expected,) = torch.autograd.grad(activation(u) * 2 + 1, u, grad)
     (given,) = torch.autograd.grad(activation(u).mul_(2).add_(1), u, grad)
     assert torch.equal(given, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tensors_without_data(family: str) -> None:
+    activation = random_activation(family)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        y = activation(torch.empty(64, 1024, requires_grad=True))
+        y.sum().backward()
+    assert isinstance(y, FakeTensor)
+    assert y.shape == (64, 1024)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

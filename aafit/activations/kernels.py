@@ -4,8 +4,8 @@ An activation's file writes its formula down twice, as plain functions of tensor
 `backward(grad, u, *parameters)` with the gradient by every parameter element by element. Here each of the two becomes
 one pass over the input, in at least float32 with one rounding at the end, that also sums the parameters' gradients.
 
-Where the gradient itself is differentiated, in torch.func's transforms, in forward-mode differentiation and inside a
-caller's torch.compile, the same formulas run as plain differentiable operations instead.
+Where the gradient itself is differentiated, in torch.func's transforms, in forward-mode differentiation, inside a
+caller's torch.compile and for subclasses of Tensor, the same formulas run as plain differentiable operations instead.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aafit.activations.layout import Layout
 from aafit.activations.passes import Pass, one_pass
@@ -50,7 +50,9 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, formula: Formula, u: Tensor, *parameters: Tensor) -> Tensor:
         ctx.formula = formula
         ctx.save_for_backward(u, *parameters)
-        layout, dtype, wide = _prepared(u, parameters)
+        ctx.layout = layout = Layout.of(u, parameters[0].shape if parameters else (1,))
+        ctx.dtype = dtype = inner_dtype(u, *parameters)
+        wide = [layout.read_parameter(p.to(dtype)) for p in parameters]
         y, *_ = one_pass(_value_pass(formula, dtype), (layout.read(u),), wide)
         return layout.restore(y)
 
@@ -59,7 +61,8 @@ class _Fused(torch.autograd.Function):
         u, *parameters = ctx.saved_tensors
         if torch.is_grad_enabled() or needs_plain(grad):
             return None, *_plain_gradients(ctx.formula, grad, u, *parameters)
-        layout, dtype, wide = _prepared(u, parameters)
+        layout, dtype = ctx.layout, ctx.dtype
+        wide = [layout.read_parameter(p.to(dtype)) for p in parameters]
         gradient_pass = _gradient_pass(ctx.formula, dtype, ctx.needs_input_grad[1:])
         by_u, *sums = one_pass(gradient_pass, (layout.read(grad), layout.read(u)), wide)
         by_parameters = [
@@ -67,12 +70,6 @@ class _Fused(torch.autograd.Function):
             for p, wanted in zip(parameters, ctx.needs_input_grad[2:], strict=True)
         ]
         return None, None if by_u is None else layout.restore(by_u), *by_parameters
-
-
-def _prepared(u: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Layout, torch.dtype, tuple[Tensor, ...]]:
-    layout = Layout.of(u, parameters[0].shape if parameters else (1,))
-    dtype = inner_dtype(u, *parameters)
-    return layout, dtype, tuple(layout.read_parameter(p.to(dtype)) for p in parameters)
 
 
 @cache
@@ -87,12 +84,19 @@ def _value_pass(formula: Formula, dtype: torch.dtype) -> Pass:
 def _gradient_pass(formula: Formula, dtype: torch.dtype, wanted: tuple[bool, ...]) -> Pass:
     def gradient(grad: Tensor, u: Tensor, *parameters: Tensor) -> tuple[Tensor | None, ...]:
         by_u, *by_parameters = formula.backward(grad.to(dtype), u.to(dtype), *parameters)
-        sums = [
-            g.sum_to_size(p.shape) for g, p, want in zip(by_parameters, parameters, wanted[1:], strict=True) if want
-        ]
+        sums = [_sum_over_rows(g) for g, want in zip(by_parameters, wanted[1:], strict=True) if want]
         return by_u.to(u.dtype) if wanted[0] else None, *sums
 
     return gradient
+
+
+def _sum_over_rows(array: Tensor) -> Tensor:
+    """The sum for each parameter set of an array as `Layout` reads it, see there."""
+    if array.ndim == 1:
+        return array.sum()
+    # A loop adds few numbers one by one and many in chunks, and is compiled for either: in float64 one serves both.
+    dtype = torch.float64 if array.is_cpu else array.dtype
+    return array.sum(0 if array.ndim == 2 else (0, 2), dtype=dtype)
 
 
 def _plain(formula: Formula, u: Tensor, *parameters: Tensor) -> Tensor:
@@ -118,11 +122,12 @@ def broadcasting(parameter: Tensor) -> Tensor:
 
 
 def needs_plain(*tensors: Tensor) -> bool:
-    """Whether a compiler, a torch.func transform or forward-mode differentiation looks at these tensors."""
+    """Whether a compiler, a torch.func transform, forward-mode differentiation or their own class looks at these."""
     return (
         torch.compiler.is_compiling()
+        or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors)
         or torch._C._are_functorch_transforms_active()
-        or any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
+        or any(map(torch._C._functorch.is_legacy_batchedtensor, tensors))
         or any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
     )
 
@@ -131,7 +136,8 @@ def inner_dtype(u: Tensor, *parameters: Tensor) -> torch.dtype:
     """The dtype to compute in: that of input and parameters, at least float32."""
     dtype = torch.promote_types(u.dtype, torch.float32)
     for parameter in parameters:
-        dtype = torch.promote_types(dtype, parameter.dtype)
+        if parameter.dtype != dtype:
+            dtype = torch.promote_types(dtype, parameter.dtype)
     return dtype
 
 

@@ -1,7 +1,7 @@
 """Any input as a dense array of one, two or three dimensions, so that few compiled loops serve every layer."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 
 from torch import Size, Tensor
@@ -32,30 +32,37 @@ class Layout:
         return _layout(u.shape, u.stride(), tuple(shape))
 
     def read(self, x: Tensor) -> Tensor:
-        """A tensor of the input's shape as an array; a view where it lies in memory as the input does."""
-        return x.permute(self.order).reshape(self.array)
+        """A tensor of the input's shape as a contiguous array; a view where it lies in memory as the input does."""
+        ordered = x.permute(self.order) if self._permuted else x
+        return ordered.reshape(self.array).contiguous()
 
     def restore(self, x: Tensor) -> Tensor:
         """An array as a tensor of the input's shape that lies in memory as the input does.
 
         It is no view to autograd, which would forbid what comes next to work in place on an output.
         """
-        return x.view(self.sizes).permute(self._inverse).data
+        whole = x.view(self.sizes)
+        return (whole.permute(self._inverse) if self._permuted else whole).data
 
     def read_parameter(self, parameter: Tensor) -> Tensor:
-        """A parameter of shape (*shape, *own) as (sets, *own); without `own` so as to broadcast against the array."""
+        """A parameter of shape (*shape, *own) as (*sets, *own), the sets so as to broadcast against the array.
+
+        Where one set serves all, it is of shape `own`, or (1,).
+        """
+        if self.varying is None and parameter.ndim == 1:
+            return parameter
         own = parameter.shape[len(self.shape) :]
         if self.varying is None:
-            return parameter.reshape(own)
+            return parameter.reshape(own or (1,))
         permuted = parameter.reshape(self._full_shape + own).permute(*self.order, *self._axes(own))
         sets = permuted.expand(self.varying + own).reshape(-1, *own)
-        return sets.unsqueeze(1) if len(self.array) == 3 and not own else sets
+        return sets.unsqueeze(1) if len(self.array) == 3 else sets
 
     def restore_parameter(self, sums: Tensor, parameter: Tensor) -> Tensor:
-        """Sums of the shape that `read_parameter` gives this parameter, in its own shape."""
-        own = parameter.shape[len(self.shape) :]
+        """Sums for each set, of shape (*sets, *own), in a parameter's own shape."""
         if self.varying is None:
             return sums.reshape(parameter.shape)
+        own = parameter.shape[len(self.shape) :]
         restored = sums.reshape(self.varying + own).permute(*self._inverse, *self._axes(own))
         return restored.sum_to_size(self._full_shape + own).reshape(parameter.shape)
 
@@ -63,7 +70,11 @@ class Layout:
     def _full_shape(self) -> tuple[int, ...]:
         return (1,) * (len(self.order) - len(self.shape)) + self.shape
 
-    @property
+    @cached_property
+    def _permuted(self) -> bool:
+        return self.order != tuple(range(len(self.order)))
+
+    @cached_property
     def _inverse(self) -> tuple[int, ...]:
         return tuple(sorted(range(len(self.order)), key=self.order.__getitem__))
 

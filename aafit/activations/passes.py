@@ -1,12 +1,14 @@
 """One pass over an array: a compiled loop, or the same operations block by block where there is no compiler.
 
-torch.compile makes one loop of a function's elementwise operations and of its sums (C++ on a CPU, Triton on a GPU) and
-keeps it in a cache on disk that processes share. The environment variable AAFIT_COMPILE=0 switches it off.
+torch's compiler, Inductor, makes one loop of a function's elementwise operations and of its sums (C++ on a CPU, Triton
+on a GPU) and keeps it in a cache on disk that processes share. On a CPU the loop is called as Inductor gives it: the
+checks of torch.compile at every call take longer than the loop over a small array. The environment variable
+AAFIT_COMPILE=0 switches all compiling off.
 """
 
 import logging
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -24,12 +26,12 @@ BLOCK = 1 << 16
 Pass = Callable[..., tuple[Tensor | None, ...]]
 
 
-def one_pass(run: Pass, rows: tuple[Tensor, ...], whole: tuple[Any, ...], serial: bool = False) -> tuple[Any, ...]:
+def one_pass(run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool = False) -> tuple[Any, ...]:
     """run(*rows, *whole) in one pass over the rows.
 
     Args:
         run: A function of arrays that gives (an array of the last one's shape and dtype or None, sums over rows...).
-        rows: Arrays of one shape.
+        rows: Contiguous arrays of one shape.
         whole: What every row needs besides: tensors and numbers.
         serial: Whether several threads would make the order of the sums depend on their timing.
     """
@@ -37,13 +39,13 @@ def one_pass(run: Pass, rows: tuple[Tensor, ...], whole: tuple[Any, ...], serial
     compiles = u.numel() >= SMALLEST_COMPILED and os.environ.get("AAFIT_COMPILE") != "0"
     # What a GPU's threads add to one place, only torch's own operations can be told to add in a fixed order.
     if compiles and not (serial and u.device.type != "cpu"):
-        result = _compiler(u.device.type).run(run, (*rows, *whole), (u.dtype, u.ndim), serial)
+        result = _compiler(u.device.type).run(run, rows, whole, serial)
         if result is not None:
             return result
     return _in_blocks(run, rows, whole)
 
 
-def _in_blocks(run: Pass, rows: tuple[Tensor, ...], whole: tuple[Any, ...]) -> tuple[Any, ...]:
+def _in_blocks(run: Pass, rows: Sequence[Tensor], whole: Sequence[Any]) -> tuple[Any, ...]:
     u = rows[-1]
     block = BLOCK * torch.get_num_threads() if u.device.type == "cpu" else u.numel()
     step = max(1, block // max(1, u[:1].numel()))
@@ -62,22 +64,25 @@ def _in_blocks(run: Pass, rows: tuple[Tensor, ...], whole: tuple[Any, ...]) -> t
 
 
 class _Compiler:
-    """torch.compile on one kind of device, until it fails there."""
+    """Inductor on one kind of device, until it fails there."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.works = True
         self._compiled: dict[Hashable, Pass] = {}
 
-    def run(self, run: Pass, arguments: tuple[Any, ...], kind: Hashable, serial: bool) -> tuple[Any, ...] | None:
-        """run(*arguments), compiled anew for each kind of arguments; None where that does not work."""
-        key = run, kind, serial
-        # A view would be compiled for the shape and the memory format of what it is a view of: `data` is none.
-        arguments = tuple(x.data if isinstance(x, Tensor) else x for x in arguments)
+    def run(self, run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool) -> tuple[Any, ...] | None:
+        """run(*rows, *whole), compiled anew for each kind of arguments; None where that does not work."""
+        if not self.works:
+            return None
+        u = rows[-1]
+        # The number of threads is part of a loop's code.
+        key = run, u.dtype, u.ndim, serial, torch.get_num_threads()
         try:
-            if self.works and key not in self._compiled:
-                self._compiled[key] = _compiled(run, serial)
-            return self._compiled[key](*arguments) if self.works else None
+            compiled = self._compiled.get(key)
+            if compiled is None:
+                compiled = self._compiled[key] = self._new(run, rows, whole, serial)
+            return compiled(*rows, *whole)
         # Of whatever kind: where the fault is not the compiler's, the same operations run next and raise it again.
         except Exception as error:
             self.works = False
@@ -86,16 +91,62 @@ class _Compiler:
             log.warning("No compiled activations on %s, they run slower: %s", self.device, reason)
             return None
 
+    def _new(self, run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool) -> Pass:
+        if self.device == "cpu":
+            try:
+                return _unguarded(run, rows, whole, serial)
+            # Of whatever kind: that way is not promised to work in every version of torch.
+            except Exception as error:
+                log.debug("Compiled activations are called through torch.compile: %s", error)
+        return _guarded(run, serial)
+
 
 @cache
 def _compiler(device: str) -> _Compiler:
     return _Compiler(device)
 
 
-def _compiled(run: Pass, serial: bool) -> Pass:
+def _unguarded(run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool) -> Pass:
+    """A loop for all sizes of these arguments, called without a check that they are what it was compiled for.
+
+    That they are is known: dtype and rank are those of the key, the sizes match and nothing depends on them. Every
+    array has a dimension of at least 2, except for the number of rows, with which no other size is ever compared.
+    """
+    from torch._inductor import compile as compile_graph
+    from torch.fx.experimental import _config
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        examples = [*(x.new_empty(max(2, len(x)), *x.shape[1:]) for x in rows), *_as_tensors(whole)]
+        # Sizes that are equal by chance stay sizes of their own.
+        with _config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+            graph = make_fx(run, tracing_mode="symbolic")(*examples)
+        inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+        fixed = [size for x in inputs for size in x.shape if is_concrete_int(size) and size != 1]
+        if fixed:
+            raise ValueError(f"The loop would be for the sizes {fixed} alone.")
+        compiled: Pass = compile_graph(graph, inputs, _options(serial))
+    if all(isinstance(x, Tensor) for x in whole):
+        return compiled
+    return lambda *arguments: compiled(*arguments[: len(rows)], *_as_tensors(arguments[len(rows) :]))
+
+
+def _as_tensors(whole: Sequence[Any]) -> list[Tensor]:
+    """Numbers become tensors of the first one's dtype: they would be constants of the loop."""
+    return [x if isinstance(x, Tensor) else whole[0].new_full((1,), x) for x in whole]
+
+
+def _guarded(run: Pass, serial: bool) -> Pass:
     assert isinstance(run, FunctionType)
     # torch.compile keeps its variants, at most eight, by code object, which all closures of one function share.
     own = FunctionType(run.__code__.replace(), run.__globals__, run.__name__, run.__defaults__, run.__closure__)
+    compiled = torch.compile(own, fullgraph=True, dynamic=True, options=_options(serial))
+    # A view would be compiled for the shape and the memory format of what it is a view of: `data` is none.
+    return lambda *arguments: compiled(*(x.data if isinstance(x, Tensor) else x for x in arguments))
+
+
+def _options(serial: bool) -> dict[str, Any]:
     options: dict[str, Any] = {
         # No pool of worker processes for a handful of small loops.
         "compile_threads": 1,
@@ -106,4 +157,4 @@ def _compiled(run: Pass, serial: bool) -> Pass:
     }
     if serial:
         options["cpp.threads"] = 1
-    return torch.compile(own, fullgraph=True, dynamic=True, options=options)
+    return options

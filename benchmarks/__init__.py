@@ -1,0 +1,1 @@
+"""What is said of speed, to be measured again: one command a file."""

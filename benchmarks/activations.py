@@ -1,0 +1,164 @@
+"""Time and peak extra memory of forward and backward of the activations, all candidates in one run.
+
+./run_experiment.sh benchmarks/activations.py --json activations.json
+
+Each candidate computes its output and the gradients by its input and by all of its parameters. The candidates take
+turns, and of each the median of its turns counts, so that what disturbs the machine disturbs all of them. They run in a
+process like one of the program's: on a CPU with one thread, and with the allocator set as for a run. Inputs of four
+dimensions are in channels_last, as convolutions leave them. In bfloat16 inputs and gradients are, and the parameters of
+the straightforward candidates; those of the program are float32, as in a run. "Extra arrays" is the peak of memory in
+arrays of the size of the input; memory.py says what it counts.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import click
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aafit.activations import from_text
+from aafit.precision import arithmetic, choose_device
+from aafit.slots import slots
+from benchmarks import straightforward
+from benchmarks.common import Command, Row, device_option, json_option, report, synchronise
+from benchmarks.memory import peak_extra_bytes
+from benchmarks.processes import call
+
+SHAPES = ("128x512", "128x32x32x32")
+LARGE = (128, 32, 32, 32)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ADAPTIVE = {"AHAF": "AHAF as SiLU", "LEAF": "LEAF as SiLU", "F-Neuron": "F-Neuron as Tanh"}
+TO_SILU = {"AHAF": 2.0, "LEAF": 2.0, "F-Neuron": 8.0}
+FASTER, LEANER = 30.0, 8.0
+SHORTEST = 2e-3
+"""Seconds of a turn: what is faster than that is called several times in it."""
+
+
+@dataclass
+class Candidate:
+    """A function of the input, with the parameters it has."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    parameters: tuple[Tensor, ...] = ()
+
+    def call(self, u: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        """The output, and the gradients by the input and by the parameters."""
+        y = self.function(u)
+        return y, *torch.autograd.grad(y, (u, *self.parameters), grad)
+
+    def seconds(self, u: Tensor, grad: Tensor, calls: int) -> float:
+        """Seconds of one call, in the mean of so many."""
+        synchronise(u.device)
+        began = time.perf_counter()
+        for _ in range(calls):
+            self.call(u, grad)
+        synchronise(u.device)
+        return (time.perf_counter() - began) / calls
+
+
+def candidates(dtype: torch.dtype, device: torch.device) -> list[Candidate]:
+    """The fixed functions, the program's activations, and the straightforward ones."""
+    found = [Candidate("F.relu", F.relu), Candidate("F.silu", F.silu)]
+    for name, text in ADAPTIVE.items():
+        found.append(_of(name, from_text(text).to(device)))
+    for name, text in ADAPTIVE.items():
+        found.append(_of(f"straightforward {name}", straightforward.activation(text).to(device, dtype)))
+    return found
+
+
+def _of(name: str, module: nn.Module) -> Candidate:
+    return Candidate(name, module, tuple(module.parameters()))
+
+
+def measured_rows(
+    shape: tuple[int, ...], dtype_name: str, device_name: str, threads: int | None, repeats: int
+) -> list[Row]:
+    """A row a candidate: milliseconds, arrays of the size of the input, and how they compare."""
+    with arithmetic("float32", threads):
+        torch.manual_seed(0)
+        return _measured(shape, DTYPES[dtype_name], choose_device(device_name), repeats)
+
+
+def _measured(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, repeats: int) -> list[Row]:
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    u, grad = (
+        (2 * torch.randn(shape, device=device)).to(dtype).contiguous(memory_format=layout).requires_grad_(needed)
+        for needed in (True, False)
+    )
+    tried = candidates(dtype, device)
+    calls, times = {}, {one.name: [0.0] * repeats for one in tried}
+    for one in tried:
+        one.seconds(u, grad, 2)
+        calls[one.name] = max(1, math.ceil(SHORTEST / one.seconds(u, grad, 1)))
+    for turn in range(repeats):
+        for one in tried:
+            times[one.name][turn] = one.seconds(u, grad, calls[one.name])
+    seconds = {name: median(values) for name, values in times.items()}
+    arrays = {one.name: peak_extra_bytes(partial(one.call, u, grad), device) / u.nbytes for one in tried}
+    return [_row(one.name, seconds, arrays) for one in tried]
+
+
+def _row(name: str, seconds: dict[str, float], arrays: dict[str, float]) -> Row:
+    plain = f"straightforward {name}"
+    to_silu, target = seconds[name] / seconds["F.silu"], TO_SILU.get(name)
+    return {
+        "activation": name,
+        "ms": 1e3 * seconds[name],
+        "to F.silu": to_silu,
+        "to reach": "-" if target is None else f"at most {target:g}",
+        "reached": "-" if target is None else "yes" if to_silu <= target else "no",
+        "times faster": seconds[plain] / seconds[name] if plain in seconds else None,
+        "extra arrays": arrays[name],
+        "times leaner": arrays[plain] / arrays[name] if plain in arrays else None,
+    }
+
+
+def _shape(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> list[tuple[int, ...]]:
+    try:
+        shapes = [tuple(int(size) for size in text.split("x")) for text in texts]
+    except ValueError:
+        shapes = [(0,)]
+    if any(size < 1 for shape in shapes for size in shape):
+        raise click.BadParameter(f"{' '.join(texts)} is not a shape such as 128x512.")
+    return shapes
+
+
+@click.command(cls=Command)
+@click.option("--repeats", default=15, show_default=True, type=click.IntRange(min=1), help="Turns of each candidate.")
+@click.option("--shape", "shapes", multiple=True, default=SHAPES, show_default=True, callback=_shape)
+@device_option
+@json_option
+def main(repeats: int, shapes: list[tuple[int, ...]], device: str, json_path: Path | None) -> None:
+    """Time and memory of the activations, against F.relu, F.silu and the straightforward ones."""
+    place = slots(device, 1)[0]
+    with report(json_path) as told:
+        for shape in shapes:
+            for name in DTYPES:
+                rows = call(
+                    "benchmarks.activations:measured_rows",
+                    place.environment,
+                    shape=shape,
+                    dtype_name=name,
+                    device_name=place.device,
+                    threads=place.threads,
+                    repeats=repeats,
+                )
+                told.table(f"Forward and backward at {shape}, {name}; faster and leaner than straightforward", rows)
+                fneuron = next(row for row in rows if row["activation"] == "F-Neuron")
+                if shape == LARGE:
+                    told.say(
+                        f"F-Neuron in {name}: {fneuron['times faster']:.1f} times faster than membership by membership "
+                        f"(to reach: {FASTER:g}), {fneuron['times leaner']:.1f} times leaner (to reach: {LEANER:g})."
+                    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The floor: only the convolutions and matrix products that a training step of KerasNet cannot do without."""
+
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aafit.precision import arithmetic
+from aafit.slots import slots
+from benchmarks.common import synchronise
+from benchmarks.processes import side_by_side
+
+CLASSES, FEATURES, FLATTENED = 10, 512, 2304
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of 3x3 from `side` x `side` pixels, or where there is no side a matrix product."""
+
+    name: str
+    inputs: int
+    outputs: int
+    side: int | None = None
+    padding: int = 0
+
+    def products(self) -> int:
+        """Multiplications for one image."""
+        if self.side is None:
+            return self.inputs * self.outputs
+        return 9 * self.inputs * self.outputs * (self.side - 2 + 2 * self.padding) ** 2
+
+
+LAYERS = (
+    Layer("conv1", 3, 32, 32, 1),
+    Layer("conv2", 32, 32, 32),
+    Layer("conv4", 32, 64, 15, 1),
+    Layer("conv5", 64, 64, 15),
+    Layer("fc7", FLATTENED, FEATURES),
+    Layer("fc8", FEATURES, CLASSES),
+)
+FORWARD, DATA, WEIGHTS = "forward", "data gradient", "weight gradient"
+
+
+def needed(kind: str) -> list[tuple[str, str]]:
+    """The (layer, pass) that a training step of a kind of run cannot do without."""
+    names = [layer.name for layer in LAYERS]
+    passes = [(name, FORWARD) for name in names]
+    if kind.startswith("F-Neuron"):
+        return [*passes, ("fc8", DATA)]
+    passes += [(name, DATA) for name in names[1:]]
+    return passes + [(name, WEIGHTS) for name in names] if kind.startswith("base") else passes
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Seconds of a process for each (layer, pass) of one batch, beside as many others as the machine has slots."""
+
+    batch_size: int
+    seconds: dict[tuple[str, str], float]
+
+    def step(self, kind: str) -> float:
+        """Seconds for the least that one step needs."""
+        return sum(self.seconds[part] for part in needed(kind))
+
+    def operations(self, kind: str) -> float:
+        """Floating-point operations of the same."""
+        products = {layer.name: layer.products() for layer in LAYERS}
+        return 2.0 * self.batch_size * sum(products[name] for name, _ in needed(kind))
+
+
+def measure_floor(batch_size: int, precision: str, device: str, repeats: int = 5) -> tuple[Floor, int]:
+    """The floor as the program's processes would reach it, and how many of them there are side by side."""
+    places = slots(device)
+    told = {"batch_size": batch_size, "precision": precision, "repeats": repeats}
+    results = side_by_side("benchmarks.convolutions:passes", places, [told] * len(places))
+    keys = [(name, what) for name, what, _ in results[0]]
+    values = [median(result[at][2] for result in results) for at in range(len(keys))]
+    return Floor(batch_size, dict(zip(keys, values, strict=True))), len(places)
+
+
+def passes(
+    batch_size: int, precision: str, repeats: int, device: str, threads: int | None
+) -> list[tuple[str, str, float]]:
+    """Seconds for each (layer, pass): the median of some repetitions."""
+    at = torch.device(device)
+    rows = []
+    with arithmetic(precision, threads):
+        for layer in LAYERS:
+            run = _passes_of(layer, batch_size, torch.bfloat16 if precision == "bf16" else torch.float32, at)
+            for name, function in run.items():
+                function()
+                times = []
+                for _ in range(repeats):
+                    synchronise(at)
+                    began = time.perf_counter()
+                    function()
+                    synchronise(at)
+                    times.append(time.perf_counter() - began)
+                rows.append((layer.name, name, median(times)))
+    return rows
+
+
+def _passes_of(layer: Layer, batch_size: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    def noise(*shape: int) -> Tensor:
+        tensor = torch.randn(shape, device=device).to(dtype)
+        return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
+
+    if layer.side is None:
+        x_BF, weight_GF = noise(batch_size, layer.inputs), noise(layer.outputs, layer.inputs)
+        grad_BG = noise(batch_size, layer.outputs)
+        return {
+            FORWARD: lambda: x_BF @ weight_GF.T,
+            DATA: lambda: grad_BG @ weight_GF,
+            WEIGHTS: lambda: grad_BG.T @ x_BF,
+        }
+    x_BCHW = noise(batch_size, layer.inputs, layer.side, layer.side)
+    weight = noise(layer.outputs, layer.inputs, 3, 3)
+    padding = [layer.padding] * 2
+    grad_BDHW = torch.empty_like(torch.nn.functional.conv2d(x_BCHW, weight, padding=padding)).normal_()
+
+    def backward(mask: list[bool]) -> None:
+        torch.ops.aten.convolution_backward(
+            grad_BDHW, x_BCHW, weight, [0], [1, 1], padding, [1, 1], False, [0, 0], 1, mask
+        )
+
+    return {
+        FORWARD: lambda: torch.nn.functional.conv2d(x_BCHW, weight, padding=padding),
+        DATA: lambda: backward([True, False, False]),
+        WEIGHTS: lambda: backward([False, True, False]),
+    }

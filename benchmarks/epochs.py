@@ -1,0 +1,132 @@
+"""Seconds an epoch of each kind of run, against the straightforward training loop and against the floor.
+
+./run_experiment.sh benchmarks/epochs.py --data-dir DATA --json epochs-float32.json
+./run_experiment.sh benchmarks/epochs.py --data-dir DATA --precision bf16 --json epochs-bf16.json
+
+An epoch is 50,000 images, or as many as --images says, extrapolated from --steps steps; evaluation is apart. The
+program is measured as it runs: on a CPU one process of one thread for each core side by side, and its machine seconds
+are the seconds of a process divided by the number of processes. The straightforward loop (straightforward.py, in
+float32 whatever --precision says, with torch's default settings) is one process with all cores and 4 loader workers:
+its machine seconds are its seconds. Both train the same network on the same images in batches of the same size.
+"""
+
+import math
+from pathlib import Path
+
+import click
+
+from aafit.runconfig import RunConfig
+from benchmarks.common import Command, Report, Row, data_dir_option, device_option, json_option, report
+from benchmarks.convolutions import Floor, measure_floor
+from benchmarks.kinds import FIRST_OF_KIND, chosen_kinds, epochs_of_the_paper
+from benchmarks.measured import Measured, measured_run, straightforward_step
+from benchmarks.parts import shares_of_an_epoch
+
+IMAGES = 50_000
+TARGETS = {
+    "float32": {"base": 24.0, "AHAF": 19.0, "LEAF": 19.0, "F-Neuron": 7.0},
+    "bf16": {"base": 15.0, "AHAF": 11.0, "LEAF": 11.0, "F-Neuron": 4.0},
+}
+SHARE_TO_REACH = 0.05
+
+
+@click.command(cls=Command)
+@click.option("--steps", default=40, show_default=True, type=click.IntRange(min=1), help="Training steps an epoch.")
+@click.option("--epochs", default=2, show_default=True, type=click.IntRange(min=1), help="Epochs that are timed.")
+@click.option("--images", default=IMAGES, show_default=True, type=click.IntRange(min=1), help="Images of an epoch.")
+@click.option("--precision", default="float32", show_default=True, type=click.Choice(list(TARGETS)))
+@click.option("--kind", "kinds", multiple=True, help=f"Only this: {', '.join(FIRST_OF_KIND)}. May be repeated.")
+@data_dir_option
+@device_option
+@json_option
+def main(
+    steps: int,
+    epochs: int,
+    images: int,
+    precision: str,
+    kinds: tuple[str, ...],
+    data_dir: Path | None,
+    device: str,
+    json_path: Path | None,
+) -> None:
+    """Seconds an epoch of each kind of run, the straightforward loop's, and the floor."""
+    runs = chosen_kinds(kinds, precision)
+    with report(json_path) as told:
+        ours: dict[str, Measured] = {}
+        theirs: dict[str, float] = {}
+        for kind, run in runs.items():
+            ours[kind] = measured_run(run, steps, epochs, data_dir, device)
+            theirs[kind] = straightforward_step(run, steps, data_dir, device) * math.ceil(images / run.batch_size)
+        rows = [_row(kind, ours[kind], theirs[kind], images, precision) for kind in runs]
+        told.table(f"Machine seconds an epoch of {images:,} images, {precision}, evaluation not counted", rows)
+        _whole(told, {kind: ours[kind].training_of(images) / ours[kind].processes for kind in runs}, theirs)
+        floor, processes = measure_floor(next(iter(runs.values())).batch_size, precision, device)
+        _floor(told, runs, floor, processes, ours, images)
+        _shares(told, runs, steps, data_dir, device)
+
+
+def _row(kind: str, ours: Measured, theirs: float, images: int, precision: str) -> Row:
+    process = ours.training_of(images)
+    target = TARGETS[precision][kind.split()[0]]
+    return {
+        "kind": kind,
+        "program, process": process,
+        "program, machine": process / ours.processes,
+        "to reach on 2 cores": target,
+        "straightforward, machine": theirs,
+        "times faster": theirs / (process / ours.processes),
+    }
+
+
+def _whole(told: Report, ours: dict[str, float], theirs: dict[str, float]) -> None:
+    epochs = {kind: count for kind, count in epochs_of_the_paper().items() if kind in ours}
+    if len(ours) < len(FIRST_OF_KIND):
+        told.say("Not all kinds were measured: nothing is said of the paper suite as a whole.")
+        return
+    hours = [sum(epochs[kind] * seconds[kind] for kind in epochs) / 3600 for seconds in (ours, theirs)]
+    rows: list[Row] = [
+        {
+            "kind": kind,
+            "epochs": count,
+            "program, h": count * ours[kind] / 3600,
+            "straightforward, h": count * theirs[kind] / 3600,
+        }
+        for kind, count in epochs.items()
+    ]
+    rows.append({"kind": "all", "epochs": sum(epochs.values()), "program, h": hours[0], "straightforward, h": hours[1]})
+    told.table("The epochs of the paper suite", rows)
+    told.say(f"As a whole the program is {hours[1] / hours[0]:.1f} times faster than the straightforward loop.")
+
+
+def _floor(
+    told: Report, runs: dict[str, RunConfig], floor: Floor, processes: int, ours: dict[str, Measured], images: int
+) -> None:
+    rows: list[Row] = []
+    for kind, run in runs.items():
+        steps = math.ceil(images / run.batch_size)
+        seconds = floor.step(kind) * steps / processes
+        machine = ours[kind].training_of(images) / ours[kind].processes
+        rows.append(
+            {
+                "kind": kind,
+                "GFLOP a step": floor.operations(kind) / 1e9,
+                "TFLOP/s of the machine": floor.operations(kind) * processes / floor.step(kind) / 1e12,
+                "floor, s an epoch": seconds,
+                "program, s an epoch": machine,
+                "share of the floor": seconds / machine,
+            }
+        )
+    told.table("The floor: the convolutions and matrix products alone, as fast as torch does them here", rows)
+
+
+def _shares(told: Report, runs: dict[str, RunConfig], steps: int, data_dir: Path | None, device: str) -> None:
+    rows: list[Row] = []
+    for kind, run in runs.items():
+        shares = shares_of_an_epoch(run, steps, data_dir, device)
+        rest = [share for part, share in shares.items() if part != "training steps"]
+        rows.append({"kind": kind, **shares, "each but the steps below 5%": max(rest) < SHARE_TO_REACH})
+    told.table("Shares of an epoch of the program, evaluation included", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""How such experiments are usually written: what the benchmarks and the tests compare the program with.
+
+The formulas of the activations with plain torch operations, F-Neuron membership by membership, KerasNet in NCHW and
+float32, and a training loop with a DataLoader whose four workers augment image by image with Pillow.
+
+./run_experiment.sh benchmarks/straightforward.py   # seconds an epoch of this loop alone
+
+Axes in names: B image of a batch, H row, W column, C channel or colour plane, F feature, K class.
+"""
+
+import math
+import random
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from aafit.data import Split
+from benchmarks.common import Command, Row, data_dir_option, device_option, json_option, report, synchronise
+from benchmarks.images import Sample
+
+WORKERS = 4
+MAX_SHIFT = 0.1
+LEARNING_RATE = 1e-3
+SLOWED = 1000.0
+
+AHAF_STARTS = {"ReLU": (2.0**16, 1.0), "SiLU": (1.0, 1.0)}
+LEAF_STARTS = {
+    "ReLU": (1.0, 0.0, 2.0**16, 0.0),
+    "SiLU": (1.0, 0.0, 1.0, 0.0),
+    "Tanh": (0.0, 2.0, 2.0, -1.0),
+    "Sigmoid": (0.0, 1.0, 1.0, 0.0),
+}
+
+
+class SiLU(nn.Module):
+    """x * sigmoid(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class AHAF(nn.Module):
+    """beta * x * sigmoid(gamma * x)."""
+
+    def __init__(self, gamma: float, beta: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.tensor([gamma]))
+        self.beta = nn.Parameter(torch.tensor([beta]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.beta * x * torch.sigmoid(self.gamma * x)
+
+
+class LEAF(nn.Module):
+    """(p1 * x + p2) * sigmoid(p3 * x) + p4."""
+
+    def __init__(self, p1: float, p2: float, p3: float, p4: float) -> None:
+        super().__init__()
+        self.p1 = nn.Parameter(torch.tensor([p1]))
+        self.p2 = nn.Parameter(torch.tensor([p2]))
+        self.p3 = nn.Parameter(torch.tensor([p3]))
+        self.p4 = nn.Parameter(torch.tensor([p4]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.p1 * x + self.p2) * torch.sigmoid(self.p3 * x) + self.p4
+
+
+class FNeuron(nn.Module):
+    """sum of weight_i * membership_i(x), one pass over x for each membership function.
+
+    The inner ones are triangles of the radius r around their centres, the outer ones ramps that stay 1 beyond the ends.
+    """
+
+    def __init__(self, weight: Tensor, left: float = -4.0, right: float = 4.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.reshape(1, -1).clone())
+        self.radius = (right - left) / (weight.numel() - 1)
+        self.centres = [left + i * self.radius for i in range(weight.numel())]
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = torch.zeros_like(x)
+        for i, centre in enumerate(self.centres):
+            result = result + self.weight[0, i] * self.membership(i, (x - centre) / self.radius)
+        return result
+
+    def membership(self, i: int, distance: Tensor) -> Tensor:
+        """The i-th membership function of the distance from its centre in radii."""
+        if i == 0:
+            return torch.clamp(1 - distance, 0, 1)
+        if i == len(self.centres) - 1:
+            return torch.clamp(1 + distance, 0, 1)
+        return torch.clamp(1 - distance.abs(), min=0)
+
+
+def activation(text: str) -> nn.Module:
+    """What "ReLU", "SiLU", "AHAF as SiLU", "LEAF as Tanh", "F-Neuron as Tanh" or "F-Neuron random" names."""
+    family, _, start = text.partition(" ")
+    start = start.removeprefix("as ")
+    if family == "AHAF":
+        return AHAF(*AHAF_STARTS[start])
+    if family == "LEAF":
+        return LEAF(*LEAF_STARTS[start])
+    if family == "F-Neuron":
+        return FNeuron(torch.rand(18) * 2 - 1 if start == "random" else torch.linspace(-4, 4, 18).tanh())
+    fixed: dict[str, type[nn.Module]] = {"ReLU": nn.ReLU, "SiLU": SiLU}
+    return fixed[family]()
+
+
+class KerasNet(nn.Module):
+    """The network of the experiment for images of 3x32x32, with activations that texts name."""
+
+    def __init__(self, cnn: str, fc: str) -> None:
+        super().__init__()
+        self.conv1, self.act1 = nn.Conv2d(3, 32, 3, padding=1), activation(cnn)
+        self.conv2, self.act2 = nn.Conv2d(32, 32, 3), activation(cnn)
+        self.pool3, self.drop3 = nn.MaxPool2d(2), nn.Dropout2d(0.25)
+        self.conv4, self.act4 = nn.Conv2d(32, 64, 3, padding=1), activation(cnn)
+        self.conv5, self.act5 = nn.Conv2d(64, 64, 3), activation(cnn)
+        self.pool6, self.drop6 = nn.MaxPool2d(2), nn.Dropout2d(0.25)
+        self.fc7, self.act7, self.drop7 = nn.Linear(2304, 512), activation(fc), nn.Dropout(0.2)
+        self.fc8 = nn.Linear(512, 10)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = self.act1(self.conv1(x_BCHW))
+        x_BCHW = self.act2(self.conv2(x_BCHW))
+        x_BCHW = self.drop3(self.pool3(x_BCHW))
+        x_BCHW = self.act4(self.conv4(x_BCHW))
+        x_BCHW = self.act5(self.conv5(x_BCHW))
+        x_BCHW = self.drop6(self.pool6(x_BCHW))
+        x_BF = self.drop7(self.act7(self.fc7(x_BCHW.flatten(1))))
+        logits_BK: Tensor = self.fc8(x_BF)
+        return logits_BK
+
+
+class AugmentedImages(Dataset[tuple[Tensor, int]]):
+    """Images one by one, each flipped at random and then shifted by up to a tenth of its side."""
+
+    def __init__(self, split: Split) -> None:
+        self.images_BHWC = split.images_BHWC.numpy()
+        self.labels = split.labels_B.tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = Image.fromarray(self.images_BHWC[index])
+        reach_x, reach_y = MAX_SHIFT * image.width, MAX_SHIFT * image.height
+        shift = round(random.uniform(-reach_x, reach_x)), round(random.uniform(-reach_y, reach_y))
+        return as_input(augmented(image, random.random() < 0.5, shift)), self.labels[index]
+
+
+def augmented(image: Image.Image, flip: bool, shift: tuple[int, int]) -> Image.Image:
+    """The image, flipped left to right where `flip`, then moved right and down by whole pixels, with black fill."""
+    if flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    x, y = shift
+    return image.transform(image.size, Image.Transform.AFFINE, (1, 0, -x, 0, 1, -y))
+
+
+def as_input(image: Image.Image) -> Tensor:
+    """(C, H, W) in [0, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
+
+
+def optimizer_for(net: nn.Module, train: str, p24sl: bool = False) -> Optimizer:
+    """Adam on all parameters, or on those of the activations with everything else frozen.
+
+    With `p24sl` p2 and p4 of LEAF learn a thousand times slower.
+    """
+    own: list[nn.Parameter] = []
+    slow: list[nn.Parameter] = []
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(train == "all" or name.startswith("act"))
+        if parameter.requires_grad:
+            (slow if p24sl and name.endswith((".p2", ".p4")) else own).append(parameter)
+    groups = [{"params": own, "lr": LEARNING_RATE}, {"params": slow, "lr": LEARNING_RATE / SLOWED}]
+    return Adam([group for group in groups if group["params"]])
+
+
+def training_step(net: nn.Module, optimizer: Optimizer, x_BCHW: Tensor, y_B: Tensor) -> float:
+    """One step on one batch; the loss before it."""
+    optimizer.zero_grad()
+    loss = F.cross_entropy(net(x_BCHW), y_B)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def seconds_a_step(
+    cnn: str, fc: str, train: str, batch_size: int, sample: Sample, steps: int, warm: int, device: str, p24sl: bool
+) -> float:
+    """Seconds a step of the loop over `steps` batches, after `warm` of them that are not counted."""
+    at = torch.device(device)
+    net = KerasNet(cnn, fc).to(at).train()
+    optimizer = optimizer_for(net, train, p24sl)
+    images = AugmentedImages(sample.load().train)
+    loader = DataLoader(images, batch_size, shuffle=True, num_workers=WORKERS, drop_last=True)
+    done, began = 0, 0.0
+    while done < warm + steps:
+        for x_BCHW, y_B in loader:
+            if done == warm:
+                synchronise(at)
+                began = time.perf_counter()
+            training_step(net, optimizer, x_BCHW.to(at), y_B.to(at))
+            done += 1
+            if done == warm + steps:
+                break
+    synchronise(at)
+    return (time.perf_counter() - began) / steps
+
+
+@click.command(cls=Command)
+@click.option("--steps", default=40, show_default=True, type=click.IntRange(min=1), help="Training steps of each kind.")
+@data_dir_option
+@device_option
+@json_option
+def main(steps: int, data_dir: Path | None, device: str, json_path: Path | None) -> None:
+    """Seconds an epoch of 50,000 images of the straightforward training loop, for each kind of run."""
+    from benchmarks.kinds import chosen_kinds
+    from benchmarks.measured import straightforward_step
+
+    with report(json_path) as told:
+        rows: list[Row] = [
+            {"kind": kind, "seconds": straightforward_step(run, steps, data_dir, device) * math.ceil(50_000 / 128)}
+            for kind, run in chosen_kinds().items()
+        ]
+        told.table("Seconds an epoch, straightforward training loop", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""How long the paper suite will take, from epochs measured side by side; and how true such a projection is.
+
+./run_experiment.sh benchmarks/whole.py --data-dir DATA
+./run_experiment.sh benchmarks/whole.py --check 0.1 --data-dir DATA
+
+The first prints the plan of the paper suite as `--dry-run` does, with each kind's seconds an epoch timed as the program
+runs: processes side by side. With --check the same is done for the cpu suite with its epochs multiplied by that number;
+then that suite is run for real in a temporary folder, and the wall times are compared. A projection contains what each
+run costs beside its epochs, as `aafit.plan` has it.
+"""
+
+import io
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from aafit.data import SIZES
+from aafit.errors import UserError
+from aafit.plan import START_SECONDS, Estimate, Planned, clock, epoch_seconds, estimate
+from aafit.runconfig import RunConfig
+from aafit.schedule import run_suite
+from aafit.suite import Suite, load_suite
+from benchmarks.common import Command, Report, Row, device_option, json_option, report
+from benchmarks.measured import measured_run, seconds_an_epoch
+
+
+def timed(steps: int, data_dir: Path | None, jobs: int | None) -> Callable[[RunConfig, str], float]:
+    """A function that times an epoch of a run among as many processes as will be side by side."""
+
+    def measure(run: RunConfig, device: str) -> float:
+        known = math.ceil((run.train_images or SIZES[run.dataset].train - run.holdout) / run.batch_size)
+        measured = measured_run(run, min(steps, known), data_dir=data_dir, device=device, processes=jobs, seeds=None)
+        return seconds_an_epoch(measured, run)
+
+    return measure
+
+
+def projected(suite: Suite, steps: int, data_dir: Path | None, device: str, jobs: int | None = None) -> Estimate:
+    """The plan of a suite of which nothing is done yet."""
+    with tempfile.TemporaryDirectory() as empty:
+        return estimate(suite, Path(empty), jobs, device, measure=timed(steps, data_dir, jobs))
+
+
+def check(told: Report, plan: Estimate, suite: Suite, data_dir: Path | None, device: str, jobs: int | None) -> None:
+    """Run the suite for real, and compare."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        summary = run_suite(suite, Path(folder), jobs, device, data_dir, console=Console(file=io.StringIO()))
+        wall = time.monotonic() - began
+        if not summary.ok:
+            failed = next((outcome for outcome in summary.outcomes if outcome.message), summary.outcomes[0])
+            raise UserError(f"The suite did not end well; {failed.job.run.name} {failed.status}: {failed.message}")
+        rows: list[Row] = []
+        starts = []
+        for planned, outcome in zip(plan.runs, summary.outcomes, strict=True):
+            epochs = epoch_seconds(outcome.job.folder / "metrics.csv")
+            starts.append(outcome.seconds - sum(epochs))
+            rows.append(_row(planned, epochs, outcome.seconds))
+    told.table("Each run, as projected and as it was", rows)
+    told.say(
+        f"Beside its epochs a run took {sum(starts) / len(starts):.1f} s in the mean; the projection has "
+        f"{START_SECONDS:.1f} s."
+    )
+    told.table(
+        "Wall time",
+        [{"projected, s": plan.wall_seconds, "real, s": wall, "real / projected": wall / plan.wall_seconds}],
+    )
+
+
+def _row(planned: Planned, epochs: list[float], seconds: float) -> Row:
+    return {
+        "run": planned.job.run.name,
+        "epochs": len(epochs),
+        "s an epoch, projected": planned.epoch_seconds,
+        "s an epoch, real": sum(epochs) / len(epochs) if epochs else None,
+        "s, projected": planned.seconds,
+        "s, real": seconds,
+    }
+
+
+@click.command(cls=Command)
+@click.option("--suite", "suite_name", help="Another suite, by name or as a file [default: paper; cpu with --check].")
+@click.option("--check", "scale", type=float, help="Run the suite for real too, with so many times its epochs.")
+@click.option("--steps", default=40, show_default=True, type=click.IntRange(min=1), help="Training steps an epoch.")
+@click.option("--precision", type=click.Choice(["float32", "bf16"]), help="Arithmetic instead of the suite's.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes side by side (default: one a core, or one a GPU).")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that holds the data set; without it noise is timed, and --check takes what `aafit run` would.",
+)
+@device_option
+@json_option
+def main(
+    suite_name: str | None,
+    scale: float | None,
+    steps: int,
+    precision: str | None,
+    jobs: int | None,
+    data_dir: Path | None,
+    device: str,
+    json_path: Path | None,
+) -> None:
+    """Project the wall time of the paper suite, or check such a projection by the cpu suite."""
+    suite = load_suite(suite_name or ("paper" if scale is None else "cpu"))
+    suite = suite.with_precision(precision) if precision else suite
+    suite = suite.scaled(scale) if scale is not None else suite
+    with report(json_path) as told:
+        plan = projected(suite, steps, data_dir, device, jobs)
+        told.table(f"Projection of the suite {suite.name}", [_planned(planned) for planned in plan.runs])
+        told.say(
+            f"{suite.name}: {sum(planned.epochs_left for planned in plan.runs):,} epochs in {len(plan.runs)} runs on "
+            f"{plan.slots} processes side by side: projected {clock(plan.wall_seconds)} ({plan.wall_seconds:.0f} s)."
+        )
+        if scale is not None:
+            check(told, plan, suite, data_dir, device, jobs)
+
+
+def _planned(planned: Planned) -> Row:
+    return {
+        "run": planned.job.run.name,
+        "epochs": planned.epochs_left,
+        "s an epoch": planned.epoch_seconds,
+        "s": planned.seconds,
+    }
+
+
+if __name__ == "__main__":
+    main()
