@@ -14,7 +14,8 @@ from aafit.identification.problem import Images, Problem
 DENSE = 2000
 """Parameters up to which the curvature is a matrix."""
 
-TRIES = 6  # dampings, each four times the last
+TRIES = 4  # dampings, each eight times the last
+LEAST_SHARE = 0.01  # of the predicted gain: what a step must bring
 LONGEST_STEP = 2.0  # of a sharpness, in its own coordinate
 WORTHWHILE = 0.2  # of the sample's noise: what a step must promise
 
@@ -73,20 +74,18 @@ class Descent:
             if not predicted > WORTHWHILE * noise:
                 break
             trial_P = vector_P + step_P
-            trial_loss, trial_variation = self._looked_at(trial_P, sample)
-            trial_loss += self._penalty(trial_P)
-            gained = loss - trial_loss
-            lost = lost or collapsed(trial_variation, self.variation)
-            # NaN fails every comparison, and so is never kept.
-            if gained > 0.01 * predicted and not collapsed(trial_variation, self.variation):
-                trial_heldout, _ = self._looked_at(trial_P, self.heldout)
-                if trial_heldout <= heldout_loss:
+            # The held-out images first: they are fewer. NaN fails every comparison, and so is never kept.
+            trial_heldout, trial_variation = looked_at(self.problem, trial_P, self.heldout)
+            lost_here = collapsed(trial_variation, self.variation)
+            lost = lost or lost_here
+            if trial_heldout <= heldout_loss and not lost_here:
+                trial_loss = looked_at(self.problem, trial_P, sample)[0] + self._penalty(trial_P)
+                gained = loss - trial_loss
+                if gained > LEAST_SHARE * predicted:
                     ratio = gained / predicted
-                    easier = max(1 / 3, 1 - (2 * ratio - 1) ** 3)
-                    return Outcome(
-                        trial_P, True, trial_loss, trial_heldout, damping * easier, predicted, gained, noise, lost
-                    )
-            damping *= 4
+                    easier = damping * max(1 / 3, 1 - (2 * ratio - 1) ** 3)
+                    return Outcome(trial_P, True, trial_loss, trial_heldout, easier, predicted, gained, noise, lost)
+            damping *= 8
         return Outcome(vector_P, False, loss, heldout_loss, damping, predicted, gained, noise, lost)
 
     def _dense(self, vector_P: Tensor, sample: Images, seed: int) -> "_Model":
@@ -139,10 +138,6 @@ class Descent:
 
     def _penalty(self, vector_P: Tensor) -> float:
         return self.ridge * (vector_P - self.start_P).square().sum().item() / 2
-
-    def _looked_at(self, vector_P: Tensor, images: Images) -> tuple[float, float]:
-        """The mean loss, and how much the outputs depend on the images."""
-        return looked_at(self.problem, vector_P, images)
 
 
 _Model = tuple[float, Tensor, Callable[[float], Tensor], Callable[[Tensor], Tensor], float]

@@ -17,7 +17,8 @@ from aafit.identification.tables import fit_for_json, table
 
 # Of the largest eigenvalue of the curvature scaled to a diagonal of ones: float32 gradients are good to about 1e-7.
 NO_CURVATURE = 1e-7
-TAKES_PART = 1e-6
+TAKES_PART = 1e-2  # in a direction without curvature: less is a rounding of the others
+SHOWN = 10
 ALIKE = 0.95
 # Of a sharpness in its coordinate: beyond a factor of 1,000 there is nothing to tell.
 MOST_SPREAD = 6.9
@@ -78,7 +79,9 @@ class Uncertainty:
         ]
         if self.pairs:
             lines.append("Cannot be told apart (correlation of their estimates):")
-            lines += [f"  {pair.correlation:+.3f}  {pair.first} and {pair.second}" for pair in self.pairs]
+            lines += [f"  {pair.correlation:+.3f}  {pair.first} and {pair.second}" for pair in self.pairs[:SHOWN]]
+            if len(self.pairs) > SHOWN:
+                lines.append(f"  and {len(self.pairs) - SHOWN} more pairs")
         else:
             lines.append(f"No two estimates are correlated by more than {ALIKE}.")
         lines.append(f"from {self.images} images")
