@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import FrameType
@@ -28,12 +28,13 @@ from aafit.checkpoint import save_json
 from aafit.compare import compare, curve_errors
 from aafit.data import Dataset, load_dataset
 from aafit.errors import UserError
-from aafit.evaluate import Evaluation, evaluate
+from aafit.evaluate import Evaluation
 from aafit.gradient import SLOWED, make_optimizers, train_epoch
 from aafit.identification import State, audit, identify
 from aafit.job import Job, is_done
 from aafit.metrics import Logger
 from aafit.precision import arithmetic, choose_device, data_type
+from aafit.repeated import repeated_evaluation
 from aafit.runfolder import (
     finish,
     load_identification,
@@ -60,6 +61,14 @@ class HeldOut:
 
     loss: float
     accuracy: None = None
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """How a run's network is evaluated, as it is when they are called."""
+
+    test: Callable[[], Evaluation]
+    heldout: Callable[[], Evaluation | HeldOut] | None
 
 
 def execute(job: Job) -> None:
@@ -101,9 +110,10 @@ def train_run(job: Job, net: nn.Module, trained: list[nn.Parameter], data: Datas
     log.info("%d parameters to train for %d epochs on %s", sum(p.numel() for p in trained), run.epochs, device)
     progress = load_progress(job, net, optimizers, device)
     last_epoch, seconds = progress or (None, 0.0)
+    evaluations = repeated_evaluations(data, net, run.precision)
     with loggers(job, net, last_epoch) as outputs:
         if last_epoch is None:
-            measure(job, run.start_epoch, net, data, outputs)
+            measure(job, run.start_epoch, net, evaluations, outputs)
             last_epoch = run.start_epoch
         for epoch in range(last_epoch, run.end_epoch):
             # Order, augmentation and dropout depend on seed and epoch alone, so that a resumed run sees the same.
@@ -115,7 +125,7 @@ def train_run(job: Job, net: nn.Module, trained: list[nn.Parameter], data: Datas
             loss, variance = train_epoch(net, batches, optimizers, run.precision)
             spent = time.perf_counter() - began
             seconds += spent
-            measure(job, epoch + 1, net, data, outputs, loss, variance, spent)
+            measure(job, epoch + 1, net, evaluations, outputs, loss, variance, spent)
             save_progress(job, epoch + 1, seconds, net, optimizers)
     return seconds
 
@@ -129,6 +139,7 @@ def identify_run(job: Job, start: Start, data: Dataset) -> float:
     dtype = data_type(run.precision)
     saved = load_identification(job)
     state = None if saved is None else State.from_dict(saved)
+    test = repeated_evaluation(net, data.test, run.precision)
     with loggers(job, net, None if state is None else run.start_epoch + state.steps[-1].number) as outputs:
 
         def after_step(now: State) -> None:
@@ -136,8 +147,8 @@ def identify_run(job: Job, start: Start, data: Dataset) -> float:
             if state is None or len(now.steps) > len(state.steps):
                 last = now.steps[-1]
                 spent = last.seconds - (state.steps[-1].seconds if state else 0.0)
-                heldout = HeldOut(last.heldout_loss)
-                measure(job, run.start_epoch + last.number, net, data, outputs, last.loss, None, spent, heldout)
+                evaluations = Evaluations(test, lambda: HeldOut(last.heldout_loss))
+                measure(job, run.start_epoch + last.number, net, evaluations, outputs, last.loss, None, spent)
             state = now
             save_identification(job, now.as_dict())
 
@@ -161,6 +172,12 @@ def identify_run(job: Job, start: Start, data: Dataset) -> float:
     save_json(job.folder / "identification.json", result.as_dict())
     log.info("%s", result)
     return result.seconds
+
+
+def repeated_evaluations(data: Dataset, net: nn.Module, precision: str) -> Evaluations:
+    """On the test images and, where some are held out, on those."""
+    heldout = None if data.heldout is None else repeated_evaluation(net, data.heldout, precision)
+    return Evaluations(repeated_evaluation(net, data.test, precision), heldout)
 
 
 def choose_trained(net: nn.Module, train: str) -> list[nn.Parameter]:
@@ -202,22 +219,16 @@ def measure(
     job: Job,
     epoch: int,
     net: nn.Module,
-    data: Dataset,
+    evaluations: Evaluations,
     outputs: Sequence[Logger],
     train_loss: float | None = None,
     train_loss_variance: float | None = None,
     seconds: float | None = None,
-    heldout: HeldOut | Evaluation | None = None,
 ) -> None:
-    """Evaluate the network as it is after `epoch`, and note all numbers of that epoch.
-
-    `heldout`: what is known of the held-out images already.
-    """
-    dtype, precision = data_type(job.run.precision), job.run.precision
+    """Evaluate the network as it is after `epoch`, and note all numbers of that epoch."""
     began = time.perf_counter()
-    if heldout is None and data.heldout is not None:
-        heldout = evaluate(net, evaluation_batches(data.heldout, dtype=dtype), precision)
-    test = evaluate(net, evaluation_batches(data.test, dtype=dtype), precision)
+    heldout = evaluations.heldout() if evaluations.heldout else None
+    test = evaluations.test()
     row = {
         "epoch": epoch,
         "train_loss": train_loss,

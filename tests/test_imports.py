@@ -36,6 +36,7 @@ LAYERS = [
     "checkpoint",
     "metrics",
     "start",
+    "repeated",
     "runfolder",
     "execute",
     "alone",
