@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 SMALLEST_SHARE = 0.05
-"""Of the variation that the outputs once had: below it, they no longer depend on the images."""
+"""Of the variation that the outputs should have: below it, they no longer depend on the images."""
+
+LEAST = 0.4
+"""Of the variation of the targets: what the outputs should have at least, however little they had at first."""
 
 
 def variation(outputs_NK: Tensor, probabilities: bool) -> float:
@@ -19,6 +22,13 @@ def variation(outputs_NK: Tensor, probabilities: bool) -> float:
     """
     values_NK = outputs_NK.double().softmax(1) if probabilities else outputs_NK.double()
     return values_NK.std(0, correction=0).mean().item()
+
+
+def perfect_variation(targets: Tensor, outputs: int) -> float:
+    """The variation of outputs that are the targets: classes (N,), probabilities or values (N, K)."""
+    if not targets.is_floating_point():
+        targets = torch.nn.functional.one_hot(targets, outputs)
+    return variation(targets, False)
 
 
 def collapsed(now: float, before: float) -> bool:

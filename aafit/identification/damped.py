@@ -5,12 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+SMALLEST = 1e-140  # so that products of two scales are still numbers
 SMALLEST_SCALE = 1e-12  # of the largest: what nothing depends on must not move at all
 
 
 def scales(diagonal_P: Tensor) -> Tensor:
     """Marquardt's scaling: the curvature's own diagonal, so that damping means the same in any units; above 0."""
-    return diagonal_P.clamp(min=max(diagonal_P.max().item(), 1e-300) * SMALLEST_SCALE)
+    return diagonal_P.clamp(min=max(diagonal_P.max().item() * SMALLEST_SCALE, SMALLEST))
 
 
 def dense_step(gradient_P: Tensor, curvature_PP: Tensor, damping: float) -> Tensor:
@@ -18,7 +19,8 @@ def dense_step(gradient_P: Tensor, curvature_PP: Tensor, damping: float) -> Tens
     root_P = scales(curvature_PP.diagonal()).sqrt()
     scaled_PP = curvature_PP / (root_P[:, None] * root_P) + damping * torch.eye(len(root_P), dtype=torch.float64)
     step_P: Tensor = torch.linalg.lstsq(scaled_PP, -(gradient_P / root_P).unsqueeze(1), driver="gelsd").solution[:, 0]
-    return step_P / root_P
+    # What nothing depends on does not move, not even by a rounding.
+    return torch.where(curvature_PP.diagonal() > 0, step_P / root_P, 0.0)
 
 
 def conjugate_gradient_step(

@@ -106,6 +106,7 @@ def _outputs(net: nn.Module, x_N: Tensor, batch_size: int, precision: str) -> tu
     given: list[tuple[Tensor, ...]] = []
     with torch.no_grad(), autocast(precision, x_N.device):
         for x_B in x_N.split(batch_size):
-            out = net(x_B)
+            # Cloned: a network may work in place on what it receives.
+            out = net(x_B.clone())
             given.append(out if isinstance(out, tuple) else (out,))
     return tuple(torch.cat(column) for column in zip(*given, strict=True))

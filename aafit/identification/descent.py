@@ -96,7 +96,7 @@ class Descent:
         outer_PP = root_P[:, None] * root_P
         # The expected gain of fitting the images' noise: tr(C^-1 S) / 2n, over the directions that have curvature.
         inverse_PP = torch.linalg.pinv(curvature_PP / outer_PP, rtol=1e-9, hermitian=True)
-        noise = (inverse_PP * (model.scatter_PP / outer_PP)).sum().item() / (2 * len(sample))
+        noise = (inverse_PP * (model.scatter_PP / outer_PP)).nan_to_num().sum().item() / (2 * len(sample))
         return (
             model.loss + self._penalty(vector_P),
             gradient_P,

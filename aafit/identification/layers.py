@@ -93,7 +93,7 @@ def _called(net: nn.Module, x_BCHW: Tensor) -> list[str]:
     """The paths of the adaptive activations in the order in which a forward calls them."""
     order: list[str] = []
     with _hooks(net, adaptive_activations(net), lambda path, u, y: order.append(path)), torch.no_grad():
-        net(x_BCHW)
+        net(x_BCHW.clone())
     return list(dict.fromkeys(order))
 
 
@@ -109,7 +109,7 @@ def _seen(net: nn.Module, path: str, inputs: Iterable[Tensor]) -> tuple[Tensor, 
 
     with _hooks(net, [path], keep), torch.no_grad():
         for x_BCHW in inputs:
-            net(x_BCHW)
+            net(x_BCHW.clone())
     return torch.cat(received), torch.cat(given)
 
 
@@ -180,6 +180,8 @@ class _Fit:
         cost_S = self._cost(self.at_SQ)
         damping_S = torch.full_like(cost_S, 1e-2)
         for _ in range(ITERATIONS):
+            if (cost_S < self._matched).all():
+                break
             trial_SQ = self.at_SQ + self._steps(*self._normal(), damping_S)
             trial_S = self._cost(trial_SQ)
             better_S = trial_S < cost_S
@@ -187,9 +189,9 @@ class _Fit:
             self.at_SQ = torch.where(better_S[:, None], trial_SQ, self.at_SQ)
             cost_S = torch.where(better_S, trial_S, cost_S)
             # A set that found no better place is done once its damping leaves it no step worth the name.
-            done_S = torch.where(better_S, little_S, damping_S > LARGEST_DAMPING)
+            done_S = torch.where(better_S, little_S, damping_S > LARGEST_DAMPING) | (cost_S < self._matched)
             damping_S = torch.where(better_S, damping_S / 5, damping_S * 4)
-            if (done_S | (cost_S < self._matched)).all():
+            if done_S.all():
                 break
         return cost_S
 
@@ -238,8 +240,8 @@ class _Fit:
 
     def _steps(self, gradient_SQ: Tensor, curvature_SQQ: Tensor, damping_S: Tensor) -> Tensor:
         diagonal_SQ = curvature_SQQ.diagonal(dim1=1, dim2=2)
-        # What no element depends on must not move: its scale is nothing beside the others'.
-        root_SQ = diagonal_SQ.clamp(min=1e-300).maximum(diagonal_SQ.amax(1, keepdim=True) * 1e-12).sqrt()
+        # What no element depends on has no gradient either: any scale will do.
+        root_SQ = diagonal_SQ.clamp(min=1e-140).sqrt()
         scaled_SQQ = curvature_SQQ / (root_SQ[:, :, None] * root_SQ[:, None, :])
         identity = torch.eye(scaled_SQQ.shape[1], dtype=scaled_SQQ.dtype, device=scaled_SQQ.device)
         # Damped at least a little: two values may have the same effect on all elements.

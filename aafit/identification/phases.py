@@ -3,15 +3,17 @@
 import logging
 import time
 from dataclasses import dataclass, replace
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
-from aafit.identification.collapse import collapsed, variation
+from aafit.errors import UserError
+from aafit.identification.collapse import LEAST, collapsed, perfect_variation, variation
 from aafit.identification.data import Parts
 from aafit.identification.descent import DENSE, Descent, looked_at
 from aafit.identification.layers import match_layers
-from aafit.identification.losses import CROSS_ENTROPY
+from aafit.identification.losses import CROSS_ENTROPY, LOSSES
 from aafit.identification.problem import Problem
 from aafit.identification.result import HEADER, Identification, State, Step
 from aafit.identification.sharpness import logits_changed, smoothest
@@ -49,6 +51,9 @@ class Run:
         if self.base is not None:
             # The base's outputs depend on the images as they should, those of a far start perhaps no longer.
             depends = variation(self._base_outputs(), self._probabilities)
+        if self.problem.loss in LOSSES.values():
+            outputs = self.problem.outputs(vector_P, few.part(0, 2)).shape[1]
+            depends = max(depends, LEAST * perfect_variation(self.parts.heldout.targets, outputs))
         loss, _ = looked_at(self.problem, vector_P, few)
         step = Step(0, "start", len(few), loss, heldout_loss, seconds=time.perf_counter() - began)
         log.info("%s\n%s", HEADER, step)
@@ -119,9 +124,8 @@ class Run:
         matched = tuple(match_layers(self.net, self.base, raw, self.seed))
         vector_P = self.problem.coordinates.read()
         heldout_loss, depends = self._heldout(vector_P)
-        if self.target != "activations" and not (
-            heldout_loss < state.steps[-1].heldout_loss and not collapsed(depends, state.variation)
-        ):
+        worse = heldout_loss >= state.steps[-1].heldout_loss or collapsed(depends, state.variation)
+        if self.target != "activations" and worse:
             return replace(after, messages=(*state.messages, "layers: matching them did not bring the start nearer"))
         worst = max(matched, key=lambda row: row.after)
         message = (
@@ -132,6 +136,11 @@ class Run:
 
     def _joint(self, state: State) -> State:
         """One damped step of all parameters together, or a larger sample to look for one on."""
+        if not isfinite(state.steps[-1].heldout_loss):
+            raise UserError(
+                "The loss of the network is not finite: start from other values of the activations, or give the "
+                "network that it was made from as base=, so that they can be matched to it."
+            )
         done = sum(step.phase == "joint" for step in state.steps)
         if done >= self.steps:
             return self._best(state, f"stopped after {done} steps, as asked for")
@@ -174,7 +183,8 @@ class Run:
     def _best(self, state: State, *messages: str) -> State:
         """The end: where it is, or where it began if that does better on the images held out."""
         state = replace(state, phase="done", messages=(*state.messages, *messages))
-        if state.steps[-1].heldout_loss <= state.steps[0].heldout_loss:
+        # Not "<=": the loss at the start may not be a number.
+        if not state.steps[-1].heldout_loss > state.steps[0].heldout_loss:
             return state
         message = "nothing did better on the held-out images: back to the start"
         return self._moved(state, "start", state.start_P, state.steps[0].images, message)
@@ -195,14 +205,16 @@ class Run:
         few = self.parts.fitted.part(0, FEW)
         base_N = self.problem.losses(self._base_outputs(), few.targets)
         excess_N = self.problem.losses(self.problem.outputs(state.vector_P, few), few.targets) - base_N
-        noise = 2 * excess_N.std().item() / len(few) ** 0.5
+        excess, noise = excess_N.mean().item(), 2 * excess_N.std().item() / len(few) ** 0.5
+        # Where a few losses are huge, so is the noise of their mean.
+        noise = min(noise, base_N.mean().item())
         # A loss that is not a number is far, too.
-        return not excess_N.mean().item() <= max(noise, FAR * base_N.mean().item())
+        return not excess <= max(noise, FAR * base_N.mean().item())
 
     def _base_outputs(self) -> Tensor:
         assert self.base is not None
         with torch.no_grad():
-            return torch.cat([self.base(x_B) for x_B in self.parts.raw[:FEW].split(self.problem.batch_size)])
+            return torch.cat([self.base(x_B.clone()) for x_B in self.parts.raw[:FEW].split(self.problem.batch_size)])
 
     def _heldout(self, vector_P: Tensor) -> tuple[float, float]:
         return looked_at(self.problem, vector_P, self.parts.heldout)

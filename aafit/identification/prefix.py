@@ -35,9 +35,9 @@ def split_network(net: nn.Module, sample: tuple[Tensor, ...]) -> tuple[nn.Module
         if parts is None:
             return None, net
         with torch.no_grad():
-            between = parts[0](*sample)
+            between = parts[0](*(x.clone() for x in sample))
             before = [value.clone() for value in between]
-            whole, again = net(*sample), parts[1](*between)
+            whole, again = net(*(x.clone() for x in sample)), parts[1](*between)
         rows = all(value.ndim and len(value) == len(sample[0]) for value in between)
         # The rest may work in place on what it receives, which is to be used again.
         same = torch.equal(whole, again) and all(map(torch.equal, before, between))
@@ -56,7 +56,12 @@ def _parts(net: nn.Module, graph: fx.Graph) -> tuple[nn.Module, nn.Module] | Non
         if adaptive or any(source in depends for source in node.all_input_nodes):
             depends.add(node)
     frozen = [node for node in graph.nodes if node not in depends and node.op != "output"]
-    between = [node for node in frozen if node.op != "get_attr" and any(user in depends for user in node.users)]
+    of_images: set[fx.Node] = set()
+    for node in frozen:
+        if node.op == "placeholder" or any(source in of_images for source in node.all_input_nodes):
+            of_images.add(node)
+    # What no image takes part in has no rows: each part computes it for itself.
+    between = [node for node in frozen if node in of_images and any(user in depends for user in node.users)]
     if not any(node.op == "call_module" or node.op == "call_function" for node in frozen) or not between:
         return None
     first, second = fx.Graph(), fx.Graph()
@@ -66,7 +71,7 @@ def _parts(net: nn.Module, graph: fx.Graph) -> tuple[nn.Module, nn.Module] | Non
     first.output(tuple(of_first[node] for node in between))
     of_second: dict[fx.Node, fx.Node] = {node: second.placeholder(node.name) for node in between}
     for node in graph.nodes:
-        if node in depends or node.op == "get_attr" or node.op == "output":
+        if node in depends or node.op == "output" or (node in frozen and node not in of_images):
             of_second[node] = second.node_copy(node, of_second.__getitem__)
     return _module(net, first), _module(net, second)
 

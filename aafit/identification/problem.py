@@ -74,6 +74,7 @@ class Problem:
         self.batch_size, self.precision = batch_size, precision
         self._names = coordinates.names_in(net)
         self._ranks: dict[str, int] | None = None
+        self._in_place: bool | None = None
 
     def outputs(self, vector_P: Tensor, images: Images) -> Tensor:
         """The outputs of the network at a vector, (N, K), without gradients."""
@@ -243,9 +244,19 @@ class Problem:
         return path, activation
 
     def _run(self, tensors: dict[str, Tensor], batch: Images) -> Tensor:
+        if self._in_place is None:
+            self._in_place = self._works_in_place(batch.part(0, 2))
+        inputs = tuple(x.clone() for x in batch.inputs) if self._in_place else batch.inputs
         with autocast(self.precision, batch.targets.device):
-            outputs_BK: Tensor = functional_call(self.net, tensors, batch.inputs)
+            outputs_BK: Tensor = functional_call(self.net, tensors, inputs)
         return outputs_BK if outputs_BK.dtype == torch.float64 else outputs_BK.float()
+
+    def _works_in_place(self, few: Images) -> bool:
+        """Whether the network changes what it receives, which is needed again."""
+        inputs = tuple(x.clone() for x in few.inputs)
+        with torch.no_grad(), autocast(self.precision, few.targets.device):
+            self.net(*inputs)
+        return not all(map(torch.equal, inputs, few.inputs))
 
     def _named(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {self._names[name]: tensor for name, tensor in tensors.items()}
