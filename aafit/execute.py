@@ -142,11 +142,14 @@ def identify_run(job: Job, start: Start, data: Dataset) -> float:
     test = repeated_evaluation(net, data.test, run.precision)
     with loggers(job, net, None if state is None else run.start_epoch + state.steps[-1].number) as outputs:
 
+        # What was spent on steps that were not kept counts for the next that is.
+        noted = state.steps[-1].seconds if state else 0.0
+
         def after_step(now: State) -> None:
-            nonlocal state
+            nonlocal state, noted
             if state is None or len(now.steps) > len(state.steps):
                 last = now.steps[-1]
-                spent = last.seconds - (state.steps[-1].seconds if state else 0.0)
+                spent, noted = last.seconds - noted, last.seconds
                 evaluations = Evaluations(test, lambda: HeldOut(last.heldout_loss))
                 measure(job, run.start_epoch + last.number, net, evaluations, outputs, last.loss, None, spent)
             state = now

@@ -1,0 +1,201 @@
+"""Whether the standard errors of an identification are right: against refits on bootstrap samples.
+
+./run_experiment.sh benchmarks/bootstrap.py --base runs/cpu/base-silu/seed42 --data-dir DATA --fc "F-Neuron as Tanh"
+./run_experiment.sh benchmarks/bootstrap.py --base runs/cpu/base-relu/seed42 --data-dir DATA \
+    --cnn "LEAF as ReLU" --fc "LEAF as Tanh"
+
+The activations are identified once; the standard errors that come with that are the prediction. Each refit draws as
+many of the fitted images, with replacement, and goes from the parameters found to the optimum of that sample. It does
+so by its own Gauss-Newton steps: `aafit.identify` stops when a step is worth less than the noise of the images, which
+is what sets the optima of two samples apart. A refit stops when a step promises less than a hundredth of that noise:
+what is left is then about a tenth of a standard error.
+
+The standard deviation of n refits is itself known to a share of 1 / sqrt(2 (n - 1)), 13% for 30. Parameters that
+cannot be told apart, or that the images do not determine, are not counted: the prediction does not hold for those.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import click
+import torch
+from torch import Tensor
+
+from aafit.batches import derived_seed
+from aafit.errors import UserError
+from aafit.evaluate import evaluation_mode
+from aafit.identification import CROSS_ENTROPY, Identification, identify
+from aafit.identification.coordinates import Coordinates
+from aafit.identification.damped import dense_step
+from aafit.identification.data import prepare
+from aafit.identification.descent import LONGEST_STEP
+from aafit.identification.problem import Images, Problem
+from aafit.precision import arithmetic
+from benchmarks.common import Command, Row, json_option
+from benchmarks.identified import (
+    HELD_OUT,
+    Setting,
+    base_option,
+    data_dir_option,
+    documented,
+    images_option,
+    markdown_option,
+    setting_of,
+)
+
+MEMORY = 2 << 30
+MOST_STEPS = 20
+WORTHWHILE = 1e-2  # of the noise: less is not worth a step
+FIRST_DAMPING, MOST_DAMPING = 1e-3, 1e4
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Where a refit ended, after how many steps, and whether no step was worth taking there."""
+
+    vector_P: Tensor
+    steps: int
+    converged: bool
+
+
+def refit(problem: Problem, vector_P: Tensor, sample: Images, seed: int) -> Refit:
+    """From a vector to the minimum of the mean loss over the sample, in damped Gauss-Newton steps."""
+    sharp_P, damping = problem.coordinates.sharp_P, FIRST_DAMPING
+    noise = len(vector_P) / (2 * len(sample))  # what fitting so many numbers gains by chance, in nats
+    for number in range(MOST_STEPS):
+        model = problem.quadratic(vector_P, sample, 1, seed + number)
+        # A flat sharpness would go a long way for nothing, as in `aafit.identify`.
+        curvature_PP = model.curvature_PP + (sharp_P * 2 * noise).diag()
+        best, first = model.loss, True
+        while damping <= MOST_DAMPING:
+            step_P = dense_step(model.gradient_P, curvature_PP, damping)
+            if sharp_P.any():
+                step_P = step_P * (LONGEST_STEP / max(step_P[sharp_P].abs().max().item(), LONGEST_STEP))
+            predicted = -(model.gradient_P @ step_P + step_P @ curvature_PP @ step_P / 2).item()
+            if predicted < WORTHWHILE * noise:
+                return Refit(vector_P, number, first)
+            loss = problem.losses(problem.outputs(vector_P + step_P, sample), sample.targets).mean().item()
+            if best - loss > 0.01 * predicted:
+                vector_P, damping = vector_P + step_P, max(damping / 4, FIRST_DAMPING / 1000)
+                break
+            damping, first = 4 * damping, False
+        else:
+            return Refit(vector_P, number, False)
+    return Refit(vector_P, MOST_STEPS, False)
+
+
+def refits_of(setting: Setting, result: Identification, count: int) -> list[Refit]:
+    """Refits on bootstrap samples of the images that `result` was fitted on."""
+    net, run = setting.start.net, setting.run
+    coordinates, vector_P, found = Coordinates(net), result.state.vector_P, []
+    with evaluation_mode(net):
+        arguments = (HELD_OUT, MEMORY, run.batch_size, run.precision, setting.seed)
+        parts = prepare(net, setting.batches(), None, True, *arguments)
+        problem = Problem(parts.rest, coordinates, CROSS_ENTROPY, run.batch_size, run.precision)
+        fitted, n = parts.fitted, len(parts.fitted)
+        for number in range(count):
+            seed = derived_seed("bootstrap", setting.seed, number)
+            drawn_N = torch.randint(n, (n,), generator=torch.Generator().manual_seed(seed))
+            sample = Images(tuple(x[drawn_N] for x in fitted.inputs), fitted.targets[drawn_N])
+            found.append(refit(problem, vector_P, sample, seed % (1 << 62)))
+    return found
+
+
+def compared(result: Identification, values_RP: Tensor) -> list[Row]:
+    """Each parameter's predicted standard error against its standard deviation over the refits R.
+
+    The shift is how far the mean of the refits is from the value found, in standard errors: an identification stops a
+    little before the optimum of its own images.
+    """
+    assert result.uncertainty is not None
+    together = {name for pair in result.uncertainty.pairs for name in (pair.first, pair.second)}
+    rows: list[Row] = []
+    for row, values_R in zip(result.uncertainty.rows, values_RP.T, strict=True):
+        spread = values_R.std().item()
+        predicted = row.error if row.determined else None
+        rows.append(
+            {
+                "parameter": row.name,
+                "value": row.value,
+                "predicted": predicted,
+                "bootstrap": spread,
+                "ratio": spread / predicted if predicted else None,
+                "shift": (values_R.mean().item() - row.value) / predicted if predicted else None,
+                "if the model were true": row.model_error if row.determined else None,
+                "counted": bool(predicted) and row.name not in together,
+            }
+        )
+    return rows
+
+
+def calibration(rows: list[Row]) -> str:
+    """One sentence: the median ratio, and the share of ratios within a factor of 2."""
+    ratios = [float(str(row["ratio"])) for row in rows if row["counted"]]
+    left_out = f"{len(rows) - len(ratios)} of {len(rows)} parameters are not determined or cannot be told apart"
+    if not ratios:
+        return f"No parameter to count: {left_out}."
+    near = sum(0.5 <= ratio <= 2 for ratio in ratios)
+    return (
+        f"Ratio of bootstrap to predicted: median {median(ratios):.2f}, within [0.5, 2] {near} of {len(ratios)} "
+        f"({near / len(ratios):.0%}); {left_out}, and are not counted."
+    )
+
+
+@click.command(cls=Command)
+@base_option
+@click.option("--cnn", help='Of the convolutional layers, as "LEAF as ReLU" [default: the base network\'s].')
+@click.option("--fc", help='Of the fully connected layers [default: "F-Neuron as Tanh" where --cnn is not given].')
+@click.option("--refits", default=30, show_default=True, type=click.IntRange(min=2))
+@images_option
+@data_dir_option
+@json_option
+@markdown_option
+def main(
+    folder: Path,
+    cnn: str | None,
+    fc: str | None,
+    refits: int,
+    images: int | None,
+    data_dir: Path | None,
+    json_path: Path | None,
+    markdown_path: Path | None,
+) -> None:
+    """Calibration of the standard errors that come with an identification."""
+    setting = setting_of(folder, cnn, fc or (None if cnn else "F-Neuron as Tanh"), data_dir, images)
+    run = setting.run
+    with documented(json_path, markdown_path) as told, arithmetic(run.precision):
+        result = identify(
+            setting.start.net,
+            setting.batches(),
+            base=setting.base,
+            steps=run.epochs,
+            heldout=HELD_OUT,
+            memory=MEMORY,
+            batch_size=run.batch_size,
+            precision=run.precision,
+            seed=setting.seed,
+        )
+        if result.uncertainty is None:
+            raise UserError("The network has too many adaptive parameters for standard errors: share them by layer.")
+        began = perf_counter()
+        found = refits_of(setting, result, refits)
+        seconds = perf_counter() - began
+        coordinates = Coordinates(setting.start.net)
+        values_RP = torch.stack([coordinates.values(one.vector_P) for one in found])
+        rows = compared(result, values_RP)
+        told.table(f"Standard errors: CNN {run.cnn}, FC {run.fc}, {result.images} images, {refits} refits", rows)
+        told.say(calibration(rows))
+        for pair in result.uncertainty.pairs:
+            told.say(f"Cannot be told apart: {pair.first} and {pair.second} (correlation {pair.correlation:+.3f})")
+        steps, ended = [one.steps for one in found], sum(one.converged for one in found)
+        told.say(
+            f"The identification took {result.seconds:.1f} s; {refits} refits of {min(steps)} to {max(steps)} steps "
+            f"took {seconds:.1f} s. {ended} of them ended where no step promised enough, the others where none gave "
+            "what it promised."
+        )
+
+
+if __name__ == "__main__":
+    main()

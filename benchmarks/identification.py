@@ -1,0 +1,286 @@
+"""Identification against the paper's recipe, from the run folders of both, for every replacement of activations.
+
+./run_experiment_all.sh --suite cpu --data-dir DATA
+./run_experiment_all.sh --suite docs/identification/longer.toml --data-dir DATA
+./run_experiment_all.sh --suite identify --data-dir DATA
+./run_experiment.sh benchmarks/identification.py --data-dir DATA --json identification.json
+
+Test figures are those of the run folders. The held-out loss is computed here, of all networks on the same images: the
+held-out ones that the identification did not fit (its steps were checked on them, and the recipe's runs have seen
+neither part). Seconds are those of the training and of the identification, without the evaluation on test images.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import nn
+
+from aafit.checkpoint import load_json, load_tensors
+from aafit.errors import UserError
+from aafit.evaluate import Evaluation
+from aafit.precision import arithmetic
+from aafit.report.runs import Run, SuiteRuns, read_suite
+from aafit.runconfig import RunConfig
+from aafit.start import load_run
+from aafit.trainable import adaptive_parameters
+from benchmarks.common import Command, Report, Row, json_option
+from benchmarks.identified import Halves, Loss, data_dir_option, documented, heldout_of, markdown_option
+
+POINTS = 0.5  # of test accuracy below its base network that an identification may end
+SHARE_OF_TIME = 0.1
+AGREE = 1e-3  # in loss, from two starts of a convex problem
+NETWORKS = ("base", "replaced", "recipe", "longer", "identified")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One replacement: the finished runs that tuned it, by network ("recipe", "longer", "identified")."""
+
+    name: str
+    base: Path
+    runs: dict[str, Run]
+
+    @property
+    def identified(self) -> Run:
+        return self.runs["identified"]
+
+    def test(self, network: str) -> tuple[float | None, float | None]:
+        """Accuracy in percent and loss on the test images; None where there is no such run."""
+        if network in ("base", "replaced"):
+            compared = load_json(self.identified.folder / "compare.json")
+            return 100 * compared[f"{network}_accuracy"], Loss(compared[f"{network}_loss"])
+        run = self.runs.get(network)
+        return (None, None) if run is None else (100 * _last(run, "test_accuracy"), Loss(_last(run, "test_loss")))
+
+    def seconds(self, network: str) -> float:
+        # Of an identification metrics.csv does not count the attempts between two steps that led nowhere.
+        run = self.runs[network]
+        assert run.done is not None
+        return run.done.seconds if network == "identified" else float(np.nansum(run.columns["seconds"]))
+
+    @property
+    def fastest_epoch(self) -> float:
+        return float(np.nanmin(self.runs["recipe"].columns["seconds"]))
+
+
+@dataclass(frozen=True)
+class OnHeldOut:
+    """The networks of a case on its held-out images, and how far that is from what the identification noted itself."""
+
+    rest: dict[str, Evaluation]
+    fitted: float
+    difference: float
+
+
+def cases_of(recipe: SuiteRuns, identified: SuiteRuns, longer: SuiteRuns | None) -> tuple[list[Case], list[str]]:
+    """The replacements that both suites have, in the order of the stages, and the names of those not finished."""
+    suites = {"recipe": recipe, "identified": identified} | ({"longer": longer} if longer else {})
+    by_key = {network: {(run.name, run.seed): run for run in suite.runs} for network, suite in suites.items()}
+    found, unfinished = [], []
+    ordered = [run for runs in recipe.by_name().values() for run in runs if run.settings.parent]
+    seeds = Counter(run.name for run in ordered)
+    for run in ordered:
+        key = (run.name, run.seed)
+        name = run.name if seeds[run.name] == 1 else f"{run.name} (seed {run.seed})"
+        runs = {network: runs[key] for network, runs in by_key.items() if key in runs and runs[key].done}
+        if not {"recipe", "identified"} <= runs.keys():
+            unfinished.append(name)
+            continue
+        found.append(Case(name, identified.folder / str(run.settings.parent) / run.folder.name, runs))
+    return found, unfinished
+
+
+def on_heldout(case: Case, data_dir: Path | None) -> OnHeldOut:
+    """Evaluate all networks of a case.
+
+    Raises:
+        UserError: its runs held different images out, or did not start from the same network.
+    """
+    config = load_json(case.identified.folder / "config.json")
+    run = RunConfig.checked(config["run"], str(case.identified.folder))
+    for other in case.runs.values():
+        theirs = load_json(other.folder / "config.json")
+        if (theirs["run"]["holdout"], theirs["parent_hash"]) != (run.holdout, config["parent_hash"]):
+            raise UserError(
+                f"{other.folder} and {case.identified.folder} come from different base networks or held "
+                "different images out: their figures cannot be compared."
+            )
+    start, same = (
+        {key: value for key, value in load_tensors(other.folder / "activations.safetensors").items() if "start." in key}
+        for other in (case.identified, case.runs["recipe"])
+    )
+    if start.keys() != same.keys() or not all(torch.equal(value, same[key]) for key, value in start.items()):
+        raise UserError(f"{case.runs['recipe'].folder} and {case.identified.folder} do not start alike.")
+    noted = load_json(case.identified.folder / "identification.json")
+    heldout = heldout_of(run, config["data"]["sha256"], data_dir)
+    heldout = heldout.at(torch.arange(noted["images"] + noted["heldout_images"]))
+    halves = Halves.of(heldout, noted["heldout_images"], case.identified.seed, run.precision)
+    with arithmetic(run.precision):
+        nets: dict[str, nn.Module] = {"base": load_run(case.base), "replaced": load_run(case.identified.folder)}
+        with torch.no_grad():
+            for key, parameter in adaptive_parameters(nets["replaced"]).items():
+                parameter.copy_(start[f"start.{key}"])
+        nets |= {network: load_run(other.folder) for network, other in case.runs.items()}
+        rest = {network: halves.on_rest(net) for network, net in nets.items()}
+        fitted = halves.on_fitted(nets["identified"]).loss
+    return OnHeldOut(rest, fitted, abs(rest["identified"].loss - _last(case.identified, "heldout_loss")))
+
+
+def _last(run: Run, column: str) -> float:
+    return float(run.columns[column][-1])
+
+
+def cost(case: Case) -> Row:
+    """Seconds and epochs. On a loaded machine the recipe's fastest epoch says best what it costs.
+
+    "fastest": had all epochs of the recipe been as fast as its fastest; "in epochs": the identification's seconds in
+    epochs of that speed; "of recipe" and "of fastest": its share of the recipe's seconds, as run and at that speed.
+    """
+    recipe, seconds, fastest = case.runs["recipe"], case.seconds("identified"), case.fastest_epoch
+    epochs = int(np.isfinite(recipe.columns["seconds"]).sum())
+    longer = case.runs.get("longer")
+    return {
+        "replacement": case.name,
+        "epochs": epochs,
+        "recipe, s": case.seconds("recipe"),
+        "fastest, s": epochs * fastest,
+        "longer, s": case.seconds("longer") if longer else None,
+        "steps": len(case.identified.columns["epoch"]) - 1,
+        "identified, s": seconds,
+        "in epochs": seconds / fastest,
+        "of recipe": seconds / case.seconds("recipe"),
+        "of fastest": seconds / (epochs * fastest),
+    }
+
+
+def verdict(case: Case, rest: dict[str, Evaluation]) -> dict[str, str | float | bool]:
+    """What was to be reached, and whether it was.
+
+    Points of test accuracy above the base network; the held-out loss above the recipe's; the time as a share of the
+    recipe's at its fastest epoch.
+    """
+    base, recipe, identified = (case.test(network)[0] or 0.0 for network in ("base", "recipe", "identified"))
+    share = float(str(cost(case)["of fastest"]))
+    return {
+        "replacement": case.name,
+        "identified, points": identified - base,
+        "recipe, points": recipe - base,
+        f"within {POINTS}": identified >= base - POINTS,
+        "held-out loss": Loss(rest["identified"].loss - rest["recipe"].loss),
+        "no worse": rest["identified"].loss <= rest["recipe"].loss,
+        "time": share,
+        "at most a tenth": share <= SHARE_OF_TIME,
+    }
+
+
+def starts(cases: list[Case], found: dict[str, OnHeldOut]) -> list[Row]:
+    """The losses from the two starts of F-Neuron, for each base network: the problem is convex."""
+    rows: list[Row] = []
+    for case in cases:
+        if case.identified.settings.fc != "F-Neuron random":
+            continue
+        like = (case.base, case.identified.settings.cnn, "F-Neuron as Tanh")
+        for other in cases:
+            if (other.base, other.identified.settings.cnn, other.identified.settings.fc) == like:
+                mine, theirs = found[case.name], found[other.name]
+                differences = {
+                    "fitted images": mine.fitted - theirs.fitted,
+                    "held-out images": mine.rest["identified"].loss - theirs.rest["identified"].loss,
+                    "test images": _last(case.identified, "test_loss") - _last(other.identified, "test_loss"),
+                }
+                agree = max(map(abs, differences.values())) <= AGREE
+                rows.append({"random - as Tanh": f"{case.name} - {other.name}", **differences, "within 1e-3": agree})
+    return rows
+
+
+def wall(told: Report, identified: SuiteRuns, cases: list[Case]) -> None:
+    """How long the suite took on the clock, the base networks given."""
+    runs = [run for run in identified.runs if run.settings.parent and run.done]
+    began = min(datetime.fromisoformat(run.environment["started"]) for run in runs)
+    ended = max(datetime.fromisoformat(run.done.finished) for run in runs if run.done)
+    told.say(
+        f"The identifications of the suite {identified.name!r} took {(ended - began).total_seconds() / 60:.1f} minutes "
+        f"from the first start to the last end, base networks given, comparisons and tests counted ({len(runs)} runs); "
+        f"by themselves {sum(case.seconds('identified') for case in cases) / 60:.1f} minutes, one after the other."
+    )
+
+
+@click.command(cls=Command)
+@click.option("--runs-dir", default=Path("runs"), show_default=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--recipe", default="cpu", show_default=True, help="Suite tuned by the paper's recipe.")
+@click.option("--identified", default="identify", show_default=True, help="The same, identified.")
+@click.option("--longer", default="longer", show_default=True, help="The recipe for longer, where it was run.")
+@data_dir_option
+@json_option
+@markdown_option
+def main(
+    runs_dir: Path,
+    recipe: str,
+    identified: str,
+    longer: str,
+    data_dir: Path | None,
+    json_path: Path | None,
+    markdown_path: Path | None,
+) -> None:
+    """Accuracy, loss and cost of every replacement by identification and by the paper's recipe."""
+    suites = {name: read_suite(runs_dir / name) for name in (recipe, identified)}
+    long = read_suite(runs_dir / longer) if (runs_dir / longer).is_dir() else None
+    cases, unfinished = cases_of(suites[recipe], suites[identified], long)
+    if not cases:
+        raise UserError(f"The suites {recipe!r} and {identified!r} have no replacement that both have finished.")
+    with documented(json_path, markdown_path) as told:
+        found = {case.name: on_heldout(case, data_dir) for case in cases}
+        _figures(told, cases, found)
+        told.table("Cost of training and of identification", [cost(case) for case in cases])
+        told.say(
+            "Fastest: had all epochs of the recipe been as fast as its fastest. In epochs: the seconds of the "
+            "identification in epochs of that speed. Its share of the recipe's seconds: as run, and at that speed."
+        )
+        for case in (case for case in cases if "longer" in case.runs):
+            told.say(f"Longer, {case.name}: {case.runs['longer'].settings.epochs} epochs")
+        verdicts = [verdict(case, found[case.name].rest) for case in cases]
+        told.table("What was to be reached", verdicts)
+        told.say(
+            "Points: test accuracy above the base network's. Held-out loss: that of the identified network "
+            "above that of the recipe's. Time: the share of the recipe's at its fastest epoch."
+        )
+        if rows := starts(cases, found):
+            told.table("F-Neuron: difference in loss between its two starts, once identified", rows)
+        for key in verdicts[0]:
+            if isinstance(verdicts[0][key], bool):
+                told.say(f"{key}: {sum(bool(row[key]) for row in verdicts)} of {len(cases)}")
+        wall(told, suites[identified], cases)
+        worst = max(on.difference for on in found.values())
+        told.say(f"The held-out losses differ from those that the identifications noted by at most {worst:.1e}.")
+        if unfinished:
+            told.say(f"Not finished in both suites, and not counted: {', '.join(unfinished)}")
+
+
+def _figures(told: Report, cases: list[Case], found: dict[str, OnHeldOut]) -> None:
+    tables: dict[str, list[Row]] = {}
+    for case in cases:
+        for network in NETWORKS:
+            accuracy, loss = case.test(network)
+            there = found[case.name].rest.get(network)
+            figures = {
+                "Test accuracy, %": accuracy,
+                "Test loss": loss,
+                "Loss on held-out images not fitted": Loss(there.loss) if there else None,
+                "Accuracy on these, %": 100 * there.accuracy if there else None,
+            }
+            for title, figure in figures.items():
+                rows = tables.setdefault(title, [])
+                if network == NETWORKS[0]:
+                    rows.append({"replacement": case.name})
+                rows[-1] = {**rows[-1], network: figure}
+    for title, rows in tables.items():
+        told.table(title, rows)
+
+
+if __name__ == "__main__":
+    main()
