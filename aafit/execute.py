@@ -141,7 +141,6 @@ def identify_run(job: Job, start: Start, data: Dataset) -> float:
     state = None if saved is None else State.from_dict(saved)
     test = repeated_evaluation(net, data.test, run.precision)
     with loggers(job, net, None if state is None else run.start_epoch + state.steps[-1].number) as outputs:
-
         # What was spent on steps that were not kept counts for the next that is.
         noted = state.steps[-1].seconds if state else 0.0
 
