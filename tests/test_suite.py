@@ -30,7 +30,7 @@ STAGES = {
 
 
 def test_shipped_suites() -> None:
-    assert shipped_suites() == ["cpu", "demo", "paper", "regimes"]
+    assert shipped_suites() == ["cpu", "demo", "identify", "paper", "regimes"]
 
 
 @pytest.mark.parametrize("name", ["paper", "cpu", "demo"])
