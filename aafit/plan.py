@@ -31,6 +31,7 @@ Key = tuple[str, int]
 """A run of a suite: its name and seed."""
 
 START_SECONDS = 6.0
+COMPARED = 0.5  # of an epoch: the comparison with the base network and the first evaluation, where there is one
 """What a run costs beside its epochs: a new process, its data, the first evaluation, the files at the end."""
 
 
@@ -155,7 +156,11 @@ class Planned:
 
     @property
     def seconds(self) -> float:
-        return 0.0 if self.done else START_SECONDS + self.epochs_left * (self.epoch_seconds or 0.0)
+        if self.done:
+            return 0.0
+        begun = self.epochs_left < self.job.run.epochs
+        epochs = self.epochs_left + (0.0 if self.job.parent is None or begun else COMPARED)
+        return START_SECONDS + epochs * (self.epoch_seconds or 0.0)
 
 
 @dataclass(frozen=True)

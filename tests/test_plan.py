@@ -11,7 +11,7 @@ from rich.console import Console
 
 from aafit.errors import UserError
 from aafit.job import Job, jobs_of
-from aafit.plan import START_SECONDS, Costs, Key, chains, clock, estimate, trained_parameters, wall_seconds
+from aafit.plan import COMPARED, START_SECONDS, Costs, Key, chains, clock, estimate, trained_parameters, wall_seconds
 from aafit.suite import RunConfig, Suite, load_suite
 
 A, B, C, D = ("a", 1), ("b", 1), ("c", 1), ("d", 1)
@@ -148,7 +148,7 @@ def test_dry_run_with_a_part_done(suite: Suite, tmp_path: Path) -> None:
     assert timed == [("relu-leaf-relu", "cpu")]
     assert [planned.epochs_left for planned in plan.runs] == [0, ahaf.run.epochs - 1, leaf.run.epochs]
     assert [planned.source for planned in plan.runs] == ["measured", "measured", "timed now"]
-    assert plan.wall_seconds == START_SECONDS + 100.0 * leaf.run.epochs
+    assert plan.wall_seconds == START_SECONDS + 100.0 * (leaf.run.epochs + COMPARED)
     text = printed(plan)
     assert "LEAF as ReLU" in text
     assert "timed now" in text
