@@ -21,7 +21,7 @@ from rich.console import Console
 
 from aafit.data import SIZES
 from aafit.errors import UserError
-from aafit.plan import START_SECONDS, Estimate, Planned, clock, epoch_seconds, estimate
+from aafit.plan import Estimate, Planned, clock, epoch_seconds, estimate
 from aafit.runconfig import RunConfig
 from aafit.schedule import run_suite
 from aafit.suite import Suite, load_suite
@@ -56,15 +56,16 @@ def check(told: Report, plan: Estimate, suite: Suite, data_dir: Path | None, dev
             failed = next((outcome for outcome in summary.outcomes if outcome.message), summary.outcomes[0])
             raise UserError(f"The suite did not end well; {failed.job.run.name} {failed.status}: {failed.message}")
         rows: list[Row] = []
-        starts = []
+        starts, projected = [], []
         for planned, outcome in zip(plan.runs, summary.outcomes, strict=True):
             epochs = epoch_seconds(outcome.job.folder / "metrics.csv")
             starts.append(outcome.seconds - sum(epochs))
+            projected.append(planned.seconds - planned.epochs_left * (planned.epoch_seconds or 0.0))
             rows.append(_row(planned, epochs, outcome.seconds))
     told.table("Each run, as projected and as it was", rows)
     told.say(
         f"Beside its epochs a run took {sum(starts) / len(starts):.1f} s in the mean; the projection has "
-        f"{START_SECONDS:.1f} s."
+        f"{sum(projected) / len(projected):.1f} s."
     )
     told.table(
         "Wall time",
