@@ -10,7 +10,7 @@ from aafit.errors import UserError
 ON_CPU = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    # glibc gives large arrays back to the system, which clears their pages anew for the next step: a tenth of an epoch.
+    # glibc gives large arrays back to the system, which clears their pages anew for the next step.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
 }

@@ -67,16 +67,16 @@ def prepare(
             f"Of {len(x_N)} images a share of {heldout} leaves {count} held out and {len(x_N) - count} to fit on: give "
             "more images or another share."
         )
-    targets = y_N if base is None else _outputs(base, x_N, batch_size, precision)[0]
+    targets = y_N if base is None else outputs_of(base, x_N, batch_size, precision)[0]
     if base is not None and probabilities:
         targets = targets.softmax(1)
     inputs: tuple[Tensor, ...] = (x_N,)
     rest = net
     prefix, behind = split_network(net, (x_N[:2],))
     if prefix is not None:
-        bytes_each = sum(x[0].numel() * x.element_size() for x in _outputs(prefix, x_N[:1], 1, precision))
+        bytes_each = sum(x[0].numel() * x.element_size() for x in outputs_of(prefix, x_N[:1], 1, precision))
         if x_N.nbytes + bytes_each * len(x_N) <= memory:
-            inputs, rest = _outputs(prefix, x_N, batch_size, precision), behind
+            inputs, rest = outputs_of(prefix, x_N, batch_size, precision), behind
     kept = x_N.nbytes + (sum(x.nbytes for x in inputs) if rest is not net else 0)
     images = Images(inputs, targets)
     return Parts(rest, x_N[count:], images.part(count, len(x_N)), images.part(0, count), kept)
@@ -101,7 +101,7 @@ def _gathered(net: nn.Module, batches: Batches, memory: int) -> tuple[Tensor, Te
     return torch.cat(images), torch.cat(labels)
 
 
-def _outputs(net: nn.Module, x_N: Tensor, batch_size: int, precision: str) -> tuple[Tensor, ...]:
+def outputs_of(net: nn.Module, x_N: Tensor, batch_size: int, precision: str) -> tuple[Tensor, ...]:
     """What a network gives for all images: its tensors, joined."""
     given: list[tuple[Tensor, ...]] = []
     with torch.no_grad(), autocast(precision, x_N.device):

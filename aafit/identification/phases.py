@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError
 from aafit.identification.collapse import LEAST, collapsed, perfect_variation, variation
-from aafit.identification.data import Parts
+from aafit.identification.data import Parts, outputs_of
 from aafit.identification.descent import DENSE, Descent, looked_at
 from aafit.identification.layers import match_layers
 from aafit.identification.losses import CROSS_ENTROPY, LOSSES
@@ -22,7 +22,7 @@ from aafit.identification.uncertainty import uncertainty
 log = logging.getLogger(__name__)
 
 FEW = 256  # images are enough to match a layer, or to find what a sharpness changes
-FAR = 0.02
+FAR = 0.02  # of the base network's loss
 FIRST_SAMPLE = 500
 FOR_ERRORS = 1000
 FIRST_DAMPING = 1e-3
@@ -128,8 +128,9 @@ class Run:
         if self.target != "activations" and worse:
             return replace(after, messages=(*state.messages, "layers: matching them did not bring the start nearer"))
         worst = max(matched, key=lambda row: row.after)
+        why = "" if self.target == "activations" else "the start is far from the base network, so "
         message = (
-            "layers: the start is far from the base network, so each activation was matched to it from the input on; "
+            f"layers: {why}each activation was matched to the base's from the input on; "
             f"what is left is at most {worst.after:.2%} of a layer's standard deviation ({worst.path})"
         )
         return self._moved(replace(after, matched=matched), "layers", vector_P, len(self.parts.raw[:FEW]), message)
@@ -213,8 +214,8 @@ class Run:
 
     def _base_outputs(self) -> Tensor:
         assert self.base is not None
-        with torch.no_grad():
-            return torch.cat([self.base(x_B.clone()) for x_B in self.parts.raw[:FEW].split(self.problem.batch_size)])
+        raw, problem = self.parts.raw[:FEW], self.problem
+        return outputs_of(self.base, raw, problem.batch_size, problem.precision)[0]
 
     def _heldout(self, vector_P: Tensor) -> tuple[float, float]:
         return looked_at(self.problem, vector_P, self.parts.heldout)
