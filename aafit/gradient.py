@@ -75,22 +75,43 @@ def train_epoch(
     With one optimizer this is the standard procedure, with two it is 2SPU-4. The loss noted is that of the first
     forward pass, before the minibatch has changed anything.
     """
-    trained: list[list[Parameter]] = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
-    losses: list[Tensor] = []
+    trained = trained_by(optimizers)
     training_mode(net)
-    for x_B, y_B in batches:
-        for step, (optimizer, parameters) in enumerate(zip(optimizers, trained, strict=True)):
-            with autocast(precision, x_B.device):
-                loss = F.cross_entropy(net(x_B), y_B)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward(inputs=parameters)
-            optimizer.step()
-            if step == 0:
-                losses.append(loss.detach())
+    return mean_and_variance([train_step(net, x_B, y_B, optimizers, trained, precision) for x_B, y_B in batches])
+
+
+def trained_by(optimizers: Sequence[Optimizer]) -> list[list[Parameter]]:
+    """The parameters of each optimizer."""
+    return [
+        [parameter for group in optimizer.param_groups for parameter in group["params"]] for optimizer in optimizers
+    ]
+
+
+def train_step(
+    net: nn.Module,
+    x_B: Tensor,
+    y_B: Tensor,
+    optimizers: Sequence[Optimizer],
+    trained: Sequence[Sequence[Parameter]],
+    precision: str,
+) -> Tensor:
+    """One minibatch of `train_epoch`: its loss before anything has changed, left on the device."""
+    losses: list[Tensor] = []
+    for optimizer, parameters in zip(optimizers, trained, strict=True):
+        with autocast(precision, x_B.device):
+            loss = F.cross_entropy(net(x_B), y_B)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=parameters)
+        optimizer.step()
+        losses.append(loss.detach())
+    return losses[0]
+
+
+def mean_and_variance(losses: Sequence[Tensor]) -> tuple[float, float]:
+    """Of an epoch's losses, read once: reading a loss makes a GPU wait."""
     if not losses:
         raise UserError("There is nothing to train on: the batches hold no image.")
-    # Read once an epoch: reading a loss makes a GPU wait.
-    all_losses = torch.stack(losses).double()
+    all_losses = torch.stack(list(losses)).double()
     return all_losses.mean().item(), all_losses.var(correction=0).item()
 
 

@@ -11,9 +11,11 @@ log.txt                   what the run printed
 done.json                 the results, and the SHA-256 of the files they vouch for; written last
 """
 
+import os
 import platform
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,22 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def printing_to_log(job: Job) -> Iterator[None]:
+    """What this process prints meanwhile goes to the run's log.txt."""
+    with (job.folder / "log.txt").open("ab") as log, ExitStack() as undo:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for number in (1, 2):
+            before = os.dup(number)
+            undo.callback(os.close, before)
+            undo.callback(os.dup2, before, number)
+            os.dup2(log.fileno(), number)
+        undo.callback(sys.stderr.flush)
+        undo.callback(sys.stdout.flush)
+        yield
 
 
 def write_config(job: Job, device: torch.device, data: Dataset) -> None:

@@ -1,17 +1,16 @@
-"""A suite on the processes of one machine: each run in a process of its own, a child as soon as its parent is done.
+"""A suite on the processes of one machine: each run in a process, a child as soon as its parent is done.
+
+Runs that have all but the adaptive activations in common go in step in one process, see `aafit.in_step`.
 
 The run folders are the truth: a run that is finished there is skipped, an unfinished one goes on, so the same command
 again completes what was stopped. A run that fails takes along only the runs that come from it.
 """
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,15 @@ from rich.text import Text
 
 from aafit.data import load_dataset
 from aafit.files import make_folder
+from aafit.in_step import company
 from aafit.job import Job, is_done, jobs_of, set_aside
 from aafit.live import STYLES, RunState, Status, View, view_for
 from aafit.plan import START_SECONDS, Costs, Key, chains, clock, parents_of
+from aafit.process import WORKER, Process
 from aafit.runfolder import locked
 from aafit.slots import Slot, slots
 from aafit.suite import Suite
 
-WORKER = (sys.executable, "-m", "aafit.execute")
 GRACE_SECONDS = 15.0
 """How long a stopped process may take to end by itself."""
 POLL_SECONDS = 0.1
@@ -98,8 +98,8 @@ def run_suite(
     Args:
         jobs: processes at once; by default one for each usable core, or for each GPU.
         fresh: move the folders of these runs aside and start again.
-        worker: the command that does one run; it gets the job as a line of JSON on a standard input that stays open for
-            as long as this process lives.
+        worker: the command that does runs; it gets the list of their jobs as a line of JSON on a standard input that
+            stays open for as long as this process lives.
 
     Raises:
         UserError: before anything has started: a folder holds a run with other settings or cannot be written, the data
@@ -141,7 +141,10 @@ class _Schedule:
         self.states, self.costs, self.view, self.worker = states, costs, view, worker
         self.free, self.slots = list(places), len(places)
         self.parents = parents_of({key: state.job for key, state in states.items()})
-        self.running: dict[Key, _Process] = {}
+        self.companies = {key: company(state.job) for key, state in states.items()}
+        self.alone: set[Key] = set()
+        """Runs whose process failed: one of several must not take the others along."""
+        self.running: dict[Key, Process] = {}
 
     def run(self) -> Summary:
         began = time.monotonic()
@@ -167,23 +170,44 @@ class _Schedule:
         known = {
             key: state.seconds_left(self.costs) for key, state in self.states.items() if state.status is Status.WAITING
         }
-        longest = chains({key: START_SECONDS if left is None else left for key, left in known.items()}, self.parents)
+        cost = {key: START_SECONDS if left is None else left for key, left in known.items()}
+        longest = chains({key: sum(cost[other] for other in self._in_step(key)) for key in cost}, self.parents)
         for key in sorted(known, key=lambda key: -longest[key]):
             state, parent = self.states[key], self.parents[key]
             before = self.states[parent] if parent is not None else None
             if before is not None and before.status in (Status.FAILED, Status.NOT_RUN):
                 failed = f"{before.job.run.name} failed."
                 self._end(state, Status.NOT_RUN, failed if before.status is Status.FAILED else before.message)
+            elif state.status is not Status.WAITING:
+                pass  # started with another one, in step
             elif self.free and (before is None or before.status in (Status.DONE, Status.ALREADY_DONE)):
-                place = self.free.pop(0)
-                try:
-                    self.running[key] = _Process(state.job, place, self.worker)
-                except OSError as error:
-                    self.free.append(place)
-                    self._end(state, Status.FAILED, f"it cannot be started: {error}.")
-                    continue
-                state.status = Status.RUNNING
-                self.view.started(state)
+                self._start(self._in_step(key))
+
+    def _in_step(self, key: Key) -> list[Key]:
+        """The waiting runs, this one among them, that can go in one process."""
+        if self.companies[key] is None or key in self.alone:
+            return [key]
+        return [
+            other
+            for other, state in self.states.items()
+            if self.companies[other] == self.companies[key]
+            and state.status is Status.WAITING
+            and other not in self.alone
+        ]
+
+    def _start(self, keys: list[Key]) -> None:
+        place, states = self.free.pop(0), [self.states[key] for key in keys]
+        try:
+            process = Process([state.job for state in states], place, self.worker)
+        except OSError as error:
+            self.free.append(place)
+            for state in states:
+                self._end(state, Status.FAILED, f"it cannot be started: {error}.")
+            return
+        for key, state in zip(keys, states, strict=True):
+            self.running[key] = process
+            state.status = Status.RUNNING
+            self.view.started(state)
 
     def _look(self) -> None:
         for key, process in list(self.running.items()):
@@ -195,13 +219,17 @@ class _Schedule:
                 self._take_back(key)
                 if code == 0 and (state.job.folder / "done.json").exists():
                     self._end(state, Status.DONE, "")
+                elif len(process.jobs) > 1:
+                    self.alone.add(key)
+                    state.status = Status.WAITING
                 else:
                     self._end(state, Status.FAILED, process.why(code))
 
     def _take_back(self, key: Key) -> None:
         process = self.running.pop(key)
-        process.close()
-        self.free.append(process.place)
+        if process not in self.running.values():
+            process.close()
+            self.free.append(process.place)
 
     def _end(self, state: RunState, status: Status, message: str) -> None:
         state.status, state.message = status, message
@@ -224,49 +252,6 @@ class _Schedule:
         for state in self.states.values():
             if state.status is Status.WAITING:
                 state.status = Status.STOPPED
-
-
-class _Process:
-    """The process of one run. Its standard input stays open: when this process dies, the system closes it."""
-
-    def __init__(self, job: Job, place: Slot, worker: Sequence[str]) -> None:
-        self.job, self.place, self.began = job, place, time.monotonic()
-        here = str(Path(__file__).parent.parent)
-        path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-        environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **os.environ, **place.environment}
-        environment |= {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-        with (job.folder / "log.txt").open("ab") as log:
-            self.log_start = log.tell()
-            self.popen = subprocess.Popen(
-                worker,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C on the terminal reaches the schedule alone, which ends its processes
-            )
-        told = job.model_copy(update={"device": place.device, "threads": place.threads})
-        assert self.popen.stdin is not None
-        with suppress(BrokenPipeError):
-            self.popen.stdin.write(told.model_dump_json().encode() + b"\n")
-            self.popen.stdin.flush()
-
-    def close(self) -> None:
-        assert self.popen.stdin is not None
-        with suppress(BrokenPipeError):
-            self.popen.stdin.close()
-
-    def why(self, code: int) -> str:
-        """Why it failed: the last line it wrote, or how it ended."""
-        with suppress(OSError), (self.job.folder / "log.txt").open("rb") as log:
-            log.seek(self.log_start)
-            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-            if code < 0:
-                name = signal.Signals(-code).name
-                return f"it was ended by {name}{' (not enough memory?)' if name == 'SIGKILL' else ''}."
-            if code and lines:
-                return lines[-1]
-        return f"it ended with exit code {code} and wrote nothing." if code else "it ended without a result."
 
 
 @contextmanager

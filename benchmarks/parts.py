@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from aafit import execute
+from aafit import epochs, execute
 from aafit.batches import training_batches
 from aafit.data import SIZES
 from aafit.job import Job
@@ -54,8 +54,8 @@ def seconds_of_parts(run: dict[str, Any], sample: Sample, device: str, threads: 
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(execute, "load_dataset", lambda *_: data),
-        patch.object(execute, "measure", timed(execute.measure)),
-        patch.object(execute, "save_progress", timed(execute.save_progress)),
+        patch.object(epochs, "measure", timed(epochs.measure)),
+        patch.object(epochs, "save_progress", timed(epochs.save_progress)),
     ):
         job = Job(run=settings, seed=0, folder=Path(folder) / "run", device=device, threads=threads)
         job.folder.mkdir()

@@ -1,7 +1,7 @@
-"""Stands in for `python -m aafit.execute`: writes a run folder without training, or misbehaves as `$FAKE` says.
+"""Stands in for `python -m aafit.execute`: writes run folders without training, or misbehaves as `$FAKE` says.
 
 `$FAKE` is a folder with `hashes.json` ({run folder: settings hash}), `behaviour.json` ({run: what it does}) and
-`events.txt`, to which a line "<run> <start|end> <time> <process>" is added.
+`events.txt`, to which a line "<run> <start|end> <time> <process>" is added. Several jobs are done one after the other.
 """
 
 import json
@@ -13,44 +13,50 @@ import time
 from pathlib import Path
 
 fake = Path(os.environ["FAKE"])
-job = json.loads(sys.stdin.readline())
-run, folder = job["run"], Path(job["folder"])
-behaviour = json.loads((fake / "behaviour.json").read_text()).get(run["name"], "")
-settings_hash = json.loads((fake / "hashes.json").read_text())[str(folder)]
+jobs = json.loads(sys.stdin.readline())
 
 
-def note(event: str) -> None:
+def note(event: str, name: str) -> None:
     with (fake / "events.txt").open("a") as file:
-        file.write(f"{run['name']} {event} {time.monotonic()} {os.getpid()}\n")
+        file.write(f"{name} {event} {time.monotonic()} {os.getpid()}\n")
 
 
 def end_with_the_scheduler() -> None:
     sys.stdin.read()
-    note("orphaned")
+    for job in jobs:
+        note("orphaned", job["run"]["name"])
     os._exit(9)
 
 
+def do(job: dict) -> None:
+    run, folder = job["run"], Path(job["folder"])
+    behaviour = json.loads((fake / "behaviour.json").read_text()).get(run["name"], "")
+    settings_hash = json.loads((fake / "hashes.json").read_text())[str(folder)]
+    if behaviour == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    note("start", run["name"])
+    print("hello from", run["name"], "threads", job["threads"], os.environ.get("OMP_NUM_THREADS"), flush=True)
+    if job["parent"]:
+        assert (Path(job["parent"]) / "done.json").exists(), "started before its parent was done"
+    if behaviour == "fail":
+        print("what went before", file=sys.stderr)
+        sys.exit("the reason in one sentence")
+    if behaviour == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour == "silent":
+        os.close(1)
+        sys.exit(0)
+    config = {"hash": settings_hash, "run": run, "seed": job["seed"], "parent_hash": job["parent_hash"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = ["epoch,test_accuracy,seconds,evaluation_seconds"]
+    for epoch in range(run["start_epoch"], run["start_epoch"] + run["epochs"] + 1):
+        rows.append(f"{epoch},0.5,{'' if epoch == run['start_epoch'] else 2.0},0.5")
+        (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+        time.sleep(600 if behaviour in ("hang", "stubborn") else 0.02)
+    (folder / "done.json").write_text(json.dumps({"hash": settings_hash}))
+    note("end", run["name"])
+
+
 threading.Thread(target=end_with_the_scheduler, daemon=True).start()
-if behaviour == "stubborn":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-note("start")
-print("hello from", run["name"], "threads", job["threads"], os.environ.get("OMP_NUM_THREADS"), flush=True)
-if job["parent"]:
-    assert (Path(job["parent"]) / "done.json").exists(), "started before its parent was done"
-if behaviour == "fail":
-    print("what went before", file=sys.stderr)
-    sys.exit("the reason in one sentence")
-if behaviour == "killed":
-    os.kill(os.getpid(), signal.SIGKILL)
-if behaviour == "silent":
-    os.close(1)
-    sys.exit(0)
-config = {"hash": settings_hash, "run": run, "seed": job["seed"], "parent_hash": job["parent_hash"]}
-(folder / "config.json").write_text(json.dumps(config))
-rows = ["epoch,test_accuracy,seconds,evaluation_seconds"]
-for epoch in range(run["start_epoch"], run["start_epoch"] + run["epochs"] + 1):
-    rows.append(f"{epoch},0.5,{'' if epoch == run['start_epoch'] else 2.0},0.5")
-    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
-    time.sleep(600 if behaviour in ("hang", "stubborn") else 0.02)
-(folder / "done.json").write_text(json.dumps({"hash": settings_hash}))
-note("end")
+for job in jobs:
+    do(job)

@@ -47,7 +47,7 @@ def start_process(job, **options):
         env=environment,
         **options,
     )
-    process.stdin.write(job.model_dump_json() + "\n")
+    process.stdin.write(f"[{job.model_dump_json()}]\n")
     process.stdin.flush()
     return process
 

@@ -64,13 +64,13 @@ def test_a_stopped_run_goes_on_to_the_same_bits(base, found, tmp_path, monkeypat
         if len(saves) == 3:
             raise KeyboardInterrupt
 
-    import aafit.execute
+    import aafit.epochs
 
-    save = aafit.execute.save_identification
-    monkeypatch.setattr(aafit.execute, "save_identification", save_and_stop)
+    save = aafit.epochs.save_identification
+    monkeypatch.setattr(aafit.epochs, "save_identification", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         execute(job)
-    monkeypatch.setattr(aafit.execute, "save_identification", save)
+    monkeypatch.setattr(aafit.epochs, "save_identification", save)
     execute(job)
     for name in ("network.safetensors", "activations.safetensors"):
         assert (job.folder / name).read_bytes() == (found.folder / name).read_bytes()

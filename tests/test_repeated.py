@@ -20,6 +20,7 @@ def split():
     return Split(images, torch.randint(0, 10, (450,), generator=generator))
 
 
+@pytest.mark.parametrize("fixed", ["ReLU", "SiLU"])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize(
     ("replacements", "frozen", "calls"),
@@ -30,9 +31,9 @@ def split():
         (None, False, 3),
     ],
 )
-def test_the_same_evaluation_as_at_once(split, replacements, frozen, calls, precision):
+def test_the_same_evaluation_as_at_once(split, replacements, frozen, calls, precision, fixed):
     torch.manual_seed(0)
-    net = build("KerasNet", (3, 32, 32), 10, "ReLU", "ReLU")
+    net = build("KerasNet", (3, 32, 32), 10, fixed, fixed)
     if replacements:
         net, _ = replace_activations(net, replacements)
     if frozen:

@@ -15,7 +15,9 @@ log = logging.getLogger(__name__)
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, AdaptiveActivation) or super().is_leaf_module(m, module_qualified_name)
+        # What consists of nothing else is taken as it is: its program may look at its input, as our own SiLU's does.
+        childless = next(m.children(), None) is None
+        return childless or isinstance(m, AdaptiveActivation) or super().is_leaf_module(m, module_qualified_name)
 
 
 def split_network(net: nn.Module, sample: tuple[Tensor, ...]) -> tuple[nn.Module | None, nn.Module]:
