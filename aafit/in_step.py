@@ -4,7 +4,7 @@ For each minibatch the frozen prefix runs once, then each network takes its own 
 numbers as if it were on its own: so each gets the same bits as alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,12 @@ def company(job: Job) -> str | None:
     if job.parent is None or run.train != "activations" or run.method != "gradient" or is_adaptive(run.cnn):
         return None
     return job.model_dump_json(exclude={"run": OWN_SETTINGS, "folder": True})
+
+
+def companies(jobs: Mapping[tuple[str, int], Job]) -> dict[tuple[str, int], list[tuple[str, int]]]:
+    """For each job, by run and seed, the jobs that can go in step with it, itself among them."""
+    of = {key: company(job) for key, job in jobs.items()}
+    return {key: [other for other in jobs if of[other] == of[key]] if of[key] else [key] for key in jobs}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from aafit.data import SIZES, Dataset, Split
 from aafit.evaluate import evaluate
 from aafit.execute import choose_trained
 from aafit.gradient import make_optimizers, train_epoch
+from aafit.in_step import InStep
 from aafit.job import Job
 from aafit.precision import arithmetic, choose_device, data_type
 from aafit.runconfig import RunConfig
@@ -21,38 +22,47 @@ STEPS = 6
 EVALUATED = 1000
 
 
-def seconds_an_epoch(run: RunConfig, device_name: str = "auto") -> float:
+def seconds_an_epoch(run: RunConfig, device_name: str = "auto", in_step: int = 1) -> float:
     """Seconds for one epoch of `run`, training and evaluation, in one process with one thread on a CPU.
 
-    Beside other processes an epoch takes longer, by what they share of memory and caches.
+    In step with others like it, the run's share of them. Beside other processes an epoch takes longer, by what they
+    share of memory and caches.
     """
     device = choose_device(device_name)
     with arithmetic(run.precision, threads=1 if device.type == "cpu" else None):
-        return _measured(run, device)
+        return _measured(run, device, in_step)
 
 
-def _measured(run: RunConfig, device: torch.device) -> float:
+def _measured(run: RunConfig, device: torch.device, count: int) -> float:
     size = SIZES[run.dataset]
     noise = Dataset(
         run.dataset, _noise(STEPS * run.batch_size, size.in_shape), None, _noise(EVALUATED, size.in_shape), 10, ""
     )
     noise = noise.to(device)
     alone = run.model_copy(update={"parent": None, "init_from": None})
-    net = starting_network(Job(run=alone, seed=0, folder=Path()), noise).to(device, run.precision).net
-    trained = choose_trained(net, run.train)
-    optimizers = make_optimizers(net, run.optimizer, run.lr, run.p24sl, run.dspu4) if trained else []
+    job = Job(run=alone, seed=0, folder=Path())
+    nets = [starting_network(job, noise).to(device, run.precision).net for _ in range(count)]
+    trained = [parameter for net in nets for parameter in choose_trained(net, run.train)]
+    optimizers = [make_optimizers(net, run.optimizer, run.lr, run.p24sl, run.dspu4) if trained else [] for net in nets]
     dtype = data_type(run.precision)
+    few_images, _ = next(evaluation_batches(noise.test, batch_size=2, dtype=dtype))
+    in_step = InStep.of(nets, few_images) if count > 1 else None
+    sharing = 1 if in_step is None else count
 
     def train() -> None:
         batches = training_batches(noise.train, run.batch_size, 0, 0, run.augment, run.shuffle, dtype)
-        train_epoch(net, batches, optimizers, run.precision)
+        if in_step is None:
+            train_epoch(nets[0], batches, optimizers[0], run.precision)
+        else:
+            in_step.train_epoch(batches, optimizers, run.precision)
 
     def test() -> None:
-        evaluate(net, evaluation_batches(noise.test, dtype=dtype), run.precision)
+        evaluate(nets[0], evaluation_batches(noise.test, dtype=dtype), run.precision)
 
     images = run.train_images or size.train - run.holdout
     steps = math.ceil(images / run.batch_size) if trained else 0
-    return steps * _seconds(train) / STEPS * bool(trained) + (size.test + run.holdout) * _seconds(test) / EVALUATED
+    training = steps * _seconds(train) / STEPS / sharing if trained else 0.0
+    return training + (size.test + run.holdout) * _seconds(test) / EVALUATED
 
 
 def _seconds(action: Callable[[], None]) -> float:

@@ -18,6 +18,7 @@ from rich.table import Table
 from aafit.activations import from_text, is_adaptive
 from aafit.data import SIZES
 from aafit.errors import UserError
+from aafit.in_step import companies
 from aafit.job import Job, is_done, jobs_of, read_document
 from aafit.metrics import read_rows
 from aafit.networks import NETWORKS, build
@@ -212,31 +213,35 @@ def estimate(
     device: str = "auto",
     fresh: bool = False,
     device_name: str | None = None,
-    measure: Callable[[RunConfig, str], float] | None = None,
+    measure: Callable[[RunConfig, str, int], float] | None = None,
 ) -> Estimate:
     """The plan of a suite and what it will cost, from the epochs measured under `runs_dir`; starts and changes nothing.
 
     Args:
         jobs, device, fresh: as for `run_suite`.
         device_name: count only what was measured on this device (as in the config.json of a run).
-        measure: times a few steps of a run on a device and gives its seconds an epoch; called once for each kind that
-            no epoch was measured of.
+        measure: times a few steps of a run on a device and gives its seconds an epoch, its share where it goes in step
+            with as many as the last argument says; called once for each kind that no epoch was measured of.
 
     Raises:
         UserError: a folder holds a run with other settings; the device is not here.
     """
     places = slots(device, jobs)
-    costs, timed = Costs.measured(runs_dir, device_name), Costs()
+    costs = Costs.measured(runs_dir, device_name)
+    timed: dict[tuple[object, ...], float] = {}
     table = jobs_of(suite, runs_dir)
+    finished = {key: not fresh and is_done(job) for key, job in table.items()}
+    in_step = companies({key: job for key, job in table.items() if not finished[key]})
     planned: dict[Key, Planned] = {}
     for key, job in table.items():
-        done = not fresh and is_done(job)
+        done = finished[key]
         left = 0 if done else job.run.end_epoch - (job.run.start_epoch if fresh else last_epoch(job))
         seconds, source = costs.of(job.run), "measured"
         if seconds is None and measure is not None and left > 0 and job.run.train != "none":
-            if timed.of(job.run) is None:
-                timed.add(job.run, measure(job.run, places[0].device))
-            seconds, source = timed.of(job.run), "timed now"
+            kind = *kind_of(job.run), len(in_step[key])
+            if kind not in timed:
+                timed[kind] = measure(job.run, places[0].device, len(in_step[key]))
+            seconds, source = timed[kind], "timed now"
         planned[key] = Planned(job, done, left, trained_parameters(job.run), seconds, source)
     remaining = {key: run.seconds for key, run in planned.items() if not run.done}
     return Estimate(tuple(planned.values()), len(places), wall_seconds(remaining, parents_of(table), len(places)))

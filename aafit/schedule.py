@@ -21,7 +21,7 @@ from rich.text import Text
 
 from aafit.data import load_dataset
 from aafit.files import make_folder
-from aafit.in_step import company
+from aafit.in_step import companies
 from aafit.job import Job, is_done, jobs_of, set_aside
 from aafit.live import STYLES, RunState, Status, View, view_for
 from aafit.plan import START_SECONDS, Costs, Key, chains, clock, parents_of
@@ -141,7 +141,7 @@ class _Schedule:
         self.states, self.costs, self.view, self.worker = states, costs, view, worker
         self.free, self.slots = list(places), len(places)
         self.parents = parents_of({key: state.job for key, state in states.items()})
-        self.companies = {key: company(state.job) for key, state in states.items()}
+        self.companies = companies({key: state.job for key, state in states.items()})
         self.alone: set[Key] = set()
         """Runs whose process failed: one of several must not take the others along."""
         self.running: dict[Key, Process] = {}
@@ -185,15 +185,10 @@ class _Schedule:
 
     def _in_step(self, key: Key) -> list[Key]:
         """The waiting runs, this one among them, that can go in one process."""
-        if self.companies[key] is None or key in self.alone:
+        if key in self.alone:
             return [key]
-        return [
-            other
-            for other, state in self.states.items()
-            if self.companies[other] == self.companies[key]
-            and state.status is Status.WAITING
-            and other not in self.alone
-        ]
+        waiting = {other for other in self.companies[key] if self.states[other].status is Status.WAITING}
+        return [other for other in self.companies[key] if other in waiting - self.alone]
 
     def _start(self, keys: list[Key]) -> None:
         place, states = self.free.pop(0), [self.states[key] for key in keys]

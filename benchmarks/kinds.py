@@ -1,8 +1,11 @@
 """The kinds of run of the paper suite, by what an epoch costs."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from aafit.errors import check_name
+from aafit.in_step import companies
+from aafit.job import jobs_of
 from aafit.runconfig import RunConfig
 from aafit.suite import load_suite
 
@@ -40,3 +43,10 @@ def epochs_of_the_paper() -> dict[str, int]:
     for run in load_suite("paper").runs:
         epochs[kind_of(run)] += run.epochs
     return epochs
+
+
+def in_step_of_the_paper() -> dict[str, int]:
+    """How many runs of each kind go in step in the paper suite."""
+    jobs = jobs_of(load_suite("paper"), Path())
+    sizes = {kind_of(jobs[key].run): len(keys) for key, keys in companies(jobs).items()}
+    return {kind: sizes[kind] for kind in FIRST_OF_KIND}

@@ -69,12 +69,14 @@ def measured_run(
     device: str = "auto",
     processes: int | None = None,
     seeds: int | None = None,
+    in_step: int = 1,
 ) -> Measured:
     """Time `epochs` epochs of `steps` steps, after one that warms up caches and compilers.
 
     Args:
         processes: side by side; by default one for each core, or for each GPU.
         seeds: how many runs, of one seed each, share these processes; by default one a process.
+        in_step: how many runs of a seed go in step; the seconds of each are its share of theirs.
 
     Raises:
         UserError: the device is not here, or the images are not in `data_dir`.
@@ -86,14 +88,17 @@ def measured_run(
     results = side_by_side(
         "benchmarks.measured:epochs_of",
         places,
-        [{"run": shorter.model_dump(mode="json"), "seed": seed, "sample": sample} for seed in range(seeds)],
+        [
+            {"run": shorter.model_dump(mode="json"), "seed": seed, "sample": sample, "in_step": in_step}
+            for seed in range(seeds)
+        ],
     )
     wall = time.monotonic() - began
     training, evaluation = (
         median(seconds for result in results for seconds in result[part]) for part in ("training", "evaluation")
     )
     peaks = [result["peak"] for result in results if result["peak"] is not None]
-    count = seeds * shorter.epochs
+    count = seeds * in_step * shorter.epochs
     return Measured(
         sample, run.batch_size, training, evaluation, wall, count, min(seeds, len(places)), max(peaks, default=None)
     )
@@ -105,14 +110,19 @@ def shortened(run: RunConfig, sample: Sample, epochs: int) -> RunConfig:
     return run.model_copy(update=alone | {"holdout": 0, "train_images": sample.train_images})
 
 
-def epochs_of(run: dict[str, Any], seed: int, sample: Sample, device: str, threads: int | None) -> dict[str, Any]:
-    """Do a run on the sample: the seconds of each epoch but the first, and the most memory that was held."""
+def epochs_of(
+    run: dict[str, Any], seed: int, sample: Sample, device: str, threads: int | None, in_step: int = 1
+) -> dict[str, Any]:
+    """Do runs in step on the sample: seconds of all their epochs but the first, and the most memory that was held."""
     data = sample.load()
     with tempfile.TemporaryDirectory() as folder, patch.object(execute, "load_dataset", lambda *_: data):
-        job = Job(run=RunConfig.checked(run), seed=seed, folder=Path(folder) / "run", device=device, threads=threads)
-        job.folder.mkdir()
-        execute.execute(job)
-        rows = [row for row in read_rows(job.folder / "metrics.csv") if row["seconds"]][1:]
+        settings = RunConfig.checked(run)
+        folders = [Path(folder) / f"run{number}" for number in range(in_step)]
+        for own in folders:
+            own.mkdir()
+        execute.execute(*(Job(run=settings, seed=seed, folder=own, device=device, threads=threads) for own in folders))
+        measured = [[row for row in read_rows(own / "metrics.csv") if row["seconds"]] for own in folders]
+        rows = [row for own in measured for row in own[1:]]
     return {
         "training": [float(row["seconds"]) for row in rows],
         "evaluation": [float(row["evaluation_seconds"]) for row in rows],

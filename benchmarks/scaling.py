@@ -1,11 +1,11 @@
-"""Images a second and memory as the batch, the processes side by side and the seeds grow.
+"""Images a second and memory as the batch, the processes side by side, the seeds and the runs in step grow.
 
 ./run_experiment.sh benchmarks/scaling.py --data-dir DATA --json scaling.json
 
-One of the three grows while the others stay: batches of 128, as many processes as the program would start, one seed a
-process. Each point is some epochs of few images in new processes. Images a second are those of all processes together
-while they train; with the seeds, of the whole time from the first start to the last end. Memory is the most that the
-largest process held: resident on a CPU, allocated on a GPU.
+One of the four grows while the others stay: batches of 128, as many processes as the program would start, one seed a
+process, one run in step. Each point is some epochs of few images in new processes. Images a second are those of all
+processes together while they train; with the seeds, of the whole time from the first start to the last end. Memory is
+the most that the largest process held: resident on a CPU, allocated on a GPU.
 """
 
 import math
@@ -35,6 +35,7 @@ KINDS = ("base ReLU", "LEAF tuning")
 @click.option("--batch-sizes", default="32,64,128,256,512", show_default=True, callback=whole_numbers)
 @click.option("--processes", default="1,2,4", show_default=True, callback=whole_numbers, help="Side by side.")
 @click.option("--seeds", default="1,2,4,8", show_default=True, callback=whole_numbers, help="How many seeds.")
+@click.option("--in-step", default="1,2,4", show_default=True, callback=whole_numbers, help="F-Neuron runs in step.")
 @click.option("--kind", "kinds", multiple=True, default=KINDS, show_default=True, help="Kinds of run.")
 @click.option("--images", default=2560, show_default=True, type=click.IntRange(min=1), help="Images of an epoch.")
 @click.option("--precision", default="float32", show_default=True, type=click.Choice(["float32", "bf16"]))
@@ -45,6 +46,7 @@ def main(
     batch_sizes: tuple[int, ...],
     processes: tuple[int, ...],
     seeds: tuple[int, ...],
+    in_step: tuple[int, ...],
     kinds: tuple[str, ...],
     images: int,
     precision: str,
@@ -52,12 +54,14 @@ def main(
     device: str,
     json_path: Path | None,
 ) -> None:
-    """Images a second and memory as batch, processes and seeds grow."""
+    """Images a second and memory as batch, processes, seeds and runs in step grow."""
     with report(json_path) as told:
         for kind, run in chosen_kinds(kinds, precision).items():
             _batches(told, kind, run, batch_sizes, images, data_dir, device)
             _processes(told, kind, run, processes, images, data_dir, device)
             _seeds(told, kind, run, seeds, images, data_dir, device)
+        for kind, run in chosen_kinds(["F-Neuron tuning"], precision).items():
+            _in_step(told, kind, run, in_step, images, data_dir, device)
 
 
 def _batches(
@@ -99,6 +103,17 @@ def _seeds(
             }
         )
     told.table(f"{kind}: seeds, on {len(slots(device))} slots", rows)
+
+
+def _in_step(
+    told: Report, kind: str, run: RunConfig, counts: tuple[int, ...], images: int, data_dir: Path | None, device: str
+) -> None:
+    rows: list[Row] = []
+    for count in counts:
+        steps = math.ceil(images / run.batch_size)
+        measured = measured_run(run, steps, data_dir=data_dir, device=device, in_step=count)
+        rows.append({"runs in step": count, "processes": measured.processes, **_speed(measured)})
+    told.table(f"{kind}: runs in step in a process (images and steps of all runs)", rows)
 
 
 def _speed(measured: Measured) -> dict[str, float | None]:

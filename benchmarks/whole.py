@@ -29,12 +29,14 @@ from benchmarks.common import Command, Report, Row, device_option, json_option, 
 from benchmarks.measured import measured_run, seconds_an_epoch
 
 
-def timed(steps: int, data_dir: Path | None, jobs: int | None) -> Callable[[RunConfig, str], float]:
+def timed(steps: int, data_dir: Path | None, jobs: int | None) -> Callable[[RunConfig, str, int], float]:
     """A function that times an epoch of a run among as many processes as will be side by side."""
 
-    def measure(run: RunConfig, device: str) -> float:
+    def measure(run: RunConfig, device: str, in_step: int) -> float:
         known = math.ceil((run.train_images or SIZES[run.dataset].train - run.holdout) / run.batch_size)
-        measured = measured_run(run, min(steps, known), data_dir=data_dir, device=device, processes=jobs, seeds=None)
+        measured = measured_run(
+            run, min(steps, known), data_dir=data_dir, device=device, processes=jobs, in_step=in_step
+        )
         return seconds_an_epoch(measured, run)
 
     return measure

@@ -17,7 +17,7 @@ from aafit.suite import Suite
 from benchmarks import activations, epochs, measured, precision_accuracy, processes, scaling, straightforward, whole
 from benchmarks.convolutions import DATA, FORWARD, LAYERS, WEIGHTS, Floor
 from benchmarks.images import Sample
-from benchmarks.kinds import chosen_kinds
+from benchmarks.kinds import FIRST_OF_KIND, chosen_kinds
 
 TINY_SUITE = """
 name = "tiny"
@@ -89,7 +89,7 @@ def test_epochs_of_all_kinds_give_one_figure(tmp_path: Path, monkeypatch: pytest
     # An epoch of a batch: two processes side by side need 0.2 s for theirs, the straightforward loop 0.5 s.
     fixed = measured.Measured(Sample("CIFAR-10", 128, 1_000), 128, 0.2, 1.0, 20.0, 4, 2, None)
     floor = Floor(128, {(layer.name, what): 0.01 for layer in LAYERS for what in (FORWARD, DATA, WEIGHTS)})
-    monkeypatch.setattr(epochs, "measured_run", lambda *_: fixed)
+    monkeypatch.setattr(epochs, "measured_run", lambda *_, **__: fixed)
     monkeypatch.setattr(epochs, "straightforward_step", lambda *_: 0.5)
     monkeypatch.setattr(epochs, "measure_floor", lambda *_: (floor, 2))
     monkeypatch.setattr(epochs, "shares_of_an_epoch", lambda *_: {"training steps": 0.96, "evaluation": 0.04})
@@ -100,6 +100,11 @@ def test_epochs_of_all_kinds_give_one_figure(tmp_path: Path, monkeypatch: pytest
     assert paper[-1]["program, h"] == pytest.approx(4600 * 0.1 * 391 / 3600)
     assert paper[-1]["straightforward, h"] == pytest.approx(4600 * 0.5 * 391 / 3600)
     assert least[0]["floor, s an epoch"] == pytest.approx(17 * 0.01 * 391 / 2)
+    assert least[-1]["floor, s an epoch"] == pytest.approx((5 / 2 + 2) * 0.01 * 391 / 2)
+    assert {row["kind"]: row["runs in step"] for row in speed} == {
+        **dict.fromkeys(FIRST_OF_KIND, 1),
+        "F-Neuron tuning": 2,
+    }
     assert all(row["each but the steps below 5%"] for row in shares)
 
 
@@ -112,9 +117,9 @@ def test_straightforward(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("within_this_process")
 def test_scaling(tmp_path: Path) -> None:
-    sizes = ["--batch-sizes", "16,32", "--processes", "1", "--seeds", "1,2", "--images", "32", "--kind", "LEAF tuning"]
-    tables = done(scaling.main, tmp_path, sizes)
-    assert [len(rows) for rows in tables.values()] == [2, 1, 2]
+    sizes = ["--batch-sizes", "16,32", "--processes", "1", "--seeds", "1,2", "--in-step", "1,2", "--images", "32"]
+    tables = done(scaling.main, tmp_path, [*sizes, "--kind", "LEAF tuning"])
+    assert [len(rows) for rows in tables.values()] == [2, 1, 2, 2]
     assert all(row["memory, MiB a process"] > 100 for rows in tables.values() for row in rows)
 
 

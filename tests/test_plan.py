@@ -138,14 +138,14 @@ def test_dry_run_with_a_part_done(suite: Suite, tmp_path: Path) -> None:
     base, ahaf, leaf = (jobs[name, 42] for name in ("base-relu", "relu-ahaf-relu", "relu-leaf-relu"))
     write_run(base, [1.0] * base.run.epochs, done=True)
     write_run(ahaf, [9.0])
-    timed: list[tuple[str, str]] = []
+    timed: list[tuple[str, str, int]] = []
 
-    def measure(run: RunConfig, device: str) -> float:
-        timed.append((run.name, device))
+    def measure(run: RunConfig, device: str, in_step: int) -> float:
+        timed.append((run.name, device, in_step))
         return 100.0
 
     plan = estimate(suite, tmp_path, jobs=2, device="cpu", measure=measure)
-    assert timed == [("relu-leaf-relu", "cpu")]
+    assert timed == [("relu-leaf-relu", "cpu", 1)]
     assert [planned.epochs_left for planned in plan.runs] == [0, ahaf.run.epochs - 1, leaf.run.epochs]
     assert [planned.source for planned in plan.runs] == ["measured", "measured", "timed now"]
     assert plan.wall_seconds == START_SECONDS + 100.0 * (leaf.run.epochs + COMPARED)
@@ -155,6 +155,23 @@ def test_dry_run_with_a_part_done(suite: Suite, tmp_path: Path) -> None:
     assert "2 of 3 runs to do" in text
     again = estimate(suite, tmp_path, jobs=1, device="cpu", fresh=True, measure=measure)
     assert [planned.epochs_left for planned in again.runs] == [job.run.epochs for job in (base, ahaf, leaf)]
+
+
+def test_dry_run_times_runs_in_step_as_such(tmp_path: Path) -> None:
+    timed: list[tuple[str, int]] = []
+
+    def measure(run: RunConfig, device: str, in_step: int) -> float:
+        timed.append((run.name, in_step))
+        return 10.0 / in_step
+
+    plan = estimate(load_suite("cpu"), tmp_path, jobs=2, device="cpu", measure=measure)
+    assert [(name, together) for name, together in timed if "fneuron" in name] == [
+        ("relu-fneuron-tanh", 2),
+        ("silu-fneuron-tanh", 2),
+    ]
+    assert {together for name, together in timed if "fneuron" not in name} == {1}
+    costs = {planned.job.run.name: planned.epoch_seconds for planned in plan.runs}
+    assert (costs["relu-fneuron-random"], costs["relu-leaf-tanh"]) == (5.0, 10.0)
 
 
 def test_dry_run_refuses_what_the_run_would(suite: Suite, tmp_path: Path) -> None:
