@@ -4,12 +4,24 @@ Tensor names say their axes: B images in a batch, C channels, H height, W width,
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from aafit.activations import FIXED
 from aafit.errors import UserError, check_name
 
 Shape = tuple[int, int, int]
+
+
+@fx.wrap
+def flatten(x_BCHW: Tensor) -> Tensor:
+    """The features (B, C*H*W) of (B, C, H, W); the gradient comes back in the memory format that x has.
+
+    With torch.flatten alone it comes back as NCHW, whatever the memory format, and max pooling on a CPU then copies its
+    own gradient, which is larger, from one format to the other.
+    """
+    if x_BCHW.requires_grad and x_BCHW.is_contiguous(memory_format=torch.channels_last):
+        x_BCHW.register_hook(lambda grad_BCHW: grad_BCHW.contiguous(memory_format=torch.channels_last))
+    return torch.flatten(x_BCHW, start_dim=1)
 
 
 class KerasNet(nn.Module):
@@ -58,8 +70,7 @@ class KerasNet(nn.Module):
         x_BCHW = self.drop3(self.pool3(x_BCHW))
         x_BCHW = self.act4(self.conv4(x_BCHW))
         x_BCHW = self.act5(self.conv5(x_BCHW))
-        x_BCHW = self.drop6(self.pool6(x_BCHW))
-        x_BF = torch.flatten(x_BCHW, start_dim=1)
+        x_BF = flatten(self.drop6(self.pool6(x_BCHW)))
         x_BF = self.drop7(self.act7(self.fc7(x_BF)))
         logits_BK: Tensor = self.fc8(x_BF)
         return logits_BK
@@ -98,8 +109,7 @@ class LeNet5(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W), in any memory format."""
         x_BCHW = self.pool1(self.act1(self.conv1(x_BCHW)))
-        x_BCHW = self.pool2(self.act2(self.conv2(x_BCHW)))
-        x_BF = torch.flatten(x_BCHW, start_dim=1)
+        x_BF = flatten(self.pool2(self.act2(self.conv2(x_BCHW))))
         x_BF = self.act3(self.fc3(x_BF))
         logits_BK: Tensor = self.fc4(x_BF)
         return logits_BK

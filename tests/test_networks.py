@@ -143,3 +143,28 @@ def test_any_image_that_is_big_enough(name: str, channels: int, height: int, wid
 def test_wrong_settings_are_refused(name, in_shape, classes, cnn, fc, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(name, in_shape, classes, cnn, fc)
+
+
+@pytest.mark.parametrize("name", ["KerasNet", "LeNet-5"])
+def test_gradients_keep_the_memory_format_and_the_bits(name, monkeypatch):
+    """Through the flattening of the images, which alone would give a gradient in NCHW."""
+    torch.manual_seed(0)
+    net = build(name, (3, 32, 32), 10).eval().to(memory_format=torch.channels_last)
+    formats = []
+
+    def note(module, grad_inputs, grad_outputs):
+        formats.append(grad_outputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    (net.pool6 if name == "KerasNet" else net.pool2).register_full_backward_hook(note)
+    ours, plain = (
+        torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+        for _ in range(2)
+    )
+    net(ours).square().sum().backward()
+    monkeypatch.setattr("aafit.networks.flatten", lambda x_BCHW: torch.flatten(x_BCHW, start_dim=1))
+    net(plain).square().sum().backward()
+    assert formats == [True, False]
+    assert torch.equal(ours.grad, plain.grad)
+    assert ours.grad.abs().sum() > 0
