@@ -21,6 +21,7 @@ from rich.console import Console
 
 from aafit.data import SIZES
 from aafit.errors import UserError
+from aafit.in_step import companies
 from aafit.plan import Estimate, Planned, clock, epoch_seconds, estimate
 from aafit.runconfig import RunConfig
 from aafit.schedule import run_suite
@@ -59,11 +60,14 @@ def check(told: Report, plan: Estimate, suite: Suite, data_dir: Path | None, dev
             raise UserError(f"The suite did not end well; {failed.job.run.name} {failed.status}: {failed.message}")
         rows: list[Row] = []
         starts, projected = [], []
+        in_step = companies({(outcome.job.run.name, outcome.job.seed): outcome.job for outcome in summary.outcomes})
         for planned, outcome in zip(plan.runs, summary.outcomes, strict=True):
             epochs = epoch_seconds(outcome.job.folder / "metrics.csv")
-            starts.append(outcome.seconds - sum(epochs))
+            # Runs in step are in one process: each has its share of it.
+            seconds = outcome.seconds / len(in_step[outcome.job.run.name, outcome.job.seed])
+            starts.append(seconds - sum(epochs))
             projected.append(planned.seconds - planned.epochs_left * (planned.epoch_seconds or 0.0))
-            rows.append(_row(planned, epochs, outcome.seconds))
+            rows.append(_row(planned, epochs, seconds))
     told.table("Each run, as projected and as it was", rows)
     told.say(
         f"Beside its epochs a run took {sum(starts) / len(starts):.1f} s in the mean; the projection has "
