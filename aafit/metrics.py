@@ -83,7 +83,10 @@ class WandbLogger:
         except ImportError as error:
             raise UserError("--wandb needs the package wandb: pip install 'aafit[wandb]'.") from error
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
-        self.run = wandb.init(project="aafit", name=name, dir=str(folder), config=dict(settings), mode=mode)
+        # Runs in step are in one process: each is to be a run of its own.
+        self.run = wandb.init(
+            project="aafit", name=name, dir=str(folder), config=dict(settings), mode=mode, reinit="create_new"
+        )
 
     def write(self, row: Row) -> None:
         self.run.log({name: value for name, value in row.items() if value is not None}, step=int(row["epoch"] or 0))

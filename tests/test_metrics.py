@@ -179,6 +179,24 @@ def test_wandb_offline(tmp_path: Path) -> None:
     assert b"null" not in content
 
 
+@pytest.mark.usefixtures("wandb_offline")
+def test_two_wandb_runs_in_one_process(tmp_path: Path) -> None:
+    import wandb
+
+    names = ("first-run", "second-run")
+    loggers = [WandbLogger(tmp_path / name, name, {}) for name in names]
+    for logger, loss in zip(loggers, (0.0390625, 0.0703125), strict=True):
+        logger.write({"epoch": 1, "train_loss": loss})
+    for logger in loggers:
+        logger.close()
+    wandb.teardown()
+    contents = [next((tmp_path / name).glob("wandb/offline-run-*/run-*.wandb")).read_bytes() for name in names]
+    assert [(b"0.0390625" in content, b"0.0703125" in content) for content in contents] == [
+        (True, False),
+        (False, True),
+    ]
+
+
 @pytest.mark.parametrize(
     ("chosen", "key", "mode"),
     [
