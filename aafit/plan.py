@@ -31,9 +31,10 @@ from aafit.trainable import adaptive_parameters
 Key = tuple[str, int]
 """A run of a suite: its name and seed."""
 
-START_SECONDS = 6.0
-COMPARED = 0.5  # of an epoch: the comparison with the base network and the first evaluation, where there is one
+START_SECONDS = 9.0
 """What a run costs beside its epochs: a new process, its data, the first evaluation, the files at the end."""
+COMPARED = 0.55
+"""The same of a run with a base network, whose activations are compared: so much of an epoch on its own besides."""
 
 
 def kind_of(run: RunConfig) -> tuple[object, ...]:
@@ -146,7 +147,7 @@ def trained_parameters(run: RunConfig) -> int:
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of the plan; `epoch_seconds` None: not known."""
+    """One run of the plan; `epoch_seconds` None: not known. Of runs `in_step` these are the share of each."""
 
     job: Job
     done: bool
@@ -154,13 +155,15 @@ class Planned:
     parameters: int
     epoch_seconds: float | None
     source: str
+    in_step: int = 1
 
     @property
     def seconds(self) -> float:
         if self.done:
             return 0.0
         begun = self.epochs_left < self.job.run.epochs
-        epochs = self.epochs_left + (0.0 if self.job.parent is None or begun else COMPARED)
+        # Runs in step have their epochs in common, but each is compared for itself.
+        epochs = self.epochs_left + (0.0 if self.job.parent is None or begun else COMPARED * self.in_step)
         return START_SECONDS + epochs * (self.epoch_seconds or 0.0)
 
 
@@ -242,7 +245,8 @@ def estimate(
             if kind not in timed:
                 timed[kind] = measure(job.run, places[0].device, len(in_step[key]))
             seconds, source = timed[kind], "timed now"
-        planned[key] = Planned(job, done, left, trained_parameters(job.run), seconds, source)
+        together = len(in_step.get(key, [key]))
+        planned[key] = Planned(job, done, left, trained_parameters(job.run), seconds, source, together)
     remaining = {key: run.seconds for key, run in planned.items() if not run.done}
     return Estimate(tuple(planned.values()), len(places), wall_seconds(remaining, parents_of(table), len(places)))
 
