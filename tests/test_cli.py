@@ -177,11 +177,11 @@ def test_labels_over_nine_are_refused(call, tmp_path):
 def test_a_job_that_is_none_is_refused():
     process = subprocess.run(
         [sys.executable, "-m", "aafit.execute"],
-        input='{"run": {}}\n',
+        input='[{"run": {}}]\n',
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert process.returncode == 2
-    assert process.stderr.startswith("This is not a job")
+    assert process.stderr.startswith("This is not a list of jobs")
