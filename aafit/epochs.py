@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -73,7 +73,7 @@ class Evaluations:
     heldout: Callable[[], Evaluation | HeldOut] | None
 
 
-def train_runs(runs: Sequence[Run], data: Dataset, own_log: OwnLog = nullcontext) -> None:
+def train_runs(runs: Sequence[Run], data: Dataset, own_log: OwnLog) -> None:
     """Train by gradient steps, epoch after epoch, from where each run is; those at the same epoch go in step."""
     with ExitStack() as opened:
         noted = {}

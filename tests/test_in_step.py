@@ -27,10 +27,9 @@ MAKERS = {
 }
 
 
-def network(maker, sharing="layer"):
+def network(maker):
     torch.manual_seed(0)
-    base = build("KerasNet", (3, 32, 32), 10, "SiLU", "SiLU")
-    net, _ = replace_activations(base, {"act7": maker()}, sharing, torch.zeros(1, 3, 32, 32))
+    net, _ = replace_activations(build("KerasNet", (3, 32, 32), 10, "SiLU", "SiLU"), {"act7": maker()})
     train_only_activations(net)
     return net.to(memory_format=torch.channels_last)
 
@@ -100,9 +99,9 @@ def base(tmp_path_factory):
     return job
 
 
-def jobs_of(base, folder, **more):
+def jobs_of(base, folder):
     made = {"tanh": FC, "random": RANDOM, "leaf": LEAF_FC}
-    jobs = [child_job(base, name, **{**settings, "epochs": 3, **more}) for name, settings in made.items()]
+    jobs = [child_job(base, name, **{**settings, "epochs": 3}) for name, settings in made.items()]
     return [job.model_copy(update={"folder": folder / job.run.name / "seed42"}) for job in jobs]
 
 
