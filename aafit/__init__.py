@@ -4,14 +4,11 @@ Replace the activations of a trained network by adaptive ones, see what that cha
 all else frozen, and look at the shapes they took.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
-from aafit.authors import load_authors_checkpoint
-from aafit.compare import Comparison, CurveError, compare, curve_errors
-from aafit.errors import UserError
-from aafit.evaluate import Evaluation, evaluate
-from aafit.gradient import tune
+from aafit.errors import UserError, needs_extra
 from aafit.identification import (
     CROSS_ENTROPY,
     SQUARED_ERROR,
@@ -25,19 +22,23 @@ from aafit.identification import (
     loss_with_hessian,
     smooth_start,
 )
-from aafit.start import load_run
-from aafit.surgery import Swap, replace_activations, restore_activations
-from aafit.trainable import (
+from aafit.networks.adaptive import (
     adaptive_activations,
     adaptive_parameters,
     load_activations,
     save_activations,
     train_only_activations,
 )
+from aafit.networks.authors_checkpoint import load_authors_checkpoint
+from aafit.networks.surgery import Swap, replace_activations, restore_activations
+from aafit.training.compare import Comparison, CurveError, compare, curve_errors
+from aafit.training.evaluate import Evaluation, evaluate
+from aafit.training.tune import tune
 from aafit.version import __version__
 
 if TYPE_CHECKING:
-    from aafit.report import plot_activations
+    from aafit.report.shapes import plot_activations
+    from aafit.runs.start import load_run
 
 __all__ = [
     "AHAF",
@@ -78,10 +79,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # matplotlib takes most of a second to import, in every process of a suite, and most of them draw nothing.
-    if name == "plot_activations":
-        from aafit.report import plot_activations
+# What needs more than torch, numpy and safetensors is imported when it is first asked for: where it is, and in which
+# extra its packages are.
+_ON_DEMAND = {"load_run": ("aafit.runs.start", "experiment"), "plot_activations": ("aafit.report.shapes", "plots")}
 
-        return plot_activations
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, extra = _ON_DEMAND[name]
+    with needs_extra(f"aafit.{name}", extra):
+        return getattr(import_module(module), name)

@@ -1,5 +1,19 @@
 """`python -m aafit` is the command `aafit`."""
 
-from aafit.cli import main
+import sys
 
-main(prog_name="aafit")
+from aafit.errors import needs_extra
+
+
+def main() -> None:
+    """The command line, or one sentence where its packages are not installed."""
+    try:
+        with needs_extra("The command aafit", "experiment"):
+            from aafit.cli.main import main as command_line
+    except ImportError as error:
+        sys.exit(str(error))
+    command_line(prog_name="aafit")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """Errors that a user can cause: each is one clear sentence."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -31,3 +32,17 @@ def check_name(what: str, value: str, valid: Iterable[str]) -> str:
     if value not in names:
         raise UserError(f"Unknown {what} {value!r}. {nearest(value, names)}")
     return value
+
+
+@contextmanager
+def needs_extra(what: str, extra: str) -> Iterator[None]:
+    """Say of imports that fail within it which extra of the package installs what is missing.
+
+    Raises:
+        ImportError: a package is missing; the message names it, and how to install it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or str(error)).partition(".")[0]
+        raise ImportError(f"{what} needs the package {missing}: pip install 'aafit[{extra}]'.", name=missing) from error

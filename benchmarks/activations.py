@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aafit.activations import from_text
-from aafit.precision import arithmetic, choose_device
-from aafit.slots import slots
+from aafit.devices import choose_device, slots
+from aafit.training.precision import arithmetic
 from benchmarks import straightforward
 from benchmarks.common import Command, Row, device_option, json_option, report, synchronise
 from benchmarks.memory import peak_extra_bytes

@@ -23,16 +23,15 @@ import click
 import torch
 from torch import Tensor
 
-from aafit.batches import derived_seed
+from aafit.data.batches import derived_seed
 from aafit.errors import UserError
-from aafit.evaluate import evaluation_mode
 from aafit.identification import CROSS_ENTROPY, Identification, identify
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.damped import dense_step
-from aafit.identification.data import prepare
-from aafit.identification.descent import LONGEST_STEP
+from aafit.identification.gauss_newton import LONGEST_STEP, dense_step
 from aafit.identification.problem import Images, Problem
-from aafit.precision import arithmetic
+from aafit.identification.samples import prepare
+from aafit.training.evaluate import evaluation_mode
+from aafit.training.precision import arithmetic
 from benchmarks.common import Command, Row, json_option
 from benchmarks.identified import (
     HELD_OUT,
@@ -66,7 +65,7 @@ def refit(problem: Problem, vector_P: Tensor, sample: Images, seed: int) -> Refi
     noise = len(vector_P) / (2 * len(sample))  # what fitting so many numbers gains by chance, in nats
     for number in range(MOST_STEPS):
         model = problem.quadratic(vector_P, sample, 1, seed + number)
-        # A flat sharpness would go a long way for nothing, as in `aafit.identify`.
+        # A flat steepness would go a long way for nothing, as in `aafit.identify`.
         curvature_PP = model.curvature_PP + (sharp_P * 2 * noise).diag()
         best, first = model.loss, True
         while damping <= MOST_DAMPING:

@@ -18,9 +18,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from aafit.devices import usable_cores
 from aafit.errors import UserError
 from aafit.files import write_atomically
-from aafit.slots import usable_cores
 from aafit.version import __version__
 
 Row = Mapping[str, str | int | float | bool | None]

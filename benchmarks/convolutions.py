@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aafit.precision import arithmetic
-from aafit.slots import slots
+from aafit.devices import slots
+from aafit.training.precision import arithmetic
 from benchmarks.common import synchronise
 from benchmarks.processes import side_by_side
 
@@ -61,20 +61,20 @@ class Floor:
     batch_size: int
     seconds: dict[tuple[str, str], float]
 
-    def step(self, kind: str, in_step: int = 1) -> float:
-        """Seconds for the least that one step needs; in step with other runs, that a run needs on the average."""
-        return sum(self.seconds[part] / runs for part, runs in _shared(kind, in_step))
+    def step(self, kind: str, lockstep: int = 1) -> float:
+        """Seconds for the least that one step needs; in lockstep with other runs, that a run needs on the average."""
+        return sum(self.seconds[part] / runs for part, runs in _shared(kind, lockstep))
 
-    def operations(self, kind: str, in_step: int = 1) -> float:
+    def operations(self, kind: str, lockstep: int = 1) -> float:
         """Floating-point operations of the same."""
         products = {layer.name: layer.products() for layer in LAYERS}
-        return 2.0 * self.batch_size * sum(products[name] / runs for (name, _), runs in _shared(kind, in_step))
+        return 2.0 * self.batch_size * sum(products[name] / runs for (name, _), runs in _shared(kind, lockstep))
 
 
-def _shared(kind: str, in_step: int) -> list[tuple[tuple[str, str], int]]:
-    """Each (layer, pass) that is needed, and how many runs in step have it in common."""
+def _shared(kind: str, lockstep: int) -> list[tuple[tuple[str, str], int]]:
+    """Each (layer, pass) that is needed, and how many runs in lockstep have it in common."""
     own = LAYERS[-1].name
-    return [(part, in_step if kind.startswith("F-Neuron") and part[0] != own else 1) for part in needed(kind)]
+    return [(part, lockstep if kind.startswith("F-Neuron") and part[0] != own else 1) for part in needed(kind)]
 
 
 def measure_floor(batch_size: int, precision: str, device: str, repeats: int = 5) -> tuple[Floor, int]:

@@ -7,8 +7,8 @@ An epoch is 50,000 images, or as many as --images says, extrapolated from --step
 program is measured as it runs: on a CPU one process of one thread for each core side by side, and its machine seconds
 are the seconds of a process divided by the number of processes. The straightforward loop (straightforward.py, in
 float32 whatever --precision says, with torch's default settings) is one process with all cores and 4 loader workers:
-its machine seconds are its seconds. Where runs of the paper suite go in step, the program's seconds are the share of
-one run. Both train the same network on the same images in batches of the same size.
+its machine seconds are its seconds. Where runs of the paper suite go in lockstep, the program's seconds are the share
+of one run. Both train the same network on the same images in batches of the same size.
 """
 
 import math
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import click
 
-from aafit.runconfig import RunConfig
+from aafit.runs.config import RunConfig
 from benchmarks.common import Command, Report, Row, data_dir_option, device_option, json_option, report
 from benchmarks.convolutions import Floor, measure_floor
-from benchmarks.kinds import FIRST_OF_KIND, chosen_kinds, epochs_of_the_paper, in_step_of_the_paper
+from benchmarks.kinds import FIRST_OF_KIND, chosen_kinds, epochs_of_the_paper, lockstep_of_the_paper
 from benchmarks.measured import Measured, measured_run, straightforward_step
 from benchmarks.parts import shares_of_an_epoch
 
@@ -55,24 +55,24 @@ def main(
     with report(json_path) as told:
         ours: dict[str, Measured] = {}
         theirs: dict[str, float] = {}
-        in_step = in_step_of_the_paper()
+        lockstep = lockstep_of_the_paper()
         for kind, run in runs.items():
-            ours[kind] = measured_run(run, steps, epochs, data_dir, device, in_step=in_step[kind])
+            ours[kind] = measured_run(run, steps, epochs, data_dir, device, lockstep=lockstep[kind])
             theirs[kind] = straightforward_step(run, steps, data_dir, device) * math.ceil(images / run.batch_size)
-        rows = [_row(kind, in_step[kind], ours[kind], theirs[kind], images, precision) for kind in runs]
+        rows = [_row(kind, lockstep[kind], ours[kind], theirs[kind], images, precision) for kind in runs]
         told.table(f"Machine seconds an epoch of {images:,} images, {precision}, evaluation not counted", rows)
         _whole(told, {kind: ours[kind].training_of(images) / ours[kind].processes for kind in runs}, theirs)
         floor, processes = measure_floor(next(iter(runs.values())).batch_size, precision, device)
-        _floor(told, runs, in_step, floor, processes, ours, images)
+        _floor(told, runs, lockstep, floor, processes, ours, images)
         _shares(told, runs, steps, data_dir, device)
 
 
-def _row(kind: str, in_step: int, ours: Measured, theirs: float, images: int, precision: str) -> Row:
+def _row(kind: str, lockstep: int, ours: Measured, theirs: float, images: int, precision: str) -> Row:
     process = ours.training_of(images)
     target = TARGETS[precision][kind.split()[0]]
     return {
         "kind": kind,
-        "runs in step": in_step,
+        "runs in lockstep": lockstep,
         "program, process": process,
         "program, machine": process / ours.processes,
         "to reach on 2 cores": target,
@@ -104,7 +104,7 @@ def _whole(told: Report, ours: dict[str, float], theirs: dict[str, float]) -> No
 def _floor(
     told: Report,
     runs: dict[str, RunConfig],
-    in_step: dict[str, int],
+    lockstep: dict[str, int],
     floor: Floor,
     processes: int,
     ours: dict[str, Measured],
@@ -113,7 +113,7 @@ def _floor(
     rows: list[Row] = []
     for kind, run in runs.items():
         steps = math.ceil(images / run.batch_size)
-        least, operations = floor.step(kind, in_step[kind]), floor.operations(kind, in_step[kind])
+        least, operations = floor.step(kind, lockstep[kind]), floor.operations(kind, lockstep[kind])
         seconds = least * steps / processes
         machine = ours[kind].training_of(images) / ours[kind].processes
         rows.append(

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from aafit.checkpoint import load_json, load_tensors
 from aafit.errors import UserError
-from aafit.evaluate import Evaluation
-from aafit.precision import arithmetic
+from aafit.networks.adaptive import adaptive_parameters
 from aafit.report.runs import Run, SuiteRuns, read_suite
-from aafit.runconfig import RunConfig
-from aafit.start import load_run
-from aafit.trainable import adaptive_parameters
+from aafit.runs.checkpoint import load_json, load_tensors
+from aafit.runs.config import RunConfig
+from aafit.runs.start import load_run
+from aafit.training.evaluate import Evaluation
+from aafit.training.precision import arithmetic
 from benchmarks.common import Command, Report, Row, json_option
 from benchmarks.identified import Halves, Loss, data_dir_option, documented, heldout_of, markdown_option
 

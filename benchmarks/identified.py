@@ -11,16 +11,16 @@ import click
 import torch
 from torch import Tensor, nn
 
-from aafit.batches import evaluation_batches
-from aafit.checkpoint import check_finished, load_json
-from aafit.data import Dataset, Split, load_dataset
+from aafit.data.batches import evaluation_batches
+from aafit.data.datasets import Dataset, Split, load_dataset
 from aafit.errors import UserError
-from aafit.evaluate import Evaluation, evaluate
 from aafit.files import write_atomically
-from aafit.job import Job
-from aafit.precision import data_type
-from aafit.runconfig import RunConfig
-from aafit.start import Start, starting_network
+from aafit.runs.checkpoint import check_finished, load_json
+from aafit.runs.config import RunConfig
+from aafit.runs.job import Job
+from aafit.runs.start import Start, starting_network
+from aafit.training.evaluate import Evaluation, evaluate
+from aafit.training.precision import data_type
 from benchmarks.common import Report, _text, report
 
 HELD_OUT = 0.2  # the share that `aafit.identify` holds out, unless told otherwise

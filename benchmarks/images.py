@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from aafit.data import SIZES, Dataset, Split, load_dataset
+from aafit.data.datasets import SIZES, Dataset, Split, load_dataset
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from aafit.errors import check_name
-from aafit.in_step import companies
-from aafit.job import jobs_of
-from aafit.runconfig import RunConfig
-from aafit.suite import load_suite
+from aafit.runs.config import RunConfig
+from aafit.runs.job import jobs_of, lockstep_groups
+from aafit.runs.suite import load_suite
 
 FIRST_OF_KIND = {
     "base ReLU": "base-relu",
@@ -45,8 +44,8 @@ def epochs_of_the_paper() -> dict[str, int]:
     return epochs
 
 
-def in_step_of_the_paper() -> dict[str, int]:
-    """How many runs of each kind go in step in the paper suite."""
+def lockstep_of_the_paper() -> dict[str, int]:
+    """How many runs of each kind go in lockstep in the paper suite."""
     jobs = jobs_of(load_suite("paper"), Path())
-    sizes = {kind_of(jobs[key].run): len(keys) for key, keys in companies(jobs).items()}
+    sizes = {kind_of(jobs[key].run): len(keys) for key, keys in lockstep_groups(jobs).items()}
     return {kind: sizes[kind] for kind in FIRST_OF_KIND}

@@ -20,9 +20,9 @@ from torch import nn
 from aafit.activations import FIXED, from_text
 from aafit.errors import UserError
 from aafit.identification import identify, importance
-from aafit.precision import arithmetic
-from aafit.start import activation_texts
-from aafit.surgery import replace_activations
+from aafit.networks.surgery import replace_activations
+from aafit.runs.start import activation_texts
+from aafit.training.precision import arithmetic
 from benchmarks.common import Command, Row, json_option
 from benchmarks.identified import (
     Loss,

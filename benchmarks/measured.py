@@ -10,11 +10,11 @@ from typing import Any
 from unittest.mock import patch
 
 from aafit import execute
-from aafit.data import SIZES
-from aafit.job import Job
-from aafit.metrics import read_rows
-from aafit.runconfig import RunConfig
-from aafit.slots import slots
+from aafit.data.datasets import SIZES
+from aafit.devices import slots
+from aafit.runs.config import RunConfig
+from aafit.runs.job import Job
+from aafit.runs.metrics import read_rows
 from benchmarks.images import Sample
 from benchmarks.processes import call, peak_bytes, side_by_side
 
@@ -69,14 +69,14 @@ def measured_run(
     device: str = "auto",
     processes: int | None = None,
     seeds: int | None = None,
-    in_step: int = 1,
+    lockstep: int = 1,
 ) -> Measured:
     """Time `epochs` epochs of `steps` steps, after one that warms up caches and compilers.
 
     Args:
         processes: side by side; by default one for each core, or for each GPU.
         seeds: how many runs, of one seed each, share these processes; by default one a process.
-        in_step: how many runs of a seed go in step; the seconds of each are its share of theirs.
+        lockstep: how many runs of a seed go in lockstep; the seconds of each are its share of theirs.
 
     Raises:
         UserError: the device is not here, or the images are not in `data_dir`.
@@ -89,7 +89,7 @@ def measured_run(
         "benchmarks.measured:epochs_of",
         places,
         [
-            {"run": shorter.model_dump(mode="json"), "seed": seed, "sample": sample, "in_step": in_step}
+            {"run": shorter.model_dump(mode="json"), "seed": seed, "sample": sample, "lockstep": lockstep}
             for seed in range(seeds)
         ],
     )
@@ -98,7 +98,7 @@ def measured_run(
         median(seconds for result in results for seconds in result[part]) for part in ("training", "evaluation")
     )
     peaks = [result["peak"] for result in results if result["peak"] is not None]
-    count = seeds * in_step * shorter.epochs
+    count = seeds * lockstep * shorter.epochs
     return Measured(
         sample, run.batch_size, training, evaluation, wall, count, min(seeds, len(places)), max(peaks, default=None)
     )
@@ -111,13 +111,13 @@ def shortened(run: RunConfig, sample: Sample, epochs: int) -> RunConfig:
 
 
 def epochs_of(
-    run: dict[str, Any], seed: int, sample: Sample, device: str, threads: int | None, in_step: int = 1
+    run: dict[str, Any], seed: int, sample: Sample, device: str, threads: int | None, lockstep: int = 1
 ) -> dict[str, Any]:
-    """Do runs in step on the sample: seconds of all their epochs but the first, and the most memory that was held."""
+    """Do runs in lockstep on the sample: seconds of all their epochs but the first, and the most memory held."""
     data = sample.load()
     with tempfile.TemporaryDirectory() as folder, patch.object(execute, "load_dataset", lambda *_: data):
         settings = RunConfig.checked(run)
-        folders = [Path(folder) / f"run{number}" for number in range(in_step)]
+        folders = [Path(folder) / f"run{number}" for number in range(lockstep)]
         for own in folders:
             own.mkdir()
         execute.execute(*(Job(run=settings, seed=seed, folder=own, device=device, threads=threads) for own in folders))

@@ -7,13 +7,13 @@ from typing import Any
 from unittest.mock import patch
 
 from aafit import epochs, execute
-from aafit.batches import training_batches
-from aafit.data import SIZES
-from aafit.job import Job
-from aafit.metrics import read_rows
-from aafit.precision import arithmetic, choose_device, data_type
-from aafit.runconfig import RunConfig
-from aafit.slots import slots
+from aafit.data.batches import training_batches
+from aafit.data.datasets import SIZES
+from aafit.devices import choose_device, slots
+from aafit.runs.config import RunConfig
+from aafit.runs.job import Job
+from aafit.runs.metrics import read_rows
+from aafit.training.precision import arithmetic, data_type
 from benchmarks.common import stopwatch
 from benchmarks.images import Sample
 from benchmarks.measured import sample_for, shortened

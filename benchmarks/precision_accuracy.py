@@ -15,12 +15,12 @@ from statistics import mean, stdev
 import click
 from rich.console import Console
 
-from aafit.checkpoint import load_json
-from aafit.data import load_dataset
+from aafit.data.datasets import load_dataset
 from aafit.errors import UserError
-from aafit.runconfig import RunConfig
-from aafit.schedule import run_suite
-from aafit.suite import Suite
+from aafit.runs.checkpoint import load_json
+from aafit.runs.config import RunConfig
+from aafit.runs.suite import Suite
+from aafit.scheduling.schedule import run_suite
 from benchmarks.common import Command, Row, data_dir_option, device_option, json_option, report, whole_numbers
 
 PRECISIONS = ("float32", "bf16")

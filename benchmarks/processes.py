@@ -17,8 +17,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from aafit.devices import Slot
 from aafit.errors import UserError
-from aafit.slots import Slot
 
 ROOT = Path(__file__).parent.parent
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")

@@ -1,9 +1,9 @@
-"""Images a second and memory as the batch, the processes side by side, the seeds and the runs in step grow.
+"""Images a second and memory as the batch, the processes side by side, the seeds and the runs in lockstep grow.
 
 ./run_experiment.sh benchmarks/scaling.py --data-dir DATA --json scaling.json
 
 One of the four grows while the others stay: batches of 128, as many processes as the program would start, one seed a
-process, one run in step. Each point is some epochs of few images in new processes. Images a second are those of all
+process, one run in lockstep. Each point is some epochs of few images in new processes. Images a second are those of all
 processes together while they train; with the seeds, of the whole time from the first start to the last end. Memory is
 the most that the largest process held: resident on a CPU, allocated on a GPU.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
-from aafit.runconfig import RunConfig
-from aafit.slots import slots
+from aafit.devices import slots
+from aafit.runs.config import RunConfig
 from benchmarks.common import (
     Command,
     Report,
@@ -35,7 +35,9 @@ KINDS = ("base ReLU", "LEAF tuning")
 @click.option("--batch-sizes", default="32,64,128,256,512", show_default=True, callback=whole_numbers)
 @click.option("--processes", default="1,2,4", show_default=True, callback=whole_numbers, help="Side by side.")
 @click.option("--seeds", default="1,2,4,8", show_default=True, callback=whole_numbers, help="How many seeds.")
-@click.option("--in-step", default="1,2,4", show_default=True, callback=whole_numbers, help="F-Neuron runs in step.")
+@click.option(
+    "--lockstep", default="1,2,4", show_default=True, callback=whole_numbers, help="F-Neuron runs in lockstep."
+)
 @click.option("--kind", "kinds", multiple=True, default=KINDS, show_default=True, help="Kinds of run.")
 @click.option("--images", default=2560, show_default=True, type=click.IntRange(min=1), help="Images of an epoch.")
 @click.option("--precision", default="float32", show_default=True, type=click.Choice(["float32", "bf16"]))
@@ -46,7 +48,7 @@ def main(
     batch_sizes: tuple[int, ...],
     processes: tuple[int, ...],
     seeds: tuple[int, ...],
-    in_step: tuple[int, ...],
+    lockstep: tuple[int, ...],
     kinds: tuple[str, ...],
     images: int,
     precision: str,
@@ -54,14 +56,14 @@ def main(
     device: str,
     json_path: Path | None,
 ) -> None:
-    """Images a second and memory as batch, processes, seeds and runs in step grow."""
+    """Images a second and memory as batch, processes, seeds and runs in lockstep grow."""
     with report(json_path) as told:
         for kind, run in chosen_kinds(kinds, precision).items():
             _batches(told, kind, run, batch_sizes, images, data_dir, device)
             _processes(told, kind, run, processes, images, data_dir, device)
             _seeds(told, kind, run, seeds, images, data_dir, device)
         for kind, run in chosen_kinds(["F-Neuron tuning"], precision).items():
-            _in_step(told, kind, run, in_step, images, data_dir, device)
+            _lockstep(told, kind, run, lockstep, images, data_dir, device)
 
 
 def _batches(
@@ -105,15 +107,15 @@ def _seeds(
     told.table(f"{kind}: seeds, on {len(slots(device))} slots", rows)
 
 
-def _in_step(
+def _lockstep(
     told: Report, kind: str, run: RunConfig, counts: tuple[int, ...], images: int, data_dir: Path | None, device: str
 ) -> None:
     rows: list[Row] = []
     for count in counts:
         steps = math.ceil(images / run.batch_size)
-        measured = measured_run(run, steps, data_dir=data_dir, device=device, in_step=count)
-        rows.append({"runs in step": count, "processes": measured.processes, **_speed(measured)})
-    told.table(f"{kind}: runs in step in a process (images and steps of all runs)", rows)
+        measured = measured_run(run, steps, data_dir=data_dir, device=device, lockstep=count)
+        rows.append({"runs in lockstep": count, "processes": measured.processes, **_speed(measured)})
+    told.table(f"{kind}: runs in lockstep in a process (images and steps of all runs)", rows)
 
 
 def _speed(measured: Measured) -> dict[str, float | None]:

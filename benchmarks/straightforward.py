@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from aafit.data import Split
+from aafit.data.datasets import Split
 from benchmarks.common import Command, Row, data_dir_option, device_option, json_option, report, synchronise
 from benchmarks.images import Sample
 

@@ -19,13 +19,13 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from aafit.data import SIZES
+from aafit.data.datasets import SIZES
 from aafit.errors import UserError
-from aafit.in_step import companies
-from aafit.plan import Estimate, Planned, clock, epoch_seconds, estimate
-from aafit.runconfig import RunConfig
-from aafit.schedule import run_suite
-from aafit.suite import Suite, load_suite
+from aafit.runs.config import RunConfig
+from aafit.runs.job import lockstep_groups
+from aafit.runs.suite import Suite, load_suite
+from aafit.scheduling.plan import Estimate, Planned, clock, epoch_seconds, estimate
+from aafit.scheduling.schedule import run_suite
 from benchmarks.common import Command, Report, Row, device_option, json_option, report
 from benchmarks.measured import measured_run, seconds_an_epoch
 
@@ -33,10 +33,10 @@ from benchmarks.measured import measured_run, seconds_an_epoch
 def timed(steps: int, data_dir: Path | None, jobs: int | None) -> Callable[[RunConfig, str, int], float]:
     """A function that times an epoch of a run among as many processes as will be side by side."""
 
-    def measure(run: RunConfig, device: str, in_step: int) -> float:
+    def measure(run: RunConfig, device: str, lockstep: int) -> float:
         known = math.ceil((run.train_images or SIZES[run.dataset].train - run.holdout) / run.batch_size)
         measured = measured_run(
-            run, min(steps, known), data_dir=data_dir, device=device, processes=jobs, in_step=in_step
+            run, min(steps, known), data_dir=data_dir, device=device, processes=jobs, lockstep=lockstep
         )
         return seconds_an_epoch(measured, run)
 
@@ -60,11 +60,13 @@ def check(told: Report, plan: Estimate, suite: Suite, data_dir: Path | None, dev
             raise UserError(f"The suite did not end well; {failed.job.run.name} {failed.status}: {failed.message}")
         rows: list[Row] = []
         starts, projected = [], []
-        in_step = companies({(outcome.job.run.name, outcome.job.seed): outcome.job for outcome in summary.outcomes})
+        lockstep = lockstep_groups(
+            {(outcome.job.run.name, outcome.job.seed): outcome.job for outcome in summary.outcomes}
+        )
         for planned, outcome in zip(plan.runs, summary.outcomes, strict=True):
             epochs = epoch_seconds(outcome.job.folder / "metrics.csv")
-            # Runs in step are in one process: each has its share of it.
-            seconds = outcome.seconds / len(in_step[outcome.job.run.name, outcome.job.seed])
+            # Runs in lockstep are in one process: each has its share of it.
+            seconds = outcome.seconds / len(lockstep[outcome.job.run.name, outcome.job.seed])
             starts.append(seconds - sum(epochs))
             projected.append(planned.seconds - planned.epochs_left * (planned.epoch_seconds or 0.0))
             rows.append(_row(planned, epochs, seconds))

@@ -59,7 +59,8 @@ def write_run(
         begun = {f"{path}.{key}": p.detach() for path, a in first.items() for key, p in a.named_parameters()}
         tuned = {key: begun[key] + (1 - math.exp(-5)) * step for key, step in steps.items()}
         tuned |= {f"start.{key}": value.clone() for key, value in begun.items()}
-        metadata = {"activations": json.dumps({path: a.settings() for path, a in first.items()})}
+        metadata = {"format": "aafit activations", "version": "1"}
+        metadata |= {"activations": json.dumps({path: a.settings() for path, a in first.items()})}
         metadata["replaced"] = json.dumps(dict.fromkeys(first, "ReLU") if parent else {})
         save_file(tuned, folder / "activations.safetensors", metadata)
     last = rows[-1]["test_accuracy"]

@@ -1,4 +1,4 @@
-"""Stands in for `python -m aafit.execute`: writes run folders without training, or misbehaves as `$FAKE` says.
+"""Stands in for `aafit.scheduling.worker`: writes run folders without training, or misbehaves as `$FAKE` says.
 
 `$FAKE` is a folder with `hashes.json` ({run folder: settings hash}), `behaviour.json` ({run: what it does}) and
 `events.txt`, to which a line "<run> <start|end> <time> <process>" is added. Several jobs are done one after the other.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF
-from aafit.surgery import replace_activations
+from aafit.networks.surgery import replace_activations
 
 Batches = list[tuple[Tensor, Tensor]]
 LEAF_AND_AHAF = {"act1": LEAF.like("SiLU"), "act2": AHAF.like("SiLU")}

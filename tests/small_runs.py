@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from aafit.job import Job
-from aafit.runconfig import RunConfig
+from aafit.runs.config import RunConfig
+from aafit.runs.job import Job
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"network": "LeNet-5", "dataset": "MNIST-5k", "train_images": 200, "batch_size": 64, "epochs": 2}
@@ -36,10 +36,10 @@ def child_job(parent, name="child", **settings):
 
 
 def start_process(job, **options):
-    """`python -m aafit.execute` with the job on its standard input, which stays open."""
+    """`python -m aafit.scheduling.worker` with the job on its standard input, which stays open."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "aafit.execute"],
+        [sys.executable, "-m", "aafit.scheduling.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,6 +1,8 @@
 """What is adapted: AHAF, LEAF and F-Neuron, and the fixed functions they start from.
 
-A short text names each of them: "ReLU", "AHAF as SiLU", "LEAF as Tanh", "LEAF random", "F-Neuron ramp".
+Begin with leaf.py and base.py, which say what an adaptive activation is; elementwise.py and piecewise_linear.py have
+the loops that compute it, compiled.py and memory_layout.py make them fast. A short text names each activation: "ReLU",
+"AHAF as SiLU", "LEAF as Tanh", "LEAF random", "F-Neuron ramp".
 """
 
 from collections.abc import Mapping

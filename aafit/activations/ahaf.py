@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from aafit.activations.base import AdaptiveActivation, check_shape, filled, parameter
-from aafit.activations.kernels import Formula, check_input, fused
+from aafit.activations.elementwise import Formula, check_input, fused
 from aafit.errors import UserError, check_name
 
 
@@ -44,7 +44,7 @@ class AHAF(AdaptiveActivation):
 
     family: ClassVar[str] = "AHAF"
     likes: ClassVar[tuple[str, ...]] = ("ReLU", "SiLU")
-    sharpness_parameters: ClassVar[tuple[str, ...]] = ("gamma",)
+    steepness_parameters: ClassVar[tuple[str, ...]] = ("gamma",)
 
     def __init__(self, gamma: float | Tensor, beta: float | Tensor, start: str = "custom") -> None:
         super().__init__(start)

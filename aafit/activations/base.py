@@ -23,7 +23,7 @@ class AdaptiveActivation(nn.Module):
         likes: Names of the fixed functions that `like` can start from.
         others: Further starts: "random", and what the family has beside.
         slow_parameters: Names of the parameters that the p24sl procedure trains at a lower rate.
-        sharpness_parameters: Names of the parameters that multiply the input inside a sigmoid.
+        steepness_parameters: Names of the parameters that multiply the input inside a sigmoid.
         start: What it was constructed as: "ReLU", "random", ...
     """
 
@@ -31,7 +31,7 @@ class AdaptiveActivation(nn.Module):
     likes: ClassVar[tuple[str, ...]]
     others: ClassVar[tuple[str, ...]] = ("random",)
     slow_parameters: ClassVar[tuple[str, ...]] = ()
-    sharpness_parameters: ClassVar[tuple[str, ...]] = ()
+    steepness_parameters: ClassVar[tuple[str, ...]] = ()
     # Dimensions of a parameter beyond `shape`: one for F-Neuron's table of weights.
     _own_dims: ClassVar[int] = 0
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aafit.activations.kernels import Formula, check_input, fused
+from aafit.activations.elementwise import Formula, check_input, fused
 
 
 def _forward(u: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from aafit.activations.base import AdaptiveActivation, check_shape, fitted, parameter
+from aafit.activations.elementwise import check_input
 from aafit.activations.fixed import FUNCTIONS
-from aafit.activations.interpolation import interpolate
-from aafit.activations.kernels import check_input
+from aafit.activations.piecewise_linear import interpolate
 from aafit.errors import UserError, check_name
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from aafit.activations.base import AdaptiveActivation, check_shape, filled, parameter
-from aafit.activations.kernels import Formula, check_input, fused
+from aafit.activations.elementwise import Formula, check_input, fused
 from aafit.errors import UserError, check_name
 
 STARTS = {
@@ -56,7 +56,7 @@ class LEAF(AdaptiveActivation):
     family: ClassVar[str] = "LEAF"
     likes: ClassVar[tuple[str, ...]] = tuple(STARTS)
     slow_parameters: ClassVar[tuple[str, ...]] = ("p2", "p4")
-    sharpness_parameters: ClassVar[tuple[str, ...]] = ("p3",)
+    steepness_parameters: ClassVar[tuple[str, ...]] = ("p3",)
 
     def __init__(
         self,

@@ -1,11 +1,16 @@
-"""Parametric identification: the optimum of a network's adaptive activations from a few Gauss-Newton steps."""
+"""Parametric identification: the optimum of a network's adaptive activations from a few Gauss-Newton steps.
+
+Begin with identify.py, the map of an identification. problem.py has gradients and curvature, coordinates.py what is
+moved, gauss_newton.py the steps, layerwise.py what brings a far start near. audit.py, uncertainty.py and importance.py
+tell what can move, how sure it is, and what is worth it.
+"""
 
 from aafit.identification.audit import Audit, audit
 from aafit.identification.identify import identify
 from aafit.identification.importance import Importance, importance
 from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, loss_with_hessian
 from aafit.identification.result import Identification, State
-from aafit.identification.sharpness import smooth_start
+from aafit.identification.steepness import smooth_start
 
 __all__ = [
     "CROSS_ENTROPY",

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation, FNeuron
-from aafit.activations.interpolation import interpolate
+from aafit.activations.piecewise_linear import interpolate
 from aafit.errors import UserError
-from aafit.evaluate import Batches, evaluation_mode, own_modes
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import CROSS_ENTROPY
-from aafit.identification.movement import STUCK, Elements, Setting, examined, step_settings, type_name, verdict
 from aafit.identification.problem import Images, Problem
-from aafit.identification.tables import fit_for_json, listed, ranges, table
-from aafit.precision import autocast
-from aafit.trainable import adaptive_activations
+from aafit.identification.step_sizes import STUCK, Elements, Setting, examined, step_settings, type_name, verdict
+from aafit.networks.adaptive import adaptive_activations
+from aafit.tables import fit_for_json, listed, ranges, table
+from aafit.training.evaluate import Batches, evaluation_mode, own_modes
+from aafit.training.precision import autocast
 
 EXACT_OUTPUTS = 2_000
 WIDTH = 124

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.trainable import adaptive_activations
+from aafit.networks.adaptive import adaptive_activations
 
 
 class Coordinates:
     """The vector t of P numbers, in float64, behind the adaptive parameters of a network.
 
-    A sharpness (AHAF's gamma, LEAF's p3) is p = sinh(t), so that a step in t changes a large one by a share of it and
+    A steepness (AHAF's gamma, LEAF's p3) is p = sinh(t), so that a step in t changes a large one by a share of it and
     a small one, which may change its sign, by an amount. Every other parameter is p = t.
 
     Attributes:
@@ -36,7 +36,7 @@ class Coordinates:
                 self.parameters[name] = parameter
                 self.names += _element_names(name, parameter)
                 self.layers += [path] * parameter.numel()
-                sharp.append(torch.full((parameter.numel(),), own_name in activation.sharpness_parameters))
+                sharp.append(torch.full((parameter.numel(),), own_name in activation.steepness_parameters))
         if not self.parameters:
             raise UserError(
                 "The network has no adaptive activation to identify: put some in with replace_activations first."

@@ -1,6 +1,6 @@
 """Identify the adaptive activations of a network by Gauss-Newton, with everything else frozen.
 
-The map: images in two parts, one to fit and one held out -> the frozen prefix, once -> a sharpness that can move ->
+The map: images in two parts, one to fit and one held out -> the frozen prefix, once -> a steepness that can move ->
 where a base network is given and the start is far from it, layer by layer -> all together, in damped steps on a growing
 sample, until a step is worth less than the noise of the images -> standard errors.
 """
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from torch import nn
 
 from aafit.errors import UserError, check_name
-from aafit.evaluate import Batches, own_modes
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.data import prepare
 from aafit.identification.losses import CROSS_ENTROPY, LOSSES, Loss
 from aafit.identification.phases import Run
 from aafit.identification.problem import Problem
 from aafit.identification.result import Identification, State
-from aafit.trainable import train_only_activations
+from aafit.identification.samples import prepare
+from aafit.networks.adaptive import train_only_activations
+from aafit.training.evaluate import Batches, own_modes
 
 TARGETS = ("labels", "logits", "activations")
 CURVATURES = ("exact", "sampled")
@@ -63,7 +63,7 @@ def identify(
         heldout: share of the images held out: no step is kept that does worse on them.
         curvature: "exact", with a backward pass for each output, or "sampled": right on average, with one.
         ridge: weight of half the squared distance from the start, in the coordinates of the steps.
-        budget: how much a sharpness that cannot move may be lowered, see `smooth_start`; 0 leaves it.
+        budget: how much a steepness that cannot move may be lowered, see `smooth_start`; 0 leaves it.
         memory: bytes that the images and the outputs of the frozen prefix may take.
         batch_size: images at once.
         precision: of the forward passes, as for `tune`.

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.evaluate import Batches, own_modes
 from aafit.identification.audit import first_images
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import CROSS_ENTROPY, Loss
 from aafit.identification.problem import Problem, Quadratic
-from aafit.identification.tables import fit_for_json, listed, table
 from aafit.identification.uncertainty import scaled_inverse
-from aafit.trainable import adaptive_activations
+from aafit.networks.adaptive import adaptive_activations
+from aafit.tables import fit_for_json, listed, table
+from aafit.training.evaluate import Batches, own_modes
 
 MOST_COORDINATES = 5_000
 MEASURABLE = 1e-6
@@ -106,7 +106,7 @@ def importance(
     covariance S / n: the root of g^T A S A g / n + tr((A S)^2) / (2 n^2). `net` is left as it was.
 
     This is a local prediction. From a far start the quadratic can promise more than the whole loss, which the table
-    says; the ranking is then a hint. Parameters whose sharpness is so steep that no gradient exists (gamma = 2^16)
+    says; the ranking is then a hint. Parameters whose steepness is so steep that no gradient exists (gamma = 2^16)
     have no curvature either: nothing is predicted of them, and they are listed. Adapting two layers gains less than
     the sum of both where one can do the other's work: compare with the row of all together.
 
@@ -159,7 +159,7 @@ def _row(layer: str, at: Tensor, quadratic: Quadratic, coordinates: Coordinates)
     n, mean_P = quadratic.images, quadratic.gradient_P
     gradient_L, curvature_LL = mean_P[at], quadratic.curvature_PP[at][:, at]
     covariance_LL = (quadratic.scatter_PP - torch.outer(mean_P, mean_P))[at][:, at] / n
-    # A coordinate that changes the loss by less than can be measured when it changes by 1, a sharpness by a factor e.
+    # A coordinate that changes the loss by less than can be measured when it changes by 1, a steepness by a factor e.
     silent_L = (curvature_LL.diag() / 2 < MEASURABLE) & (gradient_L.abs() < MEASURABLE)
     heard_L = (~silent_L).to(gradient_L)
     gradient_L = gradient_L * heard_L

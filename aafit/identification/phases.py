@@ -9,19 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.identification.collapse import LEAST, collapsed, perfect_variation, variation
-from aafit.identification.data import Parts, outputs_of
-from aafit.identification.descent import DENSE, Descent, looked_at
-from aafit.identification.layers import match_layers
+from aafit.identification.gauss_newton import DENSE, LEAST, Descent, collapsed, looked_at, perfect_variation, variation
+from aafit.identification.layerwise import match_layers
 from aafit.identification.losses import CROSS_ENTROPY, LOSSES
 from aafit.identification.problem import Problem
 from aafit.identification.result import HEADER, Identification, State, Step
-from aafit.identification.sharpness import logits_changed, smoothest
+from aafit.identification.samples import Parts, outputs_of
+from aafit.identification.steepness import logits_changed, smoothest
 from aafit.identification.uncertainty import uncertainty
 
 log = logging.getLogger(__name__)
 
-FEW = 256  # images are enough to match a layer, or to find what a sharpness changes
+FEW = 256  # images are enough to match a layer, or to find what a steepness changes
 FAR = 0.02  # of the base network's loss
 FIRST_SAMPLE = 500
 FOR_ERRORS = 1000
@@ -57,12 +56,12 @@ class Run:
         loss, _ = looked_at(self.problem, vector_P, few)
         step = Step(0, "start", len(few), loss, heldout_loss, seconds=time.perf_counter() - began)
         log.info("%s\n%s", HEADER, step)
-        return State("sharpness", vector_P, vector_P, depends, FIRST_DAMPING, FIRST_SAMPLE, (step,), (vector_P,))
+        return State("steepness", vector_P, vector_P, depends, FIRST_DAMPING, FIRST_SAMPLE, (step,), (vector_P,))
 
     def advance(self, state: State) -> State:
         """Do what the state's phase says."""
         began = time.perf_counter()
-        phases = {"sharpness": self._sharpness, "layers": self._layers, "joint": self._joint}
+        phases = {"steepness": self._steepness, "layers": self._layers, "joint": self._joint}
         further = phases[state.phase](state)
         last = replace(further.steps[-1], seconds=state.steps[-1].seconds + time.perf_counter() - began)
         further = replace(further, steps=(*further.steps[:-1], last))
@@ -95,8 +94,8 @@ class Run:
             collapsed=collapsed(self._heldout(state.vector_P)[1], state.variation),
         )
 
-    def _sharpness(self, state: State) -> State:
-        """Lower a sharpness that cannot move, as far as the outputs stay what they are."""
+    def _steepness(self, state: State) -> State:
+        """Lower a steepness that cannot move, as far as the outputs stay what they are."""
         following = replace(state, phase="layers")
         if not self.budget:
             return following
@@ -109,10 +108,10 @@ class Run:
         if ceiling is None:
             return following
         message = (
-            f"sharpness: lowered to at most {ceiling:.4g}, where it can move; the outputs change by "
+            f"steepness: lowered to at most {ceiling:.4g}, where it can move; the outputs change by "
             f"{logits_changed(outputs(state.vector_P), outputs(vector_P)):.2%} of their standard deviation"
         )
-        return self._moved(following, "sharpness", vector_P, len(few), message)
+        return self._moved(following, "steepness", vector_P, len(few), message)
 
     def _layers(self, state: State) -> State:
         """Match a far start to the base network, layer by layer."""

@@ -15,8 +15,8 @@ from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import Loss
-from aafit.precision import autocast
-from aafit.trainable import adaptive_activations
+from aafit.networks.adaptive import adaptive_activations
+from aafit.training.precision import autocast
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, Self
 from torch import Tensor, tensor
 from torch import float64 as torch_float64
 
-from aafit.identification.layers import Matched
+from aafit.identification.layerwise import Matched
 from aafit.identification.uncertainty import Uncertainty
 
 
@@ -17,7 +17,7 @@ class Step:
 
     Attributes:
         number: 0 is the start.
-        phase: "start", "sharpness" (made able to move), "layers" (matched to the base network) or "joint".
+        phase: "start", "steepness" (made able to move), "layers" (matched to the base network) or "joint".
         images: How many of the images to fit on were looked at.
         loss: On those images.
         heldout_loss: On the images held out.
@@ -56,7 +56,7 @@ class State:
     """Where an identification is: all that it needs to go on from there, with the same numbers.
 
     Attributes:
-        phase: What comes next: "sharpness", "layers", "joint" or "done".
+        phase: What comes next: "steepness", "layers", "joint" or "done".
         vector_P: The coordinates; `start_P` those it began with.
         variation: How much the outputs depended on the images at first, see `collapse`.
         images: Size of the sample in the next joint step.

@@ -13,14 +13,14 @@ from torch import Tensor
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.problem import Quadratic
-from aafit.identification.tables import fit_for_json, table
+from aafit.tables import fit_for_json, table
 
 # Of the largest eigenvalue of the curvature scaled to a diagonal of ones: float32 gradients are good to about 1e-7.
 NO_CURVATURE = 1e-7
 TAKES_PART = 1e-2  # in a direction without curvature: less is a rounding of the others
 SHOWN = 10
 ALIKE = 0.95
-# Of a sharpness in its coordinate: beyond a factor of 1,000 there is nothing to tell.
+# Of a steepness in its coordinate: beyond a factor of 1,000 there is nothing to tell.
 MOST_SPREAD = 6.9
 
 
@@ -29,7 +29,7 @@ class UncertaintyRow:
     """One parameter: its value, its standard error, and the one that would hold were the network the true model.
 
     Both are infinite, and `determined` is False, where the images do not determine it. `factor` is exp(error of t) of a
-    sharpness, which is known to that factor where it is large; 1 of all others.
+    steepness, which is known to that factor where it is large; 1 of all others.
     """
 
     name: str
@@ -102,7 +102,7 @@ def uncertainty(
     usual H^-1 / n, given beside it, is not the covariance of the estimates; for losses other than cross-entropy that
     is not even in the right units. The mean gradient is taken out of S since with a ridge, or shortly before the
     minimum, it is not 0. From t to the parameters p by their slopes: cov(p) = D cov(t) D with D = diag(dp/dt) (the
-    delta method). For a sharpness that needs an error in t well below 1; above 1 the table gives its factor, and beyond
+    delta method). For a steepness that needs an error in t well below 1; above 1 the table gives its factor, and beyond
     a factor of 1,000 it is not determined. Both are for n much larger than P, and for the
     images' share of the error alone: they say nothing of the frozen weights.
 

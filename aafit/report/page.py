@@ -1,6 +1,7 @@
-"""The report: tables, figures, and one HTML page that holds them all and needs nothing else."""
+"""The report: tables, figures as SVG and PNG files, and one HTML page that holds them all and needs nothing else."""
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from aafit.files import make_folder, write_atomically
-from aafit.report.plots import draw_run_figures, draw_suite_figures
-from aafit.report.runs import CurveError, Run, SuiteRuns, read_suite
+from aafit.report.curves import draw_group
+from aafit.report.differences import draw_differences
+from aafit.report.groups import groups
+from aafit.report.runs import CurveError, Run, SuiteRuns, read_run, read_suite
+from aafit.report.shapes import draw_saved
+from aafit.report.style import save
 from aafit.report.summary import activations, status
 from aafit.report.tables import ResultsTable, csv_rows, duration, results_table
+from aafit.report.trajectories import draw_trajectories
 
 
 @dataclass(frozen=True)
@@ -25,12 +31,11 @@ class Report:
     table: ResultsTable
 
 
-def write_report(suite_folder: Path, command: str = "") -> Report:
+def write_report(suite_folder: Path) -> Report:
     """Make `<suite_folder>/report/`: report.html, results.md, .csv and .tex, and figures/ as SVG and PNG.
 
     Args:
         suite_folder: where the runs of a suite are, finished or not.
-        command: the command line that made them, for the page to tell.
 
     Raises:
         UserError: there are no runs, one of their files is damaged, or the folder cannot be written to.
@@ -53,7 +58,7 @@ def write_report(suite_folder: Path, command: str = "") -> Report:
     html = page.render(
         suite=suite,
         table=table,
-        facts=_facts(suite, command),
+        facts=_facts(suite),
         curves=_embedded([path for path in shared if path.name.startswith("curves")]),
         differences=_embedded([path for path in shared if path.name.startswith("differences")]),
         runs=[_section(run, of_run[run.folder]) for runs in suite.by_name().values() for run in runs],
@@ -63,10 +68,10 @@ def write_report(suite_folder: Path, command: str = "") -> Report:
     return Report(folder / "report.html", tuple(folder / name for name in tables), figures, table)
 
 
-def _facts(suite: SuiteRuns, command: str) -> list[tuple[str, str]]:
+def _facts(suite: SuiteRuns) -> list[tuple[str, str]]:
     """How the results came about, from what the runs noted of their environment."""
     done = [run.done for run in suite.runs if run.done is not None]
-    facts = [("Command", command)] if command else []
+    facts = []
     seen: dict[str, dict[str, None]] = {}
     for run in suite.runs:
         for key, value in run.environment.items():
@@ -136,3 +141,42 @@ def _embedded(files: Sequence[Path]) -> list[tuple[str, str]]:
         for path in files
         if path.suffix == ".svg"
     ]
+
+
+def draw_activations(run_folder: Path, out: Path) -> list[Path]:
+    """The shapes of one finished run's activations before and after tuning.
+
+    Raises:
+        UserError: the folder is no run, the run is not finished or has no adaptive activation, a file is damaged, or
+            `out` cannot be written to.
+    """
+    run = read_run(run_folder)
+    return save(draw_saved(run.folder, f"{run.name}, seed {run.seed}"), out, f"activations-{file_name(run)}")
+
+
+def draw_suite_figures(suite: SuiteRuns, out: Path) -> list[Path]:
+    """The figures that several runs share: training curves by group, and what the replacements changed."""
+    files: list[Path] = []
+    for group in groups(suite):
+        if any(run.last_epoch is not None for runs in {**group.bases, **group.tuned}.values() for run in runs):
+            files += save(draw_group(group), out, f"curves-{_safe(group.key)}")
+    figure = draw_differences(suite)
+    return files if figure is None else files + save(figure, out, "differences")
+
+
+def draw_run_figures(run: Run, out: Path) -> list[Path]:
+    """The figures of one run: its activations' shapes once it is finished, and the paths of their parameters."""
+    files: list[Path] = []
+    if (run.folder / "activations.safetensors").exists():
+        files += save(draw_saved(run.folder, f"{run.name}, seed {run.seed}"), out, f"activations-{file_name(run)}")
+    figure = draw_trajectories(run)
+    return files if figure is None else files + save(figure, out, f"trajectories-{file_name(run)}")
+
+
+def file_name(run: Run) -> str:
+    """What a run's figures are called."""
+    return f"{_safe(run.name)}-seed{run.seed}"
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

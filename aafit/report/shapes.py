@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 
 from aafit.activations import FIXED, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
-from aafit.report.adapted import AdaptedLayer, read_activations
-from aafit.report.runs import Run
+from aafit.networks.adaptive import read_activations
 from aafit.report.style import GREY, look, panels
 
 LISTED = 24
@@ -38,15 +38,18 @@ class Panel:
     """A histogram of what the activation receives: its density, and the edges of its bins."""
 
 
-def draw_run(run: Run) -> Figure:
+def draw_saved(folder: Path, title: str) -> Figure:
     """The activation of every adaptive layer of a finished run: the function it replaced, its start, and as tuned.
 
     Raises:
-        UserError: the run has no adaptive activation, or is not finished.
+        UserError: the run in `folder` has no adaptive activation, or is not finished.
     """
-    layers: list[AdaptedLayer] = read_activations(run.folder)
+    file = folder / "activations.safetensors"
+    if not file.exists():
+        raise UserError(f"{folder} has no {file.name}: the run is not finished, or has no adaptive activation.")
+    layers = read_activations(file)
     shown = [Panel(layer.path, layer.tuned, layer.start, layer.replaced) for layer in layers]
-    return _draw(shown, f"{run.name}, seed {run.seed}")
+    return _draw(shown, title)
 
 
 def plot_activations(

@@ -1,0 +1,159 @@
+"""Adaptive activations as autograd functions that save the input and the parameters, and nothing else.
+
+An activation's file writes its formula down twice, as plain functions of tensors: `forward(u, *parameters)`, and
+`backward(grad, u, *parameters)` with the gradient by every parameter element by element. Here each of the two becomes
+one pass over the input, in at least float32 with one rounding at the end, that also sums the parameters' gradients.
+
+Where the gradient itself is differentiated, in torch.func's transforms, in forward-mode differentiation, inside a
+caller's torch.compile and for subclasses of Tensor, the same formulas run as plain differentiable operations instead.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aafit.activations.compiled import Pass, one_pass
+from aafit.activations.memory_layout import Layout
+from aafit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Formula:
+    """An elementwise function of an input and its parameters, with its derivatives.
+
+    forward(u, *parameters) -> y; backward(grad, u, *parameters) -> gradients by u and by each parameter, all of the
+    shape of u.
+    """
+
+    forward: Callable[..., Tensor]
+    backward: Callable[..., tuple[Tensor, ...]]
+
+
+def fused(formula: Formula, u: Tensor, *parameters: Tensor) -> Tensor:
+    """The formula applied to `u`, in one pass forward and one backward.
+
+    The parameters have one shape, (1,) or one that broadcasts against the trailing dimensions of u. The output has the
+    shape and the dtype of u.
+    """
+    if needs_plain(u, *parameters):
+        return _plain(formula, u, *parameters)
+    result: Tensor = _Fused.apply(formula, u, *parameters)
+    return result
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, formula: Formula, u: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.formula = formula
+        ctx.save_for_backward(u, *parameters)
+        ctx.layout = layout = Layout.of(u, parameters[0].shape if parameters else (1,))
+        ctx.dtype = dtype = inner_dtype(u, *parameters)
+        wide = [layout.read_parameter(p.to(dtype)) for p in parameters]
+        y, *_ = one_pass(_value_pass(formula, dtype), (layout.read(u),), wide)
+        return layout.restore(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        u, *parameters = ctx.saved_tensors
+        if torch.is_grad_enabled() or needs_plain(grad):
+            return None, *_plain_gradients(ctx.formula, grad, u, *parameters)
+        layout, dtype = ctx.layout, ctx.dtype
+        wide = [layout.read_parameter(p.to(dtype)) for p in parameters]
+        gradient_pass = _gradient_pass(ctx.formula, dtype, ctx.needs_input_grad[1:])
+        by_u, *sums = one_pass(gradient_pass, (layout.read(grad), layout.read(u)), wide)
+        by_parameters = [
+            layout.restore_parameter(sums.pop(0), p).to(p.dtype) if wanted else None
+            for p, wanted in zip(parameters, ctx.needs_input_grad[2:], strict=True)
+        ]
+        return None, None if by_u is None else layout.restore(by_u), *by_parameters
+
+
+@cache
+def _value_pass(formula: Formula, dtype: torch.dtype) -> Pass:
+    def value(u: Tensor, *parameters: Tensor) -> tuple[Tensor]:
+        return (formula.forward(u.to(dtype), *parameters).to(u.dtype),)
+
+    return value
+
+
+@cache
+def _gradient_pass(formula: Formula, dtype: torch.dtype, wanted: tuple[bool, ...]) -> Pass:
+    def gradient(grad: Tensor, u: Tensor, *parameters: Tensor) -> tuple[Tensor | None, ...]:
+        by_u, *by_parameters = formula.backward(grad.to(dtype), u.to(dtype), *parameters)
+        sums = [_sum_over_rows(g) for g, want in zip(by_parameters, wanted[1:], strict=True) if want]
+        return by_u.to(u.dtype) if wanted[0] else None, *sums
+
+    return gradient
+
+
+def _sum_over_rows(array: Tensor) -> Tensor:
+    """The sum for each parameter set of an array as `Layout` reads it, see there."""
+    if array.ndim == 1:
+        return array.sum()
+    # A loop adds few numbers one by one and many in chunks, and is compiled for either: in float64 one serves both.
+    dtype = torch.float64 if array.is_cpu else array.dtype
+    return array.sum(0 if array.ndim == 2 else (0, 2), dtype=dtype)
+
+
+def _plain(formula: Formula, u: Tensor, *parameters: Tensor) -> Tensor:
+    dtype = inner_dtype(u, *parameters)
+    wide = (broadcasting(p).to(dtype) for p in parameters)
+    return formula.forward(u.to(dtype), *wide).to(u.dtype)
+
+
+def _plain_gradients(formula: Formula, grad: Tensor, u: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    dtype = inner_dtype(u, *parameters)
+    wide = [broadcasting(p).to(dtype) for p in parameters]
+    by_u, *by_parameters = formula.backward(grad.to(dtype), u.to(dtype), *wide)
+    sums = [
+        g.sum_to_size(w.shape).reshape(p.shape).to(p.dtype)
+        for g, w, p in zip(by_parameters, wide, parameters, strict=True)
+    ]
+    return by_u.to(u.dtype), *sums
+
+
+def broadcasting(parameter: Tensor) -> Tensor:
+    """A parameter that broadcasts against inputs of every rank, scalars included."""
+    return parameter.reshape(()) if parameter.shape == (1,) else parameter
+
+
+def needs_plain(*tensors: Tensor) -> bool:
+    """Whether a compiler, a torch.func transform, forward-mode differentiation or their own class looks at these."""
+    return (
+        torch.compiler.is_compiling()
+        or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors)
+        or torch._C._are_functorch_transforms_active()
+        or any(map(torch._C._functorch.is_legacy_batchedtensor, tensors))
+        or any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+    )
+
+
+def inner_dtype(u: Tensor, *parameters: Tensor) -> torch.dtype:
+    """The dtype to compute in: that of input and parameters, at least float32."""
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    for parameter in parameters:
+        if parameter.dtype != dtype:
+            dtype = torch.promote_types(dtype, parameter.dtype)
+    return dtype
+
+
+def check_input(u: Tensor, shape: tuple[int, ...], who: str) -> None:
+    """Nothing, where parameters of this shape fit the input.
+
+    Raises:
+        UserError: the input is not floating-point, or `shape` does not broadcast against its trailing dimensions.
+    """
+    if not u.is_floating_point():
+        raise UserError(f"{who} needs a floating-point input, this one is {u.dtype}.")
+    if shape == (1,):
+        return
+    trailing = u.shape[max(0, u.ndim - len(shape)) :]
+    if len(trailing) < len(shape) or any(mine not in (1, size) for mine, size in zip(shape, trailing, strict=True)):
+        raise UserError(
+            f"{who} has parameters of shape {tuple(shape)}, which do not fit an input of shape {tuple(u.shape)}: they "
+            "must match its trailing dimensions."
+        )

@@ -1,0 +1,212 @@
+"""The command line: aafit run | train | identify | show | compare | report."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from aafit.cli.identify import identify
+from aafit.cli.train import train
+from aafit.data.batches import evaluation_batches
+from aafit.data.datasets import load_dataset
+from aafit.devices import choose_device
+from aafit.errors import UserError
+from aafit.report.page import draw_activations, write_report
+from aafit.runs.checkpoint import load_json
+from aafit.runs.config import RunConfig
+from aafit.runs.start import load_run
+from aafit.runs.suite import Suite, load_suite, shipped_suites
+from aafit.scheduling.plan import estimate
+from aafit.scheduling.schedule import run_suite
+from aafit.scheduling.timing import seconds_an_epoch
+from aafit.training.compare import compare as compare_networks
+from aafit.training.precision import PRECISIONS
+from aafit.version import __version__
+
+
+class CommandLine(click.Group):
+    """Ends what a user can mend in one sentence and exit code 2, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            raise click.UsageError(str(error)) from error
+
+
+runs_dir_option = click.option(
+    "--runs-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="AAFIT_RUNS",
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of all results (environment: AAFIT_RUNS).",
+)
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Folder that holds the data set; without it $AAFIT_DATA, else a download kept in the user's cache.",
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto (a GPU if there is one), cpu, cuda, cuda:1, ..."
+)
+
+
+def _whole_numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers such as 42,100.") from error
+
+
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Adaptive activation functions in trained networks: replace, compare, tune, show."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout, force=True)
+
+
+@main.command()
+@click.option(
+    "--suite",
+    "suite_name",
+    default="paper",
+    show_default=True,
+    help=f"One of {', '.join(shipped_suites())}, or a TOML file.",
+)
+@click.option("--seeds", callback=_whole_numbers, help="Seeds instead of the suite's, for example 42,100.")
+@click.option("--only", help="Only these runs or stages, and what they come from: stage4,base-relu.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes side by side (default: one a core, or one a GPU).")
+@device_option
+@data_dir_option
+@runs_dir_option
+@click.option("--epochs-scale", type=float, help="Multiply the epochs of all runs, for a shorter try.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Arithmetic of all runs instead of the suite's.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and what it will cost; run nothing.")
+@click.option("--fresh", is_flag=True, help="Set what these runs left in the folder aside and start again.")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard files too.")
+@click.option("--wandb", is_flag=True, help="Write to Weights & Biases too.")
+def run(
+    suite_name: str,
+    seeds: tuple[int, ...] | None,
+    only: str | None,
+    jobs: int | None,
+    device: str,
+    data_dir: Path | None,
+    runs_dir: Path,
+    epochs_scale: float | None,
+    precision: str | None,
+    dry_run: bool,
+    fresh: bool,
+    tensorboard: bool,
+    wandb: bool,
+) -> None:
+    """Run a suite: all its runs, then tables, figures and a report.
+
+    What is finished is skipped, what was stopped goes on.
+    """
+    suite = _chosen(load_suite(suite_name), seeds, only, epochs_scale, precision)
+    console = _console()
+    if dry_run:
+        console.print(estimate(suite, runs_dir, jobs, device, fresh, measure=seconds_an_epoch))
+        return
+    summary = run_suite(suite, runs_dir, jobs, device, data_dir, fresh, tensorboard, wandb, console)
+    console.print(summary)
+    if not summary.stopped:
+        _report(runs_dir / suite.name, console)
+    if not summary.ok:
+        sys.exit(130 if summary.stopped else 1)
+
+
+def _chosen(
+    suite: Suite, seeds: tuple[int, ...] | None, only: str | None, epochs_scale: float | None, precision: str | None
+) -> Suite:
+    if seeds is not None:
+        suite = suite.with_seeds(seeds)
+    if only is not None:
+        suite = suite.only([name.strip() for name in only.split(",")])
+    if epochs_scale is not None:
+        suite = suite.scaled(epochs_scale)
+    return suite if precision is None else suite.with_precision(precision)
+
+
+def _console() -> Console:
+    """The terminal as wide as it is; a log wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(120, console.width))
+
+
+def _report(suite_folder: Path, console: Console) -> None:
+    report = write_report(suite_folder)
+    console.print(report.table.terminal())
+    console.print(f"report   {report.page}", soft_wrap=True)
+    for table in report.tables:
+        console.print(f"table    {table}", soft_wrap=True)
+    console.print(f"figures  {report.page.parent / 'figures'} ({len(report.figures)} files)", soft_wrap=True)
+
+
+main.add_command(train)
+main.add_command(identify)
+
+
+@main.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@runs_dir_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the pictures go [default: figures/ in each run's folder].",
+)
+def show(folders: tuple[Path, ...], runs_dir: Path, out: Path | None) -> None:
+    """Draw the activations of finished runs, before and after tuning.
+
+    FOLDERS are run folders or folders that hold some; without one, all of the runs folder.
+    """
+    found = sorted(
+        {file.parent for folder in (folders or (runs_dir,)) for file in folder.rglob("activations.safetensors")}
+    )
+    finished = [folder for folder in found if (folder / "done.json").exists()]
+    if not finished:
+        where = ", ".join(map(str, folders or (runs_dir,)))
+        raise UserError(f"No finished run with adaptive activations in {where}; run a suite first.")
+    for folder in finished:
+        for picture in draw_activations(folder, out or folder / "figures"):
+            click.echo(picture)
+
+
+@main.command()
+@click.argument("run_folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("other", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@data_dir_option
+@device_option
+def compare(run_folder: Path, other: Path | None, data_dir: Path | None, device: str) -> None:
+    """Compare the networks of two finished runs on the test images.
+
+    With one RUN_FOLDER: the run's network as it came out of tuning against its base.
+    """
+    config = load_json(run_folder / "config.json")
+    first, second = (Path(config["parent"]) if other is None and config["parent"] else other), run_folder
+    if first is None:
+        raise UserError(f"The run in {run_folder} has no base to compare with; name a second run folder.")
+    if other is not None:
+        first, second = run_folder, other
+    settings = RunConfig.checked(config["run"], str(run_folder))
+    place = choose_device(device)
+    nets = [load_run(folder).float().to(place) for folder in (first, second)]
+    data = load_dataset(settings.dataset, data_dir).to(place)
+    click.echo(f"{first}  against  {second}")
+    click.echo(str(compare_networks(nets[0], nets[1], evaluation_batches(data.test))))
+
+
+@main.command()
+@click.argument("suite_folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def report(suite_folder: Path) -> None:
+    """Make the tables, figures and report of a suite's folder (such as runs/cpu) again."""
+    _report(suite_folder, _console())
+
+
+if __name__ == "__main__":
+    main()

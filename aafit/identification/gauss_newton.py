@@ -1,0 +1,223 @@
+"""The joint phase: damped Gauss-Newton steps of all parameters, each checked on the sample and on held-out images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aafit.identification.losses import CROSS_ENTROPY
+from aafit.identification.problem import Images, Problem
+
+DENSE = 2000
+"""Parameters up to which the curvature is a matrix."""
+
+TRIES = 4  # dampings, each eight times the last
+LEAST_SHARE = 0.01  # of the predicted gain: what a step must bring
+LONGEST_STEP = 2.0  # of a steepness, in its own coordinate
+WORTHWHILE = 0.2  # of the sample's noise: what a step must promise
+SMALLEST = 1e-140  # so that products of two scales are still numbers
+SMALLEST_SCALE = 1e-12  # of the largest: what nothing depends on must not move at all
+
+SMALLEST_SHARE = 0.05
+"""Of the variation that the outputs should have: below it, they no longer depend on the images."""
+
+LEAST = 0.4
+"""Of the variation of the targets: what the outputs should have at least, however little they had at first."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of looking for a step.
+
+    Attributes:
+        vector_P: Where to go on from: a better place, or the old one where none was found.
+        moved: Whether it is a better one.
+        noise: What refitting on other images would change the loss by: less is not worth a step.
+        collapsed: Whether a place was refused because the outputs no longer depended on the images there.
+    """
+
+    vector_P: Tensor
+    moved: bool
+    loss: float
+    heldout_loss: float
+    damping: float
+    predicted: float
+    gained: float
+    noise: float
+    collapsed: bool
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How steps are looked for.
+
+    Attributes:
+        problem: The network and its loss.
+        heldout: Images that no step may do worse on.
+        columns: Of the curvature, see `Problem.quadratic`.
+        ridge: Weight of the squared distance from the start, in coordinates, added to the loss.
+        start_P: Where that is measured from.
+        variation: That of the outputs which a step must not lose, see `collapse`.
+    """
+
+    problem: Problem
+    heldout: Images
+    columns: int | None
+    ridge: float
+    start_P: Tensor
+    variation: float
+
+    def step(self, vector_P: Tensor, sample: Images, damping: float, heldout_loss: float, seed: int) -> Outcome:
+        """Look for a better place from `vector_P`, on a sample of the images."""
+        dense = len(vector_P) <= DENSE
+        make = self._dense if dense else self._matrix_free
+        loss, gradient_P, step_of, curved, noise = make(vector_P, sample, seed)
+        lost, predicted, gained = False, 0.0, 0.0
+        for _ in range(TRIES):
+            step_P = self._shortened(step_of(damping))
+            predicted = -(gradient_P @ step_P + curved(step_P) / 2).item()
+            if not predicted > WORTHWHILE * noise:
+                break
+            trial_P = vector_P + step_P
+            # The held-out images first: they are fewer. NaN fails every comparison, and so is never kept.
+            trial_heldout, trial_variation = looked_at(self.problem, trial_P, self.heldout)
+            lost_here = collapsed(trial_variation, self.variation)
+            lost = lost or lost_here
+            if trial_heldout <= heldout_loss and not lost_here:
+                trial_loss = looked_at(self.problem, trial_P, sample)[0] + self._penalty(trial_P)
+                gained = loss - trial_loss
+                if gained > LEAST_SHARE * predicted:
+                    ratio = gained / predicted
+                    easier = damping * max(1 / 3, 1 - (2 * ratio - 1) ** 3)
+                    return Outcome(trial_P, True, trial_loss, trial_heldout, easier, predicted, gained, noise, lost)
+            damping *= 8
+        return Outcome(vector_P, False, loss, heldout_loss, damping, predicted, gained, noise, lost)
+
+    def _dense(self, vector_P: Tensor, sample: Images, seed: int) -> "_Model":
+        model = self.problem.quadratic(vector_P, sample, self.columns, seed)
+        gradient_P = model.gradient_P + self.ridge * (vector_P - self.start_P)
+        curvature_PP = model.curvature_PP + self.ridge * torch.eye(len(vector_P), dtype=torch.float64)
+        root_P = scales(curvature_PP.diagonal()).sqrt()
+        outer_PP = root_P[:, None] * root_P
+        # The expected gain of fitting the images' noise: tr(C^-1 S) / 2n, over the directions that have curvature.
+        inverse_PP = torch.linalg.pinv(curvature_PP / outer_PP, rtol=1e-9, hermitian=True)
+        noise = (inverse_PP * (model.scatter_PP / outer_PP)).nan_to_num().sum().item() / (2 * len(sample))
+        return (
+            model.loss + self._penalty(vector_P),
+            gradient_P,
+            lambda damping: dense_step(gradient_P, curvature_PP + self._held(noise).diag(), damping),
+            lambda step_P: step_P @ curvature_PP @ step_P,
+            noise,
+        )
+
+    def _matrix_free(self, vector_P: Tensor, sample: Images, seed: int) -> "_Model":
+        loss, gradient_P = self.problem.gradient(vector_P, sample)
+        gradient_P = gradient_P + self.ridge * (vector_P - self.start_P)
+        diagonal_P = self.problem.diagonal(vector_P, sample, seed) + self.ridge
+
+        def product(direction_P: Tensor) -> Tensor:
+            return self.problem.product(vector_P, sample, direction_P) + self.ridge * direction_P
+
+        # As many parameters as this fit the noise of any sample: only the held-out images say when to stop.
+        noise = 1e-4 * abs(loss)
+        held_P = self._held(noise)
+
+        def step_of(damping: float) -> Tensor:
+            return conjugate_gradient_step(
+                gradient_P, lambda d_P: product(d_P) + held_P * d_P, diagonal_P + held_P, damping
+            )
+
+        return loss + self._penalty(vector_P), gradient_P, step_of, lambda step_P: step_P @ product(step_P), noise
+
+    def _held(self, noise: float) -> Tensor:
+        """Curvature that keeps a steepness from a long way for a gain below the noise: a flat direction has no end."""
+        return self.problem.coordinates.sharp_P * (2 * noise)
+
+    def _shortened(self, step_P: Tensor) -> Tensor:
+        longest = step_P[self.problem.coordinates.sharp_P].abs().max().item() if self._has_steepness else 0.0
+        return step_P * (LONGEST_STEP / max(longest, LONGEST_STEP))
+
+    @property
+    def _has_steepness(self) -> bool:
+        return bool(self.problem.coordinates.sharp_P.any())
+
+    def _penalty(self, vector_P: Tensor) -> float:
+        return self.ridge * (vector_P - self.start_P).square().sum().item() / 2
+
+
+_Model = tuple[float, Tensor, Callable[[float], Tensor], Callable[[Tensor], Tensor], float]
+"""Loss, gradient, the step of a damping, the curvature along a step, noise."""
+
+
+def looked_at(problem: Problem, vector_P: Tensor, images: Images) -> tuple[float, float]:
+    """The mean loss at a vector, and how much the outputs depend on the images."""
+    outputs_NK = problem.outputs(vector_P, images)
+    loss = problem.losses(outputs_NK, images.targets).mean().item()
+    return loss, variation(outputs_NK, problem.loss is CROSS_ENTROPY)
+
+
+def scales(diagonal_P: Tensor) -> Tensor:
+    """Marquardt's scaling: the curvature's own diagonal, so that damping means the same in any units; above 0."""
+    return diagonal_P.clamp(min=max(diagonal_P.max().item() * SMALLEST_SCALE, SMALLEST))
+
+
+def dense_step(gradient_P: Tensor, curvature_PP: Tensor, damping: float) -> Tensor:
+    """The d of least gradient . d + d . (curvature + damping * diag(curvature)) . d / 2, (P,) in float64."""
+    root_P = scales(curvature_PP.diagonal()).sqrt()
+    scaled_PP = curvature_PP / (root_P[:, None] * root_P) + damping * torch.eye(len(root_P), dtype=torch.float64)
+    step_P: Tensor = torch.linalg.lstsq(scaled_PP, -(gradient_P / root_P).unsqueeze(1), driver="gelsd").solution[:, 0]
+    # What nothing depends on does not move, not even by a rounding.
+    return torch.where(curvature_PP.diagonal() > 0, step_P / root_P, 0.0)
+
+
+def conjugate_gradient_step(
+    gradient_P: Tensor,
+    product: Callable[[Tensor], Tensor],
+    diagonal_P: Tensor,
+    damping: float,
+    iterations: int = 20,
+    tolerance: float = 1e-2,
+) -> Tensor:
+    """The same step from products with the curvature alone, to a relative residual of `tolerance`.
+
+    Args:
+        product: the curvature times a direction.
+        diagonal_P: the curvature's diagonal or an estimate of it, to scale by.
+    """
+    root_P = scales(diagonal_P).sqrt()
+    residual_P = -gradient_P / root_P
+    first = residual_P.norm()
+    step_P, direction_P = torch.zeros_like(residual_P), residual_P
+    square = residual_P @ residual_P
+    for _ in range(iterations):
+        if residual_P.norm() <= tolerance * first:
+            break
+        applied_P = product(direction_P / root_P) / root_P + damping * direction_P
+        length = square / (direction_P @ applied_P)
+        step_P, residual_P = step_P + length * direction_P, residual_P - length * applied_P
+        before, square = square, residual_P @ residual_P
+        direction_P = residual_P + square / before * direction_P
+    return step_P / root_P
+
+
+def variation(outputs_NK: Tensor, probabilities: bool) -> float:
+    """How much the outputs depend on the image: their standard deviation over the images, the mean over the outputs.
+
+    Args:
+        probabilities: take the softmax first, as for a cross-entropy, where only that matters.
+    """
+    values_NK = outputs_NK.double().softmax(1) if probabilities else outputs_NK.double()
+    return values_NK.std(0, correction=0).mean().item()
+
+
+def perfect_variation(targets: Tensor, outputs: int) -> float:
+    """The variation of outputs that are the targets: classes (N,), probabilities or values (N, K)."""
+    if not targets.is_floating_point():
+        targets = torch.nn.functional.one_hot(targets, outputs)
+    return variation(targets, False)
+
+
+def collapsed(now: float, before: float) -> bool:
+    """Whether outputs of this variation have lost that of the network which they come from; NaN counts as lost."""
+    return not now >= SMALLEST_SHARE * before or not torch.tensor(now).isfinite()

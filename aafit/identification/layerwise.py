@@ -1,0 +1,251 @@
+"""Bring a far start near: let each activation give what the base network's gives there, from the input on.
+
+No labels are needed, and each layer is a problem of the few numbers of its activation: least squares over the elements
+of its output, with the inputs that it receives once the layers before it are done. Solved by Levenberg-Marquardt, apart
+for each parameter set where channels or neurons have their own.
+
+Axes in names: E element of an array, Q number of a parameter set, S set.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from aafit.activations import AdaptiveActivation
+from aafit.activations.memory_layout import Layout
+from aafit.networks.adaptive import adaptive_activations
+
+ELEMENTS = 1 << 16  # of a layer's output that are looked at, more only to give every set its share
+ROWS = 64  # at least, for a set of its own
+ITERATIONS = 100
+CONVERGED = 1e-4  # relative decrease of the squared error
+MATCHED = 1e-6  # squared error over the variance of the output: nearer is not worth a steepness that cannot move again
+LARGEST_DAMPING = 1e6
+SMOOTH = 1.0  # the coordinate of a steepness of 1.2
+LONGEST_STEP = 1.0  # of a steepness, in its own coordinate: by a factor of e
+PRIOR = 10.0  # elements' worth of staying near what all sets share
+
+
+@dataclass(frozen=True)
+class Matched:
+    """How well a layer was matched: root of the mean squared error over the standard deviation of the base's output."""
+
+    path: str
+    before: float
+    after: float
+
+
+def match_layers(net: nn.Module, base: nn.Module, inputs: Sequence[Tensor], seed: int = 0) -> list[Matched]:
+    """Let every adaptive activation of `net`, in place, give what the module of `base` at its path gives.
+
+    Args:
+        net, base: networks that are built alike, in evaluation mode.
+        inputs: the images, batch after batch.
+
+    Returns:
+        A row for each layer in the order of the network; one that a forward does not call is left out.
+    """
+    rows = []
+    for path in _called(net, inputs[0]):
+        activation = net.get_submodule(path)
+        assert isinstance(activation, AdaptiveActivation)
+        (received, _), (_, wanted) = _seen(net, path, inputs), _seen(base, path, inputs)
+        rows.append(Matched(path, *fit_activation(activation, received, wanted, seed)))
+    return rows
+
+
+def fit_activation(activation: AdaptiveActivation, u: Tensor, y: Tensor, seed: int = 0) -> tuple[float, float]:
+    """Fit an activation, in place, to outputs `y` of inputs `u` (B, *...), by least squares.
+
+    Returns:
+        The root of the mean squared error, over the standard deviation of y, before and after.
+    """
+    layout = Layout.of(u.contiguous(), activation.shape)
+    u_ES, y_ES = _chosen(_by_sets(layout.read(u.contiguous())), _by_sets(layout.read(y.contiguous())), seed)
+    start = {
+        name: layout.read_parameter(parameter.detach().double()).reshape(u_ES.shape[1], -1)
+        for name, parameter in activation.named_parameters()
+    }
+    fit = _Fit(activation, start, u_ES.double(), y_ES.double())
+    before = fit.error()
+    if u_ES.shape[1] > 1:
+        shared = {name: x.mean(0, keepdim=True) for name, x in start.items()}
+        pooled = _Fit(activation, shared, *_chosen(u_ES.reshape(-1, 1).double(), y_ES.reshape(-1, 1).double(), seed))
+        pooled.solve()
+        fit.begin_near(pooled)
+    fit.solve()
+    with torch.no_grad():
+        for name, parameter in activation.named_parameters():
+            found = fit.parameters()[name]
+            # A parameter that serves several sets becomes their mean.
+            total, count = (layout.restore_parameter(x, parameter) for x in (found, torch.ones_like(found)))
+            parameter.copy_(total / count)
+    spread = max(fit.y_ES.std().item(), 1e-300)
+    return before**0.5 / spread, fit.error() ** 0.5 / spread
+
+
+def _called(net: nn.Module, x_BCHW: Tensor) -> list[str]:
+    """The paths of the adaptive activations in the order in which a forward calls them."""
+    order: list[str] = []
+    with _hooks(net, adaptive_activations(net), lambda path, u, y: order.append(path)), torch.no_grad():
+        net(x_BCHW.clone())
+    return list(dict.fromkeys(order))
+
+
+def _seen(net: nn.Module, path: str, inputs: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """What the module at `path` receives and gives, all batches joined."""
+    received: list[Tensor] = []
+    given: list[Tensor] = []
+
+    def keep(_: str, u: Tensor, y: Tensor) -> None:
+        # Cloned: the module itself or what comes next may work in place.
+        received.append(u.clone())
+        given.append(y.clone())
+
+    with _hooks(net, [path], keep), torch.no_grad():
+        for x_BCHW in inputs:
+            net(x_BCHW.clone())
+    return torch.cat(received), torch.cat(given)
+
+
+@contextmanager
+def _hooks(net: nn.Module, paths: Iterable[str], look: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
+    def hook_at(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda module, args, output: look(path, args[0], output)
+
+    handles = [net.get_submodule(path).register_forward_hook(hook_at(path)) for path in paths]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _by_sets(array: Tensor) -> Tensor:
+    """An array as `Layout.read` gives it, (elements,), (rows, sets) or (rows, sets, elements), as (E, S)."""
+    if array.ndim == 1:
+        return array.unsqueeze(1)
+    return array if array.ndim == 2 else array.transpose(1, 2).flatten(0, 1)
+
+
+def _chosen(u_ES: Tensor, y_ES: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Elements chosen at random, the same ones of input and output."""
+    count, sets = u_ES.shape
+    wanted = max(ROWS, ELEMENTS // sets)
+    if wanted >= count:
+        return u_ES, y_ES
+    picked_E = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted].to(u_ES.device)
+    return u_ES[picked_E], y_ES[picked_E]
+
+
+class _Fit:
+    """Levenberg-Marquardt for all S parameter sets of one activation at once, in the coordinates of `Coordinates`."""
+
+    def __init__(self, activation: AdaptiveActivation, start: dict[str, Tensor], u_ES: Tensor, y_ES: Tensor) -> None:
+        self.activation, self.u_ES, self.y_ES = activation, u_ES, y_ES
+        self.own = {name: parameter.shape[len(activation.shape) :] for name, parameter in activation.named_parameters()}
+        sharp = [torch.full(x.shape[1:], name in activation.steepness_parameters) for name, x in start.items()]
+        self.sizes = [x.shape[1] for x in start.values()]
+        self.sharp_Q = torch.cat(sharp).to(u_ES.device)
+        values_SQ = torch.cat(list(start.values()), 1)
+        self.at_SQ = torch.where(self.sharp_Q, values_SQ.asinh(), values_SQ)
+        self.near_SQ, self.weight_Q = self.at_SQ, torch.zeros_like(self.at_SQ[0])
+
+    def begin_near(self, shared: "_Fit") -> None:
+        """Begin at what was found for all sets together, and stay near it where a set has little to say."""
+        _, curvature_SQQ = shared._normal()
+        self.at_SQ = self.near_SQ = shared.at_SQ.expand_as(self.at_SQ)
+        self.weight_Q = curvature_SQQ[0].diagonal() * PRIOR / len(self.u_ES)
+
+    def error(self) -> float:
+        """The mean squared error over all elements."""
+        return self._errors(self.at_SQ).mean().item()
+
+    def solve(self) -> None:
+        """Go to the least squared error: from where it is and, if that ends far from it, from a smooth sigmoid too."""
+        start_SQ = self.at_SQ
+        cost_S = self._descend()
+        if (cost_S > self._matched).any() and self.sharp_Q.any():
+            first_SQ = self.at_SQ
+            self.at_SQ = torch.where(self.sharp_Q, start_SQ.clamp(-SMOOTH, SMOOTH), start_SQ)
+            again_S = self._descend()
+            self.at_SQ = torch.where((again_S < cost_S)[:, None], self.at_SQ, first_SQ)
+
+    def _descend(self) -> Tensor:
+        cost_S = self._cost(self.at_SQ)
+        damping_S = torch.full_like(cost_S, 1e-2)
+        for _ in range(ITERATIONS):
+            if (cost_S < self._matched).all():
+                break
+            trial_SQ = self.at_SQ + self._steps(*self._normal(), damping_S)
+            trial_S = self._cost(trial_SQ)
+            better_S = trial_S < cost_S
+            little_S = (cost_S - trial_S) < CONVERGED * cost_S
+            self.at_SQ = torch.where(better_S[:, None], trial_SQ, self.at_SQ)
+            cost_S = torch.where(better_S, trial_S, cost_S)
+            # A set that found no better place is done once its damping leaves it no step worth the name.
+            done_S = torch.where(better_S, little_S, damping_S > LARGEST_DAMPING) | (cost_S < self._matched)
+            damping_S = torch.where(better_S, damping_S / 5, damping_S * 4)
+            if done_S.all():
+                break
+        return cost_S
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters by name, (S, *own)."""
+        return self._parameters(self.at_SQ)
+
+    def _parameters(self, at_SQ: Tensor) -> dict[str, Tensor]:
+        pieces = torch.where(self.sharp_Q, at_SQ.sinh(), at_SQ).split(self.sizes, 1)
+        return {name: x.reshape(len(x), *own) for (name, own), x in zip(self.own.items(), pieces, strict=True)}
+
+    @property
+    def _matched(self) -> Tensor:
+        return MATCHED * self.y_ES.var(0)
+
+    def _errors(self, at_SQ: Tensor) -> Tensor:
+        with torch.no_grad():
+            y_ES: Tensor = functional_call(self.activation, self._parameters(at_SQ), self.u_ES)
+        return (y_ES - self.y_ES).square().mean(0)
+
+    def _cost(self, at_SQ: Tensor) -> Tensor:
+        return self._errors(at_SQ) + (self.weight_Q * (at_SQ - self.near_SQ).square()).sum(1)
+
+    def _normal(self) -> tuple[Tensor, Tensor]:
+        """Half the gradient of the cost by the coordinates and its Gauss-Newton matrix, for each set."""
+        columns = []
+        slopes_SQ = torch.where(self.sharp_Q, self.at_SQ.cosh(), 1.0)
+        values = self._parameters(self.at_SQ)
+        for q in range(len(self.sharp_Q)):
+            one_SQ = torch.zeros_like(slopes_SQ)
+            one_SQ[:, q] = slopes_SQ[:, q]
+            pieces = one_SQ.split(self.sizes, 1)
+            tangents = (x.reshape(len(x), *own) for x, own in zip(pieces, self.own.values(), strict=True))
+            with torch.no_grad(), forward_ad.dual_level():
+                duals = {
+                    name: forward_ad.make_dual(x, tangent)
+                    for (name, x), tangent in zip(values.items(), tangents, strict=True)
+                }
+                y_ES, by_q_ES = forward_ad.unpack_dual(functional_call(self.activation, duals, self.u_ES))
+                columns.append(by_q_ES)
+        jacobian_QES = torch.stack(columns)
+        count = len(self.u_ES)
+        gradient_SQ = torch.einsum("qes,es->sq", jacobian_QES, y_ES - self.y_ES) / count
+        curvature_SQQ = torch.einsum("qes,pes->sqp", jacobian_QES, jacobian_QES) / count
+        return gradient_SQ + self.weight_Q * (self.at_SQ - self.near_SQ), curvature_SQQ + self.weight_Q.diag()
+
+    def _steps(self, gradient_SQ: Tensor, curvature_SQQ: Tensor, damping_S: Tensor) -> Tensor:
+        diagonal_SQ = curvature_SQQ.diagonal(dim1=1, dim2=2)
+        # What no element depends on has no gradient either: any scale will do.
+        root_SQ = diagonal_SQ.clamp(min=1e-140).sqrt()
+        scaled_SQQ = curvature_SQQ / (root_SQ[:, :, None] * root_SQ[:, None, :])
+        identity = torch.eye(scaled_SQQ.shape[1], dtype=scaled_SQQ.dtype, device=scaled_SQQ.device)
+        # Damped at least a little: two values may have the same effect on all elements.
+        scaled_SQQ = scaled_SQQ + (damping_S[:, None, None] + 1e-10) * identity
+        step_SQ: Tensor = torch.linalg.solve(scaled_SQQ, -gradient_SQ / root_SQ) / root_SQ
+        longest_S = torch.where(self.sharp_Q, step_SQ.abs(), 0.0).amax(1)
+        return step_SQ * (LONGEST_STEP / longest_S.clamp(min=LONGEST_STEP))[:, None]

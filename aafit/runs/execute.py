@@ -1,0 +1,120 @@
+"""One run from start to end: the map of the program.
+
+data -> starting network, its activations replaced -> comparison with the base -> training, measured each epoch ->
+results. All that is found out goes into the run's folder (see folder.py); tables and pictures are made from that.
+"""
+
+import logging
+from contextlib import ExitStack, nullcontext
+
+import torch
+from torch import nn
+
+from aafit.data.batches import evaluation_batches
+from aafit.data.datasets import Dataset, load_dataset
+from aafit.devices import choose_device
+from aafit.identification import audit
+from aafit.networks.adaptive import adaptive_activations, train_only_activations
+from aafit.runs.checkpoint import save_json
+from aafit.runs.epochs import Run, identify_run, train_runs
+from aafit.runs.folder import finish, load_progress, locked, printing_to_log, write_config
+from aafit.runs.job import Job, is_done
+from aafit.runs.start import Start, starting_network
+from aafit.training.compare import compare, curve_errors
+from aafit.training.precision import arithmetic, data_type
+from aafit.training.tune import make_optimizers
+
+log = logging.getLogger("aafit")
+
+AUDITED = 256  # images to look at the parameters on
+
+
+def execute(*jobs: Job) -> None:
+    """Do one run, or what is left of it; or several in lockstep, of one `lockstep_group`.
+
+    What is finished is left as it is.
+
+    Where there are several, each prints to its folder's log.txt.
+
+    Raises:
+        UserError: another process works in a folder; it holds a run with other settings; the data, the parent's
+            network or the state to go on from cannot be used.
+    """
+    first = jobs[0]
+    own_log = printing_to_log if len(jobs) > 1 else nullcontext
+    with ExitStack() as held:
+        for job in jobs:
+            held.enter_context(locked(job.folder))
+        held.enter_context(arithmetic(first.run.precision, first.threads))
+        left = [job for job in jobs if not is_done(job)]
+        if not left:
+            log.info("already done: %s", first.folder)
+            return
+        device = choose_device(first.device)
+        data = load_dataset(first.run.dataset, first.data_dir, first.run.holdout, first.run.train_images).to(device)
+
+        runs = []
+        for job in left:
+            with own_log(job):
+                runs.append(begin(job, data, device))
+        if first.run.method == "gauss-newton":
+            identify_run(runs[0], data)
+        else:
+            train_runs(runs, data, own_log)
+        for run in runs:
+            with own_log(run.job):
+                replaced = {row.path: row.old for row in run.start.swap.rows} if run.start.swap else {}
+                finish(run.job, run.net, run.starting_values, replaced, run.seconds, run.tuned)
+
+
+def begin(job: Job, data: Dataset, device: torch.device) -> Run:
+    """The network that a run starts from, compared with its base; what is trained of it, from where the run was."""
+    write_config(job, device, data)
+    start = starting_network(job, data).to(device, job.run.precision)
+    starting_values = start.values()
+    compare_with_base(job, start, data)
+    trained = choose_trained(start.net, job.run.train)
+    run = Run(job, start, starting_values, tuned=sum(parameter.numel() for parameter in trained))
+    look_at_parameters(job, start, data)
+    if job.run.method == "gradient":
+        settings = job.run
+        if trained:
+            run.optimizers = make_optimizers(start.net, settings.optimizer, settings.lr, settings.p24sl, settings.dspu4)
+        log.info("%d parameters to train for %d epochs on %s", run.tuned, settings.epochs, device)
+        run.epoch, run.seconds = load_progress(job, start.net, run.optimizers, device) or (None, 0.0)
+    return run
+
+
+def choose_trained(net: nn.Module, train: str) -> list[nn.Parameter]:
+    """Freeze what is not to be trained ("all", "activations", "none") and return the rest."""
+    if train == "activations":
+        return train_only_activations(net)
+    net.requires_grad_(train == "all")
+    return [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
+def compare_with_base(job: Job, start: Start, data: Dataset) -> None:
+    """Write what the replacement changed: on the test images, and of each activation as a function."""
+    path = job.folder / "compare.json"
+    if start.base is None or start.swap is None or path.exists():
+        return
+    log.info("%s", start.swap)
+    batches = evaluation_batches(data.test, dtype=data_type(job.run.precision))
+    comparison = compare(start.base, start.net, batches, job.run.precision)
+    log.info("%s", comparison)
+    curves = [
+        {"path": row.path, "old": row.old, "new": row.new, **vars(error)}
+        for row in start.swap.rows
+        for error in curve_errors(start.net.get_submodule(row.path), start.base.get_submodule(row.path))
+    ]
+    save_json(path, {**comparison.as_dict(), "curves": curves})
+
+
+def look_at_parameters(job: Job, start: Start, data: Dataset) -> None:
+    """Say of each adaptive parameter, before the first epoch, whether the optimizer can move it."""
+    run, dtype = job.run, data_type(job.run.precision)
+    begun = (job.folder / "metrics.csv").exists()
+    if begun or run.train == "none" or not run.epochs or not adaptive_activations(start.net):
+        return
+    batches = evaluation_batches(data.heldout or data.train, dtype=dtype)
+    log.info("%s", audit(start.net, batches, optimizer=run.optimizer, lr=run.lr, p24sl=run.p24sl, images=AUDITED))

@@ -1,0 +1,269 @@
+"""The folder of a run: its lock, its settings, its measurements epoch by epoch, and its results.
+
+config.json               the settings, their hash, and where the run was done
+metrics.csv               a row an epoch; the first row is the state before any training
+state.pt                  what a stopped run goes on from; gone once the run is done
+compare.json              what the replacement changed
+identification.json       what an identification went through: its steps, the parameters and their standard errors
+network.safetensors       all parameters after the last epoch
+activations.safetensors   the adaptive parameters alone, and what they started from
+log.txt                   what the run printed
+done.json                 the results, and the SHA-256 of the files they vouch for; written last
+"""
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from aafit.data.datasets import Dataset
+from aafit.errors import UserError
+from aafit.files import make_folder, sha256_of
+from aafit.networks.adaptive import adaptive_parameters, save_activations
+from aafit.runs.checkpoint import load_json, load_state, save_json, save_network, save_state
+from aafit.runs.job import Job
+from aafit.runs.metrics import Logger, MetricsFile, TensorBoardLogger, WandbLogger, read_rows
+from aafit.version import __version__
+
+COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_loss_variance",
+    "heldout_loss",
+    "heldout_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "lr",
+    "lr_slow",
+    "seconds",
+    "evaluation_seconds",
+)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The run folder for this process alone; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        UserError: another process has it, or the folder cannot be made.
+    """
+    lock = FileLock(make_folder(folder) / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"Another process is running in {folder}; wait for it, or stop it first.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def printing_to_log(job: Job) -> Iterator[None]:
+    """What this process prints meanwhile goes to the run's log.txt."""
+    with (job.folder / "log.txt").open("ab") as log, ExitStack() as undo:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for number in (1, 2):
+            before = os.dup(number)
+            undo.callback(os.close, before)
+            undo.callback(os.dup2, before, number)
+            os.dup2(log.fileno(), number)
+        undo.callback(sys.stderr.flush)
+        undo.callback(sys.stdout.flush)
+        yield
+
+
+def write_config(job: Job, device: torch.device, data: Dataset) -> None:
+    """Note the settings before the first epoch; in a folder begun earlier, check that the images are the same.
+
+    Raises:
+        UserError: the run was begun on another copy of the data set.
+    """
+    path = job.folder / "config.json"
+    if path.exists():
+        known = load_json(path)["data"]["sha256"]
+        if known != data.fingerprint:
+            raise UserError(
+                f"{job.folder} was begun on another copy of {job.run.dataset} (SHA-256 {known[:12]}, this one has "
+                f"{data.fingerprint[:12]}); give that copy as --data-dir, or --fresh to start again."
+            )
+        return
+    save_json(
+        path,
+        {
+            "hash": job.settings_hash,
+            "run": job.run.model_dump(mode="json"),
+            "seed": job.seed,
+            "parent": None if job.parent is None else str(job.parent),
+            "parent_hash": job.parent_hash,
+            "data": {"sha256": data.fingerprint, "in_shape": list(data.in_shape), "classes": data.classes},
+            "environment": _environment(device),
+        },
+    )
+
+
+def _environment(device: torch.device) -> dict[str, str | int]:
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "aafit": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "started": _now(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def save_progress(
+    job: Job, epoch: int, seconds: float, net: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> None:
+    """Write `state.pt`, from which a run stopped later goes on after `epoch`."""
+    state = {
+        "hash": job.settings_hash,
+        "epoch": epoch,
+        "seconds": seconds,
+        "net": net.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+    save_state(job.folder / "state.pt", state)
+
+
+def load_progress(
+    job: Job, net: nn.Module, optimizers: list[torch.optim.Optimizer], device: torch.device
+) -> tuple[int, float] | None:
+    """Put `net` and `optimizers` where the stopped run was; its last epoch and training seconds, None if it had none.
+
+    Raises:
+        UserError: the state was truncated or altered, or belongs to other settings.
+    """
+    state = _load_state(job, device)
+    if state is None:
+        return None
+    net.load_state_dict(state["net"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state["epoch"], state["seconds"]
+
+
+def save_identification(job: Job, values: dict[str, Any]) -> None:
+    """Write `state.pt` for a run that identifies: where `aafit.identify` is."""
+    save_state(job.folder / "state.pt", {"hash": job.settings_hash, "identification": values})
+
+
+def load_identification(job: Job) -> dict[str, Any] | None:
+    """What `save_identification` wrote, None if nothing.
+
+    Raises:
+        UserError: the state was truncated or altered, or belongs to other settings.
+    """
+    state = _load_state(job, torch.device("cpu"))
+    return None if state is None else state["identification"]
+
+
+def _load_state(job: Job, device: torch.device) -> dict[str, Any] | None:
+    path = job.folder / "state.pt"
+    if not path.exists():
+        return None
+    state = load_state(path, device)
+    if state["hash"] != job.settings_hash:
+        raise UserError(f"{path} belongs to a run with other settings; give --fresh to set its folder aside.")
+    return state
+
+
+@contextmanager
+def loggers(job: Job, net: nn.Module, last_epoch: int | None) -> Iterator[list[Logger]]:
+    """Where the numbers of an epoch go: `metrics.csv`, kept up to `last_epoch`, and what else the job asks for."""
+    opened: list[Logger] = [MetricsFile(job.folder / "metrics.csv", [*COLUMNS, *shared_values(net)], last_epoch)]
+    try:
+        if job.tensorboard:
+            opened.append(TensorBoardLogger(job.folder, last_epoch))
+        if job.wandb:
+            opened.append(WandbLogger(job.folder, f"{job.run.name}-seed{job.seed}", job.run.model_dump(mode="json")))
+        yield opened
+    finally:
+        for logger in opened:
+            logger.close()
+
+
+def shared_values(net: nn.Module) -> dict[str, float]:
+    """Every value of the activations that a whole layer shares: `act1.gamma`, `act7.weight[0]`, ..."""
+    values: dict[str, float] = {}
+    for name, parameter in adaptive_parameters(net).items():
+        if parameter.shape[0] == 1:
+            flat = parameter.detach().flatten().tolist()
+            names = [name] if len(flat) == 1 else [f"{name}[{index}]" for index in range(len(flat))]
+            values.update(zip(names, flat, strict=True))
+    return values
+
+
+def finish(
+    job: Job, net: nn.Module, start: dict[str, Tensor], replaced: dict[str, str], seconds: float, tuned: int
+) -> None:
+    """Save what came out and, last, `done.json`, which makes the run finished.
+
+    Args:
+        start: the adaptive parameters before training, by name.
+        replaced: the fixed function that stood at each replaced path.
+        seconds: spent training.
+        tuned: number of parameters trained.
+    """
+    folder = job.folder
+    save_network(folder / "network.safetensors", net)
+    files = ["config.json", "metrics.csv", "network.safetensors"]
+    if start:
+        save_activations(net, folder / "activations.safetensors", start=start, replaced=replaced)
+        files.append("activations.safetensors")
+    files += [name for name in ("compare.json", "identification.json") if (folder / name).exists()]
+    done = {
+        "hash": job.settings_hash,
+        "sha256": {name: sha256_of(folder / name) for name in files},
+        "finished": _now(),
+        "seconds": seconds,
+        "result": _result(folder, tuned),
+    }
+    save_json(folder / "done.json", done)
+    (folder / "state.pt").unlink(missing_ok=True)
+
+
+def _result(folder: Path, tuned: int) -> dict[str, Any]:
+    """The figures that a table needs, out of `metrics.csv` and `compare.json`; accuracies are on the whole test set."""
+    rows = read_rows(folder / "metrics.csv")
+    compared = load_json(folder / "compare.json") if (folder / "compare.json").exists() else {}
+    best_test = max(rows, key=lambda row: float(row["test_accuracy"]))
+    held_out = [row for row in rows if row["heldout_accuracy"]]
+    chosen = max(held_out, key=lambda row: float(row["heldout_accuracy"]), default=None)
+    return {
+        "base_accuracy": compared.get("base_accuracy"),
+        "base_loss": compared.get("base_loss"),
+        "replaced_accuracy": compared.get("replaced_accuracy"),
+        "replaced_loss": compared.get("replaced_loss"),
+        "last_accuracy": float(rows[-1]["test_accuracy"]),
+        "last_loss": float(rows[-1]["test_loss"]),
+        "heldout_epoch": chosen and int(chosen["epoch"]),
+        "heldout_selected_accuracy": chosen and float(chosen["test_accuracy"]),
+        "best_test_epoch": int(best_test["epoch"]),
+        "best_test_accuracy": float(best_test["test_accuracy"]),
+        "tuned_parameters": tuned,
+        "epochs": len(rows) - 1,
+    }

@@ -1,0 +1,196 @@
+"""A job: one run with one seed in one folder, all that a process needs to know to do it."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from aafit.activations import is_adaptive
+from aafit.errors import UserError
+from aafit.files import cannot_write, sha256_of
+from aafit.runs.config import RunConfig
+from aafit.runs.suite import Suite
+from aafit.training.tune import LEARNING_RATES
+
+NOT_IN_RESULT = {"name", "stage", "parent", "init_from", "lr"}
+"""Settings that do not themselves decide the result: labels, and what is hashed by its content or as it resolves."""
+
+OF_GAUSS_NEWTON = ("method", "target")
+
+OWN_SETTINGS = {"name", "stage", "fc", "sharing", "interval", "pieces", "optimizer", "lr", "p24sl"}
+"""Settings in which runs may differ that go in lockstep: how their activations are made, and tuned."""
+
+
+class Job(BaseModel):
+    """One run with one seed. `folder` is its run folder, `parent` that of the run it comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    run: RunConfig
+    seed: int = Field(ge=0)
+    folder: Path
+    parent: Path | None = None
+    parent_hash: str | None = None
+    data_dir: Path | None = None
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1)
+    tensorboard: bool = False
+    wandb: bool = False
+
+    @property
+    def settings_hash(self) -> str:
+        """SHA-256 of all that decides the result: the settings, the seed, and the same of the parent.
+
+        Names, folders, and the device are not in it: where a run is done does not make it another run.
+        """
+        settings = self.run.model_dump(mode="json", exclude=NOT_IN_RESULT)
+        # Named only where it is in use, so that runs done before there was a choice keep their hash.
+        if self.run.method == "gradient":
+            settings = {key: value for key, value in settings.items() if key not in OF_GAUSS_NEWTON}
+        settings |= {"lr": self.run.learning_rate, "seed": self.seed, "parent": self.parent_hash}
+        if self.run.init_from is not None:
+            settings["init_from"] = _content(self.run.init_from)
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _content(checkpoint: Path) -> str:
+    try:
+        return sha256_of(checkpoint)
+    except OSError as error:
+        raise UserError(f"The checkpoint {checkpoint} cannot be read: {error.strerror}.") from None
+
+
+def jobs_of(
+    suite: Suite,
+    runs_dir: Path,
+    *,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    tensorboard: bool = False,
+    wandb: bool = False,
+) -> dict[tuple[str, int], Job]:
+    """The jobs of a suite by (run, seed), each after its parent's; folders are `<runs_dir>/<suite>/<run>/seed<k>`."""
+    jobs: dict[tuple[str, int], Job] = {}
+    for seed in suite.seeds:
+        for run in suite.runs:
+            parent = jobs[run.parent, seed] if run.parent is not None else None
+            jobs[run.name, seed] = Job(
+                run=run,
+                seed=seed,
+                folder=runs_dir.absolute() / suite.name / run.name / f"seed{seed}",
+                parent=parent.folder if parent else None,
+                parent_hash=parent.settings_hash if parent else None,
+                data_dir=data_dir.absolute() if data_dir else None,
+                device=device,
+                threads=threads,
+                tensorboard=tensorboard,
+                wandb=wandb,
+            )
+    return jobs
+
+
+def read_document(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, None where there is no such file.
+
+    Raises:
+        UserError: the file is there but is not that.
+    """
+    try:
+        document = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Use --fresh to start this run again.") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} is damaged. Use --fresh to start this run again.")
+    return document
+
+
+def is_done(job: Job) -> bool:
+    """Whether the job's folder holds its finished result.
+
+    Raises:
+        UserError: the folder holds a run with other settings; the message says which.
+    """
+    check_same_settings(job)
+    done = read_document(job.folder / "done.json")
+    return done is not None and done.get("hash") == job.settings_hash
+
+
+def check_same_settings(job: Job) -> None:
+    """Refuse a folder that holds a run with other settings.
+
+    Raises:
+        UserError: it does; the message says which setting differs, and what to do.
+    """
+    stored = read_document(job.folder / "config.json")
+    if stored is not None and (different := differences(stored, job)):
+        raise UserError(
+            f"{job.folder} holds a run with other settings ({'; '.join(different)}): "
+            "use --fresh to move it aside and start again, or another --runs-dir."
+        )
+
+
+def differences(stored: Mapping[str, Any], job: Job) -> list[str]:
+    """What differs between a run folder's config.json and a job, as texts: "epochs: 30 there, 20 here"."""
+    if stored.get("hash") == job.settings_hash:
+        return []
+    defaults = {key: RunConfig.model_fields[key].default for key in OF_GAUSS_NEWTON}
+    there = {**defaults, **stored.get("run", {}), "seed": stored.get("seed")}
+    if there.get("lr", 0) is None:
+        there["lr"] = LEARNING_RATES.get(there.get("optimizer", ""))
+    here = {**job.run.model_dump(mode="json"), "lr": job.run.learning_rate, "seed": job.seed}
+    texts = [
+        f"{key}: {_shown(there, key)} there, {_shown(here, key)} here"
+        for key in dict.fromkeys([*here, *there])
+        if key not in NOT_IN_RESULT - {"lr"} and _shown(there, key) != _shown(here, key)
+    ]
+    if stored.get("parent_hash") != job.parent_hash:
+        texts.append("it comes from a parent with other settings")
+    if not texts and (there.get("init_from") or here.get("init_from")):
+        texts.append("init_from: another checkpoint")
+    return texts or ["the same settings, written by another version of aafit"]
+
+
+def _shown(settings: Mapping[str, Any], key: str) -> str:
+    return json.dumps(settings[key]) if key in settings else "not known"
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename a run folder to `<folder>.old-<time>`, so that a fresh run can begin and nothing is lost.
+
+    Returns:
+        The new place, None where there was no folder.
+    """
+    if not folder.exists():
+        return None
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    names = (f"{folder.name}.old-{stamp}{suffix}" for suffix in ["", *(f"-{count}" for count in range(2, 100))])
+    aside = next(folder.with_name(name) for name in names if not folder.with_name(name).exists())
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return aside
+
+
+def lockstep_group(job: Job) -> str | None:
+    """What two jobs have in common that can go in lockstep, None for a job that can only go alone.
+
+    They tune activations of the fully connected layers alone, by gradient steps, of one base network on one seed.
+    """
+    run = job.run
+    if job.parent is None or run.train != "activations" or run.method != "gradient" or is_adaptive(run.cnn):
+        return None
+    return job.model_dump_json(exclude={"run": OWN_SETTINGS, "folder": True})
+
+
+def lockstep_groups(jobs: Mapping[tuple[str, int], Job]) -> dict[tuple[str, int], list[tuple[str, int]]]:
+    """For each job, by run and seed, the jobs that can go in lockstep with it, itself among them."""
+    of = {key: lockstep_group(job) for key, job in jobs.items()}
+    return {key: [other for other in jobs if of[other] == of[key]] if of[key] else [key] for key in jobs}

@@ -1,0 +1,95 @@
+"""What is measured each epoch: always a CSV file, on request TensorBoard or Weights & Biases too."""
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from aafit.errors import UserError
+from aafit.files import cannot_write, write_atomically
+
+Row = Mapping[str, float | int | None]
+
+
+class Logger(Protocol):
+    """One more place for the numbers of an epoch."""
+
+    def write(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsFile:
+    """`metrics.csv`: a row an epoch, appended; floats are written so that reading them gives the same bits."""
+
+    def __init__(self, path: Path, columns: Sequence[str], last_epoch: int | None) -> None:
+        """Open the file, keeping the rows up to `last_epoch`, the last that the run's state knows of (None: no row)."""
+        self.path, self.columns = path, list(columns)
+        kept = read_rows(path) if path.exists() and last_epoch is not None else []
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row for row in kept if last_epoch is not None and int(row["epoch"]) <= last_epoch)
+        write_atomically(path, buffer.getvalue())
+
+    def write(self, row: Row) -> None:
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def close(self) -> None:
+        pass
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a metrics file; a last line that a stop cut short is left out."""
+    text = path.read_text()
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+
+
+class TensorBoardLogger:
+    """Scalars for `tensorboard --logdir <run folder>`; needs the extra `aafit[tensorboard]`."""
+
+    def __init__(self, folder: Path, last_epoch: int | None = None) -> None:
+        """Open the files of a run, dropping what they have beyond `last_epoch`."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError("--tensorboard needs the package tensorboard: pip install 'aafit[tensorboard]'.") from error
+        self.writer: Any = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=None if last_epoch is None else last_epoch + 1
+        )
+
+    def write(self, row: Row) -> None:
+        for name, value in row.items():
+            if value is not None and name != "epoch":
+                self.writer.add_scalar(name, value, row["epoch"])
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandbLogger:
+    """A Weights & Biases run; without a login or with WANDB_MODE=offline it stays in the folder for `wandb sync`."""
+
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("--wandb needs the package wandb: pip install 'aafit[wandb]'.") from error
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        # Runs in lockstep are in one process: each is to be a run of its own.
+        self.run = wandb.init(
+            project="aafit", name=name, dir=str(folder), config=dict(settings), mode=mode, reinit="create_new"
+        )
+
+    def write(self, row: Row) -> None:
+        self.run.log({name: value for name, value in row.items() if value is not None}, step=int(row["epoch"] or 0))
+
+    def close(self) -> None:
+        self.run.finish()

@@ -1,0 +1,118 @@
+"""What a run starts from: a new network, an imported one, or its parent's with other activations."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from aafit.activations import from_text, is_adaptive
+from aafit.data.batches import derived_seed, evaluation_batches
+from aafit.data.datasets import Dataset
+from aafit.networks.adaptive import adaptive_parameters, load_activations
+from aafit.networks.authors_checkpoint import load_authors_checkpoint
+from aafit.networks.models import NETWORKS, Shape, build
+from aafit.networks.surgery import Swap, replace_activations
+from aafit.runs.checkpoint import check_finished, load_json, load_tensors
+from aafit.runs.config import RunConfig
+from aafit.runs.job import Job
+from aafit.training.precision import data_type
+
+
+@dataclass(frozen=True)
+class Start:
+    """The network to train; where activations were replaced, also the base it was made from and the swap's report."""
+
+    net: nn.Module
+    base: nn.Module | None = None
+    swap: Swap | None = None
+
+    def to(self, device: torch.device, precision: str) -> "Start":
+        """The same on the run's device, in its arithmetic, laid out as convolutions like it best."""
+        for net in (self.net, self.base):
+            if net is not None:
+                net.to(device, data_type(precision)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
+
+    def values(self) -> dict[str, Tensor]:
+        """The adaptive parameters as they are now, by name, on the CPU."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in adaptive_parameters(self.net).items()}
+
+
+def starting_network(job: Job, data: Dataset) -> Start:
+    """Build what `job` trains. The same job gives the same bits each time, so a resumed run knows its start again.
+
+    Raises:
+        UserError: the parent is not finished or its files were altered; the checkpoint is for another network.
+    """
+    run = job.run
+    if job.parent is not None:
+        base = load_run(job.parent)
+        parent = RunConfig.checked(load_json(job.parent / "config.json")["run"], str(job.parent))
+        changed = _changed_activations(run, parent)
+        if not changed:
+            return Start(base)
+        net, swap = _replaced(base, run, job.seed, changed, data)
+        return Start(net, base, swap)
+    if run.init_from is not None:
+        fixed = next((text for text in (run.cnn, run.fc) if not is_adaptive(text)), "ReLU")
+        return Start(load_authors_checkpoint(run.init_from, run.network, data.in_shape, data.classes, base=fixed))
+    torch.manual_seed(job.seed)
+    net = _fixed_network(run, data.in_shape, data.classes)
+    adaptive = {path: text for path, text in activation_texts(run).items() if is_adaptive(text)}
+    return Start(_replaced(net, run, job.seed, adaptive, data)[0]) if adaptive else Start(net)
+
+
+def activation_texts(run: RunConfig) -> dict[str, str]:
+    """The activation of each layer of a run's network, by the module's path."""
+    network = NETWORKS[run.network]
+    return dict.fromkeys(network.cnn_activations, run.cnn) | dict.fromkeys(network.fc_activations, run.fc)
+
+
+def load_run(folder: Path) -> nn.Module:
+    """The network of a finished run, on the CPU.
+
+    Raises:
+        UserError: the run is not finished, or its files were altered since.
+    """
+    check_finished(folder)
+    config = load_json(folder / "config.json")
+    run = RunConfig.checked(config["run"], str(folder))
+    net: nn.Module = _fixed_network(run, tuple(config["data"]["in_shape"]), config["data"]["classes"])
+    if (folder / "activations.safetensors").exists():
+        net = load_activations(net, folder / "activations.safetensors")
+    tensors = load_tensors(folder / "network.safetensors")
+    net.to(next(iter(tensors.values())).dtype)
+    net.load_state_dict(tensors)
+    return net
+
+
+def _fixed_network(run: RunConfig, in_shape: Shape, classes: int) -> nn.Module:
+    """The run's network with its fixed activations; where an adaptive one is to come, a ReLU holds the place."""
+    fixed = ["ReLU" if is_adaptive(text) else text for text in (run.cnn, run.fc)]
+    return build(run.network, in_shape, classes, *fixed)
+
+
+def _changed_activations(run: RunConfig, parent: RunConfig) -> dict[str, str]:
+    """The layers whose activation is not the parent's; an adaptive one that the parent has too goes on as it is."""
+    same_form = (run.sharing, run.interval, run.pieces) == (parent.sharing, parent.interval, parent.pieces)
+    before = activation_texts(parent)
+    return {
+        path: text
+        for path, text in activation_texts(run).items()
+        if text != before[path] or (is_adaptive(text) and not same_form)
+    }
+
+
+def _replaced(
+    net: nn.Module, run: RunConfig, seed: int, texts: Mapping[str, str], data: Dataset
+) -> tuple[nn.Module, Swap]:
+    generator = torch.Generator().manual_seed(derived_seed("activations", seed, 0))
+    makers: dict[str, Callable[..., nn.Module]] = {
+        path: partial(from_text, text, generator=generator, interval=run.interval, pieces=run.pieces)
+        for path, text in texts.items()
+    }
+    one_image, _ = next(iter(evaluation_batches(data.test.to("cpu").at(torch.tensor([0])))))
+    return replace_activations(net, makers, run.sharing, one_image)

@@ -1,0 +1,258 @@
+"""What a suite costs and in which order its runs go: measured seconds an epoch, and the schedule they lead to.
+
+Costs come from the metrics of epochs already run; a dry run may time the kinds of run that none was measured of.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+
+from aafit.activations import from_text, is_adaptive
+from aafit.data.datasets import SIZES
+from aafit.devices import slots
+from aafit.errors import UserError
+from aafit.networks.adaptive import adaptive_parameters
+from aafit.networks.models import NETWORKS, build
+from aafit.networks.surgery import replace_activations
+from aafit.runs.config import RunConfig
+from aafit.runs.job import Job, is_done, jobs_of, lockstep_groups, read_document
+from aafit.runs.metrics import read_rows
+from aafit.runs.suite import Suite
+
+Key = tuple[str, int]
+"""A run of a suite: its name and seed."""
+
+START_SECONDS = 9.0
+"""What a run costs beside its epochs: a new process, its data, the first evaluation, the files at the end."""
+COMPARED = 0.55
+"""The same of a run with a base network, whose activations are compared: so much of an epoch on its own besides."""
+
+
+def kind_of(run: RunConfig) -> tuple[object, ...]:
+    """What an epoch's cost depends on: runs of the same kind cost the same."""
+    families = run.cnn.split()[0], run.fc.split()[0]
+    images = run.dataset, run.train_images, run.holdout
+    return run.network, *families, run.sharing, *images, run.batch_size, run.train, run.dspu4, run.precision
+
+
+class Costs:
+    """Seconds an epoch, evaluation included, by kind of run."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[object, ...], list[float]] = {}
+
+    def add(self, run: RunConfig, seconds: float) -> None:
+        self._seconds.setdefault(kind_of(run), []).append(seconds)
+
+    def of(self, run: RunConfig) -> float | None:
+        """The median of what was measured, None where nothing was."""
+        measured = self._seconds.get(kind_of(run))
+        return median(measured) if measured else None
+
+    def guess(self, run: RunConfig) -> float | None:
+        """As `of`; where nothing was measured, what runs of other kinds cost in the mean, None where there are none."""
+        return self.of(run) or (mean(map(median, self._seconds.values())) if self._seconds else None)
+
+    @classmethod
+    def measured(cls, runs_dir: Path, device_name: str | None = None) -> "Costs":
+        """The costs of all epochs under `runs_dir`, or of those that the device of that name ran."""
+        costs = cls()
+        for file in sorted(runs_dir.glob("*/*/seed*/metrics.csv")):
+            # What cannot be read tells nothing of the cost; whoever runs that suite is told that it is damaged.
+            with suppress(UserError, AttributeError, TypeError):
+                config = read_document(file.with_name("config.json")) or {}
+                run = RunConfig.checked(config.get("run", {}))
+                if device_name in (None, config.get("environment", {}).get("device")):
+                    for seconds in epoch_seconds(file):
+                        costs.add(run, seconds)
+        return costs
+
+
+def epoch_seconds(metrics: Path) -> list[float]:
+    """Seconds of each epoch in a metrics file, training and evaluation; empty where there is no such file yet."""
+    try:
+        rows = read_rows(metrics)
+        return [float(row["seconds"]) + float(row["evaluation_seconds"] or 0) for row in rows if row["seconds"]]
+    except (OSError, KeyError, ValueError, TypeError):
+        return []
+
+
+def last_epoch(job: Job) -> int:
+    """The last epoch that the job's folder has measured; its first one where there is none."""
+    try:
+        return max((int(row["epoch"]) for row in read_rows(job.folder / "metrics.csv")), default=job.run.start_epoch)
+    except (OSError, KeyError, ValueError, TypeError):
+        return job.run.start_epoch
+
+
+def parents_of(jobs: Mapping[Key, Job]) -> dict[Key, Key | None]:
+    return {key: (job.run.parent, job.seed) if job.run.parent is not None else None for key, job in jobs.items()}
+
+
+def chains(seconds: Mapping[Key, float], parents: Mapping[Key, Key | None]) -> dict[Key, float]:
+    """For each run the seconds from its start to the end of the longest chain of runs that come from it."""
+    longest = dict(seconds)
+    for key in reversed(list(seconds)):
+        parent = parents[key]
+        if parent in longest:
+            longest[parent] = max(longest[parent], seconds[parent] + longest[key])
+    return longest
+
+
+def wall_seconds(
+    seconds: Mapping[Key, float], parents: Mapping[Key, Key | None], slots: int, running: Iterable[Key] = ()
+) -> float:
+    """How long the runs take on `slots` processes, if each ready run with the longest chain goes first.
+
+    Args:
+        seconds: of each run that is left; runs that are not in it count as finished. Parents come before children.
+        running: those that have their process already.
+    """
+    longest, now = chains(seconds, parents), 0.0
+    waiting, first = set(seconds), set(running)
+    ends: list[tuple[float, Key]] = []
+    while waiting or ends:
+        unfinished = waiting | {key for _, key in ends}
+        ready = [key for key in waiting if parents[key] not in unfinished]
+        for key in sorted(ready, key=lambda key: (key in first, longest[key], key), reverse=True)[: slots - len(ends)]:
+            heapq.heappush(ends, (now + seconds[key], key))
+            waiting.remove(key)
+        now, _ = heapq.heappop(ends)
+    return now
+
+
+def trained_parameters(run: RunConfig) -> int:
+    """The number of parameters that a run trains."""
+    if run.train == "none" or run.epochs == 0:
+        return 0
+    shape = SIZES[run.dataset].in_shape
+    net: torch.nn.Module = build(run.network, shape, 10)
+    texts = dict.fromkeys(NETWORKS[run.network].cnn_activations, run.cnn)
+    texts |= dict.fromkeys(NETWORKS[run.network].fc_activations, run.fc)
+    make = {path: partial(from_text, text, pieces=run.pieces) for path, text in texts.items() if is_adaptive(text)}
+    if make:
+        net, _ = replace_activations(net, make, run.sharing, torch.zeros(1, *shape))
+    trained = net.parameters() if run.train == "all" else adaptive_parameters(net).values()
+    return sum(parameter.numel() for parameter in trained)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of the plan; `epoch_seconds` None: not known. Of runs `lockstep` these are the share of each."""
+
+    job: Job
+    done: bool
+    epochs_left: int
+    parameters: int
+    epoch_seconds: float | None
+    source: str
+    lockstep: int = 1
+
+    @property
+    def seconds(self) -> float:
+        if self.done:
+            return 0.0
+        begun = self.epochs_left < self.job.run.epochs
+        # Runs in lockstep have their epochs in common, but each is compared for itself.
+        epochs = self.epochs_left + (0.0 if self.job.parent is None or begun else COMPARED * self.lockstep)
+        return START_SECONDS + epochs * (self.epoch_seconds or 0.0)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The plan of a suite; prints as a table with what it will cost."""
+
+    runs: tuple[Planned, ...]
+    slots: int
+    wall_seconds: float
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(
+            "run", "seed", "comes from", "CNN layers", "fully connected", "epochs", "left", "trained", "s/epoch"
+        )
+        for column in table.columns[5:]:
+            column.justify = "right"
+        for planned in self.runs:
+            run = planned.job.run
+            table.add_row(
+                run.name,
+                str(planned.job.seed),
+                run.parent or (str(run.init_from) if run.init_from else "-"),
+                run.cnn,
+                run.fc,
+                f"{run.start_epoch}-{run.end_epoch}",
+                "done" if planned.done else str(planned.epochs_left),
+                f"{planned.parameters:,}",
+                "?" if planned.epoch_seconds is None else f"{planned.epoch_seconds:.2f} {planned.source}",
+            )
+        yield table
+        yield self.sentence()
+
+    def sentence(self) -> str:
+        left = [planned for planned in self.runs if not planned.done]
+        unknown = sum(planned.epoch_seconds is None and planned.epochs_left > 0 for planned in left)
+        text = (
+            f"{len(left)} of {len(self.runs)} runs to do, {sum(planned.epochs_left for planned in left)} epochs: "
+            f"about {clock(self.wall_seconds)} on {self.slots} process{'es' if self.slots > 1 else ''} side by side."
+        )
+        if unknown:
+            text += f" Not counted: {unknown} runs of kinds that no epoch was measured of."
+        return text
+
+
+def estimate(
+    suite: Suite,
+    runs_dir: Path,
+    jobs: int | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    device_name: str | None = None,
+    measure: Callable[[RunConfig, str, int], float] | None = None,
+) -> Estimate:
+    """The plan of a suite and what it will cost, from the epochs measured under `runs_dir`; starts and changes nothing.
+
+    Args:
+        jobs, device, fresh: as for `run_suite`.
+        device_name: count only what was measured on this device (as in the config.json of a run).
+        measure: times a few steps of a run on a device and gives its seconds an epoch, its share where it goes
+            in lockstep with as many as the last argument says; called once for each kind that no epoch was measured of.
+
+    Raises:
+        UserError: a folder holds a run with other settings; the device is not here.
+    """
+    places = slots(device, jobs)
+    costs = Costs.measured(runs_dir, device_name)
+    timed: dict[tuple[object, ...], float] = {}
+    table = jobs_of(suite, runs_dir)
+    finished = {key: not fresh and is_done(job) for key, job in table.items()}
+    lockstep = lockstep_groups({key: job for key, job in table.items() if not finished[key]})
+    planned: dict[Key, Planned] = {}
+    for key, job in table.items():
+        done = finished[key]
+        left = 0 if done else job.run.end_epoch - (job.run.start_epoch if fresh else last_epoch(job))
+        seconds, source = costs.of(job.run), "measured"
+        if seconds is None and measure is not None and left > 0 and job.run.train != "none":
+            kind = *kind_of(job.run), len(lockstep[key])
+            if kind not in timed:
+                timed[kind] = measure(job.run, places[0].device, len(lockstep[key]))
+            seconds, source = timed[kind], "timed now"
+        together = len(lockstep.get(key, [key]))
+        planned[key] = Planned(job, done, left, trained_parameters(job.run), seconds, source, together)
+    remaining = {key: run.seconds for key, run in planned.items() if not run.done}
+    return Estimate(tuple(planned.values()), len(places), wall_seconds(remaining, parents_of(table), len(places)))
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people read them: "45 s", "12 min", "3 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

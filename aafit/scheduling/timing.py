@@ -1,0 +1,82 @@
+"""How long an epoch of a run takes on this machine, from a few steps on images of noise."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from aafit.data.batches import evaluation_batches, training_batches
+from aafit.data.datasets import SIZES, Dataset, Split
+from aafit.devices import choose_device
+from aafit.runs.config import RunConfig
+from aafit.runs.execute import choose_trained
+from aafit.runs.job import Job
+from aafit.runs.start import starting_network
+from aafit.training.evaluate import evaluate
+from aafit.training.lockstep import Lockstep
+from aafit.training.precision import arithmetic, data_type
+from aafit.training.tune import make_optimizers, train_epoch
+
+STEPS = 6
+EVALUATED = 1000
+
+
+def seconds_an_epoch(run: RunConfig, device_name: str = "auto", lockstep: int = 1) -> float:
+    """Seconds for one epoch of `run`, training and evaluation, in one process with one thread on a CPU.
+
+    In lockstep with others like it, the run's share of them. Beside other processes an epoch takes longer, by what they
+    share of memory and caches.
+    """
+    device = choose_device(device_name)
+    with arithmetic(run.precision, threads=1 if device.type == "cpu" else None):
+        return _measured(run, device, lockstep)
+
+
+def _measured(run: RunConfig, device: torch.device, count: int) -> float:
+    size = SIZES[run.dataset]
+    noise = Dataset(
+        run.dataset, _noise(STEPS * run.batch_size, size.in_shape), None, _noise(EVALUATED, size.in_shape), 10, ""
+    )
+    noise = noise.to(device)
+    alone = run.model_copy(update={"parent": None, "init_from": None})
+    job = Job(run=alone, seed=0, folder=Path())
+    nets = [starting_network(job, noise).to(device, run.precision).net for _ in range(count)]
+    trained = [parameter for net in nets for parameter in choose_trained(net, run.train)]
+    optimizers = [make_optimizers(net, run.optimizer, run.lr, run.p24sl, run.dspu4) if trained else [] for net in nets]
+    dtype = data_type(run.precision)
+    few_images, _ = next(evaluation_batches(noise.test, batch_size=2, dtype=dtype))
+    lockstep = Lockstep.of(nets, few_images) if count > 1 else None
+    sharing = 1 if lockstep is None else count
+
+    def train() -> None:
+        batches = training_batches(noise.train, run.batch_size, 0, 0, run.augment, run.shuffle, dtype)
+        if lockstep is None:
+            train_epoch(nets[0], batches, optimizers[0], run.precision)
+        else:
+            lockstep.train_epoch(batches, optimizers, run.precision)
+
+    def test() -> None:
+        evaluate(nets[0], evaluation_batches(noise.test, dtype=dtype), run.precision)
+
+    images = run.train_images or size.train - run.holdout
+    steps = math.ceil(images / run.batch_size) if trained else 0
+    training = steps * _seconds(train) / STEPS / sharing if trained else 0.0
+    return training + (size.test + run.holdout) * _seconds(test) / EVALUATED
+
+
+def _seconds(action: Callable[[], None]) -> float:
+    """The time of one call, after one that warms caches and compilers."""
+    action()
+    began = time.perf_counter()
+    action()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _noise(count: int, in_shape: tuple[int, int, int]) -> Split:
+    channels, height, width = in_shape
+    images = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8)
+    return Split(images, torch.randint(0, 10, (count,)))

@@ -1,0 +1,287 @@
+"""Loss, gradient and Gauss-Newton curvature against autograd's own, and steps against plain solves."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import network
+from test_identification_losses import DISTANCE, hessians
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
+from aafit.errors import UserError
+from aafit.identification.coordinates import Coordinates
+from aafit.identification.gauss_newton import conjugate_gradient_step, dense_step
+from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss
+from aafit.identification.problem import Images, Problem, Quadratic
+from aafit.networks.adaptive import adaptive_parameters
+from aafit.networks.surgery import replace_activations
+
+SHARP = ("gamma", "p3")
+STARTS: dict[str, dict[str, Any]] = {
+    "LEAF and AHAF": {"act1": LEAF.like("SiLU"), "act2": AHAF.like("SiLU")},
+    "AHAF and F-Neuron": {"act1": AHAF.like("SiLU"), "act2": FNeuron.like("Tanh", pieces=3)},
+    "F-Neuron and LEAF": {"act1": FNeuron.like("Tanh", pieces=2), "act2": LEAF.like("Tanh")},
+}
+
+
+def turned(net: nn.Module) -> Any:
+    """`net` whose adaptive parameters all differ."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in adaptive_parameters(net).values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * 0.3)
+    return net.eval()
+
+
+def case(start: str = "LEAF and AHAF", sharing: Any = "layer", count: int = 6) -> tuple[Any, Images, Tensor]:
+    """A convolutional network, images with classes for it, and outputs of other images to use as targets."""
+    generator = torch.Generator().manual_seed(2)
+    net = turned(network(STARTS[start], torch.float64, sharing))
+    x, other = torch.randn(2, count, 2, 4, 4, generator=generator, dtype=torch.float64)
+    return net, Images((x,), torch.randint(3, (count,), generator=generator)), net(other).detach()
+
+
+def by_autograd(net: nn.Module, loss: Loss, images: Images) -> Quadratic:
+    """The same by the Jacobian of the outputs by p, its chain rule to t = asinh(p) for a steepness, and a Hessian."""
+    parameters = adaptive_parameters(net)
+    slopes_P = torch.cat(
+        [
+            (1 + p.square()).sqrt().flatten() if name.endswith(SHARP) else p.flatten() * 0 + 1
+            for name, p in parameters.items()
+        ]
+    ).detach()
+
+    def outputs(*tensors: Tensor) -> Any:
+        return functional_call(net, dict(zip(parameters, tensors, strict=True)), images.inputs)
+
+    pieces = torch.autograd.functional.jacobian(outputs, tuple(p.detach() for p in parameters.values()))
+    N = len(images)
+    J_NKP = torch.cat([piece.reshape(N, piece.shape[1], -1) for piece in pieces], 2) * slopes_P
+    outputs_NK = net(*images.inputs).detach().requires_grad_()
+    values_N = loss.value(outputs_NK, images.targets)
+    (g_NK,) = torch.autograd.grad(values_N.sum(), outputs_NK)
+    H_NKK = hessians(loss, outputs_NK.detach(), images.targets)
+    g_NP = torch.einsum("nk,nkp->np", g_NK, J_NKP)
+    curvature_PP = torch.einsum("nkp,nkl,nlq->pq", J_NKP, H_NKK, J_NKP)
+    return Quadratic(values_N.mean().item(), g_NP.mean(0), curvature_PP / N, g_NP.T @ g_NP / N, N)
+
+
+def same(found: Quadratic, expected: Quadratic, rtol: float = 1e-9, atol: float = 1e-13) -> None:
+    assert (found.loss, found.images) == (pytest.approx(expected.loss, rel=rtol), expected.images)
+    for name in ("gradient_P", "curvature_PP", "scatter_PP"):
+        assert torch.allclose(getattr(found, name), getattr(expected, name), rtol=rtol, atol=atol), name
+
+
+def problem_of(net: nn.Module, loss: Loss = CROSS_ENTROPY, batch_size: int = 4) -> tuple[Problem, Tensor]:
+    coordinates = Coordinates(net)
+    return Problem(net, coordinates, loss, batch_size), coordinates.read()
+
+
+@pytest.mark.parametrize("sharing", ["layer", "channel", "neuron"])
+@pytest.mark.parametrize("start", STARTS)
+def test_the_matrix_is_autograds(start: str, sharing: Any) -> None:
+    net, images, _ = case(start, sharing)
+    problem, vector_P = problem_of(net)
+    expected = by_autograd(net, CROSS_ENTROPY, images)
+    same(problem.quadratic(vector_P, images), expected)
+    loss, gradient_P = problem.gradient(vector_P, images)
+    assert loss == pytest.approx(expected.loss)
+    assert torch.allclose(gradient_P, expected.gradient_P, rtol=1e-9, atol=1e-13)
+    direction_P = torch.randn(len(vector_P), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    product_P = problem.product(vector_P, images, direction_P)
+    assert torch.allclose(product_P, expected.curvature_PP @ direction_P, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["probabilities", "mean squared error", "given"])
+def test_other_losses(name: str) -> None:
+    net, images, other = case("AHAF and F-Neuron", "channel")
+    targets = other.softmax(1) if name == "probabilities" else other
+    loss = {"probabilities": CROSS_ENTROPY, "mean squared error": SQUARED_ERROR, "given": DISTANCE}[name]
+    images = Images(images.inputs, targets)
+    problem, vector_P = problem_of(net, loss)
+    expected = by_autograd(net, loss, images)
+    same(problem.quadratic(vector_P, images), expected)
+    direction_P = torch.linspace(-1, 1, len(vector_P), dtype=torch.float64)
+    assert torch.allclose(problem.product(vector_P, images, direction_P), expected.curvature_PP @ direction_P)
+    assert torch.allclose(problem.gradient(vector_P, images)[1], expected.gradient_P)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sharing"),
+    [
+        *((kind, sharing) for kind in ("linear", "channels last") for sharing in ("layer", "channel", "neuron")),
+        ("sequences", "layer"),
+        ("sequences", "neuron"),
+    ],
+)
+def test_other_networks(kind: str, sharing: Any) -> None:
+    torch.manual_seed(1)
+    if kind == "channels last":
+        net, images, _ = case("LEAF and AHAF", sharing)
+        net = net.to(memory_format=torch.channels_last)
+        images = Images((images.inputs[0].to(memory_format=torch.channels_last),), images.targets)
+    else:
+        x = torch.randn(*((5, 4) if kind == "linear" else (5, 3, 4)), dtype=torch.float64)
+        flat = nn.Identity() if kind == "linear" else nn.Flatten()
+        head = nn.Linear(4 if kind == "linear" else 12, 3)
+        base = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.SiLU(), flat, head).double()
+        starts = {"ReLU": LEAF.like("SiLU"), "SiLU": FNeuron.like("SiLU", pieces=2)}
+        net, images = turned(replace_activations(base, starts, sharing, x)[0]), Images((x,), torch.arange(5) % 3)
+    problem, vector_P = problem_of(net)
+    same(problem.quadratic(vector_P, images), by_autograd(net, CROSS_ENTROPY, images))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 1), (1, 2, 2), (2,)])
+def test_parameters_of_any_shape_that_broadcasts(shape: tuple[int, ...]) -> None:
+    net, images, _ = case()
+    net.act1 = LEAF.like("Tanh", shape).double()
+    net = turned(net)
+    problem, vector_P = problem_of(net)
+    same(problem.quadratic(vector_P, images), by_autograd(net, CROSS_ENTROPY, images))
+
+
+def test_sampled_curvature_is_right_on_average() -> None:
+    net, images, _ = case("LEAF and AHAF", "layer", count=3)
+    with torch.no_grad():
+        net.out.weight.mul_(0.1)
+    draws = 4000
+    many = Images((images.inputs[0].repeat(draws, 1, 1, 1),), images.targets.repeat(draws))
+    problem, vector_P = problem_of(net, batch_size=1000)
+    exact = problem.quadratic(vector_P, images)
+    sampled = problem.quadratic(vector_P, many, columns=1, seed=1)
+    same(Quadratic(sampled.loss, sampled.gradient_P, exact.curvature_PP, sampled.scatter_PP, 3), exact)
+    root_P = exact.curvature_PP.diagonal().sqrt()
+    assert ((sampled.curvature_PP - exact.curvature_PP) / (root_P[:, None] * root_P)).abs().max() < 0.05
+    estimate_P = problem.diagonal(vector_P, many, seed=2)
+    assert torch.allclose(estimate_P, exact.curvature_PP.diagonal(), rtol=0.05)
+    again = problem.quadratic(vector_P, images, columns=1, seed=3)
+    assert torch.equal(again.curvature_PP, problem.quadratic(vector_P, images, columns=1, seed=3).curvature_PP)
+    assert not torch.equal(again.curvature_PP, problem.quadratic(vector_P, images, columns=1, seed=4).curvature_PP)
+    # As many columns as outputs are the exact ones.
+    assert torch.equal(problem.quadratic(vector_P, images, columns=3).curvature_PP, exact.curvature_PP)
+
+
+@pytest.mark.parametrize("sharing", ["layer", "neuron"])
+def test_float32_and_batches_of_any_size(sharing: str) -> None:
+    net, images, _ = case("LEAF and AHAF", sharing, count=7)
+    expected = by_autograd(net, CROSS_ENTROPY, images)
+    direction_P = torch.ones(len(expected.gradient_P)).double()
+    for size in (1, 3, 100):
+        problem, vector_P = problem_of(net, batch_size=size)
+        same(problem.quadratic(vector_P, images), expected)
+        assert torch.allclose(problem.product(vector_P, images, direction_P), expected.curvature_PP @ direction_P)
+        assert torch.allclose(problem.outputs(vector_P, images), net(*images.inputs))
+        losses_N = problem.losses(problem.outputs(vector_P, images), images.targets)
+        assert torch.allclose(losses_N, F.cross_entropy(net(*images.inputs), images.targets, reduction="none"))
+    narrow, x = net.float(), images.inputs[0].float()
+    problem, vector_P = problem_of(narrow)
+    same(problem.quadratic(vector_P, Images((x,), images.targets)), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_vector_that_is_not_what_the_network_holds() -> None:
+    net, images, _ = case()
+    problem, vector_P = problem_of(net)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    found = problem.quadratic(vector_P + 0.1, images)
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+    assert all(p.grad is None for p in net.parameters())
+    problem.coordinates.write(vector_P + 0.1)
+    same(found, by_autograd(net, CROSS_ENTROPY, images))
+
+
+def test_what_is_given_to_activations_must_be_rows_of_images() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act, self.out = AHAF.like("SiLU"), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.out(self.act(x.reshape(-1)).reshape(x.shape))
+            return logits
+
+    problem, vector_P = problem_of(Joined())
+    with pytest.raises(UserError, match=r"'act' receives \(8,\) for 2 images: its first dimension must be the images"):
+        problem.quadratic(vector_P, Images((torch.randn(3, 4),), torch.arange(3)))
+
+
+SHAPES = st.sampled_from([(1,), (3,), (2, 1, 1), (2, 2, 3)])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.sampled_from(["AHAF", "LEAF", "F-Neuron"]), SHAPES), min_size=1),
+    seed=st.integers(0, 99),
+)
+def test_coordinates_there_and_back(shapes: list[tuple[str, tuple[int, ...]]], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    kinds: dict[str, Any] = {"AHAF": AHAF, "LEAF": LEAF, "F-Neuron": FNeuron}
+    activations: list[AdaptiveActivation] = [kinds[kind].random(shape, generator) for kind, shape in shapes]
+    net = nn.Sequential(*activations).double()
+    coordinates = Coordinates(net)
+    numbers = [p.numel() for p in net.parameters()]
+    assert len(coordinates) == len(coordinates.names) == len(coordinates.layers) == sum(numbers)
+    assert len(set(coordinates.names)) == len(coordinates)
+    vector_P = torch.randn(len(coordinates), generator=generator, dtype=torch.float64) * 3
+    coordinates.write(vector_P)
+    assert torch.allclose(coordinates.read(), vector_P, rtol=1e-12, atol=1e-12)
+    flat_P = torch.cat([p.detach().flatten() for p in net.parameters()])
+    assert torch.allclose(coordinates.values(vector_P), flat_P, rtol=1e-12)
+    sharp = [name.split(".")[1].split("[")[0] in SHARP for name in coordinates.names]
+    assert coordinates.sharp_P.tolist() == sharp
+    assert torch.equal(flat_P, torch.where(torch.tensor(sharp), vector_P.sinh(), vector_P))
+    wide_P = vector_P.clone().requires_grad_()
+    (slopes_P,) = torch.autograd.grad(coordinates.values(wide_P).sum(), wide_P)
+    assert torch.allclose(coordinates.slopes(vector_P), slopes_P)
+    for name, tensor in coordinates.tensors(vector_P).items():
+        assert torch.equal(tensor, net.get_parameter(name))
+
+
+def test_names_of_elements() -> None:
+    net = nn.ModuleDict(
+        {"a": AHAF.like("ReLU"), "f": FNeuron.like("Tanh", pieces=1), "c": AHAF.like("SiLU", (2, 1, 1))}
+    )
+    names = ["a.gamma", "a.beta", "f.weight[0]", "f.weight[1]", "f.weight[2]"]
+    names += [f"c.{name}[{at},0,0]" for name in ("gamma", "beta") for at in range(2)]
+    assert Coordinates(net).names == names
+    assert Coordinates(AHAF.like("ReLU")).names == ["gamma", "beta"]
+
+
+def positive(P: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A gradient and a positive definite curvature of very different scales."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(3 * P, P, generator=generator, dtype=torch.float64) * torch.logspace(-3, 3, P).double()
+    return torch.randn(P, generator=generator, dtype=torch.float64) * rows.norm(dim=0), rows.T @ rows / (3 * P)
+
+
+@pytest.mark.parametrize("damping", [0.0, 1e-3, 1.0, 1e4])
+def test_steps_against_a_plain_solve(damping: float) -> None:
+    g_P, C_PP = positive(8)
+    expected_P = torch.linalg.solve(C_PP + damping * C_PP.diagonal().diag(), -g_P)
+    assert torch.allclose(dense_step(g_P, C_PP, damping), expected_P, rtol=1e-8, atol=0)
+    found_P = conjugate_gradient_step(g_P, C_PP.mv, C_PP.diagonal(), damping, iterations=100, tolerance=1e-12)
+    assert torch.allclose(found_P, expected_P, rtol=1e-6, atol=0)
+    # What it costs is bounded, and it goes down all the same.
+    assert g_P @ conjugate_gradient_step(g_P, C_PP.mv, C_PP.diagonal(), damping, iterations=2) < 0
+
+
+@pytest.mark.parametrize("damping", [1e-6, 1e-3, 1.0])
+def test_what_nothing_depends_on_does_not_move(damping: float) -> None:
+    g_P, C_PP = positive(5)
+    g_P[2], C_PP[2], C_PP[:, 2] = 0, 0, 0
+    others = [0, 1, 3, 4]
+    part_PP = C_PP[others][:, others]
+    expected_P = torch.linalg.solve(part_PP + damping * part_PP.diagonal().diag(), -g_P[others])
+    for step_P in (
+        dense_step(g_P, C_PP, damping),
+        conjugate_gradient_step(g_P, C_PP.mv, C_PP.diagonal(), damping, iterations=100, tolerance=1e-12),
+    ):
+        assert step_P[2] == 0
+        assert torch.allclose(step_P[others], expected_P, rtol=1e-6)
+    nothing_P = torch.zeros(5).double()
+    assert torch.equal(dense_step(nothing_P, torch.zeros(5, 5).double(), damping), nothing_P)
+    assert torch.equal(conjugate_gradient_step(nothing_P, torch.zeros_like, nothing_P, damping), nothing_P)

@@ -1,0 +1,204 @@
+"""Identification as a whole: resuming, the seed, the sample, what is left as it was, bad input."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small import network, problem
+from test_identify_recovery import clusters, drawn, values
+from torch import nn
+
+from aafit.activations import AHAF, LEAF, FNeuron
+from aafit.errors import UserError
+from aafit.identification.gauss_newton import DENSE
+from aafit.identification.identify import identify
+from aafit.identification.losses import loss_with_hessian
+from aafit.identification.result import Identification, State
+from aafit.networks.adaptive import adaptive_parameters
+from aafit.networks.surgery import replace_activations
+
+
+@pytest.fixture(autouse=True)
+def _not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AAFIT_COMPILE", "0")
+
+
+def started(sharing: Any = "layer", dtype: torch.dtype = torch.float32) -> Any:
+    return network({"act1": LEAF.like("Tanh"), "act2": AHAF.like("ReLU")}, dtype, sharing)
+
+
+def untimed(result: Identification) -> tuple[Any, ...]:
+    return tuple(replace(step, seconds=0.0) for step in result.steps)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopping_at(number: int, seen: list[State]) -> Callable[[State], None]:
+    def after_step(state: State) -> None:
+        seen.append(state)
+        if len(seen) == number:
+            raise Stopped
+
+    return after_step
+
+
+@pytest.mark.parametrize(("target", "curvature"), [("labels", "exact"), ("labels", "sampled"), ("logits", "sampled")])
+def test_resuming_after_any_step_gives_the_same_bits(target: str, curvature: str) -> None:
+    torch.manual_seed(0)
+    base = replace_activations(network(), {"act1": nn.ReLU(), "act2": nn.ReLU()})[0]
+    batches = problem(count=80, size=20)
+    settings: dict[str, Any] = {"base": base, "target": target, "curvature": curvature, "seed": 3, "steps": 6}
+    every: list[State] = []
+    whole = identify(net := started(), batches, **settings, after_step=every.append)
+    assert {"labels": "joint", "logits": "layers"}[target] in {step.phase for step in whole.steps}
+    for number in range(1, len(every) + 1):
+        seen: list[State] = []
+        with pytest.raises(Stopped):
+            identify(started(), batches, **settings, after_step=stopping_at(number, seen))
+        state = State.from_dict(json.loads(json.dumps(seen[-1].as_dict(), allow_nan=False)))
+        result = identify(again := started(), batches, **settings, state=state)
+        assert all(torch.equal(p, values(net)[name]) for name, p in values(again).items())
+        assert untimed(result) == untimed(whole)
+        assert (result.values, result.state.messages) == (whole.values, whole.state.messages)
+
+
+def test_the_seed_alone_decides_and_nothing_else_changes() -> None:
+    found = []
+    for number, seed in enumerate((1, 1, 2)):
+        net = started().train()
+        net.norm.eval()
+        torch.manual_seed(number)
+        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        modes, state = [m.training for m in net.modules()], torch.get_rng_state()
+        result = identify(net, problem(count=80), seed=seed)
+        assert torch.equal(state, torch.get_rng_state())
+        assert modes == [m.training for m in net.modules()]
+        changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+        assert changed <= set(adaptive_parameters(net))
+        found.append((untimed(result), result.values))
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+@pytest.mark.parametrize("sharing", ["layer", "channel", "neuron"])
+def test_the_sample_grows_and_no_step_does_worse_on_the_images_held_out(sharing: Any) -> None:
+    net, batches = started(sharing), problem(count=900, size=300)
+    result = identify(net, batches, heldout=0.1)
+    joint = [step for step in result.steps if step.phase == "joint"]
+    assert joint
+    assert (result.images, result.heldout_images) == (810, 90)
+    samples = [step.images for step in joint]
+    assert samples == sorted(samples)
+    assert samples[0] < 810
+    at = result.steps.index(joint[0])
+    heldout = [step.heldout_loss for step in result.steps[at - 1 :]]
+    assert heldout == sorted(heldout, reverse=True)
+    assert heldout[-1] < result.steps[0].heldout_loss
+    assert [step.number for step in result.steps] == list(range(len(result.steps)))
+    assert all(step.gained is not None and step.gained > 0 for step in joint)
+    assert str(result).splitlines()[0].split()[:2] == ["step", "phase"]
+    json.dumps(result.as_dict())
+
+
+def test_memory_bounds_what_is_kept() -> None:
+    batches = problem(torch.float64, count=60, size=20)
+    size = sum(x.nbytes for x, _ in batches)
+    results = [identify(started(dtype=torch.float64), batches, memory=memory) for memory in (1 << 30, size, size // 2)]
+    assert results[0].memory > size == results[1].memory
+    assert results[1].values == pytest.approx(results[0].values, rel=1e-6)
+    assert results[2].memory <= size // 2
+    assert (results[2].images, results[2].heldout_images) == (16, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_nothing_depends_on_does_not_move(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).to(dtype)
+    net: Any = replace_activations(base, {"ReLU": FNeuron.like("Tanh", interval=(-8, 8))})[0]
+    net.spare = LEAF.like("SiLU").to(dtype)
+    net.forward = lambda x: net[2](net[1](net[0](x)))
+    before = values(net)
+    x = drawn(300, 4, seed=1).to(dtype)
+    assert net[0](x).abs().max() < 6
+    result = identify(net, [(x, (x[:, 0] > 0).long())], curvature="exact")
+    assert result.steps[-1].phase == "joint"
+    now = values(net)
+    assert all(torch.equal(now[name], before[name]) for name in now if name.startswith("spare"))
+    assert torch.equal(now["1.weight"][0, :2], before["1.weight"][0, :2])
+    assert not torch.equal(now["1.weight"][0, 8:10], before["1.weight"][0, 8:10])
+
+
+def test_more_parameters_than_a_matrix_is_made_for() -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(8, 120), nn.ReLU(), nn.Linear(120, 4))
+    x, y = (clusters(200, 3)[0][0].float(), clusters(200, 3)[0][1])
+    net, _ = replace_activations(base, {"ReLU": FNeuron.like("Tanh")}, "neuron", x)
+    result = identify(net, [(x, y)], steps=3)
+    assert len(result.names) == 120 * 18 > DENSE
+    assert result.steps[-1].phase == "joint"
+    assert result.steps[-1].heldout_loss < 0.8 * result.steps[0].heldout_loss
+    assert result.uncertainty is None
+
+
+@pytest.mark.parametrize("first", [nn.SiLU(inplace=True), nn.Identity()])
+def test_the_images_are_left_as_they_are(first: nn.Module) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(first, nn.Linear(4, 5), AHAF.like("ReLU"), nn.Linear(5, 3)).double()
+    x, y = drawn(200, 4, seed=1), torch.arange(200) % 3
+    kept = x.clone()
+    start = F.cross_entropy(net.eval()(x.clone()), y).item()
+    result = identify(net, [(x, y)], heldout=0.5, steps=0, budget=0.0)
+    assert torch.equal(x, kept)
+    both = (result.steps[0].loss * result.images + result.steps[0].heldout_loss * result.heldout_images) / 200
+    assert both == pytest.approx(start)
+
+
+NO_HESSIAN = "has no Hessian by the outputs"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"net": nn.Linear(2, 2)}, "The network has no adaptive activation"),
+        ({"loss": F.cross_entropy}, NO_HESSIAN),
+        ({"loss": "cross entropy"}, "Unknown loss 'cross entropy'. Did you mean 'cross-entropy'"),
+        ({"target": "logit"}, "Unknown target 'logit'. Did you mean 'logits'"),
+        ({"curvature": "exakt"}, "Unknown curvature 'exakt'. Did you mean 'exact'"),
+        ({"precision": "int8"}, "Unknown precision"),
+        ({"target": "logits"}, "'logits' is the base network's: give the network as base="),
+        ({"target": "activations"}, "'activations' is the base network's"),
+        ({"batches": [(x * math.nan, y) for x, y in problem()]}, "The images hold values that are not finite"),
+        ({"batches": []}, "There is nothing to identify from: the batches hold no image"),
+        ({"batches": [(x[:0], y[:0]) for x, y in problem()]}, "There is nothing to identify from"),
+        ({"batches": [(x[:1], y[:1]) for x, y in problem()[:1]]}, "Of 1 images a share of 0.2 leaves 0 held out"),
+        ({"heldout": 0.0}, "The share of held-out images is 0.0; give one between 0 and 1"),
+        ({"heldout": 1.0}, "The share of held-out images is 1.0"),
+        ({"heldout": 0.99}, "Of 24 images a share of 0.99 leaves 24 held out and 0 to fit on"),
+        ({"budget": -1.0}, "The equivalence budget -1.0 cannot be used"),
+    ],
+)
+def test_bad_input(settings: dict[str, Any], says: str) -> None:
+    net = started()
+    before = values(net)
+    given: dict[str, Any] = {"net": net, "batches": problem()} | settings
+    with pytest.raises(UserError, match=says):
+        identify(**given)
+    assert all(torch.equal(p, before[name]) for name, p in values(net).items())
+    assert net.training
+    with pytest.raises(UserError, match=NO_HESSIAN):
+        loss_with_hessian("absolute", lambda outputs, targets: (outputs - targets).abs().sum(1), None)
+
+
+def test_a_parameter_that_is_not_finite() -> None:
+    net = started()
+    with torch.no_grad():
+        net.act2.gamma.fill_(math.inf)
+    with pytest.raises(UserError, match=r"act2\.gamma is not finite; start from finite values"):
+        identify(net, problem())

@@ -1,0 +1,290 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from foreign import RELUS, changed, images, resnet, snapshot
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
+from aafit.errors import UserError
+from aafit.networks.adaptive import (
+    adaptive_activations,
+    adaptive_parameters,
+    load_activations,
+    save_activations,
+    train_only_activations,
+    training_mode,
+)
+from aafit.networks.models import NETWORKS, build
+from aafit.networks.surgery import replace_activations
+
+NAMES = ("p1", "p2", "p3", "p4")
+SMALL = (1, 16, 16)
+
+
+def adaptive_resnet(sharing="layer", new: AdaptiveActivation | None = None) -> nn.Module:
+    return replace_activations(resnet(), {"ReLU": new or LEAF.like("SiLU")}, sharing, images())[0]
+
+
+def train(net: nn.Module, parameters: list[nn.Parameter], steps: int = 3) -> None:
+    optimizer = torch.optim.Adam(parameters, lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        net(images(8)).square().sum().backward()
+        optimizer.step()
+
+
+def test_adaptive_activations_and_parameters_are_named_by_path() -> None:
+    net = adaptive_resnet()
+    assert list(adaptive_activations(net)) == list(RELUS)
+    assert list(adaptive_parameters(net)) == [f"{path}.{name}" for path in RELUS for name in NAMES]
+    named = dict(net.named_parameters())
+    assert all(parameter is named[name] for name, parameter in adaptive_parameters(net).items())
+    assert adaptive_activations(resnet()) == {}
+    assert adaptive_activations(resnet().head) == adaptive_parameters(resnet().head) == {}
+    assert list(adaptive_parameters(AHAF.like("ReLU"))) == ["gamma", "beta"]
+
+
+@pytest.mark.parametrize("sharing", ["layer", "channel", "neuron"])
+def test_frozen_means_frozen(sharing) -> None:
+    net = adaptive_resnet(sharing)
+    before = snapshot(net)
+    parameters = train_only_activations(net)
+    assert {id(p) for p in parameters} == {id(p) for p in net.parameters() if p.requires_grad}
+    training_mode(net)
+    train(net, parameters)
+    tuned = changed(net, before)
+    assert tuned == set(adaptive_parameters(net))
+    assert any("running_mean" in name for name in before)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_only_the_activations_of_the_experiment_s_networks_train(name: str) -> None:
+    net, _ = replace_activations(build(name, SMALL, 3), {"ReLU": LEAF.like("SiLU")})
+    parameters = train_only_activations(net)
+    before = snapshot(net)
+    training_mode(net)
+    optimizer = torch.optim.Adam(parameters, lr=0.1)
+    nn.functional.cross_entropy(net(torch.rand(4, *SMALL)), torch.tensor([0, 1, 2, 0])).backward()
+    optimizer.step()
+    assert changed(net, before) == set(adaptive_parameters(net))
+
+
+def test_freezing_again_frees_an_activation_that_was_frozen_with_the_rest() -> None:
+    net = adaptive_resnet().requires_grad_(False)
+    assert len(train_only_activations(net)) == 20
+    assert all(parameter.requires_grad for parameter in adaptive_parameters(net).values())
+
+
+def test_nothing_adaptive_to_train_or_save_is_an_error_that_freezes_nothing(tmp_path: Path) -> None:
+    net = resnet()
+    with pytest.raises(UserError, match="no adaptive activation to train: put some in with replace_activations"):
+        train_only_activations(net)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    with pytest.raises(UserError, match=r"nothing to save .* no adaptive activation"):
+        save_activations(net, tmp_path / "none.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def modes(net: nn.Module) -> dict[str, bool]:
+    kinds = (nn.Dropout, nn.BatchNorm2d, LEAF)
+    return {path: module.training for path, module in net.named_modules() if isinstance(module, kinds)}
+
+
+def test_dropout_and_activations_train_where_frozen_batch_norms_do_not() -> None:
+    net = adaptive_resnet()
+    train_only_activations(net)
+    training_mode(net.eval())
+    expected = {path: "bn" not in path and path != "stem.1" for path in modes(net)}
+    assert modes(net) == expected
+    assert sorted(expected.values()).count(False) == 5
+    assert net.training
+
+
+def test_batch_norms_train_in_a_network_that_trains() -> None:
+    net = adaptive_resnet()
+    training_mode(net)
+    assert all(modes(net).values())
+    net.layers[0].bn1.requires_grad_(False)
+    training_mode(net)
+    assert [path for path, trains in modes(net).items() if not trains] == ["layers.0.bn1"]
+    net.layers[0].bn1.bias.requires_grad_(True)
+    training_mode(net)
+    assert all(modes(net).values())
+
+
+def test_a_module_without_buffers_below_one_with_buffers_trains() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.ones(1))
+            self.inner = nn.Sequential(nn.Dropout(), AHAF.like("SiLU"))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x * self.scale)
+
+    net = Scaled()
+    train_only_activations(net)
+    training_mode(net)
+    assert (net.training, net.inner[0].training) == (False, True)
+
+
+@pytest.mark.parametrize("sharing", ["layer", "channel", "neuron"])
+@pytest.mark.parametrize(
+    "new",
+    [AHAF.random(), LEAF.like("Tanh"), FNeuron.like("Tanh", interval=(-2, 3), pieces=5), FNeuron.random()],
+    ids=["AHAF", "LEAF", "FNeuron", "FNeuron random"],
+)
+def test_saved_activations_load_onto_the_untouched_base(tmp_path: Path, sharing, new: AdaptiveActivation) -> None:
+    net, base = adaptive_resnet(sharing, new), resnet()
+    train(net, train_only_activations(net))
+    save_activations(net, tmp_path / "a.safetensors")
+    before = snapshot(base)
+    loaded = load_activations(base, tmp_path / "a.safetensors")
+    assert changed(loaded, snapshot(net)) == set()
+    assert changed(base, before) == set()
+    assert torch.equal(loaded(images()), net.eval()(images()))
+    assert {at: a.settings() for at, a in adaptive_activations(loaded).items()} == {
+        at: a.settings() for at, a in adaptive_activations(net).items()
+    }
+    assert not any(module.training for module in loaded.modules())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_activations_load_over_adaptive_ones_and_into_another_dtype(tmp_path: Path) -> None:
+    tuned = adaptive_resnet(new=LEAF.random())
+    save_activations(tuned, tmp_path / "a.safetensors")
+    other = adaptive_resnet("neuron", FNeuron.random()).double()
+    loaded = load_activations(other, tmp_path / "a.safetensors")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float64}
+    values, expected = adaptive_parameters(loaded), adaptive_parameters(tuned)
+    assert {name: p.tolist() for name, p in values.items()} == {name: p.tolist() for name, p in expected.items()}
+
+
+def test_parameters_that_two_activations_share_are_saved_for_both(tmp_path: Path) -> None:
+    net = nn.Sequential(AHAF(2.0, 3.0), AHAF(4.0, 5.0))
+    net[1].gamma = net[0].gamma
+    save_activations(net, tmp_path / "a.safetensors")
+    loaded = load_activations(nn.Sequential(nn.ReLU(), nn.ReLU()), tmp_path / "a.safetensors")
+    values = {name: parameter.item() for name, parameter in adaptive_parameters(loaded).items()}
+    assert values == {"0.gamma": 2, "0.beta": 3, "1.gamma": 2, "1.beta": 5}
+
+
+def test_loading_draws_no_random_number(tmp_path: Path) -> None:
+    save_activations(adaptive_resnet(), tmp_path / "a.safetensors")
+    base = resnet()
+    random = torch.get_rng_state()
+    load_activations(base, tmp_path / "a.safetensors")
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_file_has_tensors_by_name_with_starts_and_descriptions(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    net, swap = replace_activations(resnet(), {"head.act": FNeuron.like("Tanh", pieces=3)})
+    start = {name: parameter.detach().clone() for name, parameter in adaptive_parameters(net).items()}
+    train(net, train_only_activations(net))
+    save_activations(net, str(path), start=start, replaced={row.path: row.old for row in swap.rows})
+    tensors = load_file(path)
+    assert torch.equal(tensors.pop("start.head.act.weight"), start["head.act.weight"])
+    assert torch.equal(tensors.pop("head.act.weight"), net.head["act"].weight)
+    assert tensors == {}
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata["activations"]) == {"head.act": net.head["act"].settings()}
+    assert json.loads(metadata["replaced"]) == {"head.act": "ReLU"}
+    assert torch.equal(load_activations(resnet(), path).head["act"].weight, net.head["act"].weight)
+
+
+def test_the_same_activations_give_the_same_file(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for path in paths:
+        save_activations(adaptive_resnet(), path)
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
+def test_saving_replaces_an_old_file_and_leaves_it_where_it_cannot(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"old")
+    save_activations(adaptive_resnet(), path)
+    assert len(adaptive_activations(load_activations(resnet(), path))) == 5
+    with pytest.raises(UserError, match=r"Cannot write .*nowhere"):
+        save_activations(adaptive_resnet(), tmp_path / "nowhere" / "a.safetensors")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=r"Cannot write .*a\.safetensors"):
+        save_activations(adaptive_resnet(), path)
+    assert [left.name for left in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def described(path: Path, **changes: str) -> None:
+    """Write a file with one AHAF at head.act, with some of its metadata changed."""
+    metadata = {
+        "format": "aafit activations",
+        "version": "1",
+        "activations": json.dumps({"head.act": AHAF.like("SiLU").settings()}),
+    } | changes
+    save_file({"head.act.gamma": torch.ones(1), "head.act.beta": torch.ones(1)}, path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "other"}, "not one of activations"),
+        ({"version": "2"}, "version 2, and this program reads version 1 only"),
+        ({"activations": "{"}, "does not describe its activations"),
+        ({"activations": "[1]"}, "does not describe its activations"),
+        ({"activations": '{"head.act": {"family": "AHFA", "start": "ReLU", "shape": [1]}}'}, "Did you mean 'AHAF'"),
+        ({"activations": '{"head.act": 1}'}, "settings of an adaptive activation"),
+        (
+            {"activations": '{"head.act": {"family": "LEAF", "start": "x", "shape": [1]}}'},
+            "no tensor 'head.act.p1'",
+        ),
+        (
+            {"activations": '{"head.act": {"family": "AHAF", "start": "x", "shape": [5]}}'},
+            r"'head.act.gamma' has the shape \(1,\), not \(5,\)",
+        ),
+        ({"activations": '{"head.atc": {}}'}, r"no module at 'head.atc'. Did you mean 'head.act'\?"),
+        ({"activations": '{"head.fc": {}}'}, "'head.fc' is a Linear, not an elementwise activation"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    path = tmp_path / "a.safetensors"
+    described(path)
+    assert list(adaptive_activations(load_activations(resnet(), path))) == ["head.act"]
+    described(path, **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        load_activations(resnet(), path)
+    assert str(path) in str(caught.value)
+
+
+def test_files_of_another_kind_are_refused_by_name(tmp_path: Path) -> None:
+    plain, text = tmp_path / "plain.safetensors", tmp_path / "notes.txt"
+    save_file({"weight": torch.ones(2)}, plain)
+    text.write_text("no tensors here")
+    (tmp_path / "empty").touch()
+    for path, message in [
+        (plain, "not one of activations"),
+        (text, "truncated or not a safetensors file"),
+        (tmp_path / "empty", "truncated or not a safetensors file"),
+        (tmp_path / "missing", "Cannot read"),
+        (tmp_path, "Cannot read"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            load_activations(resnet(), path)
+        assert str(path) in str(caught.value)
+
+
+@given(keep=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=40, deadline=None)
+def test_truncated_files_are_refused(tmp_path_factory: pytest.TempPathFactory, keep: float) -> None:
+    path = tmp_path_factory.mktemp("cut") / "a.safetensors"
+    described(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(UserError, match=r"a\.safetensors is truncated or not"):
+        load_activations(resnet(), path)
