@@ -22,7 +22,7 @@ from torch import nn
 
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.report.runs import Run, SuiteRuns, read_suite
+from aafit.report.runs import RunRecord, SuiteRuns, read_suite
 from aafit.runs.checkpoint import load_json, load_tensors
 from aafit.runs.config import RunConfig
 from aafit.runs.start import load_run
@@ -43,10 +43,10 @@ class Case:
 
     name: str
     base: Path
-    runs: dict[str, Run]
+    runs: dict[str, RunRecord]
 
     @property
-    def identified(self) -> Run:
+    def identified(self) -> RunRecord:
         return self.runs["identified"]
 
     def test(self, network: str) -> tuple[float | None, float | None]:
@@ -131,7 +131,7 @@ def on_heldout(case: Case, data_dir: Path | None) -> OnHeldOut:
     return OnHeldOut(rest, fitted, abs(rest["identified"].loss - _last(case.identified, "heldout_loss")))
 
 
-def _last(run: Run, column: str) -> float:
+def _last(run: RunRecord, column: str) -> float:
     return float(run.columns[column][-1])
 
 

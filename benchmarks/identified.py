@@ -161,7 +161,7 @@ def setting_of(
     changes |= {"name": "replaced", "train": "activations", "method": "gauss-newton", "epochs": 30}
     run = RunConfig.checked(base.model_dump(mode="json") | changes, "The replacement")
     heldout = heldout_of(base, config["data"]["sha256"], data_dir)
-    job = Job(run=run, seed=seed, folder=folder, parent=folder)
+    job = Job(config=run, seed=seed, folder=folder, parent=folder)
     start = starting_network(job, images_of(run.dataset, data_dir, run.holdout)).to(torch.device("cpu"), run.precision)
     if images is not None:
         heldout = heldout.at(torch.arange(min(images, len(heldout))))

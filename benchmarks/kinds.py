@@ -47,5 +47,5 @@ def epochs_of_the_paper() -> dict[str, int]:
 def lockstep_of_the_paper() -> dict[str, int]:
     """How many runs of each kind go in lockstep in the paper suite."""
     jobs = jobs_of(load_suite("paper"), Path())
-    sizes = {kind_of(jobs[key].run): len(keys) for key, keys in lockstep_groups(jobs).items()}
+    sizes = {kind_of(jobs[key].config): len(keys) for key, keys in lockstep_groups(jobs).items()}
     return {kind: sizes[kind] for kind in FIRST_OF_KIND}

@@ -120,7 +120,9 @@ def epochs_of(
         folders = [Path(folder) / f"run{number}" for number in range(lockstep)]
         for own in folders:
             own.mkdir()
-        execute.execute(*(Job(run=settings, seed=seed, folder=own, device=device, threads=threads) for own in folders))
+        execute.execute(
+            *(Job(config=settings, seed=seed, folder=own, device=device, threads=threads) for own in folders)
+        )
         measured = [[row for row in read_rows(own / "metrics.csv") if row["seconds"]] for own in folders]
         rows = [row for own in measured for row in own[1:]]
     return {

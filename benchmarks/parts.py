@@ -57,7 +57,7 @@ def seconds_of_parts(run: dict[str, Any], sample: Sample, device: str, threads: 
         patch.object(epochs, "measure", timed(epochs.measure)),
         patch.object(epochs, "save_progress", timed(epochs.save_progress)),
     ):
-        job = Job(run=settings, seed=0, folder=Path(folder) / "run", device=device, threads=threads)
+        job = Job(config=settings, seed=0, folder=Path(folder) / "run", device=device, threads=threads)
         job.folder.mkdir()
         execute.execute(job)
         row = read_rows(job.folder / "metrics.csv")[-1]

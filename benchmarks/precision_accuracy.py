@@ -45,11 +45,11 @@ def accuracies(suite: Suite, data_dir: Path | None, device: str) -> dict[str, li
         summary = run_suite(suite, Path(folder), None, device, data_dir, console=Console(file=io.StringIO()))
         if not summary.ok:
             failed = next((outcome for outcome in summary.outcomes if outcome.message), summary.outcomes[0])
-            raise UserError(f"The runs did not end well; {failed.job.run.name} {failed.status}: {failed.message}")
+            raise UserError(f"The runs did not end well; {failed.job.config.name} {failed.status}: {failed.message}")
         found: dict[str, list[float]] = {run.name: [] for run in suite.runs}
         for outcome in summary.outcomes:
             result = load_json(outcome.job.folder / "done.json")["result"]
-            found[outcome.job.run.name].append(100 * result["last_accuracy"])
+            found[outcome.job.config.name].append(100 * result["last_accuracy"])
     return found
 
 

@@ -57,16 +57,16 @@ def check(told: Report, plan: Estimate, suite: Suite, data_dir: Path | None, dev
         wall = time.monotonic() - began
         if not summary.ok:
             failed = next((outcome for outcome in summary.outcomes if outcome.message), summary.outcomes[0])
-            raise UserError(f"The suite did not end well; {failed.job.run.name} {failed.status}: {failed.message}")
+            raise UserError(f"The suite did not end well; {failed.job.config.name} {failed.status}: {failed.message}")
         rows: list[Row] = []
         starts, projected = [], []
         lockstep = lockstep_groups(
-            {(outcome.job.run.name, outcome.job.seed): outcome.job for outcome in summary.outcomes}
+            {(outcome.job.config.name, outcome.job.seed): outcome.job for outcome in summary.outcomes}
         )
         for planned, outcome in zip(plan.runs, summary.outcomes, strict=True):
             epochs = epoch_seconds(outcome.job.folder / "metrics.csv")
             # Runs in lockstep are in one process: each has its share of it.
-            seconds = outcome.seconds / len(lockstep[outcome.job.run.name, outcome.job.seed])
+            seconds = outcome.seconds / len(lockstep[outcome.job.config.name, outcome.job.seed])
             starts.append(seconds - sum(epochs))
             projected.append(planned.seconds - planned.epochs_left * (planned.epoch_seconds or 0.0))
             rows.append(_row(planned, epochs, seconds))
@@ -83,7 +83,7 @@ def check(told: Report, plan: Estimate, suite: Suite, data_dir: Path | None, dev
 
 def _row(planned: Planned, epochs: list[float], seconds: float) -> Row:
     return {
-        "run": planned.job.run.name,
+        "run": planned.job.config.name,
         "epochs": len(epochs),
         "s an epoch, projected": planned.epoch_seconds,
         "s an epoch, real": sum(epochs) / len(epochs) if epochs else None,
@@ -132,7 +132,7 @@ def main(
 
 def _planned(planned: Planned) -> Row:
     return {
-        "run": planned.job.run.name,
+        "run": planned.job.config.name,
         "epochs": planned.epochs_left,
         "s an epoch": planned.epoch_seconds,
         "s": planned.seconds,

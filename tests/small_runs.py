@@ -16,18 +16,18 @@ LEAF = {"cnn": "LEAF as ReLU", "fc": "LEAF as Tanh", "train": "activations", "p2
 
 def base_job(folder, seed=42, **settings):
     run = RunConfig.checked({"name": "base", **SMALL, **settings})
-    return Job(run=run, seed=seed, folder=folder / "base" / f"seed{seed}", threads=1, device="cpu")
+    return Job(config=run, seed=seed, folder=folder / "base" / f"seed{seed}", threads=1, device="cpu")
 
 
 def child_job(parent, name="child", **settings):
     inherited = {
-        key: getattr(parent.run, key) for key in ("network", "dataset", "train_images", "batch_size", "holdout")
+        key: getattr(parent.config, key) for key in ("network", "dataset", "train_images", "batch_size", "holdout")
     }
-    start = {"parent": parent.run.name, "start_epoch": parent.run.end_epoch, "epochs": 2}
+    start = {"parent": parent.config.name, "start_epoch": parent.config.end_epoch, "epochs": 2}
     run = RunConfig.checked({"name": name, **inherited, **LEAF, **start, **settings})
     return parent.model_copy(
         update={
-            "run": run,
+            "config": run,
             "folder": parent.folder.parent.parent / name / parent.folder.name,
             "parent": parent.folder,
             "parent_hash": parent.settings_hash,

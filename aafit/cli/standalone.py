@@ -42,7 +42,7 @@ def run_alone(place: Place, config: RunConfig, parent: Path | None) -> Path:
     if place.fresh:
         set_aside(folder)
     job = Job(
-        run=config,
+        config=config,
         seed=place.seed,
         folder=folder,
         parent=parent,

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from aafit.report.groups import Group
-from aafit.report.runs import Run
+from aafit.report.runs import RunRecord
 from aafit.report.style import BASE_LINE, GREY, Line, label_ends, line, look, panels, set_epochs, text_width
 from aafit.report.summary import activations, status
 
@@ -61,7 +61,7 @@ def draw_group(group: Group) -> Figure:
     return figure
 
 
-def _curve(runs: Sequence[Run], linear: bool, style: Line) -> Curve:
+def _curve(runs: Sequence[RunRecord], linear: bool, style: Line) -> Curve:
     """The finished seeds' curve, or that of all seeds where none is finished."""
     counted = [run for run in runs if run.done is not None] or list(runs)
     seeds = []
@@ -149,7 +149,7 @@ def _first_epoch(group: Group) -> int:
     return max(runs[0].settings.end_epoch for runs in group.bases.values()) // 3
 
 
-def _key(names: dict[str, list[Run]], lines: dict[str, Line]) -> list[Line2D]:
+def _key(names: dict[str, list[RunRecord]], lines: dict[str, Line]) -> list[Line2D]:
     """What each line is."""
     handles = []
     for name, runs in names.items():

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aafit.report.runs import Difference, Run, SuiteRuns
+from aafit.report.runs import Difference, RunRecord, SuiteRuns
 from aafit.report.style import GREY, look, panels, text_width
 
 MEAN: dict[str, Any] = {"color": "black", "marker": "o", "markersize": 5, "linestyle": ""}
@@ -58,13 +58,13 @@ def draw_differences(suite: SuiteRuns) -> Figure | None:
     return figure
 
 
-def _differences(run: Run) -> dict[str, Difference]:
+def _differences(run: RunRecord) -> dict[str, Difference]:
     if run.comparison is None:
         return {}
     return {**{layer.path: layer for layer in run.comparison.layers}, "logits": run.comparison.logits}
 
 
-def _layer(axes: Axes, layer: str, rows: Iterable[list[Run]], floor: float, top: float) -> None:
+def _layer(axes: Axes, layer: str, rows: Iterable[list[RunRecord]], floor: float, top: float) -> None:
     for row, runs in enumerate(rows):
         for run in runs:
             one = _differences(run).get(layer)
@@ -82,7 +82,7 @@ def _layer(axes: Axes, layer: str, rows: Iterable[list[Run]], floor: float, top:
     axes.set_title(layer)
 
 
-def _agreement(axes: Axes, rows: Iterable[list[Run]]) -> None:
+def _agreement(axes: Axes, rows: Iterable[list[RunRecord]]) -> None:
     for row, runs in enumerate(rows):
         shares = [100 * run.comparison.agreement for run in runs if run.comparison is not None]
         mean = sum(shares) / len(shares)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from aafit.report.runs import Run, SuiteRuns
+from aafit.report.runs import RunRecord, SuiteRuns
 
 PAPER = (
     ("relu-to-tanh-relu", "ReLU → Tanh + ReLU", "ReLU", "4", "2"),
@@ -20,8 +20,8 @@ class Group:
 
     key: str
     title: str
-    bases: dict[str, list[Run]]
-    tuned: dict[str, list[Run]]
+    bases: dict[str, list[RunRecord]]
+    tuned: dict[str, list[RunRecord]]
 
 
 def groups(suite: SuiteRuns) -> list[Group]:
@@ -52,8 +52,8 @@ def groups(suite: SuiteRuns) -> list[Group]:
     return found + _from_scratch(names, placed)
 
 
-def _from_scratch(names: Mapping[str, list[Run]], placed: set[str]) -> list[Group]:
-    kinds: dict[tuple[str, str], dict[str, list[Run]]] = {}
+def _from_scratch(names: Mapping[str, list[RunRecord]], placed: set[str]) -> list[Group]:
+    kinds: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
     for name, runs in names.items():
         settings = runs[0].settings
         if settings.parent is None:
@@ -65,7 +65,7 @@ def _from_scratch(names: Mapping[str, list[Run]], placed: set[str]) -> list[Grou
     ]
 
 
-def _bases(roots: Mapping[str, str], names: Mapping[str, list[Run]], function: str) -> list[str]:
+def _bases(roots: Mapping[str, str], names: Mapping[str, list[RunRecord]], function: str) -> list[str]:
     """The bases whose activations are all the fixed `function`."""
     return [
         base
@@ -74,6 +74,6 @@ def _bases(roots: Mapping[str, str], names: Mapping[str, list[Run]], function: s
     ]
 
 
-def _place(base: str, function: str, names: Mapping[str, list[Run]], roots: Mapping[str, str]) -> tuple[str, str]:
+def _place(base: str, function: str, names: Mapping[str, list[RunRecord]], roots: Mapping[str, str]) -> tuple[str, str]:
     """What tells a base from others of the same function, for the file's name and the title: mostly nothing."""
     return ("", "") if len(_bases(roots, names, function)) == 1 else (f"-{base}", f" ({base})")

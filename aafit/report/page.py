@@ -13,7 +13,7 @@ from aafit.files import make_folder, write_atomically
 from aafit.report.curves import draw_group
 from aafit.report.differences import draw_differences
 from aafit.report.groups import groups
-from aafit.report.runs import CurveError, Run, SuiteRuns, read_run, read_suite
+from aafit.report.runs import CurveError, RunRecord, SuiteRuns, read_run, read_suite
 from aafit.report.shapes import draw_saved
 from aafit.report.style import save
 from aafit.report.summary import activations, status
@@ -91,7 +91,7 @@ def _moment(text: str) -> str:
     return text.replace("T", " ").replace("+00:00", " UTC")
 
 
-def _section(run: Run, figures: Sequence[Path]) -> dict[str, Any]:
+def _section(run: RunRecord, figures: Sequence[Path]) -> dict[str, Any]:
     """What the page tells of one run."""
     result = run.done.result if run.done is not None else None
     compared = run.comparison
@@ -126,7 +126,7 @@ def _section(run: Run, figures: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def _errors(run: Run) -> list[tuple[str, CurveError]]:
+def _errors(run: RunRecord) -> list[tuple[str, CurveError]]:
     """The errors of the new activations as functions, told once for layers that share them: (layers, error)."""
     layers: dict[CurveError, list[str]] = {}
     for curve in run.comparison.curves if run.comparison is not None else ():
@@ -164,7 +164,7 @@ def draw_suite_figures(suite: SuiteRuns, out: Path) -> list[Path]:
     return files if figure is None else files + save(figure, out, "differences")
 
 
-def draw_run_figures(run: Run, out: Path) -> list[Path]:
+def draw_run_figures(run: RunRecord, out: Path) -> list[Path]:
     """The figures of one run: its activations' shapes once it is finished, and the paths of their parameters."""
     files: list[Path] = []
     if (run.folder / "activations.safetensors").exists():
@@ -173,7 +173,7 @@ def draw_run_figures(run: Run, out: Path) -> list[Path]:
     return files if figure is None else files + save(figure, out, f"trajectories-{file_name(run)}")
 
 
-def file_name(run: Run) -> str:
+def file_name(run: RunRecord) -> str:
     """What a run's figures are called."""
     return f"{_safe(run.name)}-seed{run.seed}"
 

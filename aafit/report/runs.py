@@ -112,7 +112,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One run folder. `columns` is metrics.csv, a float64 array a column, NaN where a cell is empty."""
 
     folder: Path
@@ -144,35 +144,35 @@ class SuiteRuns:
     """All runs of a suite's folder; `no_config` are the run folders in which nothing began yet."""
 
     folder: Path
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
     no_config: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
         return self.folder.resolve().name
 
-    def by_name(self) -> dict[str, list[Run]]:
+    def by_name(self) -> dict[str, list[RunRecord]]:
         """The seeds' runs of each name, in the order of the stages, a parent before its children."""
-        names: dict[str, list[Run]] = {}
+        names: dict[str, list[RunRecord]] = {}
         for run in sorted(self.runs, key=self._order):
             names.setdefault(run.name, []).append(run)
         return names
 
-    def parent(self, run: Run) -> Run | None:
+    def parent(self, run: RunRecord) -> RunRecord | None:
         """The run that this one began from, of the same seed."""
         wanted = (run.settings.parent, run.seed)
         return next((other for other in self.runs if (other.name, other.seed) == wanted), None)
 
-    def ancestors(self, run: Run) -> list[Run]:
+    def ancestors(self, run: RunRecord) -> list[RunRecord]:
         """The parent, its parent, ... as far as they are there."""
-        chain: list[Run] = []
+        chain: list[RunRecord] = []
         parent = self.parent(run)
         while parent is not None and parent not in chain:
             chain.append(parent)
             parent = self.parent(parent)
         return chain
 
-    def _order(self, run: Run) -> tuple[Any, ...]:
+    def _order(self, run: RunRecord) -> tuple[Any, ...]:
         stage = run.settings.stage
         return (stage == "", _natural(stage), len(self.ancestors(run)), _natural(run.name), run.seed)
 
@@ -194,7 +194,7 @@ def read_suite(folder: Path) -> SuiteRuns:
     return SuiteRuns(folder, runs, tuple(path for path in found if not (path / "config.json").exists()))
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunRecord:
     """Read one run folder, finished or not.
 
     Raises:
@@ -204,7 +204,7 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{folder} is not a run folder: it has no config.json. Give <suite>/<run>/seed<k>.")
     config = _read_json(folder / "config.json", Config)
     done, comparison = folder / "done.json", folder / "compare.json"
-    return Run(
+    return RunRecord(
         folder=folder,
         settings=config.run,
         seed=config.seed,

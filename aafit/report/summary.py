@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from aafit.report.runs import Run, Settings, SuiteRuns
+from aafit.report.runs import RunRecord, Settings, SuiteRuns
 
 LEAST_DROP = 0.005
 """Of a drop in accuracy smaller than this (half a point), the share recovered says nothing."""
@@ -61,7 +61,7 @@ def activations(settings: Settings) -> tuple[str, ...]:
     return (*both, ", ".join(extra)) if extra else both
 
 
-def status(run: Run) -> str:
+def status(run: RunRecord) -> str:
     """How far a run is; empty for a finished one."""
     if run.done is not None:
         return ""
@@ -70,7 +70,7 @@ def status(run: Run) -> str:
     return f"unfinished: epoch {run.last_epoch} of {run.settings.end_epoch}"
 
 
-def _row(runs: Sequence[Run]) -> Row:
+def _row(runs: Sequence[RunRecord]) -> Row:
     finished = [run for run in runs if run.done is not None]
     counted = finished or list(runs)
     results = [run.done.result for run in finished if run.done is not None]
@@ -99,26 +99,26 @@ def _row(runs: Sequence[Run]) -> Row:
     )
 
 
-def _status_of(runs: Sequence[Run]) -> str:
+def _status_of(runs: Sequence[RunRecord]) -> str:
     open_ones = [run for run in runs if run.done is None]
     if len(runs) == 1 or not open_ones:
         return status(runs[0])
     return "; ".join(f"seed {run.seed} {status(run)}" for run in open_ones)
 
 
-def _base(run: Run) -> float | None:
+def _base(run: RunRecord) -> float | None:
     if run.done is not None:
         return run.done.result.base_accuracy
     return run.comparison.base_accuracy if run.comparison is not None else None
 
 
-def _replaced(run: Run) -> float | None:
+def _replaced(run: RunRecord) -> float | None:
     if run.done is not None:
         return run.done.result.replaced_accuracy
     return run.comparison.replaced_accuracy if run.comparison is not None else None
 
 
-def _last(run: Run) -> float | None:
+def _last(run: RunRecord) -> float | None:
     if run.done is not None:
         return run.done.result.last_accuracy
     return float(run.columns["test_accuracy"][-1]) if run.last_epoch is not None else None

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from aafit.report.runs import Run
+from aafit.report.runs import RunRecord
 from aafit.report.style import GREY, Line, label_ends, line, look, panels, set_epochs, text_width
 
 MANY = 8
@@ -13,7 +13,7 @@ MANY = 8
 Array = NDArray[np.float64]
 
 
-def draw_trajectories(run: Run) -> Figure | None:
+def draw_trajectories(run: RunRecord) -> Figure | None:
     """How far each parameter that a layer shares moved from its start, a panel a kind; None: the run has none."""
     kinds: dict[str, dict[str, Array]] = {}
     for name, values in run.parameters.items():
@@ -37,7 +37,7 @@ def draw_trajectories(run: Run) -> Figure | None:
     return figure
 
 
-def _knot(run: Run, index: int) -> str:
+def _knot(run: RunRecord, index: int) -> str:
     """An F-Neuron's weight, with the input that it is the value at."""
     left, right = run.settings.interval
     return f"[{index}] at {left + index * (right - left) / (run.settings.pieces + 1):.2f}"

@@ -33,7 +33,7 @@ OwnLog = Callable[[Job], AbstractContextManager[object]]
 
 
 @dataclass
-class Run:
+class ActiveRun:
     """A run under way: its job, what it starts from and trains, and how far it is.
 
     Attributes:
@@ -72,18 +72,20 @@ class Evaluations:
     heldout: Callable[[], Evaluation | HeldOut] | None
 
 
-def train_runs(runs: Sequence[Run], data: Dataset, own_log: OwnLog) -> None:
+def train_runs(runs: Sequence[ActiveRun], data: Dataset, own_log: OwnLog) -> None:
     """Train by gradient steps, epoch after epoch, from where each run is; those at the same epoch go in lockstep."""
     with ExitStack() as opened:
         noted = {}
         for run in runs:
             outputs = opened.enter_context(loggers(run.job, run.net, run.epoch))
-            noted[run.job.folder] = repeated_evaluations(data, run.net, run.job.run.precision), outputs
+            noted[run.job.folder] = repeated_evaluations(data, run.net, run.job.config.precision), outputs
             if run.epoch is None:
-                run.epoch = run.job.run.start_epoch
+                run.epoch = run.job.config.start_epoch
                 with own_log(run.job):
                     measure(run.job, run.epoch, run.net, *noted[run.job.folder])
-        while left := [(run.epoch, run) for run in runs if run.epoch is not None and run.epoch < run.job.run.end_epoch]:
+        while left := [
+            (run.epoch, run) for run in runs if run.epoch is not None and run.epoch < run.job.config.end_epoch
+        ]:
             behind = min(epoch for epoch, _ in left)
             lockstep = [run for epoch, run in left if epoch == behind]
             began = time.perf_counter()
@@ -96,9 +98,9 @@ def train_runs(runs: Sequence[Run], data: Dataset, own_log: OwnLog) -> None:
                 save_progress(run.job, run.epoch, run.seconds, run.net, run.optimizers)
 
 
-def _train_epoch(runs: Sequence[Run], epoch: int, data: Dataset) -> list[tuple[float, float]]:
+def _train_epoch(runs: Sequence[ActiveRun], epoch: int, data: Dataset) -> list[tuple[float, float]]:
     """The epoch after `epoch` of runs that have seed and batches in common: mean and variance of each one's losses."""
-    seed, run = runs[0].job.seed, runs[0].job.run
+    seed, run = runs[0].job.seed, runs[0].job.config
     dtype = data_type(run.precision)
 
     def batches() -> Batches:
@@ -113,12 +115,12 @@ def _train_epoch(runs: Sequence[Run], epoch: int, data: Dataset) -> list[tuple[f
     return lockstep.train_epoch(batches(), [one.optimizers for one in runs], run.precision)
 
 
-def identify_run(under_way: Run, data: Dataset) -> None:
+def identify_run(under_way: ActiveRun, data: Dataset) -> None:
     """Identify by Gauss-Newton, step after step, from where the run was.
 
     On the images that the base network was not trained on; where none are held out, on train images, augmented.
     """
-    job, net, run = under_way.job, under_way.net, under_way.job.run
+    job, net, run = under_way.job, under_way.net, under_way.job.config
     dtype = data_type(run.precision)
     saved = load_identification(job)
     state = None if saved is None else State.from_dict(saved)
@@ -191,8 +193,8 @@ def measure(
         "heldout_accuracy": heldout.accuracy if heldout else None,
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
-        "lr": job.run.learning_rate,
-        "lr_slow": job.run.learning_rate / SLOWED[job.run.optimizer] if job.run.p24sl else None,
+        "lr": job.config.learning_rate,
+        "lr_slow": job.config.learning_rate / SLOWED[job.config.optimizer] if job.config.p24sl else None,
         "seconds": seconds,
         "evaluation_seconds": time.perf_counter() - began,
         **shared_values(net),

@@ -16,7 +16,7 @@ from aafit.devices import choose_device
 from aafit.identification import audit
 from aafit.networks.adaptive import adaptive_activations, train_only_activations
 from aafit.runs.checkpoint import save_json
-from aafit.runs.epochs import Run, identify_run, train_runs
+from aafit.runs.epochs import ActiveRun, identify_run, train_runs
 from aafit.runs.folder import finish, load_progress, locked, printing_to_log, write_config
 from aafit.runs.job import Job, is_done
 from aafit.runs.start import Start, starting_network
@@ -45,19 +45,21 @@ def execute(*jobs: Job) -> None:
     with ExitStack() as held:
         for job in jobs:
             held.enter_context(locked(job.folder))
-        held.enter_context(arithmetic(first.run.precision, first.threads))
+        held.enter_context(arithmetic(first.config.precision, first.threads))
         left = [job for job in jobs if not is_done(job)]
         if not left:
             log.info("already done: %s", first.folder)
             return
         device = choose_device(first.device)
-        data = load_dataset(first.run.dataset, first.data_dir, first.run.holdout, first.run.train_images).to(device)
+        data = load_dataset(first.config.dataset, first.data_dir, first.config.holdout, first.config.train_images).to(
+            device
+        )
 
         runs = []
         for job in left:
             with own_log(job):
                 runs.append(begin(job, data, device))
-        if first.run.method == "gauss-newton":
+        if first.config.method == "gauss-newton":
             identify_run(runs[0], data)
         else:
             train_runs(runs, data, own_log)
@@ -67,17 +69,17 @@ def execute(*jobs: Job) -> None:
                 finish(run.job, run.net, run.starting_values, replaced, run.seconds, run.tuned)
 
 
-def begin(job: Job, data: Dataset, device: torch.device) -> Run:
+def begin(job: Job, data: Dataset, device: torch.device) -> ActiveRun:
     """The network that a run starts from, compared with its base; what is trained of it, from where the run was."""
     write_config(job, device, data)
-    start = starting_network(job, data).to(device, job.run.precision)
+    start = starting_network(job, data).to(device, job.config.precision)
     starting_values = start.values()
     compare_with_base(job, start, data)
-    trained = choose_trained(start.net, job.run.train)
-    run = Run(job, start, starting_values, tuned=sum(parameter.numel() for parameter in trained))
+    trained = choose_trained(start.net, job.config.train)
+    run = ActiveRun(job, start, starting_values, tuned=sum(parameter.numel() for parameter in trained))
     look_at_parameters(job, start, data)
-    if job.run.method == "gradient":
-        settings = job.run
+    if job.config.method == "gradient":
+        settings = job.config
         if trained:
             run.optimizers = make_optimizers(start.net, settings.optimizer, settings.lr, settings.p24sl, settings.dspu4)
         log.info("%d parameters to train for %d epochs on %s", run.tuned, settings.epochs, device)
@@ -99,8 +101,8 @@ def compare_with_base(job: Job, start: Start, data: Dataset) -> None:
     if start.base is None or start.swap is None or path.exists():
         return
     log.info("%s", start.swap)
-    batches = evaluation_batches(data.test, dtype=data_type(job.run.precision))
-    comparison = compare(start.base, start.net, batches, job.run.precision)
+    batches = evaluation_batches(data.test, dtype=data_type(job.config.precision))
+    comparison = compare(start.base, start.net, batches, job.config.precision)
     log.info("%s", comparison)
     curves = [
         {"path": row.path, "old": row.old, "new": row.new, **vars(error)}
@@ -112,7 +114,7 @@ def compare_with_base(job: Job, start: Start, data: Dataset) -> None:
 
 def look_at_parameters(job: Job, start: Start, data: Dataset) -> None:
     """Say of each adaptive parameter, before the first epoch, whether the optimizer can move it."""
-    run, dtype = job.run, data_type(job.run.precision)
+    run, dtype = job.config, data_type(job.config.precision)
     begun = (job.folder / "metrics.csv").exists()
     if begun or run.train == "none" or not run.epochs or not adaptive_activations(start.net):
         return

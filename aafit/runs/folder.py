@@ -93,7 +93,7 @@ def write_config(job: Job, device: torch.device, data: Dataset) -> None:
         known = load_json(path)["data"]["sha256"]
         if known != data.fingerprint:
             raise UserError(
-                f"{job.folder} was begun on another copy of {job.run.dataset} (SHA-256 {known[:12]}, this one has "
+                f"{job.folder} was begun on another copy of {job.config.dataset} (SHA-256 {known[:12]}, this one has "
                 f"{data.fingerprint[:12]}); give that copy as --data-dir, or --fresh to start again."
             )
         return
@@ -101,7 +101,7 @@ def write_config(job: Job, device: torch.device, data: Dataset) -> None:
         path,
         {
             "hash": job.settings_hash,
-            "run": job.run.model_dump(mode="json"),
+            "run": job.config.model_dump(mode="json"),
             "seed": job.seed,
             "parent": None if job.parent is None else str(job.parent),
             "parent_hash": job.parent_hash,
@@ -199,7 +199,9 @@ def loggers(job: Job, net: nn.Module, last_epoch: int | None) -> Iterator[list[L
         if job.tensorboard:
             opened.append(TensorBoardLogger(job.folder, last_epoch))
         if job.wandb:
-            opened.append(WandbLogger(job.folder, f"{job.run.name}-seed{job.seed}", job.run.model_dump(mode="json")))
+            opened.append(
+                WandbLogger(job.folder, f"{job.config.name}-seed{job.seed}", job.config.model_dump(mode="json"))
+            )
         yield opened
     finally:
         for logger in opened:

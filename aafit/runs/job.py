@@ -30,7 +30,7 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    run: RunConfig
+    config: RunConfig
     seed: int = Field(ge=0)
     folder: Path
     parent: Path | None = None
@@ -47,13 +47,13 @@ class Job(BaseModel):
 
         Names, folders, and the device are not in it: where a run is done does not make it another run.
         """
-        settings = self.run.model_dump(mode="json", exclude=NOT_IN_RESULT)
+        settings = self.config.model_dump(mode="json", exclude=NOT_IN_RESULT)
         # Named only where it is in use, so that runs done before there was a choice keep their hash.
-        if self.run.method == "gradient":
+        if self.config.method == "gradient":
             settings = {key: value for key, value in settings.items() if key not in OF_GAUSS_NEWTON}
-        settings |= {"lr": self.run.learning_rate, "seed": self.seed, "parent": self.parent_hash}
-        if self.run.init_from is not None:
-            settings["init_from"] = _content(self.run.init_from)
+        settings |= {"lr": self.config.learning_rate, "seed": self.seed, "parent": self.parent_hash}
+        if self.config.init_from is not None:
+            settings["init_from"] = _content(self.config.init_from)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -80,7 +80,7 @@ def jobs_of(
         for run in suite.runs:
             parent = jobs[run.parent, seed] if run.parent is not None else None
             jobs[run.name, seed] = Job(
-                run=run,
+                config=run,
                 seed=seed,
                 folder=runs_dir.absolute() / suite.name / run.name / f"seed{seed}",
                 parent=parent.folder if parent else None,
@@ -144,7 +144,7 @@ def differences(stored: Mapping[str, Any], job: Job) -> list[str]:
     there = {**defaults, **stored.get("run", {}), "seed": stored.get("seed")}
     if there.get("lr", 0) is None:
         there["lr"] = LEARNING_RATES.get(there.get("optimizer", ""))
-    here = {**job.run.model_dump(mode="json"), "lr": job.run.learning_rate, "seed": job.seed}
+    here = {**job.config.model_dump(mode="json"), "lr": job.config.learning_rate, "seed": job.seed}
     texts = [
         f"{key}: {_shown(there, key)} there, {_shown(here, key)} here"
         for key in dict.fromkeys([*here, *there])
@@ -184,10 +184,10 @@ def lockstep_group(job: Job) -> str | None:
 
     They tune activations of the fully connected layers alone, by gradient steps, of one base network on one seed.
     """
-    run = job.run
+    run = job.config
     if job.parent is None or run.train != "activations" or run.method != "gradient" or is_adaptive(run.cnn):
         return None
-    return job.model_dump_json(exclude={"run": OWN_SETTINGS, "folder": True})
+    return job.model_dump_json(exclude={"config": OWN_SETTINGS, "folder": True})
 
 
 def lockstep_groups(jobs: Mapping[tuple[str, int], Job]) -> dict[tuple[str, int], list[tuple[str, int]]]:

@@ -47,7 +47,7 @@ def starting_network(job: Job, data: Dataset) -> Start:
     Raises:
         UserError: the parent is not finished or its files were altered; the checkpoint is for another network.
     """
-    run = job.run
+    run = job.config
     if job.parent is not None:
         base = load_run(job.parent)
         parent = RunConfig.checked(load_json(job.parent / "config.json")["run"], str(job.parent))

@@ -88,13 +88,13 @@ def epoch_seconds(metrics: Path) -> list[float]:
 def last_epoch(job: Job) -> int:
     """The last epoch that the job's folder has measured; its first one where there is none."""
     try:
-        return max((int(row["epoch"]) for row in read_rows(job.folder / "metrics.csv")), default=job.run.start_epoch)
+        return max((int(row["epoch"]) for row in read_rows(job.folder / "metrics.csv")), default=job.config.start_epoch)
     except (OSError, KeyError, ValueError, TypeError):
-        return job.run.start_epoch
+        return job.config.start_epoch
 
 
 def parents_of(jobs: Mapping[Key, Job]) -> dict[Key, Key | None]:
-    return {key: (job.run.parent, job.seed) if job.run.parent is not None else None for key, job in jobs.items()}
+    return {key: (job.config.parent, job.seed) if job.config.parent is not None else None for key, job in jobs.items()}
 
 
 def chains(seconds: Mapping[Key, float], parents: Mapping[Key, Key | None]) -> dict[Key, float]:
@@ -160,7 +160,7 @@ class Planned:
     def seconds(self) -> float:
         if self.done:
             return 0.0
-        begun = self.epochs_left < self.job.run.epochs
+        begun = self.epochs_left < self.job.config.epochs
         # Runs in lockstep have their epochs in common, but each is compared for itself.
         epochs = self.epochs_left + (0.0 if self.job.parent is None or begun else COMPARED * self.lockstep)
         return START_SECONDS + epochs * (self.epoch_seconds or 0.0)
@@ -181,7 +181,7 @@ class Estimate:
         for column in table.columns[5:]:
             column.justify = "right"
         for planned in self.runs:
-            run = planned.job.run
+            run = planned.job.config
             table.add_row(
                 run.name,
                 str(planned.job.seed),
@@ -237,15 +237,15 @@ def estimate(
     planned: dict[Key, Planned] = {}
     for key, job in table.items():
         done = finished[key]
-        left = 0 if done else job.run.end_epoch - (job.run.start_epoch if fresh else last_epoch(job))
-        seconds, source = costs.of(job.run), "measured"
-        if seconds is None and measure is not None and left > 0 and job.run.train != "none":
-            kind = *kind_of(job.run), len(lockstep[key])
+        left = 0 if done else job.config.end_epoch - (job.config.start_epoch if fresh else last_epoch(job))
+        seconds, source = costs.of(job.config), "measured"
+        if seconds is None and measure is not None and left > 0 and job.config.train != "none":
+            kind = *kind_of(job.config), len(lockstep[key])
             if kind not in timed:
-                timed[kind] = measure(job.run, places[0].device, len(lockstep[key]))
+                timed[kind] = measure(job.config, places[0].device, len(lockstep[key]))
             seconds, source = timed[kind], "timed now"
         together = len(lockstep.get(key, [key]))
-        planned[key] = Planned(job, done, left, trained_parameters(job.run), seconds, source, together)
+        planned[key] = Planned(job, done, left, trained_parameters(job.config), seconds, source, together)
     remaining = {key: run.seconds for key, run in planned.items() if not run.done}
     return Estimate(tuple(planned.values()), len(places), wall_seconds(remaining, parents_of(table), len(places)))
 

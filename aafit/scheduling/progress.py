@@ -75,7 +75,7 @@ class RunState:
 
     def seconds_left(self, costs: Costs) -> float | None:
         """None where nothing is known that tells."""
-        run = self.job.run
+        run = self.job.config
         start = START_SECONDS if self.status is Status.WAITING else 0.0
         left = run.end_epoch - (run.start_epoch if self.epoch is None else self.epoch)
         cost = self.epoch_seconds or costs.guess(run)
@@ -139,10 +139,10 @@ class LiveTable:
         for state in shown:
             left = state.seconds_left(costs) if state.status in LEFT else None
             table.add_row(
-                state.job.run.name,
+                state.job.config.name,
                 str(state.job.seed),
                 state.status,
-                f"{state.job.run.start_epoch if state.epoch is None else state.epoch}/{state.job.run.end_epoch}",
+                f"{state.job.config.start_epoch if state.epoch is None else state.epoch}/{state.job.config.end_epoch}",
                 "-" if state.accuracy is None else f"{state.accuracy:.2%}",
                 "-" if left is None else clock(left),
                 style=STYLES[state.status],
@@ -178,7 +178,7 @@ class PlainLines:
         pass
 
     def started(self, state: RunState) -> None:
-        self.told[state.job.run.name, state.job.seed] = (time.monotonic(), state.epoch)
+        self.told[state.job.config.name, state.job.seed] = (time.monotonic(), state.epoch)
         self.line(state, f"started; log: {state.job.folder / 'log.txt'}")
 
     def ended(self, state: RunState) -> None:
@@ -195,10 +195,10 @@ class PlainLines:
                 left = state.seconds_left(costs)
                 self.line(
                     state,
-                    f"epoch {state.epoch}/{state.job.run.end_epoch}, test accuracy {state.accuracy:.2%}"
+                    f"epoch {state.epoch}/{state.job.config.end_epoch}, test accuracy {state.accuracy:.2%}"
                     + ("" if left is None else f", {clock(left)} left"),
                 )
 
     def line(self, state: RunState, text: str) -> None:
-        line = f"{time.strftime('%H:%M:%S')} {state.job.run.name} (seed {state.job.seed}): {text}"
+        line = f"{time.strftime('%H:%M:%S')} {state.job.config.name} (seed {state.job.seed}): {text}"
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -65,11 +65,11 @@ class Summary:
         for outcome in self.outcomes:
             spent = clock(outcome.seconds) if outcome.seconds else ""
             style = STYLES[outcome.status]
-            table.add_row(outcome.job.run.name, str(outcome.job.seed), outcome.status, spent, style=style)
+            table.add_row(outcome.job.config.name, str(outcome.job.seed), outcome.status, spent, style=style)
         yield table
         for outcome in self.outcomes:
             if outcome.message:
-                name = f"{outcome.job.run.name} (seed {outcome.job.seed})"
+                name = f"{outcome.job.config.name} (seed {outcome.job.seed})"
                 log = f" Log: {outcome.log}" if outcome.status is Status.FAILED else ""
                 yield Text(f"{name} {outcome.status}: {outcome.message}{log}", style=STYLES[outcome.status])
         done = sum(outcome.status in (Status.DONE, Status.ALREADY_DONE) for outcome in self.outcomes)
@@ -115,7 +115,9 @@ def run_suite(
     missing = [state.job for state in states.values() if state.status is Status.WAITING]
     for job in missing:
         make_folder(job.folder)
-    for needs in dict.fromkeys((job.run.dataset, data_dir, job.run.holdout, job.run.train_images) for job in missing):
+    for needs in dict.fromkeys(
+        (job.config.dataset, data_dir, job.config.holdout, job.config.train_images) for job in missing
+    ):
         load_dataset(*needs)
     costs = Costs.measured(runs_dir)
     with view_for(console or Console()) as view:
@@ -175,7 +177,7 @@ class _Schedule:
             state, parent = self.states[key], self.parents[key]
             before = self.states[parent] if parent is not None else None
             if before is not None and before.status in (Status.FAILED, Status.NOT_RUN):
-                failed = f"{before.job.run.name} failed."
+                failed = f"{before.job.config.name} failed."
                 self._end(state, Status.NOT_RUN, failed if before.status is Status.FAILED else before.message)
             elif state.status is not Status.WAITING:
                 pass  # started with another one, in lockstep
@@ -207,7 +209,7 @@ class _Schedule:
         for key, process in list(self.running.items()):
             state, code = self.states[key], process.popen.poll()
             if state.refresh() and state.epoch_seconds is not None:
-                self.costs.add(state.job.run, state.epoch_seconds)
+                self.costs.add(state.job.config, state.epoch_seconds)
             state.seconds = time.monotonic() - process.began
             if code is not None:
                 self._take_back(key)

@@ -41,7 +41,7 @@ def _measured(run: RunConfig, device: torch.device, count: int) -> float:
     )
     noise = noise.to(device)
     alone = run.model_copy(update={"parent": None, "init_from": None})
-    job = Job(run=alone, seed=0, folder=Path())
+    job = Job(config=alone, seed=0, folder=Path())
     nets = [starting_network(job, noise).to(device, run.precision).net for _ in range(count)]
     trained = [parameter for net in nets for parameter in choose_trained(net, run.train)]
     optimizers = [make_optimizers(net, run.optimizer, run.lr, run.p24sl, run.dspu4) if trained else [] for net in nets]

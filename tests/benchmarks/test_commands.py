@@ -133,7 +133,7 @@ def test_precision_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         outcomes = []
         for job in jobs_of(suite, runs_dir, device="cpu", threads=1).values():
             job.folder.mkdir(parents=True)
-            accuracy = 0.7 + 0.01 * job.seed + 0.001 * (job.run.precision == "bf16")
+            accuracy = 0.7 + 0.01 * job.seed + 0.001 * (job.config.precision == "bf16")
             (job.folder / "done.json").write_text(json.dumps({"result": {"last_accuracy": accuracy}}))
             outcomes.append(Outcome(job, Status.DONE, 1.0, ""))
         return Summary(tuple(outcomes), 1.0, False)

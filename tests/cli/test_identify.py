@@ -20,7 +20,7 @@ COMMON = {"network": "LeNet-5", "dataset": "MNIST-5k", "train_images": 300}
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base") / "seed42"
-    job = Job(run=RunConfig(name="base", epochs=1, holdout=400, **COMMON), seed=42, folder=folder, threads=1)
+    job = Job(config=RunConfig(name="base", epochs=1, holdout=400, **COMMON), seed=42, folder=folder, threads=1)
     execute(job)
     return job
 
@@ -29,7 +29,7 @@ def job_of(base, folder, **settings):
     values = {"cnn": "ReLU", "fc": "F-Neuron as Tanh", "epochs": 3, "start_epoch": 1, "holdout": 400} | settings
     run = RunConfig(name="found", parent="base", train="activations", method="gauss-newton", **COMMON, **values)
     return Job(
-        run=run, seed=42, folder=folder, parent=base.folder, parent_hash=base.settings_hash, device="cpu", threads=1
+        config=run, seed=42, folder=folder, parent=base.folder, parent_hash=base.settings_hash, device="cpu", threads=1
     )
 
 
@@ -79,7 +79,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(base, found, tmp_path, monkeypat
 
 
 def test_without_held_out_images_it_is_identified_on_augmented_train_images(tmp_path):
-    base = Job(run=RunConfig(name="base", epochs=1, **COMMON), seed=42, folder=tmp_path / "base", threads=1)
+    base = Job(config=RunConfig(name="base", epochs=1, **COMMON), seed=42, folder=tmp_path / "base", threads=1)
     execute(base)
     job = job_of(base, tmp_path / "found", holdout=0, epochs=1)
     execute(job)

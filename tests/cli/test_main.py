@@ -177,7 +177,7 @@ def test_labels_over_nine_are_refused(call, tmp_path):
 def test_a_job_that_is_none_is_refused():
     process = subprocess.run(
         [sys.executable, "-m", "aafit.scheduling.worker"],
-        input='[{"run": {}}]\n',
+        input='[{"config": {}}]\n',
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},

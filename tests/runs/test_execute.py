@@ -186,7 +186,7 @@ def test_regimes_from_scratch(tmp_path, settings, tuned):
     job = base_job(tmp_path, **settings)
     execute(job)
     result = read_json(job.folder / "done.json")["result"]
-    assert result["epochs"] == job.run.epochs
+    assert result["epochs"] == job.config.epochs
     parameters = sum(p.numel() for p in aafit.load_run(job.folder).parameters())
     assert result["tuned_parameters"] == (parameters if tuned is None else tuned)
 

@@ -14,13 +14,13 @@ BASE = RunConfig(name="base", epochs=3)
 
 
 def job(folder: Path = Path("runs"), seed: int = 42, **settings: Any) -> Job:
-    return Job(run=BASE.model_copy(update=settings), seed=seed, folder=folder)
+    return Job(config=BASE.model_copy(update=settings), seed=seed, folder=folder)
 
 
 def config(of: Job) -> dict[str, Any]:
     return {
         "hash": of.settings_hash,
-        "run": of.run.model_dump(mode="json"),
+        "run": of.config.model_dump(mode="json"),
         "seed": of.seed,
         "parent_hash": of.parent_hash,
     }
@@ -112,7 +112,7 @@ def test_folders_and_order(tmp_path: Path) -> None:
     assert child.parent_hash == jobs["base-relu", 2].settings_hash
     keys = list(jobs)
     for (name, seed), one in jobs.items():
-        assert one.run.parent is None or keys.index((one.run.parent, seed)) < keys.index((name, seed))
+        assert one.config.parent is None or keys.index((one.config.parent, seed)) < keys.index((name, seed))
     assert Job.model_validate_json(child.model_dump_json()) == child
 
 

@@ -102,7 +102,7 @@ def base(tmp_path_factory):
 def jobs_of(base, folder):
     made = {"tanh": FC, "random": RANDOM, "leaf": LEAF_FC}
     jobs = [child_job(base, name, **{**settings, "epochs": 3}) for name, settings in made.items()]
-    return [job.model_copy(update={"folder": folder / job.run.name / "seed42"}) for job in jobs]
+    return [job.model_copy(update={"folder": folder / job.config.name / "seed42"}) for job in jobs]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_neither_another_seed_nor_another_base_nor_a_base_goes_along(base):
 def assert_same_results(base, folder, ours):
     for alone in jobs_of(base, folder / "alone"):
         execute(alone)
-        together = ours / alone.run.name / "seed42"
+        together = ours / alone.config.name / "seed42"
         for name in ("network.safetensors", "activations.safetensors"):
             assert (alone.folder / name).read_bytes() == (together / name).read_bytes()
         assert untimed_rows(alone.folder) == untimed_rows(together)
@@ -168,7 +168,7 @@ def test_a_stop_between_two_of_them(base, tmp_path, monkeypatch):
 
 
 def test_a_suite_puts_them_in_one_process(base, tmp_path):
-    runs = [job.run for job in (base, *jobs_of(base, tmp_path))]
+    runs = [job.config for job in (base, *jobs_of(base, tmp_path))]
     summary = run_suite(Suite("s", tuple(runs)), tmp_path, 2, "cpu", console=Console(file=io.StringIO()))
     assert summary.ok, [outcome.message for outcome in summary.outcomes]
     assert_same_results(base, tmp_path, tmp_path / "s")
@@ -179,11 +179,11 @@ def test_a_suite_puts_them_in_one_process(base, tmp_path):
 
 
 def test_one_that_fails_does_not_take_the_others_along(base, tmp_path):
-    runs = [job.run for job in (base, *jobs_of(base, tmp_path))]
+    runs = [job.config for job in (base, *jobs_of(base, tmp_path))]
     suite = Suite("s", tuple(runs))
     with locked(tmp_path / "s" / "random" / "seed42"):
         summary = run_suite(suite, tmp_path, 2, "cpu", console=Console(file=io.StringIO()))
-    ended = {outcome.job.run.name: str(outcome.status) for outcome in summary.outcomes}
+    ended = {outcome.job.config.name: str(outcome.status) for outcome in summary.outcomes}
     assert ended == {"base": "done", "tanh": "done", "random": "failed", "leaf": "done"}
     assert "Another process is running" in summary.outcomes[2].message
 

@@ -29,9 +29,12 @@ A, B, C, D = ("a", 1), ("b", 1), ("c", 1), ("d", 1)
 
 def write_run(job: Job, seconds: list[float], done: bool = False, device: str = "this") -> None:
     job.folder.mkdir(parents=True)
-    settings = {"hash": job.settings_hash, "run": job.run.model_dump(mode="json"), "environment": {"device": device}}
+    settings = {"hash": job.settings_hash, "run": job.config.model_dump(mode="json"), "environment": {"device": device}}
     (job.folder / "config.json").write_text(json.dumps(settings))
-    rows = [f"{job.run.start_epoch},,1.0", *(f"{job.run.start_epoch + k},{s},1.0" for k, s in enumerate(seconds, 1))]
+    rows = [
+        f"{job.config.start_epoch},,1.0",
+        *(f"{job.config.start_epoch + k},{s},1.0" for k, s in enumerate(seconds, 1)),
+    ]
     (job.folder / "metrics.csv").write_text("epoch,seconds,evaluation_seconds\n" + "\n".join(rows) + "\n")
     if done:
         (job.folder / "done.json").write_text(json.dumps({"hash": job.settings_hash}))
@@ -106,12 +109,12 @@ def test_costs_are_measured_by_kind(tmp_path: Path) -> None:
     write_run(jobs["silu-leaf-silu", 42], [6.0], device="other")
     write_run(jobs["relu-ahaf-relu", 42], [])
     costs = Costs.measured(tmp_path)
-    assert costs.of(jobs["base-relu", 42].run) == 3.0  # the median of the epochs, with a second of evaluation each
-    assert costs.of(jobs["silu-leaf-relu", 42].run) == 6.0  # LEAF everywhere, whatever the start
-    assert costs.of(jobs["relu-ahaf-relu", 42].run) is None
-    assert costs.guess(jobs["relu-ahaf-relu", 42].run) == 4.5
-    assert Costs.measured(tmp_path, "this").of(jobs["silu-leaf-relu", 42].run) == 5.0
-    assert Costs.measured(tmp_path / "gone").guess(jobs["base-relu", 42].run) is None
+    assert costs.of(jobs["base-relu", 42].config) == 3.0  # the median of the epochs, with a second of evaluation each
+    assert costs.of(jobs["silu-leaf-relu", 42].config) == 6.0  # LEAF everywhere, whatever the start
+    assert costs.of(jobs["relu-ahaf-relu", 42].config) is None
+    assert costs.guess(jobs["relu-ahaf-relu", 42].config) == 4.5
+    assert Costs.measured(tmp_path, "this").of(jobs["silu-leaf-relu", 42].config) == 5.0
+    assert Costs.measured(tmp_path / "gone").guess(jobs["base-relu", 42].config) is None
 
 
 def test_damaged_folders_do_not_stop_a_plan(tmp_path: Path) -> None:
@@ -136,7 +139,7 @@ def suite() -> Suite:
 
 def test_dry_run_with_nothing_measured(suite: Suite, tmp_path: Path) -> None:
     plan = estimate(suite, tmp_path / "runs", jobs=2, device="cpu")
-    assert [planned.job.run.name for planned in plan.runs] == ["base-relu", "relu-ahaf-relu", "relu-leaf-relu"]
+    assert [planned.job.config.name for planned in plan.runs] == ["base-relu", "relu-ahaf-relu", "relu-leaf-relu"]
     assert [planned.epoch_seconds for planned in plan.runs] == [None] * 3
     assert "3 of 3 runs to do" in plan.sentence()
     assert "Not counted: 3 runs" in plan.sentence()
@@ -146,7 +149,7 @@ def test_dry_run_with_nothing_measured(suite: Suite, tmp_path: Path) -> None:
 def test_dry_run_with_a_part_done(suite: Suite, tmp_path: Path) -> None:
     jobs = jobs_of(suite, tmp_path)
     base, ahaf, leaf = (jobs[name, 42] for name in ("base-relu", "relu-ahaf-relu", "relu-leaf-relu"))
-    write_run(base, [1.0] * base.run.epochs, done=True)
+    write_run(base, [1.0] * base.config.epochs, done=True)
     write_run(ahaf, [9.0])
     timed: list[tuple[str, str, int]] = []
 
@@ -156,15 +159,15 @@ def test_dry_run_with_a_part_done(suite: Suite, tmp_path: Path) -> None:
 
     plan = estimate(suite, tmp_path, jobs=2, device="cpu", measure=measure)
     assert timed == [("relu-leaf-relu", "cpu", 1)]
-    assert [planned.epochs_left for planned in plan.runs] == [0, ahaf.run.epochs - 1, leaf.run.epochs]
+    assert [planned.epochs_left for planned in plan.runs] == [0, ahaf.config.epochs - 1, leaf.config.epochs]
     assert [planned.source for planned in plan.runs] == ["measured", "measured", "timed now"]
-    assert plan.wall_seconds == START_SECONDS + 100.0 * (leaf.run.epochs + COMPARED)
+    assert plan.wall_seconds == START_SECONDS + 100.0 * (leaf.config.epochs + COMPARED)
     text = printed(plan)
     assert "LEAF as ReLU" in text
     assert "timed now" in text
     assert "2 of 3 runs to do" in text
     again = estimate(suite, tmp_path, jobs=1, device="cpu", fresh=True, measure=measure)
-    assert [planned.epochs_left for planned in again.runs] == [job.run.epochs for job in (base, ahaf, leaf)]
+    assert [planned.epochs_left for planned in again.runs] == [job.config.epochs for job in (base, ahaf, leaf)]
 
 
 def test_dry_run_times_runs_in_step_as_such(tmp_path: Path) -> None:
@@ -180,7 +183,7 @@ def test_dry_run_times_runs_in_step_as_such(tmp_path: Path) -> None:
         ("silu-fneuron-tanh", 2),
     ]
     assert {together for name, together in timed if "fneuron" not in name} == {1}
-    costs = {planned.job.run.name: planned.epoch_seconds for planned in plan.runs}
+    costs = {planned.job.config.name: planned.epoch_seconds for planned in plan.runs}
     assert (costs["relu-fneuron-random"], costs["relu-leaf-tanh"]) == (5.0, 10.0)
 
 

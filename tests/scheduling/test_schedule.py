@@ -86,7 +86,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 
 def statuses(summary: Summary) -> dict[str, str]:
-    return {outcome.job.run.name: str(outcome.status) for outcome in summary.outcomes}
+    return {outcome.job.config.name: str(outcome.status) for outcome in summary.outcomes}
 
 
 def printed(summary: Summary) -> str:
@@ -145,7 +145,9 @@ def test_runs_go_side_by_side_but_not_more_than_asked(fake: Fake) -> None:
 def test_seeds(fake: Fake) -> None:
     suite = Suite("fake", (BASE, CHILD), seeds=(1, 2))
     summary = fake(suite)
-    assert [(outcome.job.run.name, outcome.job.seed) for outcome in summary.outcomes if outcome.status == "done"] == [
+    assert [
+        (outcome.job.config.name, outcome.job.seed) for outcome in summary.outcomes if outcome.status == "done"
+    ] == [
         ("base", 1),
         ("child", 1),
         ("base", 2),
@@ -180,7 +182,7 @@ def test_a_failure_takes_along_only_what_comes_from_it(behaviour: str, why: str,
         "grandchild": "not run",
     }
     assert not summary.ok
-    messages = {outcome.job.run.name: outcome.message for outcome in summary.outcomes if outcome.message}
+    messages = {outcome.job.config.name: outcome.message for outcome in summary.outcomes if outcome.message}
     assert messages == {"child": why, "grandchild": "child failed."}
     text = printed(summary)
     assert f"child (seed 42) failed: {why} Log: {fake.runs / 'fake/child/seed42/log.txt'}" in text.replace("\n", "")
@@ -191,7 +193,7 @@ def test_a_failure_takes_along_only_what_comes_from_it(behaviour: str, why: str,
 
 def test_a_failed_base_is_named_for_all_below(fake: Fake) -> None:
     summary = fake(base="fail")
-    messages = {outcome.job.run.name: outcome.message for outcome in summary.outcomes}
+    messages = {outcome.job.config.name: outcome.message for outcome in summary.outcomes}
     assert messages["grandchild"] == messages["long"] == "base failed."
 
 
