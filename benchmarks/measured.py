@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-from aafit import execute
+from aafit.runs import execute
 from aafit.data.datasets import SIZES
 from aafit.devices import slots
 from aafit.runs.config import RunConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from aafit import epochs, execute
+from aafit.runs import epochs, execute
 from aafit.data.batches import training_batches
 from aafit.data.datasets import SIZES
 from aafit.devices import choose_device, slots

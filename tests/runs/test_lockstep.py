@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from small_runs import base_job, child_job, read_json, untimed_rows
 
-from aafit import runfolder
+from aafit.runs import folder as runfolder
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.networks.adaptive import train_only_activations
