@@ -9,9 +9,9 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-from aafit.runs import execute
 from aafit.data.datasets import SIZES
 from aafit.devices import slots
+from aafit.runs import execute
 from aafit.runs.config import RunConfig
 from aafit.runs.job import Job
 from aafit.runs.metrics import read_rows

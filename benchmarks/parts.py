@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from aafit.runs import epochs, execute
 from aafit.data.batches import training_batches
 from aafit.data.datasets import SIZES
 from aafit.devices import choose_device, slots
+from aafit.runs import epochs, execute
 from aafit.runs.config import RunConfig
 from aafit.runs.job import Job
 from aafit.runs.metrics import read_rows

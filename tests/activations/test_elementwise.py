@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
 
-from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron, SiLU, from_text, passes
+from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron, SiLU, from_text
+from aafit.activations import compiled as compiling
 
 # torch's own: the first forward-mode derivative of a process loads decompositions that torch scripts.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -69,7 +70,7 @@ def results(activation: torch.nn.Module, u: Tensor, grad: Tensor) -> list[Tensor
 
 def loops() -> int:
     """How many loops were compiled so far."""
-    return len(passes._compiler("cpu")._compiled)
+    return len(compiling._compiler("cpu")._compiled)
 
 
 def assert_sums_close(given: list[Tensor], expected: list[Tensor], terms: int) -> None:
@@ -134,7 +135,7 @@ class TestCompiled:
     ) -> None:
         """Nothing is checked at a call: also where sizes are 1, or equal by chance, when a loop is made or used."""
         for order in (all_sizes, all_sizes[::-1]):
-            monkeypatch.setattr(passes, "_compiler", cache(passes._Compiler))
+            monkeypatch.setattr(compiling, "_compiler", cache(compiling._Compiler))
             made = set()
             for sizes in order:
                 activation = random_activation(family, (sizes[1], 1, 1) if len(sizes) == 4 else sizes[-1:])
@@ -201,8 +202,8 @@ def test_through_torch_compile_where_inductor_alone_does_not_work(
     activation = random_activation(family)
     u, grad = batch((33, 1000))
     direct = results(activation, u, grad)
-    monkeypatch.setattr(passes, "_compiler", cache(passes._Compiler))
-    monkeypatch.setattr(passes, "_unguarded", fails)
+    monkeypatch.setattr(compiling, "_compiler", cache(compiling._Compiler))
+    monkeypatch.setattr(compiling, "_unguarded", fails)
     guarded = results(activation, u, grad)
     assert loops() == 2
     torch.testing.assert_close(direct[:2], guarded[:2], rtol=1e-6, atol=1e-6)
@@ -228,7 +229,7 @@ assert (leaf(u) - u.tanh()).abs().max() < 1e-6
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=250)
     assert run.returncode == 0, run.stderr
     (line,) = run.stdout.splitlines()
-    assert line.startswith("WARNING aafit.activations.passes No compiled activations on cpu, they run slower: ")
+    assert line.startswith("WARNING aafit.activations.compiled No compiled activations on cpu, they run slower: ")
     assert "/no/such/compiler" in line
 
 

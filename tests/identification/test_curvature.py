@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from identification_helpers import DISTANCE, hessians
 from small import network
-from test_identification_losses import DISTANCE, hessians
 from torch import Tensor, nn
 from torch.func import functional_call
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from identification_helpers import clusters, drawn, values
 from small import network, problem
-from test_identify_recovery import clusters, drawn, values
 from torch import nn
 
 from aafit.activations import AHAF, LEAF, FNeuron

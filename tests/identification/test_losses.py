@@ -1,13 +1,13 @@
 """Factors of the losses' Hessians against autograd's own Hessians."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from identification_helpers import DISTANCE, distance, hessians
 from torch import Tensor
 
 from aafit.errors import UserError
@@ -20,29 +20,6 @@ def drawn(B: int, K: int, seed: int, scale: float = 2.0) -> tuple[Tensor, Tensor
     outputs_BK, logits_BK, numbers_BK = torch.randn(3, B, K, generator=generator, dtype=torch.float64)
     classes_B = torch.randint(K, (B,), generator=generator)
     return outputs_BK * scale, classes_B, logits_BK.softmax(1), numbers_BK
-
-
-def hessians(loss: Loss, outputs_BK: Tensor, targets: Tensor) -> Tensor:
-    """The Hessian of each image's loss by its outputs, by autograd."""
-
-    def one(at: int) -> Callable[[Tensor], Tensor]:
-        return lambda outputs_K: loss.value(outputs_K[None], targets[at : at + 1])[0]
-
-    each = [torch.autograd.functional.hessian(one(at), outputs_K) for at, outputs_K in enumerate(outputs_BK)]
-    return torch.stack(each)
-
-
-def distance(outputs_BK: Tensor, targets_BK: Tensor) -> Tensor:
-    """sqrt(1 + |d|^2), which has a Hessian with all elements."""
-    return (1 + (outputs_BK - targets_BK).square().sum(1)).sqrt()
-
-
-def distance_hessian(outputs_BK: Tensor, targets_BK: Tensor) -> Tensor:
-    d_BK, s_B = outputs_BK - targets_BK, distance(outputs_BK, targets_BK)[:, None, None]
-    return torch.eye(d_BK.shape[1], dtype=d_BK.dtype) / s_B - d_BK[:, :, None] * d_BK[:, None, :] / s_B**3
-
-
-DISTANCE = loss_with_hessian("distance", distance, distance_hessian)
 
 
 @settings(max_examples=40, deadline=None)

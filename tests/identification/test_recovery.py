@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_identification_losses import DISTANCE
+from identification_helpers import DISTANCE, clusters, drawn, values
 from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, FNeuron
@@ -15,21 +15,12 @@ from aafit.identification.identify import identify
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.surgery import replace_activations
 
-Batches = list[tuple[Tensor, Tensor]]
 EXACT: dict[str, Any] = {"curvature": "exact", "budget": 0.0}
 
 
 @pytest.fixture(autouse=True)
 def _not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AAFIT_COMPILE", "0")
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def values(net: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in adaptive_parameters(net).items()}
 
 
 def known(kind: str) -> tuple[nn.Module, nn.Module]:
@@ -129,12 +120,6 @@ def test_the_convex_problem_against_scipy(truth: bool) -> None:
     tolerance = 1e-6 if truth else 3e-3
     assert max(ends) - min(ends) < tolerance
     assert -1e-9 < min(ends) - least < tolerance
-
-
-def clusters(images: int, seed: int) -> Batches:
-    """Four classes that a small network tells apart without error."""
-    labels = torch.randint(4, (images,), generator=torch.Generator().manual_seed(seed))
-    return [(drawn(4, 8, seed=7)[labels] + 0.6 * drawn(images, 8, seed=seed), labels)]
 
 
 @pytest.fixture(scope="module")

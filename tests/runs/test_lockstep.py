@@ -7,17 +7,18 @@ import torch
 from rich.console import Console
 from small_runs import base_job, child_job, read_json, untimed_rows
 
-from aafit.runs import folder as runfolder
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.networks.adaptive import train_only_activations
 from aafit.networks.models import build
 from aafit.networks.surgery import replace_activations
+from aafit.runs import folder as runfolder
 from aafit.runs.execute import execute
 from aafit.runs.folder import locked
+from aafit.runs.job import lockstep_group
 from aafit.runs.suite import Suite
 from aafit.scheduling.schedule import run_suite
-from aafit.training.lockstep import Lockstep, company
+from aafit.training.lockstep import Lockstep
 from aafit.training.tune import make_optimizers, train_epoch
 
 MAKERS = {
@@ -123,15 +124,15 @@ def jobs_of(base, folder):
 def test_who_goes_with_whom(base, settings, goes_along):
     settings = {"name": "child", **settings}
     one, other = child_job(base, **FC), child_job(base, **settings)
-    assert company(one) is not None
-    assert (company(other) == company(one)) == goes_along
+    assert lockstep_group(one) is not None
+    assert (lockstep_group(other) == lockstep_group(one)) == goes_along
 
 
 def test_neither_another_seed_nor_another_base_nor_a_base_goes_along(base):
     one = child_job(base, **FC)
-    assert company(base) is None
-    assert company(one.model_copy(update={"seed": 43})) != company(one)
-    assert company(one.model_copy(update={"parent_hash": "another"})) != company(one)
+    assert lockstep_group(base) is None
+    assert lockstep_group(one.model_copy(update={"seed": 43})) != lockstep_group(one)
+    assert lockstep_group(one.model_copy(update={"parent_hash": "another"})) != lockstep_group(one)
 
 
 def assert_same_results(base, folder, ours):

@@ -6,8 +6,8 @@ import time
 import pytest
 from small_runs import base_job, child_job, start_process, untimed_rows
 
-from aafit.runs import folder as runfolder
 from aafit.errors import UserError
+from aafit.runs import folder as runfolder
 from aafit.runs.execute import execute
 
 KINDS = {

@@ -276,12 +276,13 @@ def test_a_signal_stops_all_and_the_same_command_goes_on(
 def test_no_process_outlives_a_killed_scheduler(fake: Fake) -> None:
     fake.prepare(SUITE, {"base": "stubborn", "other": "stubborn"})
     program = (
-        "import sys, pathlib; sys.path[:0] = [sys.argv[1]]\n"
+        "import sys, pathlib; sys.path[:0] = sys.argv[1:3]\n"
         "from test_schedule import SUITE, WORKER, run_suite\n"
-        "run_suite(SUITE, pathlib.Path(sys.argv[2]), 2, 'cpu', worker=WORKER)"
+        "run_suite(SUITE, pathlib.Path(sys.argv[3]), 2, 'cpu', worker=WORKER)"
     )
     scheduler = subprocess.Popen(
-        [sys.executable, "-c", program, str(Path(__file__).parent), str(fake.runs)], stdout=subprocess.DEVNULL
+        [sys.executable, "-c", program, *map(str, (Path(__file__).parent, Path(__file__).parents[1], fake.runs))],
+        stdout=subprocess.DEVNULL,
     )
     try:
         fake.wait_for("base", "other")
