@@ -24,12 +24,12 @@ def note(event: str, name: str) -> None:
 def end_with_the_scheduler() -> None:
     sys.stdin.read()
     for job in jobs:
-        note("orphaned", job["run"]["name"])
+        note("orphaned", job["config"]["name"])
     os._exit(9)
 
 
 def do(job: dict) -> None:
-    run, folder = job["run"], Path(job["folder"])
+    run, folder = job["config"], Path(job["folder"])
     behaviour = json.loads((fake / "behaviour.json").read_text()).get(run["name"], "")
     settings_hash = json.loads((fake / "hashes.json").read_text())[str(folder)]
     if behaviour == "stubborn":
