@@ -1,7 +1,9 @@
 """Where runs go side by side: a slot takes one process."""
 
 import os
+import platform
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -82,3 +84,16 @@ def _gpus(device: str) -> list[str]:
         + "".join(f", cuda:{number}" for number in range(count))
         + (", cuda." if count else " (no CUDA device was found).")
     )
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called: the GPU's name, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

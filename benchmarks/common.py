@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from aafit.devices import usable_cores
+from aafit.devices import processor_name, usable_cores
 from aafit.errors import UserError
 from aafit.files import write_atomically
 from aafit.version import __version__
@@ -105,7 +105,7 @@ def report(json_path: Path | None) -> Iterator[Report]:
 def machine() -> dict[str, str | int | float | None]:
     """What the figures depend on: the processor, its cores, the GPU, and what else ran when the benchmark began."""
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": usable_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.system(),
@@ -155,14 +155,6 @@ def stopwatch(spent: list[float], device: torch.device) -> Iterator[None]:
     yield
     synchronise(device)
     spent.append(time.perf_counter() - began)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _text(value: str | int | float | bool | None) -> str:

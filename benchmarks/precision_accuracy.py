@@ -20,6 +20,7 @@ from aafit.errors import UserError
 from aafit.runs.checkpoint import load_json
 from aafit.runs.config import RunConfig
 from aafit.runs.suite import Suite
+from aafit.scheduling.options import RunOptions
 from aafit.scheduling.schedule import run_suite
 from benchmarks.common import Command, Row, data_dir_option, device_option, json_option, report, whole_numbers
 
@@ -42,7 +43,9 @@ def suite_of(dataset: str, train_images: int | None, epochs: int, seeds: tuple[i
 def accuracies(suite: Suite, data_dir: Path | None, device: str) -> dict[str, list[float]]:
     """The test accuracy after the last epoch of each run, in percent, by the run's name: one a seed."""
     with tempfile.TemporaryDirectory() as folder:
-        summary = run_suite(suite, Path(folder), None, device, data_dir, console=Console(file=io.StringIO()))
+        summary = run_suite(
+            suite, Path(folder), RunOptions(device=device, data_dir=data_dir), console=Console(file=io.StringIO())
+        )
         if not summary.ok:
             failed = next((outcome for outcome in summary.outcomes if outcome.message), summary.outcomes[0])
             raise UserError(f"The runs did not end well; {failed.job.config.name} {failed.status}: {failed.message}")

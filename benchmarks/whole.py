@@ -24,6 +24,7 @@ from aafit.errors import UserError
 from aafit.runs.config import RunConfig
 from aafit.runs.job import lockstep_groups
 from aafit.runs.suite import Suite, load_suite
+from aafit.scheduling.options import RunOptions
 from aafit.scheduling.plan import Estimate, Planned, clock, epoch_seconds, estimate
 from aafit.scheduling.schedule import run_suite
 from benchmarks.common import Command, Report, Row, device_option, json_option, report
@@ -46,14 +47,19 @@ def timed(steps: int, data_dir: Path | None, jobs: int | None) -> Callable[[RunC
 def projected(suite: Suite, steps: int, data_dir: Path | None, device: str, jobs: int | None = None) -> Estimate:
     """The plan of a suite of which nothing is done yet."""
     with tempfile.TemporaryDirectory() as empty:
-        return estimate(suite, Path(empty), jobs, device, measure=timed(steps, data_dir, jobs))
+        return estimate(suite, Path(empty), RunOptions(jobs=jobs, device=device), measure=timed(steps, data_dir, jobs))
 
 
 def check(told: Report, plan: Estimate, suite: Suite, data_dir: Path | None, device: str, jobs: int | None) -> None:
     """Run the suite for real, and compare."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        summary = run_suite(suite, Path(folder), jobs, device, data_dir, console=Console(file=io.StringIO()))
+        summary = run_suite(
+            suite,
+            Path(folder),
+            RunOptions(jobs=jobs, device=device, data_dir=data_dir),
+            console=Console(file=io.StringIO()),
+        )
         wall = time.monotonic() - began
         if not summary.ok:
             failed = next((outcome for outcome in summary.outcomes if outcome.message), summary.outcomes[0])

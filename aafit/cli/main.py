@@ -19,6 +19,7 @@ from aafit.runs.checkpoint import load_json
 from aafit.runs.config import RunConfig
 from aafit.runs.start import load_run
 from aafit.runs.suite import Suite, load_suite, shipped_suites
+from aafit.scheduling.options import RunOptions
 from aafit.scheduling.plan import estimate
 from aafit.scheduling.schedule import run_suite
 from aafit.scheduling.timing import seconds_an_epoch
@@ -109,11 +110,12 @@ def run(
     What is finished is skipped, what was stopped goes on.
     """
     suite = _chosen(load_suite(suite_name), seeds, only, epochs_scale, precision)
+    options = RunOptions(jobs=jobs, device=device, data_dir=data_dir, fresh=fresh, tensorboard=tensorboard, wandb=wandb)
     console = _console()
     if dry_run:
-        console.print(estimate(suite, runs_dir, jobs, device, fresh, measure=seconds_an_epoch))
+        console.print(estimate(suite, runs_dir, options, measure=seconds_an_epoch))
         return
-    summary = run_suite(suite, runs_dir, jobs, device, data_dir, fresh, tensorboard, wandb, console)
+    summary = run_suite(suite, runs_dir, options, console=console)
     console.print(summary)
     if not summary.stopped:
         _report(runs_dir / suite.name, console)

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from aafit.data.datasets import Dataset
+from aafit.devices import device_name
 from aafit.errors import UserError
 from aafit.files import make_folder, sha256_of
 from aafit.networks.adaptive import adaptive_parameters, save_activations
@@ -113,7 +114,7 @@ def write_config(job: Job, device: torch.device, data: Dataset) -> None:
 
 def _environment(device: torch.device) -> dict[str, str | int]:
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "aafit": __version__,
         "torch": torch.__version__,
@@ -121,14 +122,6 @@ def _environment(device: torch.device) -> dict[str, str | int]:
         "system": platform.platform(),
         "started": _now(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _now() -> str:

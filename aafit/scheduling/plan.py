@@ -17,7 +17,7 @@ from rich.table import Table
 
 from aafit.activations import from_text, is_adaptive
 from aafit.data.datasets import SIZES
-from aafit.devices import slots
+from aafit.devices import choose_device, device_name, slots
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.models import NETWORKS, build
@@ -26,6 +26,7 @@ from aafit.runs.config import RunConfig
 from aafit.runs.job import Job, is_done, jobs_of, lockstep_groups, read_document
 from aafit.runs.metrics import read_rows
 from aafit.runs.suite import Suite
+from aafit.scheduling.options import RunOptions
 
 Key = tuple[str, int]
 """A run of a suite: its name and seed."""
@@ -62,15 +63,18 @@ class Costs:
         return self.of(run) or (mean(map(median, self._seconds.values())) if self._seconds else None)
 
     @classmethod
-    def measured(cls, runs_dir: Path, device_name: str | None = None) -> "Costs":
-        """The costs of all epochs under `runs_dir`, or of those that the device of that name ran."""
+    def measured(cls, runs_dir: Path, device: str) -> "Costs":
+        """The costs of the epochs under `runs_dir` that this device ran, by its name as in a run's config.json.
+
+        What another device took tells nothing of this one.
+        """
         costs = cls()
         for file in sorted(runs_dir.glob("*/*/seed*/metrics.csv")):
             # What cannot be read tells nothing of the cost; whoever runs that suite is told that it is damaged.
             with suppress(UserError, AttributeError, TypeError):
                 config = read_document(file.with_name("config.json")) or {}
                 run = RunConfig.checked(config.get("run", {}))
-                if device_name in (None, config.get("environment", {}).get("device")):
+                if config.get("environment", {}).get("device") == device:
                     for seconds in epoch_seconds(file):
                         costs.add(run, seconds)
         return costs
@@ -211,25 +215,23 @@ class Estimate:
 def estimate(
     suite: Suite,
     runs_dir: Path,
-    jobs: int | None = None,
-    device: str = "auto",
-    fresh: bool = False,
-    device_name: str | None = None,
+    options: RunOptions = RunOptions(),  # noqa: B008 - it cannot be changed
+    *,
     measure: Callable[[RunConfig, str, int], float] | None = None,
 ) -> Estimate:
-    """The plan of a suite and what it will cost, from the epochs measured under `runs_dir`; starts and changes nothing.
+    """The plan of a suite and what it will cost, from the epochs that its device ran under `runs_dir`.
+
+    Starts and changes nothing.
 
     Args:
-        jobs, device, fresh: as for `run_suite`.
-        device_name: count only what was measured on this device (as in the config.json of a run).
         measure: times a few steps of a run on a device and gives its seconds an epoch, its share where it goes
             in lockstep with as many as the last argument says; called once for each kind that no epoch was measured of.
 
     Raises:
         UserError: a folder holds a run with other settings; the device is not here.
     """
-    places = slots(device, jobs)
-    costs = Costs.measured(runs_dir, device_name)
+    places, fresh = slots(options.device, options.jobs), options.fresh
+    costs = Costs.measured(runs_dir, device_name(choose_device(places[0].device)))
     timed: dict[tuple[object, ...], float] = {}
     table = jobs_of(suite, runs_dir)
     finished = {key: not fresh and is_done(job) for key, job in table.items()}

@@ -20,11 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from aafit.data.datasets import load_dataset
-from aafit.devices import Slot, slots
+from aafit.devices import Slot, choose_device, device_name, slots
 from aafit.files import make_folder
 from aafit.runs.folder import locked
 from aafit.runs.job import Job, is_done, jobs_of, lockstep_groups, set_aside
 from aafit.runs.suite import Suite
+from aafit.scheduling.options import RunOptions
 from aafit.scheduling.plan import START_SECONDS, Costs, Key, chains, clock, parents_of
 from aafit.scheduling.progress import STYLES, RunState, Status, View, view_for
 from aafit.scheduling.worker import WORKER, Process
@@ -83,20 +84,15 @@ class Summary:
 def run_suite(
     suite: Suite,
     runs_dir: Path,
-    jobs: int | None = None,
-    device: str = "auto",
-    data_dir: Path | None = None,
-    fresh: bool = False,
-    tensorboard: bool = False,
-    wandb: bool = False,
+    options: RunOptions = RunOptions(),  # noqa: B008 - it cannot be changed
+    *,
     console: Console | None = None,
     worker: Sequence[str] = WORKER,
 ) -> Summary:
     """Do all runs of a suite that are not done yet, side by side, until all ended or a signal stops them.
 
     Args:
-        jobs: processes at once; by default one for each usable core, or for each GPU.
-        fresh: move the folders of these runs aside and start again.
+        console: where the runs are shown meanwhile.
         worker: the command that does runs; it gets the list of their jobs as a line of JSON on a standard input that
             stays open for as long as this process lives.
 
@@ -104,10 +100,10 @@ def run_suite(
         UserError: before anything has started: a folder holds a run with other settings or cannot be written, the data
             is not there, the device is not.
     """
-    places = slots(device, jobs)
-    table = jobs_of(suite, runs_dir, data_dir=data_dir, tensorboard=tensorboard, wandb=wandb)
+    places = slots(options.device, options.jobs)
+    table = jobs_of(suite, runs_dir, data_dir=options.data_dir, tensorboard=options.tensorboard, wandb=options.wandb)
     states = {key: RunState(job) for key, job in table.items()}
-    if fresh:
+    if options.fresh:
         _set_aside([job.folder for job in table.values() if job.folder.exists()])
     for state in states.values():
         if is_done(state.job):
@@ -115,11 +111,10 @@ def run_suite(
     missing = [state.job for state in states.values() if state.status is Status.WAITING]
     for job in missing:
         make_folder(job.folder)
-    for needs in dict.fromkeys(
-        (job.config.dataset, data_dir, job.config.holdout, job.config.train_images) for job in missing
-    ):
+    configs = [job.config for job in missing]
+    for needs in dict.fromkeys((one.dataset, options.data_dir, one.holdout, one.train_images) for one in configs):
         load_dataset(*needs)
-    costs = Costs.measured(runs_dir)
+    costs = Costs.measured(runs_dir, device_name(choose_device(places[0].device)))
     with view_for(console or Console()) as view:
         return _Schedule(states, costs, places, view, worker).run()
 

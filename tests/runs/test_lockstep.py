@@ -17,6 +17,7 @@ from aafit.runs.execute import execute
 from aafit.runs.folder import locked
 from aafit.runs.job import lockstep_group
 from aafit.runs.suite import Suite
+from aafit.scheduling.options import RunOptions
 from aafit.scheduling.schedule import run_suite
 from aafit.training.lockstep import Lockstep
 from aafit.training.tune import make_optimizers, train_epoch
@@ -26,6 +27,8 @@ MAKERS = {
     "F-Neuron random": (lambda: FNeuron.random(generator=torch.Generator().manual_seed(3)), {"lr": 0.01}),
     "LEAF as Tanh": (lambda: LEAF.like("Tanh"), {"optimizer": "rmsprop", "p24sl": True}),
 }
+
+OPTIONS = RunOptions(jobs=2, device="cpu")
 
 
 def network(maker):
@@ -170,7 +173,7 @@ def test_a_stop_between_two_of_them(base, tmp_path, monkeypatch):
 
 def test_a_suite_puts_them_in_one_process(base, tmp_path):
     runs = [job.config for job in (base, *jobs_of(base, tmp_path))]
-    summary = run_suite(Suite("s", tuple(runs)), tmp_path, 2, "cpu", console=Console(file=io.StringIO()))
+    summary = run_suite(Suite("s", tuple(runs)), tmp_path, OPTIONS, console=Console(file=io.StringIO()))
     assert summary.ok, [outcome.message for outcome in summary.outcomes]
     assert_same_results(base, tmp_path, tmp_path / "s")
     for run in runs[1:]:
@@ -183,7 +186,7 @@ def test_one_that_fails_does_not_take_the_others_along(base, tmp_path):
     runs = [job.config for job in (base, *jobs_of(base, tmp_path))]
     suite = Suite("s", tuple(runs))
     with locked(tmp_path / "s" / "random" / "seed42"):
-        summary = run_suite(suite, tmp_path, 2, "cpu", console=Console(file=io.StringIO()))
+        summary = run_suite(suite, tmp_path, OPTIONS, console=Console(file=io.StringIO()))
     ended = {outcome.job.config.name: str(outcome.status) for outcome in summary.outcomes}
     assert ended == {"base": "done", "tanh": "done", "random": "failed", "leaf": "done"}
     assert "Another process is running" in summary.outcomes[2].message

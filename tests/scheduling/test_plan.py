@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from aafit.devices import processor_name
 from aafit.errors import UserError
 from aafit.runs.job import Job, jobs_of
 from aafit.runs.suite import RunConfig, Suite, load_suite
+from aafit.scheduling.options import RunOptions
 from aafit.scheduling.plan import (
     COMPARED,
     START_SECONDS,
@@ -24,10 +26,12 @@ from aafit.scheduling.plan import (
     wall_seconds,
 )
 
+HERE = processor_name()
+
 A, B, C, D = ("a", 1), ("b", 1), ("c", 1), ("d", 1)
 
 
-def write_run(job: Job, seconds: list[float], done: bool = False, device: str = "this") -> None:
+def write_run(job: Job, seconds: list[float], done: bool = False, device: str = HERE) -> None:
     job.folder.mkdir(parents=True)
     settings = {"hash": job.settings_hash, "run": job.config.model_dump(mode="json"), "environment": {"device": device}}
     (job.folder / "config.json").write_text(json.dumps(settings))
@@ -106,15 +110,15 @@ def test_costs_are_measured_by_kind(tmp_path: Path) -> None:
     jobs = jobs_of(load_suite("demo"), tmp_path)
     write_run(jobs["base-relu", 42], [1.0, 2.0, 9.0])
     write_run(jobs["relu-leaf-relu", 42], [4.0])
-    write_run(jobs["silu-leaf-silu", 42], [6.0], device="other")
+    write_run(jobs["silu-leaf-silu", 42], [60.0], device="a GPU")
     write_run(jobs["relu-ahaf-relu", 42], [])
-    costs = Costs.measured(tmp_path)
+    costs = Costs.measured(tmp_path, HERE)
     assert costs.of(jobs["base-relu", 42].config) == 3.0  # the median of the epochs, with a second of evaluation each
-    assert costs.of(jobs["silu-leaf-relu", 42].config) == 6.0  # LEAF everywhere, whatever the start
+    assert costs.of(jobs["silu-leaf-relu", 42].config) == 5.0  # LEAF everywhere, whatever the start
     assert costs.of(jobs["relu-ahaf-relu", 42].config) is None
-    assert costs.guess(jobs["relu-ahaf-relu", 42].config) == 4.5
-    assert Costs.measured(tmp_path, "this").of(jobs["silu-leaf-relu", 42].config) == 5.0
-    assert Costs.measured(tmp_path / "gone").guess(jobs["base-relu", 42].config) is None
+    assert costs.guess(jobs["relu-ahaf-relu", 42].config) == 4.0
+    assert Costs.measured(tmp_path, "a GPU").of(jobs["silu-leaf-relu", 42].config) == 61.0
+    assert Costs.measured(tmp_path / "gone", HERE).guess(jobs["base-relu", 42].config) is None
 
 
 def test_damaged_folders_do_not_stop_a_plan(tmp_path: Path) -> None:
@@ -123,7 +127,7 @@ def test_damaged_folders_do_not_stop_a_plan(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(config)
         (folder / "metrics.csv").write_text(metrics)
-    assert Costs.measured(tmp_path).guess(RunConfig(name="x", epochs=1)) is None
+    assert Costs.measured(tmp_path, HERE).guess(RunConfig(name="x", epochs=1)) is None
 
 
 def printed(thing: object) -> str:
@@ -138,7 +142,7 @@ def suite() -> Suite:
 
 
 def test_dry_run_with_nothing_measured(suite: Suite, tmp_path: Path) -> None:
-    plan = estimate(suite, tmp_path / "runs", jobs=2, device="cpu")
+    plan = estimate(suite, tmp_path / "runs", RunOptions(jobs=2, device="cpu"))
     assert [planned.job.config.name for planned in plan.runs] == ["base-relu", "relu-ahaf-relu", "relu-leaf-relu"]
     assert [planned.epoch_seconds for planned in plan.runs] == [None] * 3
     assert "3 of 3 runs to do" in plan.sentence()
@@ -157,7 +161,7 @@ def test_dry_run_with_a_part_done(suite: Suite, tmp_path: Path) -> None:
         timed.append((run.name, device, lockstep))
         return 100.0
 
-    plan = estimate(suite, tmp_path, jobs=2, device="cpu", measure=measure)
+    plan = estimate(suite, tmp_path, RunOptions(jobs=2, device="cpu"), measure=measure)
     assert timed == [("relu-leaf-relu", "cpu", 1)]
     assert [planned.epochs_left for planned in plan.runs] == [0, ahaf.config.epochs - 1, leaf.config.epochs]
     assert [planned.source for planned in plan.runs] == ["measured", "measured", "timed now"]
@@ -166,7 +170,7 @@ def test_dry_run_with_a_part_done(suite: Suite, tmp_path: Path) -> None:
     assert "LEAF as ReLU" in text
     assert "timed now" in text
     assert "2 of 3 runs to do" in text
-    again = estimate(suite, tmp_path, jobs=1, device="cpu", fresh=True, measure=measure)
+    again = estimate(suite, tmp_path, RunOptions(jobs=1, device="cpu", fresh=True), measure=measure)
     assert [planned.epochs_left for planned in again.runs] == [job.config.epochs for job in (base, ahaf, leaf)]
 
 
@@ -177,7 +181,7 @@ def test_dry_run_times_runs_in_step_as_such(tmp_path: Path) -> None:
         timed.append((run.name, lockstep))
         return 10.0 / lockstep
 
-    plan = estimate(load_suite("cpu"), tmp_path, jobs=2, device="cpu", measure=measure)
+    plan = estimate(load_suite("cpu"), tmp_path, RunOptions(jobs=2, device="cpu"), measure=measure)
     assert [(name, together) for name, together in timed if "fneuron" in name] == [
         ("relu-fneuron-tanh", 2),
         ("silu-fneuron-tanh", 2),
@@ -190,9 +194,9 @@ def test_dry_run_times_runs_in_step_as_such(tmp_path: Path) -> None:
 def test_dry_run_refuses_what_the_run_would(suite: Suite, tmp_path: Path) -> None:
     write_run(jobs_of(suite, tmp_path)["base-relu", 42], [1.0])
     with pytest.raises(UserError, match="epochs:"):
-        estimate(suite.scaled(2), tmp_path, jobs=1, device="cpu")
+        estimate(suite.scaled(2), tmp_path, RunOptions(jobs=1, device="cpu"))
     with pytest.raises(UserError, match="--jobs 0"):
-        estimate(suite, tmp_path, jobs=0, device="cpu")
+        estimate(suite, tmp_path, RunOptions(jobs=0, device="cpu"))
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,12 @@ from rich.console import Console
 
 import aafit.scheduling.schedule
 from aafit.data.datasets import load_dataset
+from aafit.devices import processor_name
 from aafit.errors import UserError
 from aafit.runs.folder import locked
 from aafit.runs.job import jobs_of
 from aafit.runs.suite import RunConfig, Suite, load_suite
+from aafit.scheduling.options import RunOptions
 from aafit.scheduling.plan import Costs
 from aafit.scheduling.progress import LiveTable, RunState, Status, overall
 from aafit.scheduling.schedule import Summary, run_suite
@@ -60,7 +62,8 @@ class Fake:
     def __call__(self, suite: Suite = SUITE, jobs: int = 2, fresh: bool = False, **behaviour: str) -> Summary:
         self.prepare(suite, behaviour)
         console = Console(file=self.output, width=200)
-        return run_suite(suite, self.runs, jobs, "cpu", fresh=fresh, console=console, worker=WORKER)
+        options = RunOptions(jobs=jobs, device="cpu", fresh=fresh)
+        return run_suite(suite, self.runs, options, console=console, worker=WORKER)
 
     def events(self, event: str = "start") -> dict[str, tuple[float, int]]:
         """When the last such event of each run was, and in which process."""
@@ -199,7 +202,11 @@ def test_a_failed_base_is_named_for_all_below(fake: Fake) -> None:
 
 def test_a_worker_that_cannot_start(fake: Fake) -> None:
     summary = run_suite(
-        Suite("fake", (OTHER,)), fake.runs, 1, "cpu", console=Console(file=fake.output), worker=["/no/such"]
+        Suite("fake", (OTHER,)),
+        fake.runs,
+        RunOptions(jobs=1, device="cpu"),
+        console=Console(file=fake.output),
+        worker=["/no/such"],
     )
     assert statuses(summary) == {"other": "failed"}
     assert "cannot be started" in summary.outcomes[0].message
@@ -237,7 +244,11 @@ def test_missing_data_is_said_before_anything_starts(
     suite = Suite("fake", (RunConfig(name="base", epochs=1),))
     with pytest.raises(UserError, match="CIFAR-10"):
         run_suite(
-            suite, fake.runs, 1, "cpu", data_dir=tmp_path / "gone", console=Console(file=fake.output), worker=WORKER
+            suite,
+            fake.runs,
+            RunOptions(jobs=1, device="cpu", data_dir=tmp_path / "gone"),
+            console=Console(file=fake.output),
+            worker=WORKER,
         )
 
 
@@ -277,8 +288,8 @@ def test_no_process_outlives_a_killed_scheduler(fake: Fake) -> None:
     fake.prepare(SUITE, {"base": "stubborn", "other": "stubborn"})
     program = (
         "import sys, pathlib; sys.path[:0] = sys.argv[1:3]\n"
-        "from test_schedule import SUITE, WORKER, run_suite\n"
-        "run_suite(SUITE, pathlib.Path(sys.argv[3]), 2, 'cpu', worker=WORKER)"
+        "from test_schedule import SUITE, WORKER, RunOptions, run_suite\n"
+        "run_suite(SUITE, pathlib.Path(sys.argv[3]), RunOptions(jobs=2, device='cpu'), worker=WORKER)"
     )
     scheduler = subprocess.Popen(
         [sys.executable, "-c", program, *map(str, (Path(__file__).parent, Path(__file__).parents[1], fake.runs))],
@@ -308,7 +319,7 @@ def test_live_table(fake: Fake) -> None:
     for state in states.values():
         state.refresh()
     console = Console(file=io.StringIO(), width=100, height=40, record=True)
-    console.print(LiveTable(console).table(states, Costs.measured(fake.runs), 2))
+    console.print(LiveTable(console).table(states, Costs.measured(fake.runs, processor_name()), 2))
     text = console.export_text()
     assert "21/21" in text
     assert "50.00%" in text
@@ -340,6 +351,6 @@ def test_time_left_needs_something_measured(fake: Fake) -> None:
 
 def test_a_live_terminal(fake: Fake) -> None:
     console = Console(file=fake.output, force_terminal=True, width=100, height=40)
-    summary = run_suite(SUITE, fake.runs, 2, "cpu", console=console, worker=WORKER)
+    summary = run_suite(SUITE, fake.runs, RunOptions(jobs=2, device="cpu"), console=console, worker=WORKER)
     assert summary.ok
     assert "test accuracy" in fake.output.getvalue()

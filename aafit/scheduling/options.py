@@ -1,0 +1,25 @@
+"""How a suite is done: none of it changes a result."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How the runs of a suite are done on this machine.
+
+    Attributes:
+        jobs: processes at once; by default one for each usable core, or for each GPU.
+        device: "auto" (the GPUs where there are some), "cpu", "cuda" or "cuda:1".
+        data_dir: where the data sets are; by default they are looked for, or downloaded.
+        fresh: move the folders of these runs aside and start again.
+        tensorboard: write TensorBoard files too.
+        wandb: write to Weights & Biases too.
+    """
+
+    jobs: int | None = None
+    device: str = "auto"
+    data_dir: Path | None = None
+    fresh: bool = False
+    tensorboard: bool = False
+    wandb: bool = False
