@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError
+from aafit.tables import fit_for_json
 from aafit.training.evaluate import Batches, evaluation_mode
 from aafit.training.precision import autocast
 
@@ -27,7 +29,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two networks on the same images: the base and the one whose activations were replaced."""
+    """Two networks on the same images: the base and the one whose activations were replaced.
+
+    An image whose logits are NaN or infinite is predicted by neither network: it counts as wrong, and as not equal.
+    `base_not_finite` and `replaced_not_finite` are the numbers of such images.
+    """
 
     layers: tuple[Difference, ...]
     logits: Difference
@@ -37,9 +43,12 @@ class Comparison:
     replaced_accuracy: float
     replaced_loss: float
     images: int
+    base_not_finite: int = 0
+    replaced_not_finite: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The same for JSON: None for what is not a finite number."""
+        return fit_for_json(asdict(self))
 
     def __str__(self) -> str:
         rows = [("output of", "largest difference", "mean difference")]
@@ -50,6 +59,9 @@ class Comparison:
             f"equal predictions {self.agreement:.2%} of {self.images} images; accuracy {self.base_accuracy:.2%} -> "
             f"{self.replaced_accuracy:.2%}, loss {self.base_loss:.4f} -> {self.replaced_loss:.4f} by the replacement"
         )
+        for which, count in (("base", self.base_not_finite), ("replaced", self.replaced_not_finite)):
+            if count:
+                lines.append(f"DIVERGED: the {which} network gives NaN or infinity for {count} of {self.images} images")
         return "\n".join(lines)
 
 
@@ -109,7 +121,7 @@ def compare(base: nn.Module, net: nn.Module, batches: Batches, precision: str = 
     total = dict.fromkeys([*paths, "logits"], 0.0)
     count = dict.fromkeys([*paths, "logits"], 0)
     agreed = images = 0
-    right, loss = [0, 0], [0.0, 0.0]
+    right, loss, broken = [0, 0], [0.0, 0.0], [0, 0]
     try:
         with evaluation_mode(base, net):
             for x_B, y_B in batches:
@@ -121,13 +133,16 @@ def compare(base: nn.Module, net: nn.Module, batches: Batches, precision: str = 
                 pairs = {path: (outputs[0][path], outputs[1][path]) for path in outputs[0].keys() & outputs[1].keys()}
                 for path, (before, after) in {**pairs, "logits": logits}.items():
                     difference = (after.double() - before.double()).abs()
-                    largest[path] = max(largest[path], difference.max().item())
+                    # Not Python's max, which loses NaN: the largest of 0 and NaN is 0 there.
+                    largest[path] = float(np.maximum(largest[path], difference.max().item()))
                     total[path] += difference.sum().item()
                     count[path] += difference.numel()
                 predicted = [output.argmax(1) for output in logits]
-                agreed += int((predicted[0] == predicted[1]).sum())
+                finite = [output.isfinite().all(1) for output in logits]
+                agreed += int(((predicted[0] == predicted[1]) & finite[0] & finite[1]).sum())
                 for which in (0, 1):
-                    right[which] += int((predicted[which] == y_B).sum())
+                    broken[which] += int((~finite[which]).sum())
+                    right[which] += int(((predicted[which] == y_B) & finite[which]).sum())
                     loss[which] += F.cross_entropy(logits[which].double(), y_B, reduction="sum").item()
                 images += len(y_B)
     finally:
@@ -145,6 +160,8 @@ def compare(base: nn.Module, net: nn.Module, batches: Batches, precision: str = 
         replaced_accuracy=right[1] / images,
         replaced_loss=loss[1] / images,
         images=images,
+        base_not_finite=broken[0],
+        replaced_not_finite=broken[1],
     )
 
 

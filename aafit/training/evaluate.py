@@ -1,5 +1,6 @@
 """Accuracy and loss of a network: once, or again and again while its activations are tuned."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +21,24 @@ KEPT_BYTES = 1 << 29  # bytes of outputs of the frozen prefix
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Cross-entropy (mean over the images, in nats) and accuracy (share of right predictions) over a whole set."""
+    """Cross-entropy (mean over the images, in nats) and accuracy (share of right predictions) over a whole set.
+
+    An image whose logits are NaN or infinite counts as wrong; `not_finite` is the number of such images.
+    """
 
     loss: float
     accuracy: float
     images: int
+    not_finite: int = 0
+
+    @property
+    def diverged(self) -> bool:
+        """Whether some logits are NaN or infinite: then loss and accuracy say nothing of the network."""
+        return self.not_finite > 0 or not math.isfinite(self.loss)
 
     def __str__(self) -> str:
+        if self.diverged:
+            return f"DIVERGED: NaN or infinity for {self.not_finite} of {self.images} images"
         return f"loss {self.loss:.4f}, accuracy {self.accuracy:.2%}"
 
 
@@ -57,6 +69,7 @@ def evaluate(net: nn.Module, batches: Batches, precision: str = "float32") -> Ev
         UserError: there is no image in `batches`.
     """
     images, loss, right = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+    finite = torch.zeros((), dtype=torch.int64)
     with evaluation_mode(net):
         for x_B, y_B in batches:
             with autocast(precision, x_B.device):
@@ -64,11 +77,13 @@ def evaluate(net: nn.Module, batches: Batches, precision: str = "float32") -> Ev
             logits_BK = logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float()
             # Sums stay on the device: reading them here would make a GPU wait for every batch.
             loss = loss.to(x_B.device) + F.cross_entropy(logits_BK, y_B, reduction="sum")
-            right = right.to(x_B.device) + (logits_BK.argmax(1) == y_B).sum()
+            finite_B = logits_BK.isfinite().all(1)
+            finite = finite.to(x_B.device) + finite_B.sum()
+            right = right.to(x_B.device) + ((logits_BK.argmax(1) == y_B) & finite_B).sum()
             images += len(y_B)
     if images == 0:
         raise UserError("There is nothing to evaluate: the batches hold no image.")
-    return Evaluation(loss.item() / images, right.item() / images, images)
+    return Evaluation(loss.item() / images, right.item() / images, images, images - int(finite.item()))
 
 
 def repeated_evaluation(

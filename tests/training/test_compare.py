@@ -1,7 +1,9 @@
 """What a replacement changes, against hooks written down by hand."""
 
 import json
+import math
 from collections.abc import Iterator
+from copy import deepcopy
 
 import pytest
 import torch
@@ -234,3 +236,29 @@ def test_a_comparison_prints_and_is_saved() -> None:
     assert saved["logits"] == {"path": "logits", "max_abs": result.logits.max_abs, "mean_abs": result.logits.mean_abs}
     assert [row["path"] for row in saved["layers"]] == ["2", "6"]
     assert saved["images"] == 20
+
+
+@pytest.mark.parametrize(("value", "agreement"), [(math.nan, 0.0), (math.inf, 0.0), (1.0, 1.0)])
+def test_what_is_not_finite_is_called_that(value: float, agreement: float) -> None:
+    base = network().eval()
+    broken = deepcopy(base)
+    with torch.no_grad():
+        for net in (base, broken):
+            net[-1].bias.fill_(value)
+    compared = compare(base, broken, problem())
+    images = 0 if value == 1.0 else compared.images
+    assert (compared.agreement, compared.base_not_finite, compared.replaced_not_finite) == (agreement, images, images)
+    assert ("DIVERGED" in str(compared)) == (images > 0)
+    json.dumps(compared.as_dict(), allow_nan=False)
+    if images:
+        assert compared.as_dict()["replaced_loss"] is None
+        assert compared.replaced_accuracy == 0.0
+        assert math.isnan(compared.logits.max_abs)
+
+
+def test_one_image_that_is_not_finite_leaves_the_others() -> None:
+    base, batches = network().eval(), problem()
+    batches[0][0][0, 0, 0, 0] = math.nan
+    compared = compare(base, base, batches)
+    assert (compared.base_not_finite, compared.replaced_not_finite) == (1, 1)
+    assert compared.agreement == (compared.images - 1) / compared.images

@@ -156,3 +156,15 @@ def test_bf16_rounds_the_products_and_not_the_loss() -> None:
 def test_an_unknown_precision() -> None:
     with pytest.raises(UserError, match=r"Unknown precision 'bfloat16'.*bf16"):
         evaluate(network(), [problem(2)], "bfloat16")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_has_diverged(value: float) -> None:
+    logits, labels = given_logits()
+    logits[1, 0] = value
+    found = evaluate(nn.Identity(), [(logits, labels)])
+    assert found.diverged
+    assert found.not_finite == 1
+    assert str(found) == "DIVERGED: NaN or infinity for 1 of 4 images"
+    assert found.accuracy == 2 / 4  # it is not right either
+    assert not evaluate(nn.Identity(), [given_logits()]).diverged
