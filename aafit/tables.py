@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An aligned table: the first and the last column to the left, the numbers between them to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
+    """An aligned table: columns to the left, but to the right those of `numbers` between the first and the last."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     lines = []
     for line in (header, *rows):
-        inner = [cell.rjust(width) for cell, width in zip(line[1:-1], widths[1:-1], strict=True)]
+        inner = [
+            cell.rjust(width) if numbers else cell.ljust(width)
+            for cell, width in zip(line[1:-1], widths[1:-1], strict=True)
+        ]
         lines.append("  ".join([line[0].ljust(widths[0]), *inner, line[-1]]).rstrip())
     return "\n".join(lines)
 

@@ -1,12 +1,14 @@
 """Train the adaptive activations of a network alone; save them and put them back."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -79,13 +81,14 @@ def save_activations(
 ) -> None:
     """Save the adaptive activations of `net` alone, as a small safetensors file.
 
-    The tensors have their names in the network ("act1.p1"); the metadata says by path what rebuilds each activation.
+    The tensors have their names in the network ("act1.p1"); the metadata says by path what rebuilds each activation and
+    what it took the place of, and has a fingerprint of all other tensors of the network.
 
     Args:
         net: the network.
         path: the file to write; an old one is replaced as a whole.
         start: the values before tuning by the same names, saved as "start.act1.p1".
-        replaced: the names of the functions they took the place of, by path.
+        replaced: the names of the functions they took the place of, by path; by default as `replace_activations` noted.
 
     Raises:
         UserError: the network has no adaptive activation, or the file cannot be written.
@@ -93,17 +96,35 @@ def save_activations(
     activations = adaptive_activations(net)
     if not activations:
         raise UserError(f"There is nothing to save to {path}: the network has no adaptive activation.")
+    noted = {at: activation.replaced for at, activation in activations.items() if activation.replaced is not None}
     tensors: dict[str, Tensor] = dict(adaptive_parameters(net))
     tensors |= {f"start.{name}": tensor for name, tensor in (start or {}).items()}
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "activations": json.dumps({at: activation.settings() for at, activation in activations.items()}),
-        "replaced": json.dumps(dict(replaced or {})),
+        "replaced": json.dumps(dict(noted if replaced is None else replaced)),
+        "fingerprint": fingerprint(net, activations),
     }
     # Cloned: safetensors refuses tensors that share memory.
     content = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata)
     write_atomically(Path(path), _with_sorted_header(content))
+
+
+def fingerprint(net: nn.Module, activations: Iterable[str]) -> str:
+    """SHA-256 of all parameters and buffers of `net` but those of the modules at the paths `activations`.
+
+    It does not depend on the device, nor on the type of floating-point numbers where that holds every float32.
+    """
+    within = tuple(_joined(path, "") for path in activations)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        if not name.startswith(within):
+            values = tensor.detach().cpu()
+            values = values.float() if values.is_floating_point() else values
+            digest.update(f"{name} {tuple(values.shape)} {values.dtype} ".encode())
+            digest.update(values.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _with_sorted_header(content: bytes) -> bytes:
@@ -114,17 +135,23 @@ def _with_sorted_header(content: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[start:]
 
 
-def load_activations(net: nn.Module, path: str | Path) -> nn.Module:
+def load_activations(net: nn.Module, path: str | Path, strict: bool = True) -> nn.Module:
     """A copy of `net` with the activations of a file that `save_activations` wrote.
 
     They take the place of fixed activations or of adaptive ones, with the device and dtype of what surrounds them;
     `net` itself is left as it was.
 
+    Args:
+        net: the network that the activations were saved from, or its base.
+        path: the file.
+        strict: refuse a network whose other tensors differ from those of the network that they were saved from.
+
     Raises:
-        UserError: the file cannot be read, is truncated or is of another kind; the network has no activation that can
+        UserError: the file cannot be read, is truncated or is of another kind; its activations are of a network with
+            other weights, where `strict`; the network has no activation that can
             be replaced at one of its paths; its tensors do not fit the activations that it describes.
     """
-    settings, tensors, _ = _read(Path(path))
+    settings, tensors, replaced, known = _read(Path(path))
     loaded = deepcopy(net)
     for at, description in settings.items():
         try:
@@ -134,6 +161,12 @@ def load_activations(net: nn.Module, path: str | Path) -> nn.Module:
         except UserError as error:
             raise UserError(f"{path} does not fit the network: {error}") from error
         put_activation(loaded, at, activation)
+        activation.replaced = replaced.get(at, activation.replaced)
+    if strict and known is not None and fingerprint(loaded, settings) != known:
+        raise UserError(
+            f"The activations in {path} belong to a network with other weights (all but the activations were compared): "
+            "give that network, or strict=False to put them onto this one all the same."
+        )
     return loaded
 
 
@@ -153,7 +186,7 @@ def read_activations(path: str | Path) -> list[SavedActivation]:
     Raises:
         UserError: the file cannot be read, is truncated or is of another kind, or lacks a tensor that it describes.
     """
-    settings, tensors, replaced = _read(Path(path))
+    settings, tensors, replaced, _ = _read(Path(path))
     start = {name.removeprefix("start."): tensor for name, tensor in tensors.items() if name.startswith("start.")}
     saved = []
     for at, description in settings.items():
@@ -182,8 +215,11 @@ def _load_parameters(activation: AdaptiveActivation, at: str, tensors: Mapping[s
         setattr(activation, name, nn.Parameter(tensor))
 
 
-def _read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor], dict[str, str]]:
-    """What `save_activations` wrote: the settings by path, the tensors by name, and what was replaced at each path."""
+def _read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor], dict[str, str], str | None]:
+    """What `save_activations` wrote.
+
+    By path the settings, the tensors by name, by path what was replaced, and the fingerprint (None in older files).
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -202,7 +238,7 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor], dic
         settings, replaced = dict(json.loads(metadata["activations"])), dict(json.loads(metadata.get("replaced", "{}")))
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} does not describe its activations ({error!r}): save them again.") from error
-    return settings, tensors, replaced
+    return settings, tensors, replaced, metadata.get("fingerprint")
 
 
 def _joined(path: str, name: str) -> str:

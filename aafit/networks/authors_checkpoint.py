@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError, check_name
-from aafit.networks.find import observe
 from aafit.networks.models import NETWORKS, KerasNet, LeNet5, Shape, build
+from aafit.networks.observe import observe
 from aafit.networks.surgery import put_activation
 
 _PARAMETERS: dict[type[AdaptiveActivation], tuple[str, ...]] = {
@@ -68,7 +68,7 @@ def load_authors_checkpoint(
         _check_fixed(net, fixed)
         net.load_state_dict(fixed, assign=True)
         sample = torch.zeros(1, *in_shape, dtype=tensors["conv1.weight"].dtype)
-        seen = observe(net, sample, acts)
+        seen = observe(net, sample, acts).modules
         for at, parameters in adaptive.items():
             put_activation(net, at, _adaptive(at, parameters, seen[at].shape[1:], interval), seen[at])
     except UserError as error:

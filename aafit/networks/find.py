@@ -1,14 +1,10 @@
-"""Find the activations of any torch network whose activations are modules, and see what they receive."""
+"""Find the activations of any torch network that are modules."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules import activation as torch_activations
 
 from aafit.activations import FIXED, AdaptiveActivation
@@ -20,16 +16,6 @@ _ACTIVATIONS = (
     *(getattr(torch_activations, name) for name in torch_activations.__all__ if name != "MultiheadAttention"),
 )
 _NOT_ELEMENTWISE = (nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d, nn.GLU)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a module received in a forward: how often it was called, and the tensor of its last call."""
-
-    calls: int
-    shape: tuple[int, ...]
-    device: torch.device
-    dtype: torch.dtype
 
 
 def is_activation(module: nn.Module) -> bool:
@@ -120,45 +106,12 @@ def check_replaceable(model: nn.Module, path: str) -> None:
         )
 
 
-def observe(model: nn.Module, sample: Tensor | tuple[Tensor, ...], paths: Iterable[str]) -> dict[str, Seen]:
-    """What the modules at `paths` receive in one forward of `sample`, without those that are never called.
-
-    Runs on a copy in eval mode without gradients: neither the model nor torch's random state changes.
-
-    Raises:
-        UserError: the forward fails; the message says why.
-    """
-    probe = deepcopy(model).eval()
-    seen: dict[str, Seen] = {}
-
-    def hook_at(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            received = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-            calls = seen[path].calls + 1 if path in seen else 1
-            seen[path] = Seen(calls, tuple(received.shape), received.device, received.dtype)
-
-        return hook
-
-    for path in paths:
-        probe.get_submodule(path).register_forward_pre_hook(hook_at(path), with_kwargs=True)
-    inputs = sample if isinstance(sample, tuple) else (sample,)
-    devices = {tensor.device.index for tensor in (*inputs, *probe.parameters()) if tensor.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad():
-        try:
-            probe(*inputs)
-        except Exception as error:
-            given = ", ".join(f"{tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}" for tensor in inputs)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"The network's forward of the sample ({given}) failed: {reason}") from error
-    return seen
-
-
 def _what_there_is(model: nn.Module, unused: list[str]) -> str:
     there = [(path, type(module).__name__) for path, module in model.named_modules() if path and is_activation(module)]
     listed = ", ".join(f"{path} ({name})" for path, name in there)
     words = dict.fromkeys(word for path, name in there for word in (name, path))
     hint, _, _ = nearest(unused[0], words).rpartition("Valid:") if unused else ("", "", "")
     return (
-        f"{hint}It has: {listed or 'none'}. An activation called as a function in forward (F.relu) cannot be seen: "
-        "make it a module first."
+        f"{hint}It has: {listed or 'none'}. An activation called as a function in forward (F.relu) cannot be "
+        "replaced: make it a module first."
     )

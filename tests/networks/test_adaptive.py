@@ -288,3 +288,45 @@ def test_truncated_files_are_refused(tmp_path_factory: pytest.TempPathFactory, k
     path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(UserError, match=r"a\.safetensors is truncated or not"):
         load_activations(resnet(), path)
+
+
+def test_activations_of_another_network_are_refused(tmp_path: Path) -> None:
+    net, base = adaptive_resnet(), resnet()
+    save_activations(net, tmp_path / "a.safetensors")
+    other = deepcopy(base)
+    with torch.no_grad():
+        other.stem[0].weight[0, 0, 0, 0] += 1e-3
+    with pytest.raises(UserError, match="belong to a network with other weights"):
+        load_activations(other, tmp_path / "a.safetensors")
+    assert adaptive_activations(load_activations(other, tmp_path / "a.safetensors", strict=False))
+    for same in (base, deepcopy(base).double(), load_activations(base, tmp_path / "a.safetensors")):
+        assert adaptive_activations(load_activations(same, tmp_path / "a.safetensors"))
+
+
+def test_buffers_count_too(tmp_path: Path) -> None:
+    save_activations(adaptive_resnet(), tmp_path / "a.safetensors")
+    other = resnet()
+    next(buffer for buffer in other.buffers() if buffer.is_floating_point()).add_(1)
+    with pytest.raises(UserError, match="other weights"):
+        load_activations(other, tmp_path / "a.safetensors")
+
+
+def test_a_file_without_a_fingerprint_still_loads(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_activations(adaptive_resnet(), path)
+    with safe_open(path, "pt") as file:
+        metadata, tensors = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del metadata["fingerprint"]
+    save_file(tensors, path, metadata)
+    other = resnet()
+    with torch.no_grad():
+        other.stem[0].weight.zero_()
+    assert adaptive_activations(load_activations(other, path))
+
+
+def test_what_was_replaced_is_noted_without_being_asked(tmp_path: Path) -> None:
+    save_activations(adaptive_resnet(), tmp_path / "a.safetensors")
+    assert {saved.replaced for saved in read_activations(tmp_path / "a.safetensors")} == {"ReLU"}
+    again = load_activations(resnet(), tmp_path / "a.safetensors")
+    save_activations(again, tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, FIXED, LEAF, FNeuron
 from aafit.errors import UserError
+from aafit.networks.adaptive import train_only_activations
 from aafit.networks.models import NETWORKS, build
 from aafit.networks.surgery import replace_activations, restore_activations
 
@@ -316,16 +317,10 @@ LIKE = LEAF.like("ReLU")
         (resnet, {"ReLU": lambda shape: torch.relu}, {}, r"The function given for 'ReLU' returned .* for shape=\(1,\)"),
         (resnet, {"ReLU": LEAF.like("ReLU", (4, 1, 1))}, {}, r"shape \(4, 1, 1\)"),
         (
-            lambda: nn.Sequential(nn.Conv1d(3, 2, 1), nn.ReLU()),
-            {"ReLU": LIKE},
-            {"sharing": "channel", "sample": torch.rand(1, 3, 4)},
-            r"'1' receives a tensor of shape \(1, 2, 4\), where the channels may be",
-        ),
-        (
             lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU()),
             {"ReLU": LIKE},
             {"sharing": "neuron", "sample": torch.rand(3)},
-            r"'1' receives a tensor of shape \(2,\): give a sample with a batch axis",
+            r"'1' receives a tensor of shape \(2,\), which has no batch axis",
         ),
     ],
 )
@@ -448,3 +443,125 @@ def test_replace_then_restore_is_the_identity(
 def test_class_of_the_foreign_network_stays() -> None:
     net, _ = replace_activations(resnet(), {"ReLU": LIKE})
     assert type(net) is ResNet
+
+
+class ChannelsLast(nn.Module):
+    """A convolution whose channels go to the end before the activation, as in ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear, self.act, self.other = nn.Conv2d(3, 4, 3), nn.Linear(4, 6), nn.GELU(), nn.ReLU()
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BHWC = self.act(self.linear(self.conv(x_BCHW).permute(0, 2, 3, 1)))
+        permuted: Tensor = self.other(x_BHWC.permute(0, 3, 1, 2))
+        return permuted
+
+
+SHAPES = [
+    (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.ReLU()), (2, 3, 8, 8), (4, 1, 1)),
+    (lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU()), (2, 3, 8), (4, 1)),
+    (lambda: nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Dropout(), nn.ReLU()), (2, 7, 5), (4,)),
+    (lambda: nn.Sequential(nn.Linear(5, 4), nn.ReLU()), (2, 6, 7, 5), (4,)),
+    (lambda: nn.Sequential(nn.Flatten(), nn.ReLU()), (2, 6, 7), (42,)),
+]
+
+
+@pytest.mark.parametrize(("build_network", "sample", "shape"), SHAPES)
+def test_the_channel_axis_is_that_of_the_layer_before(build_network, sample, shape) -> None:
+    net, swap = replace_activations(build_network(), {"ReLU": LIKE}, "channel", torch.rand(sample))
+    assert swap.rows[0].shape == shape
+    assert net(torch.rand(sample)).isfinite().all()
+
+
+def test_channels_at_the_end_share_by_channel() -> None:
+    _, swap = replace_activations(ChannelsLast(), {"GELU": LIKE}, "channel", torch.rand(2, 3, 8, 8))
+    assert swap.rows[0].shape == (6,)
+
+
+@pytest.mark.parametrize(
+    ("axis", "shape"), [(1, (6, 1, 1)), (2, (6, 1)), (-3, (6, 1, 1)), (None, None), (4, None), (0, None), (-4, None)]
+)
+def test_an_axis_that_cannot_be_told_is_asked_for(axis, shape) -> None:
+    options = {} if axis is None else {"channel_axis": axis}
+    if shape is None:
+        why = "does not tell which axis the channels are: give channel_axis=" if axis is None else "has no channel_axis"
+        with pytest.raises(UserError, match=why):
+            replace_activations(ChannelsLast(), {"ReLU": LIKE}, "channel", torch.rand(2, 3, 8, 8), **options)
+        return
+    _, swap = replace_activations(ChannelsLast(), {"ReLU": LIKE}, "channel", torch.rand(2, 3, 8, 8), **options)
+    assert swap.rows[0].shape == shape
+
+
+@pytest.mark.parametrize("sharing", ["channel", "neuron"])
+def test_an_image_without_a_batch_axis_is_refused(sharing) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    with pytest.raises(UserError, match="has no batch axis: give a sample with a batch axis"):
+        replace_activations(net, {"ReLU": LIKE}, sharing, torch.rand(3, 8, 8))
+
+
+class Mixed(nn.Module):
+    """A module and functions beside each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.gate = nn.ReLU(), nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(F.relu(x))
+        for _ in range(2):
+            x = x.clamp(min=0)
+        return torch.tanh(F.gelu(x, approximate="tanh")) * self.gate(x).clamp(0, 1)
+
+
+def test_activations_called_as_functions_are_listed_with_their_line() -> None:
+    _, swap = replace_activations(Mixed(), {"ReLU": LIKE}, sample=torch.rand(2, 3))
+    called = [(kept.name, kept.reason) for kept in swap.kept if "function" in kept.reason]
+    assert [name for name, _ in called] == ["ReLU", "ReLU", "GELU", "Tanh"]
+    assert "1 time(s)" in called[0][1]
+    assert called[0][1].endswith("x = self.act(F.relu(x))")
+    assert "2 time(s)" in called[1][1]
+    assert "not looked for" not in str(swap)
+
+
+def test_without_a_sample_the_report_says_what_was_not_looked_for() -> None:
+    _, swap = replace_activations(Mixed(), {"ReLU": LIKE})
+    assert "called as functions (F.relu), and modules called more than once, were not looked for" in str(swap)
+
+
+def test_restored_parameters_require_gradients_as_in_the_base() -> None:
+    base = resnet()
+    base.stem[0].weight.requires_grad_(False)
+    flags = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
+    net, swap = replace_activations(base, {"ReLU": LIKE})
+    train_only_activations(net)
+    assert {name: p.requires_grad for name, p in swap.restore(net).named_parameters()} == flags
+
+
+def test_another_network_is_not_restored() -> None:
+    _, swap = replace_activations(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), {"ReLU": LIKE})
+    with pytest.raises(UserError, match="'1' of this network is a Linear, not the LEAF that was put there"):
+        swap.restore(nn.Sequential(nn.ReLU(), nn.Linear(2, 2)))
+
+
+def test_hooks_of_a_replaced_module_go_on() -> None:
+    base = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    seen: list[str] = []
+    base[1].register_forward_hook(lambda module, args, output: seen.append(type(module).__name__))
+    base[1].register_forward_pre_hook(lambda module, args, kwargs: seen.append("before"), with_kwargs=True)
+    net, swap = replace_activations(base, {"ReLU": LIKE})
+    net(torch.rand(1, 2))
+    assert seen == ["before", "LEAF"]
+    assert "2 hook(s) of '1' were carried over" in str(swap)
+
+
+@pytest.mark.parametrize("sample", [[torch.rand(2, 3)], {"x": torch.rand(2, 3)}, (torch.rand(2, 3), 1), "x"])
+def test_a_sample_that_is_no_tensor(sample) -> None:
+    with pytest.raises(UserError, match=r"give an input of the network, a tensor or a tuple of tensors"):
+        replace_activations(Mixed(), {"ReLU": LIKE}, sample=sample)
+
+
+def test_a_scripted_network() -> None:
+    scripted = object.__new__(torch.jit.ScriptModule)
+    with pytest.raises(UserError, match="is a ScriptModule, whose program is fixed"):
+        replace_activations(scripted, {"ReLU": LIKE})
