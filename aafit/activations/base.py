@@ -38,6 +38,8 @@ class AdaptiveActivation(nn.Module):
     def __init__(self, start: str) -> None:
         super().__init__()
         self.start = start
+        # The name of the activation that it took the place of, where it took one.
+        self.replaced: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -164,8 +164,8 @@ def load_activations(net: nn.Module, path: str | Path, strict: bool = True) -> n
         activation.replaced = replaced.get(at, activation.replaced)
     if strict and known is not None and fingerprint(loaded, settings) != known:
         raise UserError(
-            f"The activations in {path} belong to a network with other weights (all but the activations were compared): "
-            "give that network, or strict=False to put them onto this one all the same."
+            f"The activations in {path} belong to a network with other weights than this one: "
+            "give that network, or strict=False to load them all the same."
         )
     return loaded
 

@@ -1,4 +1,5 @@
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from aafit.networks.adaptive import (
     adaptive_activations,
     adaptive_parameters,
     load_activations,
+    read_activations,
     save_activations,
     train_only_activations,
     training_mode,

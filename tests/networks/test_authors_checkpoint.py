@@ -128,7 +128,7 @@ def test_what_was_imported_can_be_saved_and_loaded(tmp_path: Path) -> None:
     tensors = weights("LeNet-5") | {f"act2.{key}": tensor for key, tensor in leaf((50, 8, 8)).items()}
     net = load_authors_checkpoint(written(tmp_path / "c.bin", tensors))
     save_activations(net, tmp_path / "a.safetensors")
-    loaded = load_activations(build("LeNet-5", (1, 28, 28), 10), tmp_path / "a.safetensors")
+    loaded = load_activations(build("LeNet-5", (1, 28, 28), 10), tmp_path / "a.safetensors", strict=False)
     assert torch.equal(loaded.act2.p3, tensors["act2.p3"])
 
 
