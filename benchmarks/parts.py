@@ -44,10 +44,10 @@ def seconds_of_parts(run: dict[str, Any], sample: Sample, device: str, threads: 
     data, settings, at = sample.load(), RunConfig.checked(run), choose_device(device)
     after_steps: list[float] = []
 
-    def timed(function: Callable[..., None]) -> Callable[..., None]:
-        def called(*arguments: Any) -> None:
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
             with stopwatch(after_steps, at):
-                function(*arguments)
+                return function(*arguments)
 
         return called
 

@@ -37,7 +37,7 @@ def draw_differences(suite: SuiteRuns) -> Figure | None:
         for run in runs
         for one in _differences(run).values()
         for value in (one.max_abs, one.mean_abs)
-        if value > 0
+        if value
     ]
     floor, top = (min(values) / 30, max(values) * 3) if values else (0.1, 10.0)
     title = "What the replacement changed, before tuning: absolute differences from the base network"
@@ -70,6 +70,9 @@ def _layer(axes: Axes, layer: str, rows: Iterable[list[RunRecord]], floor: float
             one = _differences(run).get(layer)
             if one is None:
                 continue
+            if one.max_abs is None or one.mean_abs is None:
+                axes.text(floor * 1.3, row, "not finite", fontsize=7.5, color=LARGEST["color"], va="center")
+                continue
             if one.max_abs == 0:
                 axes.text(floor * 1.3, row, "equal", fontsize=7.5, color=GREY, va="center")
                 continue
@@ -84,7 +87,10 @@ def _layer(axes: Axes, layer: str, rows: Iterable[list[RunRecord]], floor: float
 
 def _agreement(axes: Axes, rows: Iterable[list[RunRecord]]) -> None:
     for row, runs in enumerate(rows):
-        shares = [100 * run.comparison.agreement for run in runs if run.comparison is not None]
+        compared = [run.comparison.agreement for run in runs if run.comparison is not None]
+        shares = [100 * agreement for agreement in compared if agreement is not None]
+        if not shares:
+            continue
         mean = sum(shares) / len(shares)
         axes.plot([0, mean], [row, row], color="#999999", linewidth=0.8)
         axes.plot(shares, [row] * len(shares), **MEAN)

@@ -17,7 +17,7 @@ from aafit.report.runs import CurveError, RunRecord, SuiteRuns, read_run, read_s
 from aafit.report.shapes import draw_saved
 from aafit.report.style import save
 from aafit.report.summary import activations, status
-from aafit.report.tables import ResultsTable, csv_rows, duration, results_table
+from aafit.report.tables import DIVERGED, ResultsTable, csv_rows, duration, results_table
 from aafit.report.trajectories import draw_trajectories
 
 
@@ -56,6 +56,7 @@ def write_report(suite_folder: Path) -> Report:
         lstrip_blocks=True,
     ).get_template("page.html")
     html = page.render(
+        short=_short,
         suite=suite,
         table=table,
         facts=_facts(suite),
@@ -97,20 +98,20 @@ def _section(run: RunRecord, figures: Sequence[Path]) -> dict[str, Any]:
     compared = run.comparison
     facts = []
     if compared is not None:
-        facts.append(("Base", f"{compared.base_accuracy:.2%}"))
-        facts.append(("Just replaced", f"{compared.replaced_accuracy:.2%}"))
-        facts.append(("Equal predictions, base and replaced", f"{compared.agreement:.2%}"))
-        facts.append(
-            ("Logits, difference", f"{compared.logits.mean_abs:.3g} mean, {compared.logits.max_abs:.3g} largest")
-        )
+        facts.append(("Base", _percent(compared.base_accuracy)))
+        facts.append(("Just replaced", _percent(compared.replaced_accuracy)))
+        facts.append(("Equal predictions, base and replaced", _percent(compared.agreement)))
+        logits = compared.logits
+        facts.append(("Logits, difference", f"{_short(logits.mean_abs)} mean, {_short(logits.max_abs)} largest"))
     if result is not None:
-        facts.append((f"Last epoch ({run.last_epoch})", f"{result.last_accuracy:.2%}"))
+        facts.append((f"Last epoch ({run.last_epoch})", _percent(result.last_accuracy)))
         if result.heldout_selected_accuracy is not None:
             facts.append(
-                (f"Chosen on held-out (epoch {result.heldout_epoch})", f"{result.heldout_selected_accuracy:.2%}")
+                (f"Chosen on held-out (epoch {result.heldout_epoch})", _percent(result.heldout_selected_accuracy))
             )
-        best = f"Best, selected on test (epoch {result.best_test_epoch})"
-        facts.append((best, f"{result.best_test_accuracy:.2%}"))
+        if result.best_test_accuracy is not None:
+            best = f"Best, selected on test (epoch {result.best_test_epoch})"
+            facts.append((best, _percent(result.best_test_accuracy)))
     return {
         "title": run.name if run.name else run.folder.name,
         "seed": run.seed,
@@ -124,6 +125,14 @@ def _section(run: RunRecord, figures: Sequence[Path]) -> dict[str, Any]:
         "errors": _errors(run),
         "figures": _embedded(figures),
     }
+
+
+def _percent(share: float | None) -> str:
+    return DIVERGED if share is None else f"{share:.2%}"
+
+
+def _short(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}"
 
 
 def _errors(run: RunRecord) -> list[tuple[str, CurveError]]:

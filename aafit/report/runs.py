@@ -56,12 +56,16 @@ class Config:
 
 @dataclass(frozen=True)
 class Result:
-    """What done.json reports. Accuracies are shares (0 to 1) of the full test set."""
+    """What done.json reports. Accuracies are shares (0 to 1) of the full test set.
 
-    last_accuracy: float
-    best_test_accuracy: float
-    best_test_epoch: int
+    `diverged` is the epoch after which the loss was not finite; such a run has no accuracy.
+    """
+
     tuned_parameters: int
+    last_accuracy: float | None = None
+    best_test_accuracy: float | None = None
+    best_test_epoch: int | None = None
+    diverged: int | None = None
     base_accuracy: float | None = None
     replaced_accuracy: float | None = None
     heldout_epoch: int | None = None
@@ -77,10 +81,10 @@ class Done:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the replaced network's values are from the base's, over the test set."""
+    """How far the replaced network's values are from the base's, over the test set; None: not finite."""
 
-    max_abs: float
-    mean_abs: float
+    max_abs: float | None
+    mean_abs: float | None
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ class CurveError:
     old: str
     new: str
     dtype: str
-    max: float
-    mean_squared: float
+    max: float | None
+    mean_squared: float | None
     interval: tuple[float, float]
 
 
@@ -105,9 +109,9 @@ class CurveError:
 class Comparison:
     layers: tuple[LayerDifference, ...]
     logits: Difference
-    agreement: float
-    base_accuracy: float
-    replaced_accuracy: float
+    agreement: float | None
+    base_accuracy: float | None
+    replaced_accuracy: float | None
     curves: tuple[CurveError, ...] = ()
 
 
@@ -126,6 +130,11 @@ class RunRecord:
     @property
     def name(self) -> str:
         return self.settings.name
+
+    @property
+    def diverged(self) -> int | None:
+        """The epoch after which the loss was not finite, None where it is."""
+        return self.done.result.diverged if self.done is not None else None
 
     @property
     def last_epoch(self) -> int | None:

@@ -1,5 +1,6 @@
 """Runs summed up: a row for each run of a suite, with mean and spread over its seeds."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -46,6 +47,10 @@ class Row:
     recovered: Spread | None
     tuned_parameters: int | None
     seconds: Spread | None
+    diverged: tuple[int, ...] = ()
+    """The seeds whose loss was not finite in the end; they are not counted."""
+    replaced_diverged: bool = False
+    """Whether the loss right after the replacement was not finite."""
 
 
 def summarise(suite: SuiteRuns) -> list[Row]:
@@ -62,7 +67,9 @@ def activations(settings: Settings) -> tuple[str, ...]:
 
 
 def status(run: RunRecord) -> str:
-    """How far a run is; empty for a finished one."""
+    """How far a run is, or that it diverged; empty for one with a result."""
+    if run.diverged is not None:
+        return f"diverged after epoch {run.diverged}"
     if run.done is not None:
         return ""
     if run.last_epoch is None:
@@ -71,7 +78,7 @@ def status(run: RunRecord) -> str:
 
 
 def _row(runs: Sequence[RunRecord]) -> Row:
-    finished = [run for run in runs if run.done is not None]
+    finished = [run for run in runs if run.done is not None and run.diverged is None]
     counted = finished or list(runs)
     results = [run.done.result for run in finished if run.done is not None]
     base = [_base(run) for run in counted]
@@ -96,11 +103,13 @@ def _row(runs: Sequence[RunRecord]) -> Row:
         recovered=Spread.of(recovered),
         tuned_parameters=results[0].tuned_parameters if results else None,
         seconds=Spread.of([run.done.seconds for run in finished if run.done is not None]),
+        diverged=tuple(run.seed for run in runs if run.diverged is not None),
+        replaced_diverged=any(run.comparison is not None and run.comparison.replaced_accuracy is None for run in runs),
     )
 
 
 def _status_of(runs: Sequence[RunRecord]) -> str:
-    open_ones = [run for run in runs if run.done is None]
+    open_ones = [run for run in runs if status(run)]
     if len(runs) == 1 or not open_ones:
         return status(runs[0])
     return "; ".join(f"seed {run.seed} {status(run)}" for run in open_ones)
@@ -121,7 +130,8 @@ def _replaced(run: RunRecord) -> float | None:
 def _last(run: RunRecord) -> float | None:
     if run.done is not None:
         return run.done.result.last_accuracy
-    return float(run.columns["test_accuracy"][-1]) if run.last_epoch is not None else None
+    accuracy = float(run.columns["test_accuracy"][-1]) if run.last_epoch is not None else math.nan
+    return accuracy if math.isfinite(accuracy) else None
 
 
 def _recovered(base: float | None, replaced: float | None, last: float | None) -> float | None:

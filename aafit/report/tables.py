@@ -14,6 +14,7 @@ from aafit.report.runs import SuiteRuns
 from aafit.report.summary import LEAST_DROP, Row, Spread, activations, summarise
 
 Lines = tuple[str, ...]
+DIVERGED = "diverged"
 NONE = "–"  # noqa: RUF001  an en dash, as in printed tables
 
 
@@ -106,8 +107,8 @@ def results_table(suite: SuiteRuns) -> ResultsTable:
     if several_seeds:
         columns.append(Column(("n",), lambda row: (str(len(row.seeds)),)))
     columns.append(Column(("base",), lambda row: _accuracy(row.base)))
-    columns.append(Column(("just", "replaced"), lambda row: _accuracy(row.replaced)))
-    columns.append(Column(("last", "epoch"), lambda row: _accuracy(row.last)))
+    columns.append(Column(("just", "replaced"), lambda row: _accuracy(row.replaced, diverged=row.replaced_diverged)))
+    columns.append(Column(("last", "epoch"), lambda row: _accuracy(row.last, diverged=bool(row.diverged))))
     if any(row.heldout is not None for row in rows):
         chosen = Column(("chosen", "on", "held-out"), lambda row: _accuracy(row.heldout, row.heldout_epoch))
         columns.append(chosen)
@@ -173,9 +174,9 @@ def _network(row: Row) -> str:
     return f"{row.settings.network} on {row.settings.dataset}"
 
 
-def _accuracy(spread: Spread | None, epoch: Spread | None = None) -> Lines:
+def _accuracy(spread: Spread | None, epoch: Spread | None = None, diverged: bool = False) -> Lines:
     if spread is None:
-        return (NONE,)
+        return (DIVERGED if diverged else NONE,)
     second = f"±{100 * spread.std:.2f}" if spread.std is not None else f"@{epoch.mean:.0f}" if epoch is not None else ""
     return (f"{100 * spread.mean:.2f}", *([second] if second else []))
 
@@ -208,6 +209,8 @@ def _notes(suite: SuiteRuns, rows: Sequence[Row], several_seeds: bool) -> Lines:
         notes.append("Mean ± sample standard deviation over n seeds.")
     elif any(row.best_epoch is not None for row in rows):
         notes.append("@: the epoch, numbered through from the base network's first.")
+    if any(row.diverged or row.replaced_diverged for row in rows):
+        notes.append("Diverged: the loss is not finite, so that there is no accuracy; such seeds are not counted.")
     if any(row.status for row in rows):
         notes.append("Unfinished: what is known so far; of several seeds only the finished ones are counted.")
     if suite.no_config:

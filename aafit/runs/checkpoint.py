@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aafit.errors import UserError
 from aafit.files import sha256_of, write_atomically
+from aafit.tables import fit_for_json
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -82,24 +83,40 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object for people and programs."""
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
+    """Write a JSON object for people and programs; a number that is not finite becomes null."""
+    write_atomically(path, json.dumps(fit_for_json(dict(content)), indent=2, allow_nan=False) + "\n")
 
 
 def check_finished(folder: Path) -> dict[str, Any]:
     """The `done.json` of a run folder, after checking that the files it vouches for are the ones it saw.
 
     Raises:
-        UserError: the run is not finished, or one of its files was altered since.
+        UserError: the run is not finished, it diverged, or one of its files was altered since.
     """
     if not (folder / "done.json").exists():
         raise UserError(f"The run in {folder} is not finished; run it first.")
     done = load_json(folder / "done.json")
     if not isinstance(done.get("sha256"), dict):
         raise UserError(f"{folder / 'done.json'} is damaged: it does not say which files it vouches for.")
+    if (epoch := diverged_at(done)) is not None:
+        raise UserError(diverged(folder, epoch))
     for name, digest in done["sha256"].items():
         if not (folder / name).exists() or sha256_of(folder / name) != digest:
             raise UserError(
                 f"{folder / name} is missing, truncated or was altered since its run ended; run it again with --fresh."
             )
     return done
+
+
+def diverged_at(done: Mapping[str, Any]) -> int | None:
+    """The epoch after which a run's loss was not finite, as its `done.json` says; None for one that has a result."""
+    result = done.get("result")
+    return result.get("diverged") if isinstance(result, Mapping) else None
+
+
+def diverged(folder: Path, epoch: int) -> str:
+    """The verdict on a run in one sentence."""
+    return (
+        f"The run in {folder} diverged: its loss is not finite after epoch {epoch}. Give it a smaller lr or another "
+        "start of its activations, and --fresh to start again."
+    )

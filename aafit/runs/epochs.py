@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ class ActiveRun:
         tuned: number of parameters trained.
         epoch: the last that is measured, None before the first.
         seconds: spent training; of an epoch in lockstep with other runs, an equal share.
+        diverged: the epoch after which the loss was not finite, None where it is.
     """
 
     job: Job
@@ -50,6 +52,7 @@ class ActiveRun:
     optimizers: list[Optimizer] = field(default_factory=list)
     epoch: int | None = None
     seconds: float = 0.0
+    diverged: int | None = None
 
     @property
     def net(self) -> nn.Module:
@@ -76,30 +79,42 @@ def train_runs(runs: Sequence[ActiveRun], data: Dataset, own_log: OwnLog) -> Non
     """Train by gradient steps, epoch after epoch, from where each run is; those at the same epoch go in lockstep."""
     with ExitStack() as opened:
         noted = {}
+        split: dict[tuple[Path, ...], Lockstep | None] = {}
         for run in runs:
             outputs = opened.enter_context(loggers(run.job, run.net, run.epoch))
             noted[run.job.folder] = repeated_evaluations(data, run.net, run.job.config.precision), outputs
             if run.epoch is None:
                 run.epoch = run.job.config.start_epoch
                 with own_log(run.job):
-                    measure(run.job, run.epoch, run.net, *noted[run.job.folder])
+                    finite = measure(run.job, run.epoch, run.net, *noted[run.job.folder])
+                run.diverged = None if finite else run.epoch
         while left := [
-            (run.epoch, run) for run in runs if run.epoch is not None and run.epoch < run.job.config.end_epoch
+            (run.epoch, run)
+            for run in runs
+            if run.epoch is not None and run.epoch < run.job.config.end_epoch and run.diverged is None
         ]:
             behind = min(epoch for epoch, _ in left)
             lockstep = [run for epoch, run in left if epoch == behind]
             began = time.perf_counter()
-            losses = _train_epoch(lockstep, behind, data)
+            losses = _train_epoch(lockstep, behind, data, split)
             spent = (time.perf_counter() - began) / len(lockstep)
             for run, (loss, variance) in zip(lockstep, losses, strict=True):
                 run.epoch, run.seconds = behind + 1, run.seconds + spent
                 with own_log(run.job):
-                    measure(run.job, run.epoch, run.net, *noted[run.job.folder], loss, variance, spent)
-                save_progress(run.job, run.epoch, run.seconds, run.net, run.optimizers)
+                    finite = measure(run.job, run.epoch, run.net, *noted[run.job.folder], loss, variance, spent)
+                if finite:
+                    save_progress(run.job, run.epoch, run.seconds, run.net, run.optimizers)
+                else:
+                    run.diverged = run.epoch
 
 
-def _train_epoch(runs: Sequence[ActiveRun], epoch: int, data: Dataset) -> list[tuple[float, float]]:
-    """The epoch after `epoch` of runs that have seed and batches in common: mean and variance of each one's losses."""
+def _train_epoch(
+    runs: Sequence[ActiveRun], epoch: int, data: Dataset, split: dict[tuple[Path, ...], Lockstep | None]
+) -> list[tuple[float, float]]:
+    """The epoch after `epoch` of runs that have seed and batches in common: mean and variance of each one's losses.
+
+    `split` keeps the parts of those that go in lockstep, by their folders: a network is taken apart once.
+    """
     seed, run = runs[0].job.seed, runs[0].job.config
     dtype = data_type(run.precision)
 
@@ -108,8 +123,11 @@ def _train_epoch(runs: Sequence[ActiveRun], epoch: int, data: Dataset) -> list[t
         torch.manual_seed(derived_seed("dropout", seed, epoch))
         return training_batches(data.train, run.batch_size, seed, epoch, run.augment, run.shuffle, dtype)
 
-    few_images, _ = next(evaluation_batches(data.test, batch_size=2, dtype=dtype))
-    lockstep = Lockstep.of([one.net for one in runs], few_images) if len(runs) > 1 else None
+    together = tuple(one.job.folder for one in runs)
+    if together not in split:
+        few_images, _ = next(evaluation_batches(data.test, batch_size=2, dtype=dtype))
+        split[together] = Lockstep.of([one.net for one in runs], few_images) if len(runs) > 1 else None
+    lockstep = split[together]
     if lockstep is None:
         return [train_epoch(one.net, batches(), one.optimizers, run.precision) for one in runs]
     return lockstep.train_epoch(batches(), [one.optimizers for one in runs], run.precision)
@@ -128,14 +146,15 @@ def identify_run(under_way: ActiveRun, data: Dataset) -> None:
     with loggers(job, net, None if state is None else run.start_epoch + state.steps[-1].number) as outputs:
         # What was spent on steps that were not kept counts for the next that is.
         noted = state.steps[-1].seconds if state else 0.0
+        finite = True
 
         def after_step(now: State) -> None:
-            nonlocal state, noted
+            nonlocal state, noted, finite
             if state is None or len(now.steps) > len(state.steps):
                 last = now.steps[-1]
                 spent, noted = last.seconds - noted, last.seconds
                 evaluations = Evaluations(test, lambda: HeldOut(last.heldout_loss))
-                measure(job, run.start_epoch + last.number, net, evaluations, outputs, last.loss, None, spent)
+                finite = measure(job, run.start_epoch + last.number, net, evaluations, outputs, last.loss, None, spent)
             state = now
             save_identification(job, now.as_dict())
 
@@ -159,6 +178,8 @@ def identify_run(under_way: ActiveRun, data: Dataset) -> None:
     save_json(job.folder / "identification.json", result.as_dict())
     log.info("%s", result)
     under_way.seconds = result.seconds
+    # A start without a finite loss can still be brought near: only the end tells.
+    under_way.diverged = None if finite else run.start_epoch + result.steps[-1].number
 
 
 def repeated_evaluations(data: Dataset, net: nn.Module, precision: str) -> Evaluations:
@@ -180,8 +201,11 @@ def measure(
     train_loss: float | None = None,
     train_loss_variance: float | None = None,
     seconds: float | None = None,
-) -> None:
-    """Evaluate the network as it is after `epoch`, and note all numbers of that epoch."""
+) -> bool:
+    """Evaluate the network as it is after `epoch`, and note all numbers of that epoch; whether its losses are finite.
+
+    A network whose loss is not finite has no accuracy: it predicts the first class whatever it is shown.
+    """
     began = time.perf_counter()
     heldout = evaluations.heldout() if evaluations.heldout else None
     test = evaluations.test()
@@ -190,9 +214,9 @@ def measure(
         "train_loss": train_loss,
         "train_loss_variance": train_loss_variance,
         "heldout_loss": heldout.loss if heldout else None,
-        "heldout_accuracy": heldout.accuracy if heldout else None,
+        "heldout_accuracy": heldout.accuracy if heldout and math.isfinite(heldout.loss) else None,
         "test_loss": test.loss,
-        "test_accuracy": test.accuracy,
+        "test_accuracy": test.accuracy if math.isfinite(test.loss) else None,
         "lr": job.config.learning_rate,
         "lr_slow": job.config.learning_rate / SLOWED[job.config.optimizer] if job.config.p24sl else None,
         "seconds": seconds,
@@ -202,4 +226,7 @@ def measure(
     for output in outputs:
         output.write(row)
     training = "" if train_loss is None else f"train loss {train_loss:.4f}, "
-    log.info("epoch %d: %stest %s%s", epoch, training, test, "" if seconds is None else f", {seconds:.1f} s")
+    finite = math.isfinite(test.loss) and (train_loss is None or math.isfinite(train_loss))
+    found = f"test {test}" if finite else "diverged: the loss is not finite"
+    log.info("epoch %d: %s%s%s", epoch, training, found, "" if seconds is None else f", {seconds:.1f} s")
+    return finite

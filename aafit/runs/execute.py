@@ -5,6 +5,8 @@ results. All that is found out goes into the run's folder (see folder.py); table
 """
 
 import logging
+import math
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 
 import torch
@@ -13,12 +15,13 @@ from torch import nn
 from aafit.data.batches import evaluation_batches
 from aafit.data.datasets import Dataset, load_dataset
 from aafit.devices import choose_device
+from aafit.errors import UserError
 from aafit.identification import audit
 from aafit.networks.adaptive import adaptive_activations, train_only_activations
 from aafit.runs.checkpoint import save_json
 from aafit.runs.epochs import ActiveRun, identify_run, train_runs
 from aafit.runs.folder import finish, load_progress, locked, printing_to_log, write_config
-from aafit.runs.job import Job, is_done
+from aafit.runs.job import Job, is_done, verdict
 from aafit.runs.start import Start, starting_network
 from aafit.training.compare import compare, curve_errors
 from aafit.training.precision import arithmetic, data_type
@@ -38,7 +41,7 @@ def execute(*jobs: Job) -> None:
 
     Raises:
         UserError: another process works in a folder; it holds a run with other settings; the data, the parent's
-            network or the state to go on from cannot be used.
+            network or the state to go on from cannot be used; a run diverged, now or before. The others are done then.
     """
     first = jobs[0]
     own_log = printing_to_log if len(jobs) > 1 else nullcontext
@@ -46,8 +49,9 @@ def execute(*jobs: Job) -> None:
         for job in jobs:
             held.enter_context(locked(job.folder))
         held.enter_context(arithmetic(first.config.precision, first.threads))
-        left = [job for job in jobs if not is_done(job)]
+        left = [job for job in jobs if not is_done(job) and verdict(job) is None]
         if not left:
+            _tell_verdicts(jobs)
             log.info("already done: %s", first.folder)
             return
         device = choose_device(first.device)
@@ -66,13 +70,22 @@ def execute(*jobs: Job) -> None:
         for run in runs:
             with own_log(run.job):
                 replaced = {row.path: row.old for row in run.start.swap.rows} if run.start.swap else {}
-                finish(run.job, run.net, run.starting_values, replaced, run.seconds, run.tuned)
+                finish(run.job, run.net, run.starting_values, replaced, run.seconds, run.tuned, run.diverged)
+    _tell_verdicts(jobs)
+
+
+def _tell_verdicts(jobs: Sequence[Job]) -> None:
+    """End in an error where runs diverged, so that what comes from them is not started."""
+    verdicts = [sentence for sentence in map(verdict, jobs) if sentence is not None]
+    if verdicts:
+        raise UserError(" ".join(verdicts))
 
 
 def begin(job: Job, data: Dataset, device: torch.device) -> ActiveRun:
     """The network that a run starts from, compared with its base; what is trained of it, from where the run was."""
-    write_config(job, device, data)
+    # Before anything is written: what cannot be used, parent or checkpoint, leaves no folder that refuses a better one.
     start = starting_network(job, data).to(device, job.config.precision)
+    write_config(job, device, data)
     starting_values = start.values()
     compare_with_base(job, start, data)
     trained = choose_trained(start.net, job.config.train)
@@ -109,7 +122,12 @@ def compare_with_base(job: Job, start: Start, data: Dataset) -> None:
         for row in start.swap.rows
         for error in curve_errors(start.net.get_submodule(row.path), start.base.get_submodule(row.path))
     ]
-    save_json(path, {**comparison.as_dict(), "curves": curves})
+    values = comparison.as_dict()
+    for which in ("base", "replaced"):
+        # A network without a finite loss predicts the first class: no accuracy of 10%.
+        if values[f"{which}_loss"] is None or not math.isfinite(values[f"{which}_loss"]):
+            values[f"{which}_accuracy"] = None
+    save_json(path, {**values, "curves": curves})
 
 
 def look_at_parameters(job: Job, start: Start, data: Dataset) -> None:

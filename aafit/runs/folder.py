@@ -186,8 +186,13 @@ def _load_state(job: Job, device: torch.device) -> dict[str, Any] | None:
 
 @contextmanager
 def loggers(job: Job, net: nn.Module, last_epoch: int | None) -> Iterator[list[Logger]]:
-    """Where the numbers of an epoch go: `metrics.csv`, kept up to `last_epoch`, and what else the job asks for."""
-    opened: list[Logger] = [MetricsFile(job.folder / "metrics.csv", [*COLUMNS, *shared_values(net)], last_epoch)]
+    """Where the numbers of an epoch go: `metrics.csv`, kept up to `last_epoch`, and what else the job asks for.
+
+    Raises:
+        UserError: metrics.csv lacks an epoch up to `last_epoch`, the last that the saved state knows of.
+    """
+    measured = range(0) if last_epoch is None else range(job.config.start_epoch, last_epoch + 1)
+    opened: list[Logger] = [MetricsFile(job.folder / "metrics.csv", [*COLUMNS, *shared_values(net)], measured)]
     try:
         if job.tensorboard:
             opened.append(TensorBoardLogger(job.folder, last_epoch))
@@ -213,7 +218,13 @@ def shared_values(net: nn.Module) -> dict[str, float]:
 
 
 def finish(
-    job: Job, net: nn.Module, start: dict[str, Tensor], replaced: dict[str, str], seconds: float, tuned: int
+    job: Job,
+    net: nn.Module,
+    start: dict[str, Tensor],
+    replaced: dict[str, str],
+    seconds: float,
+    tuned: int,
+    diverged: int | None = None,
 ) -> None:
     """Save what came out and, last, `done.json`, which makes the run finished.
 
@@ -222,11 +233,14 @@ def finish(
         replaced: the fixed function that stood at each replaced path.
         seconds: spent training.
         tuned: number of parameters trained.
+        diverged: the epoch after which the loss was not finite: then there is a verdict, and no network to go on with.
     """
     folder = job.folder
-    save_network(folder / "network.safetensors", net)
-    files = ["config.json", "metrics.csv", "network.safetensors"]
-    if start:
+    files = ["config.json", "metrics.csv"]
+    if diverged is None:
+        save_network(folder / "network.safetensors", net)
+        files.append("network.safetensors")
+    if start and diverged is None:
         save_activations(net, folder / "activations.safetensors", start=start, replaced=replaced)
         files.append("activations.safetensors")
     files += [name for name in ("compare.json", "identification.json") if (folder / name).exists()]
@@ -235,30 +249,35 @@ def finish(
         "sha256": {name: sha256_of(folder / name) for name in files},
         "finished": _now(),
         "seconds": seconds,
-        "result": _result(folder, tuned),
+        "result": _result(folder, tuned, diverged),
     }
     save_json(folder / "done.json", done)
     (folder / "state.pt").unlink(missing_ok=True)
 
 
-def _result(folder: Path, tuned: int) -> dict[str, Any]:
-    """The figures that a table needs, out of `metrics.csv` and `compare.json`; accuracies are on the whole test set."""
+def _result(folder: Path, tuned: int, diverged: int | None) -> dict[str, Any]:
+    """The figures that a table needs, out of `metrics.csv` and `compare.json`; accuracies are on the whole test set.
+
+    Of a run that diverged there are none of what it was trained to.
+    """
     rows = read_rows(folder / "metrics.csv")
     compared = load_json(folder / "compare.json") if (folder / "compare.json").exists() else {}
-    best_test = max(rows, key=lambda row: float(row["test_accuracy"]))
-    held_out = [row for row in rows if row["heldout_accuracy"]]
+    counted = [row for row in rows if row["test_accuracy"]] if diverged is None else []
+    best_test = max(counted, key=lambda row: float(row["test_accuracy"]), default=None)
+    held_out = [row for row in counted if row["heldout_accuracy"]]
     chosen = max(held_out, key=lambda row: float(row["heldout_accuracy"]), default=None)
     return {
         "base_accuracy": compared.get("base_accuracy"),
         "base_loss": compared.get("base_loss"),
         "replaced_accuracy": compared.get("replaced_accuracy"),
         "replaced_loss": compared.get("replaced_loss"),
-        "last_accuracy": float(rows[-1]["test_accuracy"]),
-        "last_loss": float(rows[-1]["test_loss"]),
+        "diverged": diverged,
+        "last_accuracy": float(counted[-1]["test_accuracy"]) if counted else None,
+        "last_loss": float(counted[-1]["test_loss"]) if counted else None,
         "heldout_epoch": chosen and int(chosen["epoch"]),
         "heldout_selected_accuracy": chosen and float(chosen["test_accuracy"]),
-        "best_test_epoch": int(best_test["epoch"]),
-        "best_test_accuracy": float(best_test["test_accuracy"]),
+        "best_test_epoch": best_test and int(best_test["epoch"]),
+        "best_test_accuracy": best_test and float(best_test["test_accuracy"]),
         "tuned_parameters": tuned,
         "epochs": len(rows) - 1,
     }

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from aafit.activations import is_adaptive
 from aafit.errors import UserError
 from aafit.files import cannot_write, sha256_of
+from aafit.runs.checkpoint import diverged, diverged_at
 from aafit.runs.config import RunConfig
 from aafit.runs.suite import Suite
 from aafit.training.tune import LEARNING_RATES
@@ -59,9 +61,16 @@ class Job(BaseModel):
 
 def _content(checkpoint: Path) -> str:
     try:
-        return sha256_of(checkpoint)
+        now = checkpoint.stat()
+        return _hashed(checkpoint, now.st_mtime_ns, now.st_size)
     except OSError as error:
         raise UserError(f"The checkpoint {checkpoint} cannot be read: {error.strerror}.") from None
+
+
+@lru_cache
+def _hashed(checkpoint: Path, changed: int, size: int) -> str:
+    """SHA-256 of the file as it was changed last: hashes are asked for each epoch, and the file is large."""
+    return sha256_of(checkpoint)
 
 
 def jobs_of(
@@ -112,14 +121,23 @@ def read_document(path: Path) -> dict[str, Any] | None:
 
 
 def is_done(job: Job) -> bool:
-    """Whether the job's folder holds its finished result.
+    """Whether the job's folder holds its finished result; a run that diverged has none.
 
     Raises:
         UserError: the folder holds a run with other settings; the message says which.
     """
     check_same_settings(job)
     done = read_document(job.folder / "done.json")
-    return done is not None and done.get("hash") == job.settings_hash
+    return done is not None and done.get("hash") == job.settings_hash and diverged_at(done) is None
+
+
+def verdict(job: Job) -> str | None:
+    """Why the job will have no result, in one sentence: it diverged; None where it did not."""
+    done = read_document(job.folder / "done.json")
+    if done is None or done.get("hash") != job.settings_hash:
+        return None
+    epoch = diverged_at(done)
+    return None if epoch is None else diverged(job.folder, epoch)
 
 
 def check_same_settings(job: Job) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 from aafit.errors import UserError
 from aafit.files import cannot_write, write_atomically
+from aafit.tables import ranges
 
 Row = Mapping[str, float | int | None]
 
@@ -24,20 +26,29 @@ class Logger(Protocol):
 class MetricsFile:
     """`metrics.csv`: a row an epoch, appended; floats are written so that reading them gives the same bits."""
 
-    def __init__(self, path: Path, columns: Sequence[str], last_epoch: int | None) -> None:
-        """Open the file, keeping the rows up to `last_epoch`, the last that the run's state knows of (None: no row)."""
+    def __init__(self, path: Path, columns: Sequence[str], measured: range = range(0)) -> None:
+        """Open the file, keeping the rows of the epochs in `measured`: those that the run's state was saved after.
+
+        Raises:
+            UserError: a row of these is missing or damaged, as after a power cut, or the file cannot be written.
+        """
         self.path, self.columns = path, list(columns)
-        kept = read_rows(path) if path.exists() and last_epoch is not None else []
+        kept = _rows_of(path, measured) if measured else []
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, self.columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(row for row in kept if last_epoch is not None and int(row["epoch"]) <= last_epoch)
+        writer.writerows(kept)
         write_atomically(path, buffer.getvalue())
 
     def write(self, row: Row) -> None:
+        """Append a row that is on the disk when this returns, so that no state is saved before the rows it knows of."""
+        # An empty cell says that there is no number: other programs read "nan" as they like.
+        numbers = {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}
         try:
             with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+                csv.DictWriter(file, self.columns, lineterminator="\n").writerow(numbers)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
@@ -49,6 +60,26 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The whole rows of a metrics file; a last line that a stop cut short is left out."""
     text = path.read_text()
     return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+
+
+def _rows_of(path: Path, epochs: range) -> list[dict[str, str]]:
+    """The rows of these epochs, one each."""
+    try:
+        rows = [row for row in read_rows(path) if int(row["epoch"]) in epochs]
+        missing = sorted(set(epochs) - {int(row["epoch"]) for row in rows})
+        what = (
+            f"has no row of epoch {ranges(missing)}" if missing else "has rows twice" if len(rows) > len(epochs) else ""
+        )
+    except FileNotFoundError:
+        what = "is not there"
+    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
+        what = f"is damaged ({error})"
+    if what:
+        raise UserError(
+            f"{path} {what}, but the saved state of this run is of epoch {epochs[-1]}: a power cut can leave that, or "
+            "another program. Give --fresh to set the folder aside and start this run again."
+        )
+    return rows
 
 
 class TensorBoardLogger:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from aafit.activations import from_text, is_adaptive
 from aafit.data.batches import derived_seed, evaluation_batches
 from aafit.data.datasets import Dataset
-from aafit.networks.adaptive import adaptive_parameters, load_activations
+from aafit.errors import UserError
+from aafit.networks.adaptive import adaptive_activations, adaptive_parameters, load_activations
 from aafit.networks.authors_checkpoint import load_authors_checkpoint
 from aafit.networks.models import NETWORKS, Shape, build
 from aafit.networks.surgery import Swap, replace_activations
@@ -45,7 +46,8 @@ def starting_network(job: Job, data: Dataset) -> Start:
     """Build what `job` trains. The same job gives the same bits each time, so a resumed run knows its start again.
 
     Raises:
-        UserError: the parent is not finished or its files were altered; the checkpoint is for another network.
+        UserError: the parent is not finished or its files were altered; the checkpoint is for another network, or has
+            other activations than the settings say.
     """
     run = job.config
     if job.parent is not None:
@@ -58,11 +60,25 @@ def starting_network(job: Job, data: Dataset) -> Start:
         return Start(net, base, swap)
     if run.init_from is not None:
         fixed = next((text for text in (run.cnn, run.fc) if not is_adaptive(text)), "ReLU")
-        return Start(load_authors_checkpoint(run.init_from, run.network, data.in_shape, data.classes, base=fixed))
+        imported = load_authors_checkpoint(run.init_from, run.network, data.in_shape, data.classes, base=fixed)
+        _check_activations(imported, run, run.init_from)
+        return Start(imported)
     torch.manual_seed(job.seed)
     net = _fixed_network(run, data.in_shape, data.classes)
     adaptive = {path: text for path, text in activation_texts(run).items() if is_adaptive(text)}
     return Start(_replaced(net, run, job.seed, adaptive, data)[0]) if adaptive else Start(net)
+
+
+def _check_activations(net: nn.Module, run: RunConfig, file: Path) -> None:
+    """Refuse an imported network whose activations are not those that the settings tell of it."""
+    there = {path: activation.family for path, activation in adaptive_activations(net).items()}
+    told = {path: text.split()[0] for path, text in activation_texts(run).items() if is_adaptive(text)}
+    if there != told:
+        found = ", ".join(f"{path} {family}" for path, family in there.items()) or "no adaptive ones"
+        raise UserError(
+            f"{file} has other activations than cnn = {run.cnn!r} and fc = {run.fc!r} say: it has {found}. Give "
+            "another checkpoint, or the settings that fit this one."
+        )
 
 
 def activation_texts(run: RunConfig) -> dict[str, str]:
@@ -82,7 +98,8 @@ def load_run(folder: Path) -> nn.Module:
     run = RunConfig.checked(config["run"], str(folder))
     net: nn.Module = _fixed_network(run, tuple(config["data"]["in_shape"]), config["data"]["classes"])
     if (folder / "activations.safetensors").exists():
-        net = load_activations(net, folder / "activations.safetensors")
+        # Not strict: the network's own weights come after, out of a file that done.json vouches for.
+        net = load_activations(net, folder / "activations.safetensors", strict=False)
     tensors = load_tensors(folder / "network.safetensors")
     net.to(next(iter(tensors.values())).dtype)
     net.load_state_dict(tensors)

@@ -65,7 +65,8 @@ class RunState:
             if now == self._read:
                 return False
             row = read_rows(file)[-1]
-            epoch, accuracy = int(row["epoch"]), float(row["test_accuracy"])
+            # Empty where the network diverged.
+            epoch, accuracy = int(row["epoch"]), float(row["test_accuracy"]) if row["test_accuracy"] else None
             trained = float(row["seconds"]) + float(row["evaluation_seconds"]) if row["seconds"] else None
         except (OSError, IndexError, KeyError, ValueError, TypeError):
             return False
@@ -195,7 +196,8 @@ class PlainLines:
                 left = state.seconds_left(costs)
                 self.line(
                     state,
-                    f"epoch {state.epoch}/{state.job.config.end_epoch}, test accuracy {state.accuracy:.2%}"
+                    f"epoch {state.epoch}/{state.job.config.end_epoch}, "
+                    + ("diverged" if state.accuracy is None else f"test accuracy {state.accuracy:.2%}")
                     + ("" if left is None else f", {clock(left)} left"),
                 )
 

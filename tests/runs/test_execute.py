@@ -1,5 +1,7 @@
 import errno
+import json
 import os
+import re
 
 import pytest
 import torch
@@ -7,9 +9,13 @@ from safetensors.torch import load_file
 from small_runs import base_job, child_job, read_json, untimed_rows
 
 import aafit
+from aafit.activations import LEAF
 from aafit.data.batches import evaluation_batches
 from aafit.data.datasets import load_dataset
 from aafit.errors import UserError
+from aafit.networks.models import build
+from aafit.networks.surgery import replace_activations
+from aafit.report.page import write_report
 from aafit.runs.execute import execute
 from aafit.runs.folder import locked
 
@@ -205,3 +211,69 @@ def test_a_child_goes_on_with_the_activations_it_shares_with_its_parent(child):
     execute(grandchild)
     before, after = (load_file(job.folder / "network.safetensors") for job in (child, grandchild))
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def no_constant(name):
+    raise AssertionError(f"JSON has no {name}")
+
+
+def test_a_run_that_diverges_ends_with_a_verdict(base):
+    job = child_job(base, "diverging", epochs=4, lr=1e30)
+    with pytest.raises(UserError, match="diverged: its loss is not finite after epoch 3"):
+        execute(job)
+    for file in job.folder.glob("*.json"):
+        json.loads(file.read_text(), parse_constant=no_constant)
+    result = read_json(job.folder / "done.json")["result"]
+    assert result["diverged"] == 3
+    assert result["last_accuracy"] is result["last_loss"] is result["best_test_accuracy"] is None
+    rows = untimed_rows(job.folder)
+    assert [row[0] for row in rows[1:]] == ["2", "3"]
+    assert rows[-1][rows[0].index("test_accuracy")] == rows[-1][rows[0].index("test_loss")] == ""
+    assert not {"nan", "inf", "-inf"} & {cell for row in rows for cell in row}
+    assert not (job.folder / "network.safetensors").exists()
+    # Neither does it start again, nor does anything go on from it.
+    before = contents(job.folder)
+    with pytest.raises(UserError, match="diverged"):
+        execute(job)
+    assert contents(job.folder) == before
+    after = child_job(job, "after", epochs=1)
+    with pytest.raises(UserError, match="diverged"):
+        execute(after)
+    table = write_report(base.folder.parents[1]).table.markdown()
+    assert re.search(r"diverging.*\| diverged \|", table)
+
+
+def authors_file(path, cnn):
+    """A checkpoint as the authors' program writes it, of a LeNet-5 with these activations of the CNN layers."""
+    net = build("LeNet-5", (1, 28, 28), 10, "ReLU", "ReLU")
+    if cnn == "LEAF":
+        net, _ = replace_activations(net, {at: LEAF.like("ReLU") for at in net.cnn_activations})
+    torch.save({"net": net.state_dict(), "opts": []}, path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda path: path.write_bytes(b"no checkpoint"), "base.bin is truncated, damaged, or not a file"),
+        (lambda path: authors_file(path, "LEAF"), "base.bin has other activations .*: it has act1 LEAF, act2 LEAF"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_leaves_nothing_behind(tmp_path, spoil, sentence):
+    file = tmp_path / "base.bin"
+    spoil(file)
+    job = base_job(tmp_path, epochs=0, train="none", init_from=str(file))
+    with pytest.raises(UserError, match=sentence):
+        execute(job)
+    assert set(contents(job.folder)) <= {"lock"}
+    authors_file(file, "ReLU")
+    # A job of its own, as the command given again makes one.
+    execute(base_job(tmp_path, epochs=0, train="none", init_from=str(file)))
+    assert (job.folder / "done.json").exists()
+
+
+def test_a_checkpoint_with_the_activations_that_the_settings_name(tmp_path):
+    authors_file(tmp_path / "leaf.bin", "LEAF")
+    settings = {"epochs": 0, "train": "none", "init_from": str(tmp_path / "leaf.bin")}
+    with pytest.raises(UserError, match="has other activations"):
+        execute(base_job(tmp_path / "ahaf", cnn="AHAF as ReLU", **settings))
+    execute(base_job(tmp_path / "leaf", cnn="LEAF as ReLU", **settings))

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from aafit.errors import UserError
+from aafit.files import sha256_of
+from aafit.runs import job as job_module
 from aafit.runs.job import Job, differences, is_done, jobs_of, set_aside
 from aafit.runs.suite import RunConfig, Suite, load_suite
 
@@ -86,7 +88,7 @@ def test_an_imported_checkpoint_counts_by_its_content(tmp_path: Path) -> None:
     first, same = job(init_from=tmp_path / "a.bin"), job(init_from=tmp_path / "b.bin")
     assert first.settings_hash == same.settings_hash
     stored = config(first)
-    (tmp_path / "b.bin").write_bytes(b"two")
+    (tmp_path / "b.bin").write_bytes(b"another")
     assert differences(stored, same) == ["init_from: another checkpoint"]
     (tmp_path / "b.bin").unlink()
     with pytest.raises(UserError, match=r"b\.bin cannot be read"):
@@ -143,3 +145,14 @@ def test_set_aside_loses_nothing(tmp_path: Path) -> None:
         assert set_aside(folder) is not None
     assert not folder.exists()
     assert {file.read_text() for file in tmp_path.glob("seed42.old-*/log.txt")} == {"first", "second"}
+
+
+def test_a_checkpoint_is_read_once_as_long_as_it_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(job_module, "sha256_of", lambda path: read.append(path) or sha256_of(path))
+    file = tmp_path / "a.bin"
+    file.write_bytes(b"one")
+    before = {job(init_from=file).settings_hash for _ in range(3)}
+    assert (len(before), read) == (1, [file])
+    file.write_bytes(b"another")
+    assert job(init_from=file).settings_hash not in before

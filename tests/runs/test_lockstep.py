@@ -12,7 +12,7 @@ from aafit.errors import UserError
 from aafit.networks.adaptive import train_only_activations
 from aafit.networks.models import build
 from aafit.networks.surgery import replace_activations
-from aafit.runs import folder as runfolder
+from aafit.runs import folder as run_folder
 from aafit.runs.execute import execute
 from aafit.runs.folder import locked
 from aafit.runs.job import lockstep_group
@@ -151,7 +151,7 @@ def assert_same_results(base, folder, ours):
 def test_a_stop_between_two_of_them(base, tmp_path, monkeypatch):
     """One has saved its second epoch, the others have not: they catch up, and all end with the bits they get alone."""
     jobs = jobs_of(base, tmp_path / "in lockstep")
-    save = runfolder.save_state
+    save = run_folder.save_state
 
     class Stopped(BaseException):
         pass
@@ -162,7 +162,7 @@ def test_a_stop_between_two_of_them(base, tmp_path, monkeypatch):
             raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(runfolder, "save_state", save_once)
+        patch.setattr(run_folder, "save_state", save_once)
         with pytest.raises(Stopped):
             execute(*jobs)
     execute(*jobs)
@@ -196,3 +196,28 @@ def test_of_several_jobs_a_bad_one_is_named(base, tmp_path):
     jobs = jobs_of(base, tmp_path)
     with locked(jobs[1].folder), pytest.raises(UserError, match="random"):
         execute(*jobs)
+
+
+def test_one_that_diverges_leaves_the_others_as_they_are_alone(base, tmp_path):
+    diverging, random = (
+        child_job(base, name, **{**settings, "epochs": 2})
+        for name, settings in {
+            "tanh": {**LEAF_FC, "sharing": "layer", "lr": 1e38, "p24sl": False},
+            "random": RANDOM,
+        }.items()
+    )
+    jobs = [
+        job.model_copy(update={"folder": tmp_path / "both" / job.config.name / "seed42"}) for job in (diverging, random)
+    ]
+    alone = random.model_copy(update={"folder": tmp_path / "alone" / "random" / "seed42"})
+    for job in (*jobs, alone):
+        job.folder.mkdir(parents=True)
+    with pytest.raises(UserError, match="diverged"):
+        execute(*jobs)
+    assert read_json(jobs[0].folder / "done.json")["result"]["diverged"] is not None
+    execute(alone)
+    assert untimed_rows(jobs[1].folder) == untimed_rows(alone.folder)
+    names = ["network.safetensors", "activations.safetensors"]
+    assert [(jobs[1].folder / name).read_bytes() for name in names] == [
+        (alone.folder / name).read_bytes() for name in names
+    ]

@@ -26,7 +26,7 @@ def row(epoch: int) -> Row:
 
 
 def written(path: Path, epochs: int) -> None:
-    metrics = MetricsFile(path, COLUMNS, None)
+    metrics = MetricsFile(path, COLUMNS)
     for epoch in range(epochs):
         metrics.write(row(epoch))
     metrics.close()
@@ -37,53 +37,91 @@ def epochs_in(path: Path) -> list[int]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(values=st.lists(st.floats(), min_size=1, max_size=8))
+@given(values=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
 def test_floats_come_back_to_the_last_bit(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
     path = tmp_path_factory.mktemp("metrics") / "metrics.csv"
-    metrics = MetricsFile(path, ("epoch", "value"), None)
+    metrics = MetricsFile(path, ("epoch", "value"))
     for epoch, value in enumerate(values):
         metrics.write({"epoch": epoch, "value": value})
     read = [float(row["value"]) for row in read_rows(path)]
     assert len(read) == len(values)
     for one, other in zip(read, values, strict=True):
-        assert struct.pack("d", one) == struct.pack("d", other) or (math.isnan(one) and math.isnan(other))
+        assert struct.pack("d", one) == struct.pack("d", other)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_an_empty_cell(tmp_path: Path, value: float) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.csv", ("epoch", "value"))
+    metrics.write({"epoch": 0, "value": value})
+    assert (tmp_path / "metrics.csv").read_text() == "epoch,value\n0,\n"
 
 
 def test_a_metrics_file_is_a_table_that_any_program_reads(tmp_path: Path) -> None:
-    metrics = MetricsFile(tmp_path / "metrics.csv", ("epoch", "train_loss", "act1.weight[0]", "act1.gamma"), None)
+    metrics = MetricsFile(tmp_path / "metrics.csv", ("epoch", "train_loss", "act1.weight[0]", "act1.gamma"))
     metrics.write({"epoch": 0, "train_loss": None, "act1.weight[0]": 0.1 + 0.2, "act1.gamma": 65536.0})
     # In any order, as a dictionary has it.
     metrics.write({"act1.gamma": 1e-300, "train_loss": 2, "epoch": 1, "act1.weight[0]": float("nan")})
     assert (tmp_path / "metrics.csv").read_bytes().splitlines(keepends=True) == [
         b"epoch,train_loss,act1.weight[0],act1.gamma\n",
         b"0,,0.30000000000000004,65536.0\n",
-        b"1,2,nan,1e-300\n",
+        b"1,2,,1e-300\n",
     ]
     with (tmp_path / "metrics.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == read_rows(tmp_path / "metrics.csv")
     assert read_rows(tmp_path / "metrics.csv")[0]["train_loss"] == ""
 
 
-@pytest.mark.parametrize(
-    ("last_epoch", "kept"),
-    [(None, []), (0, [0]), (2, [0, 1, 2]), (4, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])],
-)
-def test_reopening_keeps_the_rows_that_the_state_knows_of(
-    tmp_path: Path, last_epoch: int | None, kept: list[int]
-) -> None:
+@pytest.mark.parametrize(("measured", "kept"), [(range(0), []), (range(1), [0]), (range(3), [0, 1, 2])])
+def test_reopening_keeps_the_rows_that_the_state_knows_of(tmp_path: Path, measured: range, kept: list[int]) -> None:
     path = tmp_path / "metrics.csv"
     written(path, 5)
     before = path.read_text().splitlines()
-    metrics = MetricsFile(path, COLUMNS, last_epoch)
+    metrics = MetricsFile(path, COLUMNS, measured)
     assert epochs_in(path) == kept
     metrics.write(row(len(kept)))
     assert path.read_text().splitlines()[:-1] == before[: 1 + len(kept)]
     assert epochs_in(path) == [*kept, len(kept)]
 
 
-@pytest.mark.parametrize("last_epoch", [None, 3])
-def test_a_file_that_is_not_there_yet(tmp_path: Path, last_epoch: int | None) -> None:
-    MetricsFile(tmp_path / "metrics.csv", COLUMNS, last_epoch)
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda text: "".join(text.splitlines(keepends=True)[:3]), r"has no row of epoch 2-4"),
+        (lambda text: text[: text.index("\n3,") + 4], r"has no row of epoch 3-4"),
+        (lambda text: text.replace("\n2,", "\n7,"), r"has no row of epoch 2,"),
+        (lambda text: text.replace("\n2,", "\n1,"), r"has no row of epoch 2,"),
+        (lambda text: text + text.splitlines()[2] + "\n", "has rows twice"),
+        (lambda text: text[:60] + "\0" * 40 + "\n", "is damaged|has no row"),
+        (lambda text: "\0" * len(text) + "\n", "is damaged|has no row"),
+        (lambda text: "", "has no row of epoch 0-4"),
+        (None, "is not there"),
+    ],
+)
+def test_rows_that_the_state_knows_of_and_the_file_does_not(tmp_path: Path, damage: Any, sentence: str) -> None:
+    path = tmp_path / "metrics.csv"
+    written(path, 5)
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_text(damage(path.read_text()))
+    before = path.read_text() if path.exists() else None
+    with pytest.raises(UserError, match=rf"metrics\.csv ({sentence}).*saved state of this run is of epoch 4.*--fresh"):
+        MetricsFile(path, COLUMNS, range(5))
+    assert (path.read_text() if path.exists() else None) == before
+
+
+def test_a_row_is_on_the_disk_before_anything_is_saved_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.csv", COLUMNS)
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((tmp_path / "metrics.csv").read_text()))
+    metrics.write(row(0))
+    assert [text.count("\n") for text in synced] == [2]
+
+
+def test_a_file_that_is_not_there_yet(tmp_path: Path) -> None:
+    MetricsFile(tmp_path / "metrics.csv", COLUMNS)
     assert (tmp_path / "metrics.csv").read_text() == "epoch,train_loss,test_accuracy\n"
 
 
@@ -99,7 +137,7 @@ def test_a_stop_at_any_byte_costs_at_most_the_last_row(
     path.write_text(cut)
     rows = max(0, cut.count("\n") - 1)
     assert read_rows(path) == [{name: str(value) for name, value in row(epoch).items()} for epoch in range(rows)]
-    metrics = MetricsFile(path, COLUMNS, last_epoch=9)
+    metrics = MetricsFile(path, COLUMNS, range(rows))
     for epoch in range(rows, 4):
         metrics.write(row(epoch))
     assert path.read_text() == whole
@@ -108,7 +146,7 @@ def test_a_stop_at_any_byte_costs_at_most_the_last_row(
 def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.csv"
     written(path, 2)
-    metrics = MetricsFile(path, COLUMNS, last_epoch=1)
+    metrics = MetricsFile(path, COLUMNS, range(2))
 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -120,7 +158,7 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(UserError, match=r"Cannot write .*metrics\.csv: No space left on device"):
-            MetricsFile(path, COLUMNS, last_epoch=0)
+            MetricsFile(path, COLUMNS, range(1))
     assert epochs_in(path) == [0, 1]
     metrics.write(row(2))
     assert epochs_in(path) == [0, 1, 2]

@@ -7,7 +7,7 @@ import pytest
 from small_runs import base_job, child_job, start_process, untimed_rows
 
 from aafit.errors import UserError
-from aafit.runs import folder as runfolder
+from aafit.runs import folder as run_folder
 from aafit.runs.execute import execute
 
 KINDS = {
@@ -23,7 +23,7 @@ class Stopped(BaseException):
 
 def stop_in_epoch(monkeypatch, epoch, before_state):
     """End the run in the given epoch, just before or just after its state is saved."""
-    save = runfolder.save_state
+    save = run_folder.save_state
 
     def save_or_stop(path, state):
         if before_state and state["epoch"] == epoch:
@@ -32,7 +32,7 @@ def stop_in_epoch(monkeypatch, epoch, before_state):
         if state["epoch"] == epoch:
             raise Stopped
 
-    monkeypatch.setattr(runfolder, "save_state", save_or_stop)
+    monkeypatch.setattr(run_folder, "save_state", save_or_stop)
 
 
 def assert_same_result(one, other):
@@ -110,3 +110,20 @@ def test_a_damaged_state_is_refused_by_name(tmp_path, monkeypatch, damage):
     state.write_bytes(damage(state.read_bytes()))
     with pytest.raises(UserError, match=r"state\.pt is truncated or was altered"):
         execute(job)
+
+
+def test_rows_that_a_power_cut_took_are_missed(tmp_path, monkeypatch):
+    """The file is cut between two epochs, and the state knows of the later one."""
+    job = base_job(tmp_path, epochs=3)
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, 2, before_state=False)
+        with pytest.raises(Stopped):
+            execute(job)
+    metrics = job.folder / "metrics.csv"
+    whole = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(whole[:-1]))
+    with pytest.raises(UserError, match=r"metrics\.csv has no row of epoch 2, but the saved state .* is of epoch 2"):
+        execute(job)
+    metrics.write_text("".join(whole))
+    execute(job)
+    assert [row[0] for row in untimed_rows(job.folder)] == ["epoch", "0", "1", "2", "3"]
