@@ -1,0 +1,277 @@
+"""A batch of any form, and a network that returns any form, brought to one: inputs, target, and a tensor out."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aafit.errors import UserError
+
+Output = Callable[[Any], Tensor]
+"""From what a network returns to the tensor that is meant, as `lambda out: out.last_hidden_state`."""
+
+FORMS = (
+    "give a tensor (inputs without a target), a tuple of the inputs and then the target (None: there is none), or a "
+    'dictionary of keyword inputs, whose "labels" are the target'
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a network is called with, net(*args, **kwargs), and the target (None: there is none).
+
+    Its rows are those of its first tensor; a tensor with another first dimension belongs to all rows.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: Any | None = None
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def first(self) -> Tensor:
+        """The first tensor of the inputs."""
+        return next(_tensors((self.args, self.kwargs)))
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first tensor."""
+        return self.first.device
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same with all tensors on `device`."""
+        return self._mapped(lambda tensor: tensor.to(device))
+
+    def cloned(self) -> "Batch":
+        """The same in memory of its own."""
+        return self._mapped(Tensor.clone)
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """The rows from `start` up to `stop`; tensors that belong to all rows stay whole."""
+        rows = len(self)
+        return self._mapped(lambda tensor: tensor[start:stop] if _has_rows(tensor, rows) else tensor)
+
+    @classmethod
+    def joined(cls, batches: "Sequence[Batch]") -> "Batch":
+        """One batch with the rows of all of them, one after another.
+
+        Raises:
+            UserError: there is none; their inputs are not of one form; their tensors differ in more than rows.
+        """
+        if not batches:
+            raise UserError("There is no batch to join.")
+        if len(batches) == 1:
+            return batches[0]
+        tensors = [list(_tensors(batch._all())) for batch in batches]
+        if len({len(own) for own in tensors}) > 1 or len({tuple(batch.kwargs) for batch in batches}) > 1:
+            raise UserError("The batches cannot be joined: they have different inputs.")
+        rows = [len(batch) for batch in batches]
+        joined = iter([_joined(together, rows) for together in zip(*tensors, strict=True)])
+        return batches[0]._mapped(lambda _: next(joined))
+
+    def _all(self) -> tuple[Any, ...]:
+        return self.args, self.kwargs, self.target
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(*_mapped(self._all(), function))
+
+
+def as_batch(batch: Any) -> Batch:
+    """The inputs and the target of a batch of any form.
+
+    A tensor is one input without a target. Of a tuple or a list of two or more the last is the target, which may be
+    None, and the rest are the inputs; of one element it is the input, as a DataLoader without labels gives. A mapping
+    (a dictionary, or what a tokenizer gives) holds keyword inputs, and its "labels", where it has them, are the target;
+    a mapping among the inputs of a tuple holds keyword inputs too. A `Batch` is taken as it is.
+
+    Raises:
+        UserError: the batch has another form, or no tensor among its inputs.
+    """
+    if isinstance(batch, Batch):
+        return _with_tensors(batch, "The batch")
+    if isinstance(batch, Mapping):
+        given = as_inputs(batch, "The batch")
+        target = given.kwargs.get("labels")
+        return _with_tensors(
+            Batch((), {name: value for name, value in given.kwargs.items() if name != "labels"}, target), "The batch"
+        )
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        *inputs, target = batch
+        given = as_inputs(tuple(inputs), "The batch")
+        return Batch(given.args, given.kwargs, target)
+    return as_inputs(batch, "The batch")
+
+
+def as_inputs(sample: Any, what: str = "The sample") -> Batch:
+    """As `as_batch`, but everything is input: a tuple or a list holds the positional inputs, and there is no target.
+
+    Raises:
+        UserError: the sample, named `what` in the message, has another form, or no tensor in it.
+    """
+    if isinstance(sample, Batch):
+        return _with_tensors(Batch(sample.args, sample.kwargs), what)
+    if isinstance(sample, (Tensor, Mapping)):
+        sample = (sample,)
+    if not isinstance(sample, (tuple, list)):
+        raise UserError(f"{what} is a {type(sample).__name__}: {FORMS}.")
+    kwargs: dict[str, Any] = {}
+    for value in sample:
+        if isinstance(value, Mapping):
+            wrong = next((name for name in value if not isinstance(name, str)), None)
+            if wrong is not None:
+                raise UserError(f"{what} has the key {wrong!r}: the keys are the names of the network's inputs.")
+            kwargs |= value
+    return _with_tensors(Batch(tuple(value for value in sample if not isinstance(value, Mapping)), kwargs), what)
+
+
+def run(net: nn.Module, batch: Batch, output: Output | None = None) -> Tensor:
+    """Call `net` with the inputs of `batch`, and take from what it returns the tensor that is meant.
+
+    That is what the function `output` makes of it; without one the tensor itself, the field or key "logits", or the
+    only element of a tuple.
+
+    Raises:
+        UserError: the network refuses the inputs (its own error is under ours), `output` gives no tensor, or there is
+            none and what the network returns has no tensor that is meant.
+    """
+    try:
+        returned = net(*batch.args, **batch.kwargs)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise UserError(_refusal(batch, error)) from error
+    if isinstance(returned, Tensor) and output is None:
+        return returned
+    return _given(output, returned) if output is not None else _meant(returned)
+
+
+def _given(output: Output, returned: Any) -> Tensor:
+    try:
+        tensor = output(returned)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise UserError(
+            f"The function given as output failed ({_first_line(error)}) on what the network returns: "
+            f"{_form(returned)}."
+        ) from error
+    if not isinstance(tensor, Tensor):
+        raise UserError(
+            f"The function given as output returned a {type(tensor).__name__}, not a tensor: the network returns "
+            f"{_form(returned)}."
+        )
+    return tensor
+
+
+def _meant(returned: Any) -> Tensor:
+    logits = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(returned, (tuple, list)) and len(returned) == 1 and isinstance(returned[0], Tensor):
+        tensor: Tensor = returned[0]
+        return tensor
+    raise UserError(
+        f"The network returns {_form(returned)}: say which tensor is meant, as output={_proposal(returned)}."
+    )
+
+
+def _form(returned: Any) -> str:
+    """What a network returned, in words: its type, and what it holds."""
+    name, names = type(returned).__name__, _names(returned)
+    if names:
+        return f"a {name} with {', '.join(names)}"
+    return f"a {name} of {len(returned)} elements" if isinstance(returned, (tuple, list)) else f"a {name}"
+
+
+def _names(returned: Any) -> list[str]:
+    if isinstance(returned, Mapping):
+        return [str(key) for key in returned]
+    if is_dataclass(returned):
+        return [field.name for field in fields(returned)]
+    return list(getattr(returned, "_fields", ()))
+
+
+def _proposal(returned: Any) -> str:
+    names = _names(returned)
+    if not names:
+        return "lambda out: out[0]" if isinstance(returned, (tuple, list)) else "lambda out: ..., which returns it"
+    name = "last_hidden_state" if "last_hidden_state" in names else names[0]
+    # A mapping that has its keys as attributes too, as the data classes of transformers do, reads better so.
+    return f"lambda out: out.{name}" if hasattr(returned, name) else f"lambda out: out[{name!r}]"
+
+
+def _refusal(batch: Batch, error: Exception) -> str:
+    named = [*((None, value) for value in batch.args), *batch.kwargs.items()]
+    given = "; ".join(f"{name} {_described(value)}" if name else _described(value) for name, value in named)
+    hint = ""
+    if all(tensor.dtype == torch.uint8 for tensor in _tensors((batch.args, batch.kwargs))):
+        hint = " If these are images of bytes, make them floating-point first, as the network was trained (x / 255)."
+    return f"The network's forward of the batch ({given}) failed: {_first_line(error)}.{hint}"
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}, on {value.device}"
+    return f"a {type(value).__name__}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
+
+
+def _with_tensors(batch: Batch, what: str) -> Batch:
+    if next(_tensors((batch.args, batch.kwargs)), None) is None:
+        types = ", ".join(sorted({type(value).__name__ for value in (*batch.args, *batch.kwargs.values())}))
+        raise UserError(f"{what} has no tensor among its inputs ({types or 'it is empty'}): {FORMS}.")
+    if batch.first.dim() == 0:
+        raise UserError(
+            f"{what} begins with a tensor without axes ({batch.first}): the first axis is that of the rows."
+        )
+    return batch
+
+
+def _has_rows(tensor: Tensor, rows: int) -> bool:
+    return tensor.dim() > 0 and len(tensor) == rows
+
+
+def _joined(together: tuple[Tensor, ...], rows: Sequence[int]) -> Tensor:
+    first = together[0]
+    if all(_has_rows(tensor, own) for tensor, own in zip(together, rows, strict=True)):
+        if len({tensor.shape[1:] for tensor in together}) == 1:
+            return torch.cat(together)
+        shapes = " and ".join(str(tuple(shape)) for shape in dict.fromkeys(tensor.shape for tensor in together))
+        raise UserError(
+            f"The batches cannot be joined: they hold tensors of the shapes {shapes}. Bring them to one shape; "
+            'of a tokenizer, with padding="max_length".'
+        )
+    if not all(torch.equal(first, tensor) for tensor in together[1:]):
+        raise UserError(
+            f"The batches cannot be joined: a tensor of shape {tuple(first.shape)} belongs to all rows of a batch, "
+            "and differs from batch to batch."
+        )
+    return first
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _tensors(inner)
+    elif isinstance(value, (tuple, list)):
+        for inner in value:
+            yield from _tensors(inner)
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same with `function` of each tensor, in the order of `_tensors`."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(inner, function) for key, inner in value.items()}
+    if isinstance(value, (tuple, list)):
+        mapped = [_mapped(inner, function) for inner in value]
+        return type(value)(*mapped) if hasattr(value, "_fields") else type(value)(mapped)
+    return value

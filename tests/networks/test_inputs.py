@@ -1,0 +1,213 @@
+"""Batches and outputs of every form, right and wrong."""
+
+from collections import UserDict, namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from aafit.errors import UserError
+from aafit.networks.inputs import Batch, as_batch, as_inputs, run
+
+X, Z, Y = torch.arange(6.0).reshape(3, 2), torch.ones(3, 4), torch.tensor([0, 1, 0])
+IDS = torch.tensor([[1, 2], [3, 0], [4, 5]])
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize(
+    ("form", "args", "kwargs", "target"),
+    [
+        (X, (X,), {}, None),
+        ([X], (X,), {}, None),
+        ((X, Y), (X,), {}, Y),
+        ([X, Y], (X,), {}, Y),
+        ((X, None), (X,), {}, None),
+        ((X, Z, Y), (X, Z), {}, Y),
+        ((X, {"mask": Z}, Y), (X,), {"mask": Z}, Y),
+        ({"input_ids": IDS}, (), {"input_ids": IDS}, None),
+        ({"input_ids": IDS, "labels": Y}, (), {"input_ids": IDS}, Y),
+        (({"input_ids": IDS}, Y), (), {"input_ids": IDS}, Y),
+        (UserDict({"input_ids": IDS, "labels": Y}), (), {"input_ids": IDS}, Y),
+        (Batch((X,), {}, Y), (X,), {}, Y),
+    ],
+)
+def test_the_forms_of_a_batch(form: Any, args: Any, kwargs: Any, target: Any) -> None:
+    batch = as_batch(form)
+    assert same((batch.args, batch.kwargs, batch.target), (args, kwargs, target))
+    assert len(batch) == 3
+
+
+@pytest.mark.parametrize(
+    ("form", "args", "kwargs"),
+    [
+        (X, (X,), {}),
+        ((X, Z), (X, Z), {}),
+        ([X, None, {"mask": Z}], (X, None), {"mask": Z}),
+        (UserDict({"input_ids": IDS, "labels": Y}), (), {"input_ids": IDS, "labels": Y}),
+        (Batch((X,), {}, Y), (X,), {}),
+    ],
+)
+def test_of_a_sample_everything_is_input(form: Any, args: Any, kwargs: Any) -> None:
+    sample = as_inputs(form)
+    assert same((sample.args, sample.kwargs, sample.target), (args, kwargs, None))
+
+
+@pytest.mark.parametrize(
+    ("form", "sentence"),
+    [
+        (np.ones((3, 2)), "is a ndarray: give a tensor .*a tuple .*a dictionary"),
+        ("text", "is a str"),
+        (None, "is a NoneType"),
+        ({1, 2}, "is a set"),
+        ((), "no tensor among its inputs .it is empty"),
+        ({}, "no tensor"),
+        ((np.ones(3), Y), "no tensor among its inputs .ndarray"),
+        ({"labels": Y}, "no tensor"),
+        ({"text": ["a", "b"]}, "no tensor"),
+        ({0: X}, "the key 0"),
+        (torch.tensor(1.0), "without axes"),
+        (Batch((), {}), "no tensor"),
+    ],
+)
+def test_what_is_no_batch(form: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=f"^The batch .*{sentence}"):
+        as_batch(form)
+
+
+def test_a_sample_is_called_one() -> None:
+    with pytest.raises(UserError, match="The sample is a int"):
+        as_inputs(3)
+
+
+SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
+
+
+@given(sizes=SIZES)
+def test_parts_joined_are_the_whole(sizes: list[int]) -> None:
+    rows, shared = sum(sizes), torch.ones(99, 2)
+    whole = as_batch((torch.randn(rows, 2), {"a": torch.arange(rows), "all": shared, "n": [3]}, torch.arange(rows)))
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(whole.part(start, start + size))
+        assert len(parts[-1]) == len(parts[-1].target) == size
+        assert parts[-1].kwargs["all"] is shared
+        start += size
+    joined = Batch.joined(parts)
+    assert same((joined.args, joined.kwargs, joined.target), (whole.args, whole.kwargs, whole.target))
+
+
+@pytest.mark.parametrize(
+    ("batches", "sentence"),
+    [
+        ([], "no batch"),
+        ([{"a": X}, {"b": X}], "different inputs"),
+        ([(X, Y), (X, None)], "different inputs"),
+        ([torch.ones(2, 3), torch.ones(2, 4)], r"\(2, 3\) and \(2, 4\).*padding"),
+        ([(X, torch.ones(7), Y), (X, torch.zeros(7), Y)], "belongs to all rows"),
+    ],
+)
+def test_what_cannot_be_joined(batches: list[Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Batch.joined([as_batch(batch) for batch in batches])
+
+
+def test_a_clone_has_memory_of_its_own_and_nests() -> None:
+    pair = namedtuple("pair", "a b")
+    batch = as_batch((pair(X.clone(), [Z]), {"mask": Z}, {"y": Y}))
+    clone = batch.cloned()
+    clone.args[0].a.zero_()
+    assert isinstance(clone.args[0], pair)
+    assert same(batch.args[0].a, X)
+    assert same(clone.target, batch.target)
+    moved = batch.to("meta")
+    assert moved.args[0].b[0].device.type == moved.target["y"].device.type == moved.device.type == "meta"
+
+
+@dataclass
+class Fields:
+    last_hidden_state: Tensor
+    pooled: Tensor | None = None
+
+
+@dataclass
+class Logits:
+    logits: Tensor
+
+
+class Returns(nn.Module):
+    """A network that returns what is made of its input."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor, *, scale: float = 1.0) -> Any:
+        return self.make(x * scale)
+
+
+@pytest.mark.parametrize(
+    ("make", "output"),
+    [
+        (lambda x: x, None),
+        (Logits, None),
+        (lambda x: {"loss": 0, "logits": x}, None),
+        (lambda x: UserDict(logits=x), None),
+        (lambda x: (x,), None),
+        (lambda x: [x], None),
+        (lambda x: (x, None), lambda out: out[0]),
+        (Fields, lambda out: out.last_hidden_state),
+        (lambda x: x / 2, lambda out: out * 2),
+    ],
+)
+def test_the_forms_of_an_output(make: Any, output: Any) -> None:
+    assert torch.equal(run(Returns(make), as_batch((X, {"scale": 2.0}, Y)), output), 2 * X)
+
+
+@pytest.mark.parametrize(
+    ("make", "output", "sentence"),
+    [
+        (Fields, None, "a Fields with last_hidden_state, pooled: .*output=lambda out: out.last_hidden_state"),
+        (lambda x: {"a": x, "b": x}, None, r"a dict with a, b: .*output=lambda out: out\['a'\]"),
+        (lambda x: (x, x), None, r"a tuple of 2 elements: .*output=lambda out: out\[0\]"),
+        (lambda x: None, None, "returns a NoneType: .*output="),
+        (lambda x: x, lambda out: 3, "output returned a int, not a tensor: the network returns a Tensor"),
+        (lambda x: x, lambda out: None, "output returned a NoneType"),
+        (Fields, lambda out: out.logits, "output failed .*'logits'.* a Fields with last_hidden_state, pooled"),
+    ],
+)
+def test_what_is_no_output(make: Any, output: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        run(Returns(make), as_batch(X), output)
+
+
+@pytest.mark.parametrize(
+    ("net", "batch", "sentence"),
+    [
+        (nn.Linear(3, 1), X, r"forward of the batch \(\(3, 2\), float32, on cpu\) failed: .*shapes"),
+        (nn.Linear(2, 1), X.byte(), r"uint8.*If these are images of bytes"),
+        (nn.Linear(2, 1), {"ids": X}, r"ids \(3, 2\), float32.*unexpected keyword argument 'ids'"),
+        (nn.Embedding(3, 1), IDS, "int64.*failed: index out of range in self"),
+    ],
+)
+def test_what_a_network_refuses(net: nn.Module, batch: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        run(net, as_batch(batch))
+    assert caught.value.__cause__ is not None
+
+
+def test_integer_inputs_are_as_good_as_others() -> None:
+    assert run(nn.Embedding(6, 2), as_batch({"input": IDS})).shape == (3, 2, 2)
