@@ -5,15 +5,16 @@
     --cnn "LEAF as ReLU" --fc "LEAF as Tanh"
 
 The activations are identified once; the standard errors that come with that are the prediction. Each refit draws as
-many of the fitted images, with replacement, and goes from the parameters found to the optimum of that sample. It does
-so by its own Gauss-Newton steps: `aafit.identify` stops when a step is worth less than the noise of the images, which
-is what sets the optima of two samples apart. A refit stops when a step promises less than a hundredth of that noise:
-what is left is then about a tenth of a standard error.
+many of the fitted images, with replacement, and goes from the parameters found to the optimum of that sample, by the
+steps of `aafit.identify`. That stops when a step promises less than a fifth of the noise of the images, which is what
+sets the optima of two samples apart. A refit goes on to a hundredth of that noise: what is left is then about a tenth
+of a standard error.
 
 The standard deviation of n refits is itself known to a share of 1 / sqrt(2 (n - 1)), 13% for 30. Parameters that
 cannot be told apart, or that the images do not determine, are not counted: the prediction does not hold for those.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -27,7 +28,7 @@ from aafit.data.batches import derived_seed
 from aafit.errors import UserError
 from aafit.identification import CROSS_ENTROPY, Identification, identify
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.gauss_newton import LONGEST_STEP, dense_step
+from aafit.identification.gauss_newton import Descent
 from aafit.identification.problem import Images, Problem
 from aafit.identification.samples import prepare
 from aafit.training.evaluate import evaluation_mode
@@ -47,12 +48,12 @@ from benchmarks.identified import (
 MEMORY = 2 << 30
 MOST_STEPS = 20
 WORTHWHILE = 1e-2  # of the noise: less is not worth a step
-FIRST_DAMPING, MOST_DAMPING = 1e-3, 1e4
+FIRST_DAMPING = 1e-3
 
 
 @dataclass(frozen=True)
 class Refit:
-    """Where a refit ended, after how many steps, and whether no step was worth taking there."""
+    """Where a refit ended, after how many attempts at a step, and whether it ended because none promised enough."""
 
     vector_P: Tensor
     steps: int
@@ -60,29 +61,18 @@ class Refit:
 
 
 def refit(problem: Problem, vector_P: Tensor, sample: Images, seed: int) -> Refit:
-    """From a vector to the minimum of the mean loss over the sample, in damped Gauss-Newton steps."""
-    sharp_P, damping = problem.coordinates.sharp_P, FIRST_DAMPING
-    noise = len(vector_P) / (2 * len(sample))  # what fitting so many numbers gains by chance, in nats
+    """From a vector to the minimum of the mean loss over the sample, by the steps of an identification."""
+    # No ridge, and nothing held out but the sample itself: the optimum of this sample is wanted, whatever it is.
+    descent = Descent(problem, sample, 1, 0.0, vector_P, 0.0, WORTHWHILE)
+    damping, refused = FIRST_DAMPING, False
     for number in range(MOST_STEPS):
-        model = problem.quadratic(vector_P, sample, 1, seed + number)
-        # A flat steepness would go a long way for nothing, as in `aafit.identify`.
-        curvature_PP = model.curvature_PP + (sharp_P * 2 * noise).diag()
-        best, first = model.loss, True
-        while damping <= MOST_DAMPING:
-            step_P = dense_step(model.gradient_P, curvature_PP, damping)
-            if sharp_P.any():
-                step_P = step_P * (LONGEST_STEP / max(step_P[sharp_P].abs().max().item(), LONGEST_STEP))
-            predicted = -(model.gradient_P @ step_P + step_P @ curvature_PP @ step_P / 2).item()
-            if predicted < WORTHWHILE * noise:
-                return Refit(vector_P, number, first)
-            loss = problem.losses(problem.outputs(vector_P + step_P, sample), sample.targets).mean().item()
-            if best - loss > 0.01 * predicted:
-                vector_P, damping = vector_P + step_P, max(damping / 4, FIRST_DAMPING / 1000)
-                break
-            damping, first = 4 * damping, False
-        else:
-            return Refit(vector_P, number, False)
-    return Refit(vector_P, MOST_STEPS, False)
+        outcome = descent.step(vector_P, sample, damping, math.inf, seed + number)
+        if not outcome.moved and outcome.damping == damping:
+            return Refit(vector_P, number, converged=not refused)
+        # Where no damping gave what it promised, the next attempt begins with a larger one.
+        refused = not outcome.moved
+        vector_P, damping = outcome.vector_P, outcome.damping
+    return Refit(vector_P, MOST_STEPS, converged=False)
 
 
 def refits_of(setting: Setting, result: Identification, count: int) -> list[Refit]:

@@ -58,7 +58,8 @@ class Descent:
         columns: Of the curvature, see `Problem.quadratic`.
         ridge: Weight of the squared distance from the start, in coordinates, added to the loss.
         start_P: Where that is measured from.
-        variation: That of the outputs which a step must not lose, see `collapse`.
+        variation: That of the outputs which a step must not lose, see `collapsed`; 0 for any.
+        worthwhile: The share of the sample's noise that a step must promise to gain.
     """
 
     problem: Problem
@@ -67,6 +68,7 @@ class Descent:
     ridge: float
     start_P: Tensor
     variation: float
+    worthwhile: float = WORTHWHILE
 
     def step(self, vector_P: Tensor, sample: Images, damping: float, heldout_loss: float, seed: int) -> Outcome:
         """Look for a better place from `vector_P`, on a sample of the images."""
@@ -77,7 +79,7 @@ class Descent:
         for _ in range(TRIES):
             step_P = self._shortened(step_of(damping))
             predicted = -(gradient_P @ step_P + curved(step_P) / 2).item()
-            if not predicted > WORTHWHILE * noise:
+            if not predicted > self.worthwhile * noise:
                 break
             trial_P = vector_P + step_P
             # The held-out images first: they are fewer. NaN fails every comparison, and so is never kept.
