@@ -7,10 +7,13 @@ turns, and of each the median of its turns counts, so that what disturbs the mac
 process like one of the program's: on a CPU with one thread, and with the allocator set as for a run. Inputs of four
 dimensions are in channels_last, as convolutions leave them. In bfloat16 inputs and gradients are, and the parameters of
 the straightforward candidates; those of the program are float32, as in a run. "Extra arrays" is the peak of memory in
-arrays of the size of the input; memory.py says what it counts.
+arrays of the size of the input; `peak_extra_bytes` says what it counts.
 """
 
+import json
 import math
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,14 +25,13 @@ import click
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from aafit.activations import from_text
 from aafit.devices import choose_device, slots
 from aafit.training.precision import arithmetic
 from benchmarks import straightforward
-from benchmarks.common import Command, Row, device_option, json_option, report, synchronise
-from benchmarks.memory import peak_extra_bytes
-from benchmarks.processes import call
+from benchmarks.harness import Command, Row, call, device_option, json_option, report, synchronise
 
 SHAPES = ("128x512", "128x32x32x32")
 LARGE = (128, 32, 32, 32)
@@ -39,6 +41,10 @@ TO_SILU = {"AHAF": 2.0, "LEAF": 2.0, "F-Neuron": 8.0}
 FASTER, LEANER = 30.0, 8.0
 SHORTEST = 2e-3
 """Seconds of a turn: what is faster than that is called several times in it."""
+
+
+# What the profiler itself has to say is not for readers of a table.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 @dataclass
@@ -104,6 +110,40 @@ def _measured(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, 
     seconds = {name: median(values) for name, values in times.items()}
     arrays = {one.name: peak_extra_bytes(partial(one.call, u, grad), device) / u.nbytes for one in tried}
     return [_row(one.name, seconds, arrays) for one in tried]
+
+
+def peak_extra_bytes(function: Callable[[], object], device: torch.device) -> int:
+    """Bytes that torch's allocator had handed out at the peak of one call of `function`, less those from before it.
+
+    Counted are all tensors made in the call, for as long as they live: results, gradients, what is saved for the
+    backward pass, and every intermediate array. Not counted are the tensors that were there before, and what code
+    outside of torch's allocator takes for itself. On a CPU the profiler's record of all allocations tells it, exactly
+    and the same each time; on CUDA the allocator's own peak.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
+        kept = function()
+    del kept
+    held = peak = 0
+    for change in _changes(profiled):
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def _changes(profiled: profile) -> list[int]:
+    """Bytes of each allocation, and less than 0 of each release, in the order in which they happened."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(path))
+        events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
+    return [event["args"]["Bytes"] for event in sorted(events, key=lambda event: float(event["ts"]))]
 
 
 def _row(name: str, seconds: dict[str, float], arrays: dict[str, float]) -> Row:

@@ -33,17 +33,8 @@ from aafit.identification.problem import Images, Problem
 from aafit.identification.samples import prepare
 from aafit.training.evaluate import evaluation_mode
 from aafit.training.precision import arithmetic
-from benchmarks.common import Command, Row, json_option
-from benchmarks.identified import (
-    HELD_OUT,
-    Setting,
-    base_option,
-    data_dir_option,
-    documented,
-    images_option,
-    markdown_option,
-    setting_of,
-)
+from benchmarks.harness import Command, Row, json_option, markdown_option, report
+from benchmarks.workload import HELD_OUT, Setting, base_option, images_dir_option, images_option, setting_of
 
 MEMORY = 2 << 30
 MOST_STEPS = 20
@@ -138,7 +129,7 @@ def calibration(rows: list[Row]) -> str:
 @click.option("--fc", help='Of the fully connected layers [default: "F-Neuron as Tanh" where --cnn is not given].')
 @click.option("--refits", default=30, show_default=True, type=click.IntRange(min=2))
 @images_option
-@data_dir_option
+@images_dir_option
 @json_option
 @markdown_option
 def main(
@@ -154,7 +145,7 @@ def main(
     """Calibration of the standard errors that come with an identification."""
     setting = setting_of(folder, cnn, fc or (None if cnn else "F-Neuron as Tanh"), data_dir, images)
     run = setting.run
-    with documented(json_path, markdown_path) as told, arithmetic(run.precision):
+    with report(json_path, markdown_path) as told, arithmetic(run.precision):
         result = identify(
             setting.start.net,
             setting.batches(),

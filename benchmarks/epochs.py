@@ -17,18 +17,19 @@ from pathlib import Path
 import click
 
 from aafit.runs.config import RunConfig
-from benchmarks.common import Command, Report, Row, data_dir_option, device_option, json_option, report
-from benchmarks.convolutions import Floor, measure_floor
-from benchmarks.kinds import FIRST_OF_KIND, chosen_kinds, epochs_of_the_paper, lockstep_of_the_paper
-from benchmarks.measured import Measured, measured_run, straightforward_step
-from benchmarks.parts import shares_of_an_epoch
+from aafit.runs.job import jobs_of, lockstep_groups
+from aafit.runs.suite import load_suite
+from benchmarks.floor import Floor, measure_floor
+from benchmarks.harness import Command, Report, Row, data_dir_option, device_option, json_option, report
+from benchmarks.parts import table_of_parts
+from benchmarks.straightforward import straightforward_step
+from benchmarks.workload import FIRST_OF_KIND, Measured, chosen_kinds, measured_run
 
 IMAGES = 50_000
 TARGETS = {
     "float32": {"base": 24.0, "AHAF": 19.0, "LEAF": 19.0, "F-Neuron": 7.0},
     "bf16": {"base": 15.0, "AHAF": 11.0, "LEAF": 11.0, "F-Neuron": 4.0},
 }
-SHARE_TO_REACH = 0.05
 
 
 @click.command(cls=Command)
@@ -64,7 +65,30 @@ def main(
         _whole(told, {kind: ours[kind].training_of(images) / ours[kind].processes for kind in runs}, theirs)
         floor, processes = measure_floor(next(iter(runs.values())).batch_size, precision, device)
         _floor(told, runs, lockstep, floor, processes, ours, images)
-        _shares(told, runs, steps, data_dir, device)
+        table_of_parts(told, runs, steps, data_dir, device)
+
+
+def kind_of(run: RunConfig) -> str:
+    """The kind that a run of the paper suite belongs to."""
+    families = {run.cnn.split()[0], run.fc.split()[0]}
+    if run.train == "all":
+        return f"base {run.cnn}"
+    return next(f"{family} tuning" for family in ("F-Neuron", "LEAF", "AHAF") if family in families)
+
+
+def epochs_of_the_paper() -> dict[str, int]:
+    """How many epochs of each kind the paper suite has."""
+    epochs = dict.fromkeys(FIRST_OF_KIND, 0)
+    for run in load_suite("paper").runs:
+        epochs[kind_of(run)] += run.epochs
+    return epochs
+
+
+def lockstep_of_the_paper() -> dict[str, int]:
+    """How many runs of each kind go in lockstep in the paper suite."""
+    jobs = jobs_of(load_suite("paper"), Path())
+    sizes = {kind_of(jobs[key].config): len(keys) for key, keys in lockstep_groups(jobs).items()}
+    return {kind: sizes[kind] for kind in FIRST_OF_KIND}
 
 
 def _row(kind: str, lockstep: int, ours: Measured, theirs: float, images: int, precision: str) -> Row:
@@ -127,15 +151,6 @@ def _floor(
             }
         )
     told.table("The floor: the convolutions and matrix products alone, as fast as torch does them here", rows)
-
-
-def _shares(told: Report, runs: dict[str, RunConfig], steps: int, data_dir: Path | None, device: str) -> None:
-    rows: list[Row] = []
-    for kind, run in runs.items():
-        shares = shares_of_an_epoch(run, steps, data_dir, device)
-        rest = [share for part, share in shares.items() if part != "training steps"]
-        rows.append({"kind": kind, **shares, "each but the steps below 5%": max(rest) < SHARE_TO_REACH})
-    told.table("Shares of an epoch of the program, evaluation included", rows)
 
 
 if __name__ == "__main__":

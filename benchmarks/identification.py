@@ -28,8 +28,8 @@ from aafit.runs.config import RunConfig
 from aafit.runs.start import load_run
 from aafit.training.evaluate import Evaluation
 from aafit.training.precision import arithmetic
-from benchmarks.common import Command, Report, Row, json_option
-from benchmarks.identified import Halves, Loss, data_dir_option, documented, heldout_of, markdown_option
+from benchmarks.harness import Command, Loss, Report, Row, json_option, markdown_option, report
+from benchmarks.workload import Halves, heldout_of, images_dir_option
 
 POINTS = 0.5  # of test accuracy below its base network that an identification may end
 SHARE_OF_TIME = 0.1
@@ -215,7 +215,7 @@ def wall(told: Report, identified: SuiteRuns, cases: list[Case]) -> None:
 @click.option("--recipe", default="cpu", show_default=True, help="Suite tuned by the paper's recipe.")
 @click.option("--identified", default="identify", show_default=True, help="The same, identified.")
 @click.option("--longer", default="longer", show_default=True, help="The recipe for longer, where it was run.")
-@data_dir_option
+@images_dir_option
 @json_option
 @markdown_option
 def main(
@@ -233,7 +233,7 @@ def main(
     cases, unfinished = cases_of(suites[recipe], suites[identified], long)
     if not cases:
         raise UserError(f"The suites {recipe!r} and {identified!r} have no replacement that both have finished.")
-    with documented(json_path, markdown_path) as told:
+    with report(json_path, markdown_path) as told:
         found = {case.name: on_heldout(case, data_dir) for case in cases}
         _figures(told, cases, found)
         told.table("Cost of training and of identification", [cost(case) for case in cases])

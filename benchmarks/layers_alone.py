@@ -23,17 +23,8 @@ from aafit.identification import identify, importance
 from aafit.networks.surgery import replace_activations
 from aafit.runs.start import activation_texts
 from aafit.training.precision import arithmetic
-from benchmarks.common import Command, Row, json_option
-from benchmarks.identified import (
-    Loss,
-    Setting,
-    base_option,
-    data_dir_option,
-    documented,
-    images_option,
-    markdown_option,
-    setting_of,
-)
+from benchmarks.harness import Command, Loss, Row, json_option, markdown_option, report
+from benchmarks.workload import Setting, base_option, images_dir_option, images_option, setting_of
 
 TOGETHER = "all together"
 
@@ -102,7 +93,7 @@ def gains(setting: Setting, net: nn.Module, base: nn.Module | None = None) -> tu
 @click.option("--replacement", default="LEAF as SiLU", show_default=True, help="In all layers, for the prediction.")
 @click.option("--predict-from", default=1024, show_default=True, type=click.IntRange(min=2), help="So many images.")
 @images_option
-@data_dir_option
+@images_dir_option
 @json_option
 @markdown_option
 def main(
@@ -118,7 +109,7 @@ def main(
     fixed_part(replacement)
     setting = setting_of(folder, replacement, replacement, data_dir, images)
     run, halves, net = setting.run, setting.halves, setting.start.net
-    with documented(json_path, markdown_path) as told, arithmetic(run.precision):
+    with report(json_path, markdown_path) as told, arithmetic(run.precision):
         predicted = importance(
             net,
             halves.batches(halves.fitted),

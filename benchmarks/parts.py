@@ -1,25 +1,53 @@
-"""Where the time of one of the program's epochs goes: training steps, batches, evaluation, logging."""
+"""Where the time of one of the program's epochs goes: training steps, batches, evaluation, logging.
 
+./run_experiment.sh benchmarks/parts.py --data-dir DATA
+
+A run of a few epochs is done as the program does it. Its metrics.csv has the seconds of training and evaluation. What
+is left of the time from the end of one epoch to the end of the next is logging: a row and the state are saved.
+"""
+
+import logging
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+
+import click
 
 from aafit.data.batches import training_batches
 from aafit.data.datasets import SIZES
 from aafit.devices import choose_device, slots
-from aafit.runs import epochs, execute
 from aafit.runs.config import RunConfig
+from aafit.runs.execute import execute
 from aafit.runs.job import Job
 from aafit.runs.metrics import read_rows
 from aafit.training.precision import arithmetic, data_type
-from benchmarks.common import stopwatch
-from benchmarks.images import Sample
-from benchmarks.measured import sample_for, shortened
-from benchmarks.processes import side_by_side
+from benchmarks.harness import (
+    Command,
+    Report,
+    Row,
+    data_dir_option,
+    device_option,
+    json_option,
+    report,
+    side_by_side,
+    stopwatch,
+)
+from benchmarks.workload import FIRST_OF_KIND, Sample, chosen_kinds, sample_for, shortened
 
 PARTS = ("training steps", "augmentation and batching", "evaluation", "logging")
+SHARE_TO_REACH = 0.05
+
+
+class EpochEnds(logging.Handler):
+    """When each epoch of a run ended, by the line that it prints then."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.seconds: list[float] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("epoch "):
+            self.seconds.append(record.created)
 
 
 def shares_of_an_epoch(run: RunConfig, steps: int, data_dir: Path | None, device: str) -> dict[str, float]:
@@ -40,27 +68,20 @@ def shares_of_an_epoch(run: RunConfig, steps: int, data_dir: Path | None, device
 
 
 def seconds_of_parts(run: dict[str, Any], sample: Sample, device: str, threads: int | None) -> dict[str, float]:
-    """Seconds of each part in the last epoch of a run on the sample; what is written to its folder is logging."""
-    data, settings, at = sample.load(), RunConfig.checked(run), choose_device(device)
-    after_steps: list[float] = []
-
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*arguments: Any) -> Any:
-            with stopwatch(after_steps, at):
-                return function(*arguments)
-
-        return called
-
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        patch.object(execute, "load_dataset", lambda *_: data),
-        patch.object(epochs, "measure", timed(epochs.measure)),
-        patch.object(epochs, "save_progress", timed(epochs.save_progress)),
-    ):
-        job = Job(config=settings, seed=0, folder=Path(folder) / "run", device=device, threads=threads)
-        job.folder.mkdir()
-        execute.execute(job)
-        row = read_rows(job.folder / "metrics.csv")[-1]
+    """Seconds of each part in the last epoch of a run on the sample."""
+    data, settings, at, ends = sample.load(), RunConfig.checked(run), choose_device(device), EpochEnds()
+    log = logging.getLogger("aafit")
+    level = log.level
+    log.addHandler(ends)
+    log.setLevel(logging.INFO)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            job = Job(config=settings, seed=0, folder=Path(folder) / "run", device=device, threads=threads)
+            execute(job, data=data)
+            row = read_rows(job.folder / "metrics.csv")[-1]
+    finally:
+        log.setLevel(level)
+        log.removeHandler(ends)
     batching: list[float] = []
     train = data.train.to(at)
     with arithmetic(settings.precision, threads):
@@ -70,10 +91,36 @@ def seconds_of_parts(run: dict[str, Any], sample: Sample, device: str, threads: 
                     train, settings.batch_size, 0, epoch, settings.augment, dtype=data_type(settings.precision)
                 ):
                     pass
-    evaluation = float(row["evaluation_seconds"])
+    training, evaluation = float(row["seconds"]), float(row["evaluation_seconds"])
     return {
-        "training steps": float(row["seconds"]) - batching[-1],
+        "training steps": training - batching[-1],
         "augmentation and batching": batching[-1],
         "evaluation": evaluation,
-        "logging": sum(after_steps[-2:]) - evaluation,
+        "logging": max(0.0, ends.seconds[-1] - ends.seconds[-2] - training - evaluation),
     }
+
+
+def table_of_parts(told: Report, runs: dict[str, RunConfig], steps: int, data_dir: Path | None, device: str) -> None:
+    """The shares of an epoch of each kind of run."""
+    rows: list[Row] = []
+    for kind, run in runs.items():
+        shares = shares_of_an_epoch(run, steps, data_dir, device)
+        rest = [share for part, share in shares.items() if part != PARTS[0]]
+        rows.append({"kind": kind, **shares, "each but the steps below 5%": max(rest) < SHARE_TO_REACH})
+    told.table("Shares of an epoch of the program, evaluation included", rows)
+
+
+@click.command(cls=Command)
+@click.option("--steps", default=40, show_default=True, type=click.IntRange(min=1), help="Training steps an epoch.")
+@click.option("--kind", "kinds", multiple=True, help=f"Only this: {', '.join(FIRST_OF_KIND)}. May be repeated.")
+@data_dir_option
+@device_option
+@json_option
+def main(steps: int, kinds: tuple[str, ...], data_dir: Path | None, device: str, json_path: Path | None) -> None:
+    """Where the time of an epoch of the program goes, for each kind of run."""
+    with report(json_path) as told:
+        table_of_parts(told, chosen_kinds(kinds), steps, data_dir, device)
+
+
+if __name__ == "__main__":
+    main()

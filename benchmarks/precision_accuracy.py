@@ -22,7 +22,7 @@ from aafit.runs.config import RunConfig
 from aafit.runs.suite import Suite
 from aafit.scheduling.options import RunOptions
 from aafit.scheduling.schedule import run_suite
-from benchmarks.common import Command, Row, data_dir_option, device_option, json_option, report, whole_numbers
+from benchmarks.harness import Command, Row, data_dir_option, device_option, json_option, report, whole_numbers
 
 PRECISIONS = ("float32", "bf16")
 NETWORKS = {"base": "SiLU", "tuned": "AHAF as SiLU"}

@@ -15,7 +15,7 @@ import click
 
 from aafit.devices import slots
 from aafit.runs.config import RunConfig
-from benchmarks.common import (
+from benchmarks.harness import (
     Command,
     Report,
     Row,
@@ -25,8 +25,7 @@ from benchmarks.common import (
     report,
     whole_numbers,
 )
-from benchmarks.kinds import chosen_kinds
-from benchmarks.measured import Measured, measured_run
+from benchmarks.workload import Measured, chosen_kinds, measured_run
 
 KINDS = ("base ReLU", "LEAF tuning")
 

@@ -23,10 +23,13 @@ from torch.optim import Adam, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from aafit.data.datasets import Split
-from benchmarks.common import Command, Row, data_dir_option, device_option, json_option, report, synchronise
-from benchmarks.images import Sample
+from aafit.devices import slots
+from aafit.runs.config import RunConfig
+from benchmarks.harness import Command, Row, call, data_dir_option, device_option, json_option, report, synchronise
+from benchmarks.workload import Sample, chosen_kinds, sample_for
 
 WORKERS = 4
+WARM_STEPS = 10
 MAX_SHIFT = 0.1
 LEARNING_RATE = 1e-3
 SLOWED = 1000.0
@@ -217,6 +220,25 @@ def seconds_a_step(
     return (time.perf_counter() - began) / steps
 
 
+def straightforward_step(run: RunConfig, steps: int, data_dir: Path | None, device: str) -> float:
+    """Seconds a step of the straightforward training loop: one process with torch's own number of threads."""
+    place = slots(device, 1)[0]
+    result: float = call(
+        "benchmarks.straightforward:seconds_a_step",
+        {name: value for name, value in place.environment.items() if place.device != "cpu"},
+        cnn=run.cnn,
+        fc=run.fc,
+        train=run.train,
+        batch_size=run.batch_size,
+        sample=sample_for(run, steps + WARM_STEPS, data_dir),
+        steps=steps,
+        warm=WARM_STEPS,
+        device=place.device,
+        p24sl=run.p24sl,
+    )
+    return result
+
+
 @click.command(cls=Command)
 @click.option("--steps", default=40, show_default=True, type=click.IntRange(min=1), help="Training steps of each kind.")
 @data_dir_option
@@ -224,9 +246,6 @@ def seconds_a_step(
 @json_option
 def main(steps: int, data_dir: Path | None, device: str, json_path: Path | None) -> None:
     """Seconds an epoch of 50,000 images of the straightforward training loop, for each kind of run."""
-    from benchmarks.kinds import chosen_kinds
-    from benchmarks.measured import straightforward_step
-
     with report(json_path) as told:
         rows: list[Row] = [
             {"kind": kind, "seconds": straightforward_step(run, steps, data_dir, device) * math.ceil(50_000 / 128)}

@@ -6,7 +6,7 @@
 The first prints the plan of the paper suite as `--dry-run` does, with each kind's seconds an epoch timed as the program
 runs: processes side by side. With --check the same is done for the cpu suite with its epochs multiplied by that number;
 then that suite is run for real in a temporary folder, and the wall times are compared. A projection contains what each
-run costs beside its epochs, as `aafit.plan` has it.
+run costs beside its epochs, as `aafit/scheduling/plan.py` has it.
 """
 
 import io
@@ -27,8 +27,15 @@ from aafit.runs.suite import Suite, load_suite
 from aafit.scheduling.options import RunOptions
 from aafit.scheduling.plan import Estimate, Planned, clock, epoch_seconds, estimate
 from aafit.scheduling.schedule import run_suite
-from benchmarks.common import Command, Report, Row, device_option, json_option, report
-from benchmarks.measured import measured_run, seconds_an_epoch
+from benchmarks.harness import Command, Report, Row, device_option, json_option, report
+from benchmarks.workload import Measured, measured_run
+
+
+def seconds_an_epoch(measured: Measured, run: RunConfig) -> float:
+    """Seconds of a process for one whole epoch of `run`: training, and all evaluation."""
+    size = SIZES[run.dataset]
+    images = run.train_images or size.train - run.holdout
+    return measured.training_of(images) + measured.evaluation_of(size.test + run.holdout)
 
 
 def timed(steps: int, data_dir: Path | None, jobs: int | None) -> Callable[[RunConfig, str, int], float]:

@@ -32,12 +32,13 @@ log = logging.getLogger("aafit")
 AUDITED = 256  # images to look at the parameters on
 
 
-def execute(*jobs: Job) -> None:
+def execute(*jobs: Job, data: Dataset | None = None) -> None:
     """Do one run, or what is left of it; or several in lockstep, of one `lockstep_group`.
 
-    What is finished is left as it is.
+    What is finished is left as it is. Where there are several, each prints to its folder's log.txt.
 
-    Where there are several, each prints to its folder's log.txt.
+    Args:
+        data: the images, where they are there already; otherwise the first job's data set is loaded.
 
     Raises:
         UserError: another process works in a folder; it holds a run with other settings; the data, the parent's
@@ -55,10 +56,9 @@ def execute(*jobs: Job) -> None:
             log.info("already done: %s", first.folder)
             return
         device = choose_device(first.device)
-        data = load_dataset(first.config.dataset, first.data_dir, first.config.holdout, first.config.train_images).to(
-            device
-        )
-
+        if data is None:
+            data = load_dataset(first.config.dataset, first.data_dir, first.config.holdout, first.config.train_images)
+        data = data.to(device)
         runs = []
         for job in left:
             with own_log(job):

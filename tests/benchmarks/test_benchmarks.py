@@ -16,12 +16,11 @@ from aafit.networks.surgery import replace_activations
 from aafit.runs.config import RunConfig
 from aafit.runs.execute import choose_trained
 from aafit.training.tune import make_optimizers, train_epoch
-from benchmarks import common, measured, precision_accuracy, processes, straightforward
-from benchmarks.activations import Candidate
-from benchmarks.convolutions import LAYERS, needed
-from benchmarks.images import Sample
-from benchmarks.kinds import FIRST_OF_KIND, chosen_kinds, epochs_of_the_paper
-from benchmarks.memory import peak_extra_bytes
+from benchmarks import harness, precision_accuracy, straightforward, whole
+from benchmarks.activations import Candidate, peak_extra_bytes
+from benchmarks.epochs import epochs_of_the_paper
+from benchmarks.floor import LAYERS, needed
+from benchmarks.workload import FIRST_OF_KIND, Measured, Sample, chosen_kinds, peak_bytes
 
 CPU = torch.device("cpu")
 TEXTS = ["AHAF as SiLU", "AHAF as ReLU", "LEAF as SiLU", "LEAF as Tanh", "F-Neuron as Tanh", "SiLU", "ReLU"]
@@ -153,12 +152,12 @@ def test_memory_from_before_the_call_does_not_count() -> None:
 
 
 def test_a_process_knows_its_own_peak_memory() -> None:
-    peak = processes.peak_bytes()
+    peak = peak_bytes()
     assert peak is not None
     held = torch.ones(peak // 4)
-    assert (processes.peak_bytes() or 0) > 1.5 * peak
+    assert (peak_bytes() or 0) > 1.5 * peak
     # A new process does not begin with the peak of this one.
-    assert processes.call("benchmarks.processes:peak_bytes") < held.nbytes
+    assert harness.call("benchmarks.workload:peak_bytes") < held.nbytes
 
 
 # ---- what the tables are made of ----
@@ -187,12 +186,12 @@ def test_epochs_of_the_paper() -> None:
 
 
 def test_an_epoch_is_extrapolated_by_whole_batches() -> None:
-    found = measured.Measured(Sample("CIFAR-10", 256, 1000), 128, 2.0, 1.0, 9.0, 3, 2, None)
+    found = Measured(Sample("CIFAR-10", 256, 1000), 128, 2.0, 1.0, 9.0, 3, 2, None)
     assert found.training_of(50_000) == pytest.approx(391.0)
     assert found.evaluation_of(10_000) == pytest.approx(10.0)
     assert found.images_a_second == pytest.approx(256.0)
     run = chosen_kinds(["base ReLU"])["base ReLU"]
-    assert measured.seconds_an_epoch(found, run) == pytest.approx(401.0)
+    assert whole.seconds_an_epoch(found, run) == pytest.approx(401.0)
 
 
 @pytest.mark.parametrize(
@@ -205,4 +204,4 @@ def test_the_difference_is_held_against_the_spread(float32: list[float], bf16: l
 
 def test_a_command_is_written_down_without_folders() -> None:
     given = ["/somewhere/benchmarks/epochs.py", "--data-dir", "/somewhere/data", "--kind", "base ReLU"]
-    assert common.command(given) == "./run_experiment.sh benchmarks/epochs.py --data-dir data --kind 'base ReLU'"
+    assert harness.command(given) == "./run_experiment.sh benchmarks/epochs.py --data-dir data --kind 'base ReLU'"

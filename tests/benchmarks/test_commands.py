@@ -14,10 +14,20 @@ from aafit.runs.job import jobs_of
 from aafit.runs.suite import Suite
 from aafit.scheduling.progress import Status
 from aafit.scheduling.schedule import Outcome, Summary
-from benchmarks import activations, epochs, measured, precision_accuracy, processes, scaling, straightforward, whole
-from benchmarks.convolutions import DATA, FORWARD, LAYERS, WEIGHTS, Floor
-from benchmarks.images import Sample
-from benchmarks.kinds import chosen_kinds
+from benchmarks import (
+    activations,
+    epochs,
+    floor,
+    harness,
+    parts,
+    precision_accuracy,
+    scaling,
+    straightforward,
+    whole,
+    workload,
+)
+from benchmarks.floor import DATA, FORWARD, LAYERS, WEIGHTS, Floor
+from benchmarks.workload import Measured, Sample, chosen_kinds, measured_run
 
 TINY_SUITE = """
 name = "tiny"
@@ -45,12 +55,12 @@ def within_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         module, _, name = function.partition(":")
         return json.loads(json.dumps(getattr(import_module(module), name)(**arguments)))
 
-    for module in (processes, measured, activations):
+    for module in (harness, straightforward, activations):
         monkeypatch.setattr(module, "call", call)
     monkeypatch.setattr("aafit.devices.usable_cores", lambda: 1)
     monkeypatch.setattr(straightforward, "WORKERS", 0)
-    monkeypatch.setattr(measured, "WARM_STEPS", 1)
-    monkeypatch.setattr(measured, "EVALUATED", 20)
+    monkeypatch.setattr(straightforward, "WARM_STEPS", 1)
+    monkeypatch.setattr(workload, "EVALUATED", 20)
 
 
 def done(command: click.Command, tmp_path: Path, options: Sequence[str]) -> dict[str, Any]:
@@ -87,12 +97,12 @@ def test_epochs(tmp_path: Path) -> None:
 
 def test_epochs_of_all_kinds_give_one_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # An epoch of a batch: two processes side by side need 0.2 s for theirs, the straightforward loop 0.5 s.
-    fixed = measured.Measured(Sample("CIFAR-10", 128, 1_000), 128, 0.2, 1.0, 20.0, 4, 2, None)
-    floor = Floor(128, {(layer.name, what): 0.01 for layer in LAYERS for what in (FORWARD, DATA, WEIGHTS)})
+    fixed = Measured(Sample("CIFAR-10", 128, 1_000), 128, 0.2, 1.0, 20.0, 4, 2, None)
+    least_seconds = Floor(128, {(layer.name, what): 0.01 for layer in LAYERS for what in (FORWARD, DATA, WEIGHTS)})
     monkeypatch.setattr(epochs, "measured_run", lambda *_, **__: fixed)
     monkeypatch.setattr(epochs, "straightforward_step", lambda *_: 0.5)
-    monkeypatch.setattr(epochs, "measure_floor", lambda *_: (floor, 2))
-    monkeypatch.setattr(epochs, "shares_of_an_epoch", lambda *_: {"training steps": 0.96, "evaluation": 0.04})
+    monkeypatch.setattr(epochs, "measure_floor", lambda *_: (least_seconds, 2))
+    monkeypatch.setattr(parts, "shares_of_an_epoch", lambda *_: {"training steps": 0.96, "evaluation": 0.04})
     speed, paper, least, shares = done(epochs.main, tmp_path, ["--precision", "bf16"]).values()
     assert all(row["program, machine"] == pytest.approx(0.1 * 391) for row in speed)
     assert all(row["times faster"] == pytest.approx(5) for row in speed)
@@ -103,6 +113,21 @@ def test_epochs_of_all_kinds_give_one_figure(tmp_path: Path, monkeypatch: pytest
     assert least[-1]["floor, s an epoch"] == pytest.approx((5 / 2 + 2) * 0.01 * 391 / 2)
     assert [row["runs in lockstep"] for row in speed] == [1, 1, 1, 1, 2]
     assert all(row["each but the steps below 5%"] for row in shares)
+
+
+@pytest.mark.usefixtures("within_this_process")
+def test_parts(tmp_path: Path) -> None:
+    ((row,),) = done(parts.main, tmp_path, ["--kind", "base ReLU", "--steps", "2"]).values()
+    assert all(0 <= row[part] < 1 for part in parts.PARTS)
+    assert row["logging"] > 0
+    assert sum(row[part] for part in parts.PARTS) == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("within_this_process")
+def test_floor(tmp_path: Path) -> None:
+    (rows,) = done(floor.main, tmp_path, ["--batch-size", "4"]).values()
+    assert [row["layer"] for row in rows] == [layer.name for layer in LAYERS]
+    assert all(row[what] > 0 for row in rows for what in (FORWARD, DATA, WEIGHTS))
 
 
 @pytest.mark.usefixtures("within_this_process")
@@ -148,7 +173,7 @@ def test_precision_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_epoch_in_a_process_of_its_own() -> None:
     run = chosen_kinds(["LEAF tuning"])["LEAF tuning"].model_copy(update={"batch_size": 16})
-    found = measured.measured_run(run, steps=2, epochs=1, device="cpu", processes=1)
+    found = measured_run(run, steps=2, epochs=1, device="cpu", processes=1)
     assert found.processes == 1
     assert 0 < found.training < found.wall
     assert found.peak is None or found.peak > 1 << 26

@@ -23,7 +23,8 @@ from aafit.identification.samples import prepare
 from aafit.runs.config import RunConfig
 from aafit.runs.execute import execute
 from benchmarks import bootstrap, identification, layers_alone
-from benchmarks.identified import Halves, Loss, heldout_of, in_markdown, setting_of
+from benchmarks.harness import Loss, in_markdown
+from benchmarks.workload import Halves, heldout_of, setting_of
 
 TINY = {"network": "LeNet-5", "dataset": "MNIST-5k", "train_images": 100, "holdout": 100, "epochs": 1}
 STARTS = {"tanh": "F-Neuron as Tanh", "random": "F-Neuron random"}

@@ -1,16 +1,26 @@
-"""What all benchmarks share: their command line, and the tables they print and write down."""
+"""How all benchmarks are run: their command line, their tables, and functions in processes of their own.
+
+`python -m benchmarks.harness` reads a function's name and its arguments on standard input, calls it, and writes what it
+returned as the last line of its output.
+"""
 
 import json
 import os
+import pickle
 import platform
 import shlex
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import click
@@ -18,7 +28,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from aafit.devices import processor_name, usable_cores
+from aafit.devices import Slot, processor_name, usable_cores
 from aafit.errors import UserError
 from aafit.files import write_atomically
 from aafit.version import __version__
@@ -26,6 +36,8 @@ from aafit.version import __version__
 Row = Mapping[str, str | int | float | bool | None]
 
 WIDTH_OF_A_LOG = 140
+ROOT = Path(__file__).parent.parent
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 json_option = click.option(
     "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the tables to this file too."
@@ -37,6 +49,12 @@ data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder that holds CIFAR-10; without it, images of noise.",
+)
+markdown_option = click.option(
+    "--markdown",
+    "markdown_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the tables to this file too, as the docs have them.",
 )
 
 
@@ -86,20 +104,42 @@ class Report:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+class Loss(float):
+    """A number that tables show with four decimals."""
+
+    def __format__(self, specification: str) -> str:
+        return float.__format__(self, ".4f")
+
+
 @contextmanager
-def report(json_path: Path | None) -> Iterator[Report]:
-    """The report of a benchmark, written to `json_path` at the end.
+def report(json_path: Path | None, markdown_path: Path | None = None) -> Iterator[Report]:
+    """The report of a benchmark, written to these files at the end.
 
     Raises:
-        UserError: that file cannot be written; this is found out before anything is measured.
+        UserError: a file cannot be written; this is found out before anything is measured.
     """
-    if json_path is not None and not json_path.absolute().parent.is_dir():
-        raise UserError(f"The folder of {json_path} does not exist: make it first, or choose another file.")
-    opened = Report()
-    opened.heading()
-    yield opened
+    for path in (json_path, markdown_path):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UserError(f"The folder of {path} does not exist: make it first, or choose another file.")
+    told = Report()
+    told.heading()
+    yield told
     if json_path is not None:
-        write_atomically(json_path, json.dumps(opened.content, indent=1) + "\n")
+        write_atomically(json_path, json.dumps(told.content, indent=1) + "\n")
+    if markdown_path is not None:
+        write_atomically(markdown_path, in_markdown(told.content))
+
+
+def in_markdown(content: dict[str, Any]) -> str:
+    """The command, the machine, the tables and the sentences of a report."""
+    known = content["machine"] | content["versions"]
+    machine = ", ".join(f"{key} {value}" for key, value in known.items() if value is not None)
+    lines = [f"`{content['command']}`", "", f"{content['date'][:10]}; {machine}", ""]
+    for title, rows in content["tables"].items():
+        numbers = ["---" if isinstance(value, (str, bool)) else "--:" for value in rows[0].values()]
+        cells = [list(rows[0]), numbers, *([_text(value) for value in row.values()] for row in rows)]
+        lines += [f"**{title}**", "", *(f"| {' | '.join(row)} |" for row in cells), ""]
+    return "\n".join([*lines, *(f"- {note}" for note in content["notes"])]) + "\n"
 
 
 def machine() -> dict[str, str | int | float | None]:
@@ -165,3 +205,65 @@ def _text(value: str | int | float | bool | None) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}" if abs(value) >= 10 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else value
+
+
+def call(function: str, environment: Mapping[str, str] | None = None, **arguments: Any) -> Any:
+    """What "module:function" returns in a new process; without an `environment` torch chooses its threads itself.
+
+    Raises:
+        UserError: the one that the function raised.
+        RuntimeError: the process failed otherwise; the message has what it wrote last.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name not in THREADS}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.run(
+            [sys.executable, "-m", "benchmarks.harness"],
+            input=pickle.dumps((function, arguments)),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**inherited, **(environment or {}), "PYTHONPATH": path},
+            check=False,
+        )
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip()
+    if process.returncode == 2:
+        raise UserError(said.splitlines()[-1])
+    if process.returncode:
+        raise RuntimeError(f"{function} failed:\n{said[-2000:]}")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def side_by_side(function: str, places: Sequence[Slot], each: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What the function returns for each of these arguments, each in a new process, one at a time in a slot."""
+    free: SimpleQueue[Slot] = SimpleQueue()
+    for place in places:
+        free.put(place)
+
+    def one(arguments: Mapping[str, Any]) -> Any:
+        place = free.get()
+        try:
+            told = {"device": place.device, "threads": place.threads}
+            return call(function, place.environment, **{**told, **arguments})
+        finally:
+            free.put(place)
+
+    with ThreadPoolExecutor(len(places)) as pool:
+        return list(pool.map(one, each))
+
+
+def main() -> int:
+    """Do what standard input says."""
+    name, arguments = pickle.loads(sys.stdin.buffer.read())
+    module, _, function = name.partition(":")
+    try:
+        result = getattr(import_module(module), function)(**arguments)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"\n{json.dumps(result)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

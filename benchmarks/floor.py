@@ -1,17 +1,23 @@
-"""The floor: only the convolutions and matrix products that a training step of KerasNet cannot do without."""
+"""The floor: only the convolutions and matrix products that a training step of KerasNet cannot do without.
+
+./run_experiment.sh benchmarks/floor.py --precision bf16
+
+They are timed one by one, as fast as torch does them, in as many processes side by side as the program would start.
+"""
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+import click
 import torch
 from torch import Tensor
 
 from aafit.devices import slots
 from aafit.training.precision import arithmetic
-from benchmarks.common import synchronise
-from benchmarks.processes import side_by_side
+from benchmarks.harness import Command, Row, device_option, json_option, report, side_by_side, synchronise
 
 CLASSES, FEATURES, FLATTENED = 10, 512, 2304
 
@@ -81,7 +87,7 @@ def measure_floor(batch_size: int, precision: str, device: str, repeats: int = 5
     """The floor as the program's processes would reach it, and how many of them there are side by side."""
     places = slots(device)
     told = {"batch_size": batch_size, "precision": precision, "repeats": repeats}
-    results = side_by_side("benchmarks.convolutions:passes", places, [told] * len(places))
+    results = side_by_side("benchmarks.floor:passes", places, [told] * len(places))
     keys = [(name, what) for name, what, _ in results[0]]
     values = [median(result[at][2] for result in results) for at in range(len(keys))]
     return Floor(batch_size, dict(zip(keys, values, strict=True))), len(places)
@@ -137,3 +143,23 @@ def _passes_of(layer: Layer, batch_size: int, dtype: torch.dtype, device: torch.
         DATA: lambda: backward([True, False, False]),
         WEIGHTS: lambda: backward([False, True, False]),
     }
+
+
+@click.command(cls=Command)
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=1))
+@click.option("--precision", default="float32", show_default=True, type=click.Choice(["float32", "bf16"]))
+@device_option
+@json_option
+def main(batch_size: int, precision: str, device: str, json_path: Path | None) -> None:
+    """Milliseconds of each layer's products for a batch, forward and backward."""
+    with report(json_path) as told:
+        floor, processes = measure_floor(batch_size, precision, device)
+        rows: list[Row] = [
+            {"layer": layer.name, **{what: 1e3 * floor.seconds[layer.name, what] for what in (FORWARD, DATA, WEIGHTS)}}
+            for layer in LAYERS
+        ]
+        told.table(f"ms for {batch_size} images, {precision}, {processes} processes side by side", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""What the benchmarks measure: images, the kinds of run of the paper suite, their epochs, and networks to identify."""
+
+import math
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+from aafit.data.batches import evaluation_batches
+from aafit.data.datasets import SIZES, Dataset, Split, load_dataset
+from aafit.devices import slots
+from aafit.errors import UserError, check_name
+from aafit.runs.checkpoint import check_finished, load_json
+from aafit.runs.config import RunConfig
+from aafit.runs.execute import execute
+from aafit.runs.job import Job
+from aafit.runs.metrics import read_rows
+from aafit.runs.start import Start, starting_network
+from aafit.runs.suite import load_suite
+from aafit.training.evaluate import Evaluation, evaluate
+from aafit.training.precision import data_type
+from benchmarks.harness import side_by_side
+
+EVALUATED = 1000
+
+FIRST_OF_KIND = {
+    "base ReLU": "base-relu",
+    "base SiLU": "base-silu",
+    "AHAF tuning": "silu-ahaf-silu",
+    "LEAF tuning": "silu-leaf-silu",
+    "F-Neuron tuning": "relu-fneuron-tanh",
+}
+
+HELD_OUT = 0.2  # the share that `aafit.identify` holds out, unless told otherwise
+
+images_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that holds the images [default: where `aafit run` looks for them].",
+)
+base_option = click.option(
+    "--base",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Run folder of the base network, <suite>/<run>/seed<k>.",
+)
+images_option = click.option(
+    "--images", type=click.IntRange(min=10), help="So many of the held-out images only [default: all]."
+)
+
+
+def chosen_kinds(names: Iterable[str] | None = None, precision: str = "float32") -> dict[str, RunConfig]:
+    """A run of each kind, or of those named.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    suite = load_suite("paper").with_precision(precision)
+    chosen = [check_name("kind of run", name, FIRST_OF_KIND) for name in names or FIRST_OF_KIND]
+    return {kind: suite.run(FIRST_OF_KIND[kind]) for kind in chosen}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """So many images of a data set; of noise where `data_dir` does not say where the real ones are."""
+
+    dataset: str
+    train_images: int
+    test_images: int
+    data_dir: Path | None = None
+
+    def load(self) -> Dataset:
+        """The images: the same ones at each call.
+
+        Raises:
+            UserError: the data set is not in `data_dir`.
+        """
+        if self.data_dir is None:
+            generator = torch.Generator().manual_seed(1)
+            train, test = (self._noise(count, generator) for count in (self.train_images, self.test_images))
+            return Dataset(self.dataset, train, None, test, 10, "noise")
+        # Cut here, not by `train_images`: more may be asked for than there are.
+        data = load_dataset(self.dataset, self.data_dir)
+        test = data.test.at(torch.arange(min(self.test_images, len(data.test))))
+        train = data.train.at(torch.arange(self.train_images) % len(data.train))
+        return Dataset(self.dataset, train, None, test, data.classes, data.fingerprint)
+
+    def _noise(self, count: int, generator: torch.Generator) -> Split:
+        channels, height, width = SIZES[self.dataset].in_shape
+        images = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, generator=generator)
+        return Split(images, torch.randint(0, 10, (count,), generator=generator))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of a process for each epoch of the sample: medians over its epochs and the processes side by side.
+
+    Attributes:
+        wall: seconds from the start of the first process to the end of the last.
+        epochs: of all processes together, the first of each too.
+        peak: bytes that the largest of the processes held.
+    """
+
+    sample: Sample
+    batch_size: int
+    training: float
+    evaluation: float
+    wall: float
+    epochs: int
+    processes: int
+    peak: int | None
+
+    def training_of(self, images: int) -> float:
+        """Seconds of a process to train on so many images."""
+        ours = math.ceil(self.sample.train_images / self.batch_size)
+        return self.training * math.ceil(images / self.batch_size) / ours
+
+    def evaluation_of(self, images: int) -> float:
+        """Seconds of a process to evaluate so many images."""
+        return self.evaluation * images / self.sample.test_images
+
+    @property
+    def images_a_second(self) -> float:
+        """Images trained on by all processes together."""
+        return self.processes * self.sample.train_images / self.training
+
+
+def sample_for(run: RunConfig, steps: int, data_dir: Path | None) -> Sample:
+    """The images for so many steps of a run, and some to evaluate."""
+    return Sample(run.dataset, steps * run.batch_size, EVALUATED, data_dir)
+
+
+def measured_run(
+    run: RunConfig,
+    steps: int,
+    epochs: int = 2,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    processes: int | None = None,
+    seeds: int | None = None,
+    lockstep: int = 1,
+) -> Measured:
+    """Time `epochs` epochs of `steps` steps, after one that warms up caches and compilers.
+
+    Args:
+        processes: side by side; by default one for each core, or for each GPU.
+        seeds: how many runs, of one seed each, share these processes; by default one a process.
+        lockstep: how many runs of a seed go in lockstep; the seconds of each are its share of theirs.
+
+    Raises:
+        UserError: the device is not here, or the images are not in `data_dir`.
+    """
+    places, sample = slots(device, processes), sample_for(run, steps, data_dir)
+    seeds = seeds or len(places)
+    shorter = shortened(run, sample, epochs + 1)
+    began = time.monotonic()
+    results = side_by_side(
+        "benchmarks.workload:epochs_of",
+        places,
+        [
+            {"run": shorter.model_dump(mode="json"), "seed": seed, "sample": sample, "lockstep": lockstep}
+            for seed in range(seeds)
+        ],
+    )
+    wall = time.monotonic() - began
+    training, evaluation = (
+        median(seconds for result in results for seconds in result[part]) for part in ("training", "evaluation")
+    )
+    peaks = [result["peak"] for result in results if result["peak"] is not None]
+    count = seeds * lockstep * shorter.epochs
+    return Measured(
+        sample, run.batch_size, training, evaluation, wall, count, min(seeds, len(places)), max(peaks, default=None)
+    )
+
+
+def shortened(run: RunConfig, sample: Sample, epochs: int) -> RunConfig:
+    """The run for so many epochs of the sample, on its own: what it costs does not depend on its weights."""
+    alone = {"parent": None, "init_from": None, "start_epoch": 0, "epochs": epochs}
+    return run.model_copy(update=alone | {"holdout": 0, "train_images": sample.train_images})
+
+
+def epochs_of(
+    run: dict[str, Any], seed: int, sample: Sample, device: str, threads: int | None, lockstep: int = 1
+) -> dict[str, Any]:
+    """Do runs in lockstep on the sample: seconds of all their epochs but the first, and the most memory held."""
+    settings = RunConfig.checked(run)
+    with tempfile.TemporaryDirectory() as folder:
+        folders = [Path(folder) / f"run{number}" for number in range(lockstep)]
+        for own in folders:
+            own.mkdir()
+        jobs = [Job(config=settings, seed=seed, folder=own, device=device, threads=threads) for own in folders]
+        execute(*jobs, data=sample.load())
+        measured = [[row for row in read_rows(own / "metrics.csv") if row["seconds"]] for own in folders]
+        rows = [row for own in measured for row in own[1:]]
+    return {
+        "training": [float(row["seconds"]) for row in rows],
+        "evaluation": [float(row["evaluation_seconds"]) for row in rows],
+        "peak": peak_bytes(),
+    }
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process held: on the GPU where it used one, else resident; None where nobody counts."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    try:
+        # Not getrusage: what it says of a new process begins with the peak of the one that started it.
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The held-out images of a run as an identification takes them: those that it fits, and the rest."""
+
+    fitted: Split
+    rest: Split
+    precision: str
+
+    @classmethod
+    def of(cls, heldout: Split, rest: int, seed: int, precision: str) -> "Halves":
+        """In the order that `aafit.identify` draws from the seed; the first `rest` images are not fitted."""
+        order_N = torch.randperm(len(heldout), generator=torch.Generator().manual_seed(seed))
+        return cls(heldout.at(order_N[rest:]), heldout.at(order_N[:rest]), precision)
+
+    def batches(self, part: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        return evaluation_batches(part, dtype=data_type(self.precision))
+
+    def on_fitted(self, net: nn.Module) -> Evaluation:
+        return evaluate(net, self.batches(self.fitted), self.precision)
+
+    def on_rest(self, net: nn.Module) -> Evaluation:
+        return evaluate(net, self.batches(self.rest), self.precision)
+
+
+@cache
+def images_of(name: str, folder: Path | None, holdout: int) -> Dataset:
+    return load_dataset(name, folder, holdout)
+
+
+def heldout_of(run: RunConfig, fingerprint: str, folder: Path | None) -> Split:
+    """The images held out of a run's training.
+
+    Raises:
+        UserError: it held none out, or the folder has another copy of the data set.
+    """
+    if not run.holdout:
+        raise UserError(f"The run {run.name!r} held no images out (holdout = 0), so that there are none to compare on.")
+    data = images_of(run.dataset, folder, run.holdout)
+    if data.fingerprint != fingerprint:
+        raise UserError(f"The run {run.name!r} was done on another copy of {run.dataset}: give that as --data-dir.")
+    assert data.heldout is not None
+    return data.heldout
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A base network with its activations replaced, and held-out images to identify them on."""
+
+    run: RunConfig
+    seed: int
+    start: Start
+    heldout: Split
+    halves: Halves
+
+    @property
+    def base(self) -> nn.Module:
+        assert self.start.base is not None
+        return self.start.base
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All of the images, in the order in which a run hands them to `aafit.identify`."""
+        return self.halves.batches(self.heldout)
+
+
+def setting_of(
+    folder: Path, cnn: str | None, fc: str | None, data_dir: Path | None, images: int | None = None
+) -> Setting:
+    """The base network of a run folder with other activations, from the start that a suite's run would have.
+
+    Raises:
+        UserError: the run is not finished, held no images out, or is given no adaptive activation.
+    """
+    check_finished(folder)
+    config = load_json(folder / "config.json")
+    base, seed = RunConfig.checked(config["run"], str(folder)), config["seed"]
+    changes = {"cnn": cnn or base.cnn, "fc": fc or base.fc, "parent": base.name, "start_epoch": base.end_epoch}
+    changes |= {"name": "replaced", "train": "activations", "method": "gauss-newton", "epochs": 30}
+    run = RunConfig.checked(base.model_dump(mode="json") | changes, "The replacement")
+    heldout = heldout_of(base, config["data"]["sha256"], data_dir)
+    job = Job(config=run, seed=seed, folder=folder, parent=folder)
+    start = starting_network(job, images_of(run.dataset, data_dir, run.holdout)).to(torch.device("cpu"), run.precision)
+    if images is not None:
+        heldout = heldout.at(torch.arange(min(images, len(heldout))))
+    halves = Halves.of(heldout, round(HELD_OUT * len(heldout)), seed, run.precision)
+    return Setting(run, seed, start, heldout, halves)
