@@ -30,6 +30,7 @@ from aafit.networks.adaptive import (
     train_only_activations,
 )
 from aafit.networks.authors_checkpoint import load_authors_checkpoint
+from aafit.networks.find import find_activations
 from aafit.networks.surgery import Swap, replace_activations, restore_activations
 from aafit.training.compare import Comparison, CurveError, compare, curve_errors
 from aafit.training.evaluate import Evaluation, evaluate
@@ -63,6 +64,7 @@ __all__ = [
     "compare",
     "curve_errors",
     "evaluate",
+    "find_activations",
     "identify",
     "importance",
     "load_activations",

@@ -38,11 +38,13 @@ def one_pass(run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bo
     u = rows[-1]
     compiles = u.numel() >= SMALLEST_COMPILED and os.environ.get("AAFIT_COMPILE") != "0"
     # What a GPU's threads add to one place, only torch's own operations can be told to add in a fixed order.
-    if compiles and not (serial and u.device.type != "cpu"):
-        result = _compiler(u.device.type).run(run, rows, whole, serial)
-        if result is not None:
-            return result
-    return _in_blocks(run, rows, whole)
+    # A mode that watches torch's functions is for the network's own program, and stops the compiler.
+    with torch._C.DisableTorchFunction():
+        if compiles and not (serial and u.device.type != "cpu"):
+            result = _compiler(u.device.type).run(run, rows, whole, serial)
+            if result is not None:
+                return result
+        return _in_blocks(run, rows, whole)
 
 
 def _in_blocks(run: Pass, rows: Sequence[Tensor], whole: Sequence[Any]) -> tuple[Any, ...]:

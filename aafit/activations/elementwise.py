@@ -9,6 +9,7 @@ caller's torch.compile and for subclasses of Tensor, the same formulas run as pl
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -40,7 +41,8 @@ def fused(formula: Formula, u: Tensor, *parameters: Tensor) -> Tensor:
     shape and the dtype of u.
     """
     if needs_plain(u, *parameters):
-        return _plain(formula, u, *parameters)
+        with unseen():
+            return _plain(formula, u, *parameters)
     result: Tensor = _Fused.apply(formula, u, *parameters)
     return result
 
@@ -122,14 +124,20 @@ def broadcasting(parameter: Tensor) -> Tensor:
 
 
 def needs_plain(*tensors: Tensor) -> bool:
-    """Whether a compiler, a torch.func transform, forward-mode differentiation or their own class looks at these."""
+    """Whether a compiler, a tracer, a torch.func transform, forward-mode differentiation or their class sees these."""
     return (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors)
         or torch._C._are_functorch_transforms_active()
         or any(map(torch._C._functorch.is_legacy_batchedtensor, tensors))
         or any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
     )
+
+
+def unseen() -> AbstractContextManager[object]:
+    """Inside torch.compile, hide what an activation computes from modes that watch the network's calls of functions."""
+    return torch._C.DisableTorchFunction() if torch.compiler.is_dynamo_compiling() else nullcontext()
 
 
 def inner_dtype(u: Tensor, *parameters: Tensor) -> torch.dtype:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aafit.activations.compiled import Pass, one_pass
-from aafit.activations.elementwise import inner_dtype, needs_plain
+from aafit.activations.elementwise import inner_dtype, needs_plain, unseen
 from aafit.activations.memory_layout import Layout
 
 
@@ -24,7 +24,8 @@ def interpolate(u: Tensor, weight: Tensor, left: float, right: float) -> Tensor:
     points. The output has the shape and the dtype of u; NaN stays NaN.
     """
     if needs_plain(u, weight):
-        return _plain(u, weight, left, right)
+        with unseen():
+            return _plain(u, weight, left, right)
     result: Tensor = _Interpolation.apply(u, weight, left, right)
     return result
 

@@ -17,8 +17,9 @@ from torch.nn import Parameter
 from aafit.activations import AdaptiveActivation, from_settings
 from aafit.errors import UserError
 from aafit.files import write_atomically
-from aafit.networks.find import activation_name, check_replaceable
-from aafit.networks.surgery import put_activation
+from aafit.networks.call_sites import CallSites, call_sites, close_call_sites, open_call_sites
+from aafit.networks.kinds import activation_name, is_activation, is_elementwise
+from aafit.networks.surgery import find_module, leave_fused_step, put_activation
 
 FORMAT = "aafit activations"
 VERSION = "1"
@@ -82,7 +83,8 @@ def save_activations(
     """Save the adaptive activations of `net` alone, as a small safetensors file.
 
     The tensors have their names in the network ("act1.p1"); the metadata says by path what rebuilds each activation and
-    what it took the place of, and has a fingerprint of all other tensors of the network.
+    what it took the place of, which calls of the network's program have modules of their own, and has a fingerprint of
+    all other tensors of the network.
 
     Args:
         net: the network.
@@ -105,6 +107,7 @@ def save_activations(
         "activations": json.dumps({at: activation.settings() for at, activation in activations.items()}),
         "replaced": json.dumps(dict(noted if replaced is None else replaced)),
         "fingerprint": fingerprint(net, activations),
+        "calls": json.dumps({at: calls.as_dict() for at, calls in call_sites(net).items()}),
     }
     # Cloned: safetensors refuses tensors that share memory.
     content = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata)
@@ -151,16 +154,22 @@ def load_activations(net: nn.Module, path: str | Path, strict: bool = True) -> n
             other weights, where `strict`; the network has no activation that can
             be replaced at one of its paths; its tensors do not fit the activations that it describes.
     """
-    settings, tensors, replaced, known = _read(Path(path))
+    settings, tensors, replaced, known, calls = _read(Path(path))
     loaded = deepcopy(net)
+    try:
+        close_call_sites(loaded, call_sites(loaded))
+        open_call_sites(loaded, calls)
+    except UserError as error:
+        raise UserError(f"{path} does not fit the network: {error}") from error
     for at, description in settings.items():
         try:
-            check_replaceable(net, at)
+            _check_replaceable(loaded, at)
             activation = from_settings(description)
             _load_parameters(activation, at, tensors)
         except UserError as error:
             raise UserError(f"{path} does not fit the network: {error}") from error
         put_activation(loaded, at, activation)
+        leave_fused_step(loaded, at.rpartition(".")[0])
         activation.replaced = replaced.get(at, activation.replaced)
     if strict and known is not None and fingerprint(loaded, settings) != known:
         raise UserError(
@@ -186,7 +195,7 @@ def read_activations(path: str | Path) -> list[SavedActivation]:
     Raises:
         UserError: the file cannot be read, is truncated or is of another kind, or lacks a tensor that it describes.
     """
-    settings, tensors, replaced, _ = _read(Path(path))
+    settings, tensors, replaced, *_ = _read(Path(path))
     start = {name.removeprefix("start."): tensor for name, tensor in tensors.items() if name.startswith("start.")}
     saved = []
     for at, description in settings.items():
@@ -202,6 +211,15 @@ def read_activations(path: str | Path) -> list[SavedActivation]:
     return saved
 
 
+def _check_replaceable(net: nn.Module, path: str) -> None:
+    module = find_module(net, path)
+    if module is net:
+        raise UserError(f"the network itself is a {activation_name(net)}.")
+    of_torch = type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Identity)
+    if (of_torch or is_activation(module)) and not is_elementwise(module):
+        raise UserError(f"{path!r} is a {activation_name(module)}, not an elementwise activation.")
+
+
 def _load_parameters(activation: AdaptiveActivation, at: str, tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in activation.named_parameters(recurse=False):
         full_name = _joined(at, name)
@@ -215,10 +233,13 @@ def _load_parameters(activation: AdaptiveActivation, at: str, tensors: Mapping[s
         setattr(activation, name, nn.Parameter(tensor))
 
 
-def _read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor], dict[str, str], str | None]:
+def _read(
+    path: Path,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor], dict[str, str], str | None, dict[str, CallSites]]:
     """What `save_activations` wrote.
 
-    By path the settings, the tensors by name, by path what was replaced, and the fingerprint (None in older files).
+    By path the settings, the tensors by name, by path what was replaced, the fingerprint (None in older files), and by
+    path of their owner the calls that have modules.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -236,9 +257,11 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor], dic
         )
     try:
         settings, replaced = dict(json.loads(metadata["activations"])), dict(json.loads(metadata.get("replaced", "{}")))
+        described = json.loads(metadata.get("calls", "{}"))
+        calls = {at: CallSites.from_dict(content) for at, content in described.items()}
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} does not describe its activations ({error!r}): save them again.") from error
-    return settings, tensors, replaced, metadata.get("fingerprint")
+    return settings, tensors, replaced, metadata.get("fingerprint"), calls
 
 
 def _joined(path: str, name: str) -> str:

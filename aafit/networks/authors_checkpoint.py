@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError, check_name
+from aafit.networks.find import found_in
 from aafit.networks.models import NETWORKS, KerasNet, LeNet5, Shape, build
-from aafit.networks.observe import observe
 from aafit.networks.surgery import put_activation
 
 _PARAMETERS: dict[type[AdaptiveActivation], tuple[str, ...]] = {
@@ -68,9 +68,10 @@ def load_authors_checkpoint(
         _check_fixed(net, fixed)
         net.load_state_dict(fixed, assign=True)
         sample = torch.zeros(1, *in_shape, dtype=tensors["conv1.weight"].dtype)
-        seen = observe(net, sample, acts).modules
+        found = found_in(net, sample)
         for at, parameters in adaptive.items():
-            put_activation(net, at, _adaptive(at, parameters, seen[at].shape[1:], interval), seen[at])
+            shape = found[at].shape or ()
+            put_activation(net, at, _adaptive(at, parameters, shape[1:], interval), found[at])
     except UserError as error:
         size = "x".join(map(str, in_shape))
         raise UserError(f"{path} is not a {network} for {size} images and {classes} classes: {error}") from error

@@ -1,117 +1,291 @@
-"""Find the activations of any torch network that are modules."""
+"""Find the activations of any torch network, however they are written: the dry run of a replacement."""
 
-from collections import defaultdict
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import nn
-from torch.nn.modules import activation as torch_activations
 
-from aafit.activations import FIXED, AdaptiveActivation
 from aafit.errors import UserError, nearest
-
-_ACTIVATIONS = (
-    AdaptiveActivation,
-    *FIXED.values(),
-    *(getattr(torch_activations, name) for name in torch_activations.__all__ if name != "MultiheadAttention"),
-)
-_NOT_ELEMENTWISE = (nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d, nn.GLU)
+from aafit.networks.call_sites import Doorway, Site
+from aafit.networks.kinds import activation_name, is_activation, is_elementwise
+from aafit.networks.observe import Observation, Seen, as_mapping, observe
+from aafit.tables import table
 
 
-def is_activation(module: nn.Module) -> bool:
-    """Whether the module is known to be an activation: one of torch's, or one of this package's."""
-    return isinstance(module, _ACTIVATIONS)
+@dataclass(frozen=True)
+class FoundActivation:
+    """An activation of a network, at the path that its replacement will have.
 
-
-def is_elementwise(module: nn.Module) -> bool:
-    """Whether the module is known to be an activation that works on each element alone (a softmax does not)."""
-    return is_activation(module) and not isinstance(module, _NOT_ELEMENTWISE)
-
-
-def activation_name(module: nn.Module) -> str:
-    """How a module is called in reports: "LEAF as ReLU", "F-Neuron random", or the name of its class."""
-    return module.text if isinstance(module, AdaptiveActivation) else type(module).__name__
-
-
-def find_module(net: nn.Module, path: str) -> nn.Module:
-    """The module at `path`.
-
-    Raises:
-        UserError: there is none; the message names the nearest path of an activation.
+    Attributes:
+        path: "act1", or "block.relu_1" for a call that has no module of its own yet.
+        kind: Of the function, "ReLU".
+        class_name: Of the module; for a function its name, "F.relu".
+        line: Where the program calls it; None: no sample was given, or its forward does not call it.
+        calls: In one forward of the sample; None: no sample was given.
+        shape: Of what it receives, the batch first; None where that is not known.
+        low, high: The range of what it receives.
+        after: The layer before it, as ("Conv2d", "conv1").
+        gate: Why it is taken for a gate; empty: it is none. A gate is replaced only by its own path.
+        refused: Why it cannot be replaced; empty: it can.
+        channel_axis: Of what it receives, None where the layer before does not tell.
+        site: What is to be given a module first.
+        owner: Path of the module whose forward makes that call.
     """
-    try:
-        return net.get_submodule(path)
-    except AttributeError:
-        there = [known for known, module in net.named_modules() if known and is_activation(module)]
-        hint = nearest(path, there) if there else "It has no activation that is a module."
-        raise UserError(f"The network has no module at {path!r}. {hint}") from None
+
+    path: str
+    kind: str
+    class_name: str
+    line: str | None = None
+    calls: int | None = None
+    shape: tuple[int, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+    after: tuple[str, str] | None = None
+    gate: str = ""
+    refused: str = ""
+    channel_axis: int | None = None
+    device: torch.device | None = field(default=None, repr=False)
+    dtype: torch.dtype | None = field(default=None, repr=False)
+    site: Site | None = field(default=None, repr=False)
+    owner: str = field(default="", repr=False)
+    in_place: bool = field(default=False, repr=False)
+    aliases: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def sets(self) -> dict[str, int | None]:
+        """The number of parameter sets when it is shared by layer, channel or neuron; None where that is not known.
+
+        A set has 2 parameters of an AHAF, 4 of a LEAF, pieces + 2 of an F-Neuron.
+        """
+        shape = self.shape
+        if shape is None or len(shape) < 2:
+            return {"layer": 1, "channel": None, "neuron": None}
+        axis = self.channel_axis if len(shape) > 2 else 1
+        return {
+            "layer": 1,
+            "channel": None if axis is None else shape[axis],
+            "neuron": torch.Size(shape[1:]).numel(),
+        }
 
 
-def match_activations(model: nn.Module, keys: Iterable[str]) -> dict[str, str]:
-    """The key that matches each module to replace, by path, in the order of the model.
+@dataclass(frozen=True)
+class Found:
+    """What `find_activations` found, in the order of the first calls; prints as a table."""
+
+    rows: tuple[FoundActivation, ...]
+    owners: tuple[str, ...] = field(default=(), repr=False)
+    sampled: bool = True
+
+    def __iter__(self) -> Iterator[FoundActivation]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, path: str) -> FoundActivation:
+        for row in self.rows:
+            if path == row.path or path in row.aliases:
+                return row
+        raise UserError(f"The network has no activation at {path!r}. {nearest(path, [row.path for row in self.rows])}")
+
+    def __str__(self) -> str:
+        header = ("path", "kind", "calls", "input", "range", "after", "sets: layer/channel/neuron", "what can be done")
+        text = table(header, [_cells(row) for row in self.rows], numbers=False)
+        lines = [(row.path, row.line) for row in self.rows if row.line is not None]
+        if lines:
+            text += "\n\n" + table(("path", "called in"), lines, numbers=False)
+        return text if self.sampled else f"{text}\n\n{NOT_SAMPLED}"
+
+
+NOT_SAMPLED = (
+    "No sample was given: activations called as functions (F.relu), and modules called more than once, were not looked "
+    "for."
+)
+
+
+def find_activations(net: nn.Module, *sample: Any, **keywords: Any) -> Found:
+    """The activations of `net`, and what a replacement would do with each. `net` is left as it was.
+
+    With a sample they are found however they are written: modules, functions (F.relu, torch.relu, x.relu(),
+    x.clamp(min=0)), functions held in attributes, one module called at several places, modules of a class of the
+    network's own that computes a function element by element. Without one only modules are.
 
     Args:
-        model: any network.
-        keys: class names, module paths, or patterns of paths; see `replace_activations`.
+        net: any network.
+        sample: an input of it, as it is called: find_activations(net, images), find_activations(net, ids, mask=mask).
 
     Raises:
-        UserError: no key, a key that matches nothing, a module matched by two, or one that cannot be replaced.
+        UserError: the network is wrapped, scripted or quantised; it refuses the sample.
     """
-    wanted = list(keys)
-    keys_of: defaultdict[str, list[str]] = defaultdict(list)
-    for path, module in model.named_modules(remove_duplicate=False):
-        for key in wanted:
-            if any(character in key for character in "*?["):
-                matches = fnmatchcase(path, key) and is_elementwise(module)
-            else:
-                matches = key in (path, type(module).__name__)
-            if matches:
-                keys_of[path].append(key)
-    unused = [key for key in wanted if not any(key in used for used in keys_of.values())]
-    if unused or not wanted:
-        what = f"{unused[0]!r} matches no activation of the network." if unused else "Nothing to replace was given."
-        raise UserError(f"{what} {_what_there_is(model, unused)}")
-    for path, used in keys_of.items():
-        if len(used) > 1:
-            raise UserError(f"{path!r} is matched by {' and by '.join(map(repr, used))}: let only one key match it.")
-        check_replaceable(model, path)
-    return {path: used[0] for path, used in keys_of.items()}
+    if not sample and not keywords:
+        return found_in(net, None)
+    return found_in(net, (*sample, keywords) if keywords else sample)
 
 
-def check_replaceable(model: nn.Module, path: str) -> None:
-    """Check that another activation can take the place of the module at `path`.
+def found_in(net: nn.Module, sample: Any, named: Collection[str] = (), share_calls: bool = False) -> Found:
+    """As `find_activations`, with the sample as one value of any form (None: there is none).
+
+    The modules at the paths `named` are among them, whatever they are. With `share_calls` a module that is called at
+    several places is one activation.
+    """
+    check_plain(net)
+    if sample is None:
+        return Found(tuple(_modules(net, Observation(), named)), sampled=False)
+    watched = observe(net, sample, named)
+    if share_calls:
+        watched.share_calls()
+    rows = [*_modules(net, watched, named), *_sites(net, watched)]
+    order = {id(seen): at for at, seen in enumerate(watched.seen)}
+    first: defaultdict[str, int] = defaultdict(lambda: len(order))
+    for row, seen in zip(_site_paths(net, watched), _of_sites(watched), strict=True):
+        first[row] = order[id(seen)]
+    for seen in reversed(watched.seen):
+        if seen.module is not None and seen.module not in _at_several_places(watched):
+            first[seen.module] = order[id(seen)]
+    rows.sort(key=lambda row: first[row.path])
+    owners = tuple(dict.fromkeys(seen.owner for seen in watched.seen))
+    return Found(tuple(rows), owners)
+
+
+def check_plain(net: nn.Module) -> None:
+    """Nothing, where the network is a plain module.
 
     Raises:
-        UserError: there is none; it is not an elementwise activation; it is at several paths; or the layer around it
-            would not call what takes its place.
+        UserError: it is wrapped, scripted or quantised; the message says what to give instead.
     """
-    module = find_module(model, path)
-    name = activation_name(module)
-    if module is model:
-        raise UserError(f"The network itself is a {name}: put it into an nn.Sequential, so that it can be replaced.")
-    of_torch = type(module).__module__.startswith("torch.nn.")
-    if of_torch and not is_elementwise(module) and not isinstance(module, nn.Identity):
-        raise UserError(f"{path!r} is a {name}, not an elementwise activation: only those can be replaced.")
-    paths = [known for known, other in model.named_modules(remove_duplicate=False) if other is module]
-    if len(paths) > 1:
+    if not isinstance(net, nn.Module):
+        raise UserError(f"The network is a {type(net).__name__}: give a torch.nn.Module.")
+    if isinstance(net, torch.jit.ScriptModule):
         raise UserError(
-            f"One {name} object is at several places ({', '.join(paths)}): each place needs an activation of its own, "
-            "so give the network a module for each."
+            "The network is a ScriptModule, whose program is fixed: give the network that it was made from."
         )
-    around = model.get_submodule(path.rpartition(".")[0])
-    if isinstance(around, nn.TransformerEncoderLayer) and around.activation_relu_or_gelu:
-        raise UserError(
-            f"{path!r} belongs to a TransformerEncoderLayer, which in eval mode computes {name} in a fused step and "
-            "would not call what replaces it: set activation_relu_or_gelu = 0 on that layer first."
-        )
+    name = type(net).__name__
+    if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise UserError(f"The network is wrapped in a {name}: give net.module, and wrap what comes out.")
+    if name == "OptimizedModule":
+        raise UserError("The network is compiled by torch.compile: give net._orig_mod, and compile what comes out.")
+    for path, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(f"{path!r} is a ScriptModule, whose program is fixed: give the module it was made from.")
+        if ".quantized" in type(module).__module__:
+            raise UserError(
+                f"{path!r} is a quantised {type(module).__name__}: give the network as it was before quantisation."
+            )
 
 
-def _what_there_is(model: nn.Module, unused: list[str]) -> str:
-    there = [(path, type(module).__name__) for path, module in model.named_modules() if path and is_activation(module)]
-    listed = ", ".join(f"{path} ({name})" for path, name in there)
-    words = dict.fromkeys(word for path, name in there for word in (name, path))
-    hint, _, _ = nearest(unused[0], words).rpartition("Valid:") if unused else ("", "", "")
-    return (
-        f"{hint}It has: {listed or 'none'}. An activation called as a function in forward (F.relu) cannot be "
-        "replaced: make it a module first."
+def _modules(net: nn.Module, watched: Observation, named: Collection[str] = ()) -> Iterator[FoundActivation]:
+    """The activations that are modules, called at one place at most."""
+    several = _at_several_places(watched)
+    seen_of = {seen.module: seen for seen in watched.seen if seen.module is not None}
+    paths: defaultdict[int, list[str]] = defaultdict(list)
+    objects = {}
+    # A module in a block that is one object under several names is one; under several names of its own it is several.
+    for around_path, around in net.named_modules():
+        for name, module in around._modules.items():
+            if module is not None:
+                path = f"{around_path}.{name}" if around_path else name
+                objects[path] = module
+    for path, module in net.named_modules(remove_duplicate=False):
+        paths[id(module)].append(path)
+    objects = {path: objects[path] for own in paths.values() for path in own if path in objects}
+    if is_activation(net):
+        objects = {"": net}
+    doors = tuple(path for path, module in objects.items() if isinstance(module, Doorway))
+    for path, module in objects.items():
+        known = is_activation(module)
+        if path in several or path.startswith(tuple(f"{door}." for door in doors)):
+            continue
+        if not known and path not in watched.own and path not in named:
+            continue
+        if any(path.startswith(f"{own}.") for own in watched.own):
+            continue
+        refused = "" if not known or is_elementwise(module) else "not an elementwise activation"
+        kind = watched.own.get(path) or activation_name(module)
+        aliases = tuple(other for other in paths[id(module)] if other != path and other not in objects)
+        yield _row(path, kind, type(module).__name__, seen_of.get(path), bool(watched.seen), refused, aliases)
+
+
+def _sites(net: nn.Module, watched: Observation) -> Iterator[FoundActivation]:
+    """The calls that have no module of their own: of functions, and of modules called at several places."""
+    for path, seen in zip(_site_paths(net, watched), _of_sites(watched), strict=True):
+        refused = "" if as_mapping(seen.options) else "which is called with a tensor beside its input"
+        call = seen.call if seen.module is None else seen.module
+        name = path.rpartition(".")[2]
+        site = Site(name, seen.place, seen.kind, call, seen.options, seen.module is not None)
+        written = f"{seen.call}()" if seen.module is None else type(net.get_submodule(seen.module)).__name__
+        yield _row(path, seen.kind, written, seen, True, refused, (), site, seen.owner)
+
+
+def _row(
+    path: str,
+    kind: str,
+    class_name: str,
+    seen: Seen | None,
+    sampled: bool,
+    refused: str,
+    aliases: tuple[str, ...],
+    site: Site | None = None,
+    owner: str = "",
+) -> FoundActivation:
+    if seen is None:
+        return FoundActivation(path, kind, class_name, calls=0 if sampled else None, refused=refused, aliases=aliases)
+    return FoundActivation(
+        path,
+        kind,
+        class_name,
+        seen.line,
+        seen.calls,
+        seen.shape,
+        seen.low,
+        seen.high,
+        seen.after,
+        seen.gate,
+        refused,
+        seen.channel_axis,
+        seen.device,
+        seen.dtype,
+        site,
+        owner,
+        seen.in_place,
+        aliases,
     )
+
+
+def _at_several_places(watched: Observation) -> set[str]:
+    places = Counter(seen.module for seen in watched.seen if seen.module is not None)
+    return {path for path, count in places.items() if count > 1}
+
+
+def _of_sites(watched: Observation) -> list[Seen]:
+    several = _at_several_places(watched)
+    return [seen for seen in watched.seen if seen.module is None or seen.module in several]
+
+
+def _site_paths(net: nn.Module, watched: Observation) -> list[str]:
+    """A path for each call without a module: its owner's, and the function's name with a number, as "block.relu_1"."""
+    taken: defaultdict[str, set[str]] = defaultdict(set)
+    paths = []
+    for seen in _of_sites(watched):
+        owner = net.get_submodule(seen.owner)
+        base = seen.call if seen.module is None else seen.module.rpartition(".")[2]
+        base = base if base.isidentifier() else f"act_{base}"
+        number = 1
+        while f"{base}_{number}" in taken[seen.owner] or hasattr(owner, f"{base}_{number}"):
+            number += 1
+        taken[seen.owner].add(f"{base}_{number}")
+        paths.append(f"{seen.owner}.{base}_{number}" if seen.owner else f"{base}_{number}")
+    return paths
+
+
+def _cells(row: FoundActivation) -> tuple[str, ...]:
+    sets = "/".join("?" if count is None else str(count) for count in row.sets.values())
+    low_high = "" if row.low is None or row.high is None else f"{row.low:.3g} to {row.high:.3g}"
+    done = row.refused or (f"only by its path: {row.gate}" if row.gate else "can be replaced")
+    if row.calls == 0:
+        done += " (the sample does not reach it)"
+    shape = "" if row.shape is None else "x".join(map(str, row.shape))
+    after = "" if row.after is None else f"{row.after[0]} {row.after[1]}"
+    return row.path, row.kind, "" if row.calls is None else str(row.calls), shape, low_high, after, sets, done

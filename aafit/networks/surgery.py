@@ -1,28 +1,26 @@
 """Replace the activations of any torch network by others, and restore them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation
-from aafit.errors import UserError, check_name
-from aafit.networks.find import (
-    activation_name,
-    find_module,
-    is_activation,
-    is_elementwise,
-    match_activations,
-)
-from aafit.networks.observe import Observation, Seen, observe
+from aafit.errors import UserError, check_name, nearest
+from aafit.networks.call_sites import CallSites, Site, call_sites, close_call_sites, learn_order, open_call_sites
+from aafit.networks.find import NOT_SAMPLED, Found, FoundActivation, check_plain, found_in
+from aafit.networks.kinds import activation_name
+from aafit.networks.make import Replacement, inputs_seen, is_fit, make_activation
+from aafit.networks.observe import forward_of_sample
+from aafit.networks.select import named_modules_of, select, why_kept
 from aafit.tables import table
 
 Sharing = Literal["layer", "channel", "neuron"]
 SHARINGS: tuple[Sharing, ...] = ("layer", "channel", "neuron")
-Replacement = nn.Module | Callable[..., nn.Module]
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Kept:
-    """A module that looks like an activation and was left as it was."""
+    """An activation that was left as it was."""
 
     path: str
     name: str
@@ -59,6 +57,8 @@ class Swap:
     hooks: Mapping[str, int] = field(default_factory=dict)
     """How many hooks of a replaced module were carried over to what took its place, by path."""
     sampled: bool = True
+    calls: Mapping[str, CallSites] = field(default_factory=dict, repr=False, compare=False)
+    """The calls that got modules of their own, by the path of the module whose forward makes them."""
 
     def restore(self, net: nn.Module) -> nn.Module:
         """The same as `restore_activations(net, self)`."""
@@ -72,90 +72,146 @@ class Swap:
         text = table(("replaced", "old", "new", "calls", "parameter shape"), replaced, numbers=False)
         if self.kept:
             kept = [(row.path, row.name, row.reason) for row in self.kept]
-            text += "\n\n" + table(("not replaced", "class", "why"), kept, numbers=False)
+            text += "\n\n" + table(("not replaced", "kind", "why"), kept, numbers=False)
         for path, count in self.hooks.items():
             text += f"\n\n{count} hook(s) of {path!r} were carried over to what took its place."
-        if not self.sampled:
-            text += (
-                "\n\nNo sample was given: activations called as functions (F.relu), and modules called more than once, "
-                "were not looked for."
-            )
-        return text
+        return text if self.sampled else f"{text}\n\n{NOT_SAMPLED}"
 
 
 def replace_activations(
     model: nn.Module,
-    replacements: Mapping[str, Replacement],
+    replacements: Mapping[Any, Replacement],
     sharing: Sharing = "layer",
-    sample: Tensor | tuple[Tensor, ...] | None = None,
+    sample: Any = None,
     channel_axis: int | None = None,
+    share_calls: bool = False,
 ) -> tuple[nn.Module, Swap]:
     """A copy of `model` with other activations, and the report of what was replaced, what was not, and why.
 
-    `model` itself is left as it was. Only activations that are modules are replaced: one that `forward` calls as a
-    function (`F.relu(x)`) stays, and the report lists it, with its line, where a sample is given.
+    `model` itself is left as it was. With a sample, activations are found however they are written, see
+    `find_activations`: a call without a module of its own gets one, a child of the module whose forward makes it, such
+    as "block.relu_1". Without one only modules are. Where the sample shows that the network would not give the same
+    with its activations as modules (one works in place, and the changed input is used again), it is refused.
 
     Args:
         model: any network.
-        replacements: what to replace by what. A key is a class name ("ReLU"), the path of a module ("act7",
-            "layer1.0.relu"), or a pattern of paths ("features.*", where `*` also spans dots) that sees elementwise
-            activations only. A value is an adaptive activation (each layer gets its own copy, with parameters of the
-            shape that `sharing` asks for), another module (copied), or a function that is called as
-            `make(shape=...)` for each layer in the order of the model, for starts that are drawn at random.
+        replacements: what to replace by what. A key is a kind ("ReLU": nn.ReLU, F.relu, x.relu(), x.clamp(min=0), ...)
+            or the name of a class; a path ("act7", "layer1.0.relu"); a pattern of paths ("features.*", where `*` also
+            spans dots); the layer before ("after conv", "after linear"); or a function of a `FoundActivation` that says
+            yes or no. A gate is matched by its path or such a function only. A value is an adaptive activation (each
+            layer gets its own copy, with parameters of the shape that `sharing` asks for), another module (copied), a
+            function called as `make(shape=...)` for each layer in the order of the calls, for starts drawn at random,
+            or something that fits: a class of adaptive activations, or a function of (function, histogram) as
+            `LEAF.fit`, which is given the function that stood there and the histogram of its inputs in the sample.
         sharing: what has parameters of its own: the whole "layer" (shape (1,)), each "channel" ((C, 1, 1) in
             (B, C, H, W), or (C,) in (B, H, W, C), (B, T, C) and (B, C)), or each "neuron" (the layer's input without
             its batch axis).
-        sample: an input of the model (a tuple where it takes several). One forward of a copy in eval mode counts the
-            calls and sees the shapes: needed to share by channel or neuron, to notice a module called twice, and to
-            list the activations that are called as functions.
+        sample: an input of the model: a tensor, a tuple where it takes several, a mapping of keyword inputs, or what a
+            tokenizer gives.
         channel_axis: where the channels are in what the activations receive, the batch being axis 0; -1 is the last.
             By default that of the layer before each: 1 after a convolution, the last after a linear layer.
+        share_calls: let all calls of one module share one activation, instead of each having its own.
 
     Raises:
-        UserError: a key that matches nothing; a module matched by two keys, or that is not an elementwise activation;
-            one module object at several paths, or called several times; a forward of the sample that fails; sharing
-            by channel or neuron without a sample; a channel axis that cannot be told, or is not there; a network that
-            is scripted.
+        UserError: a key that matches nothing, or something that cannot be replaced; an activation matched by two keys;
+            a forward of the sample that fails; sharing by channel or neuron, or a fit, without a sample; a channel axis
+            that cannot be told, or is not there; a network that is wrapped, scripted or quantised.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UserError(
-            "The network is a ScriptModule, whose program is fixed: give the network that it was made from."
-        )
     check_name("sharing", sharing, SHARINGS)
     if sharing != "layer" and sample is None:
         raise UserError(f"Sharing by {sharing} needs the layers' shapes: give an input of the network as sample=.")
-    key_of = match_activations(model, replacements)
-    watched = observe(model, sample, key_of) if sample is not None else Observation()
-    seen = watched.modules
-    net = deepcopy(model)
+    check_plain(model)
+    found = found_in(model, sample, named_modules_of(model, replacements), share_calls)
+    key_of = select(model, found, replacements)
+    chosen = [found[path] for path in key_of]
+    net, calls = with_modules(model, found, chosen)
+    if sample is not None:
+        check_same_outputs(model, net, sample, chosen)
+    originals = {row.path: net.get_submodule(row.path) for row in chosen}
+    histograms = inputs_seen(net, sample, [row.path for row in chosen if is_fit(replacements[key_of[row.path]])])
     rows: list[Replaced] = []
-    originals: dict[str, nn.Module] = {}
     hooks: dict[str, int] = {}
-    for path, key in key_of.items():
-        look = seen.get(path)
-        if look and look.calls > 1:
-            raise UserError(
-                f"{path!r} ({activation_name(model.get_submodule(path))}) is called {look.calls} times in one forward: "
-                "each call needs an activation of its own, so give the network a module for each."
-            )
-        shape = _parameter_shape(path, sharing, look, channel_axis)
-        new = _make(key, replacements[key], shape)
-        old = originals[path] = put_activation(net, path, new, look)
-        if carried := _carry_hooks(old, net.get_submodule(path)):
-            hooks[path] = carried
-        calls = None if sample is None else look.calls if look else 0
-        rows.append(Replaced(path, activation_name(old), activation_name(new), calls, shape, type(new).__name__))
-    kept = [
-        Kept(path, activation_name(module), "no key matches it" if is_elementwise(module) else "not elementwise")
-        for path, module in model.named_modules(remove_duplicate=False)
-        if is_activation(module) and path not in key_of
-    ]
-    kept += [
-        Kept(call.path, call.kind, f"called as a function {call.calls} time(s) in one forward, {call.line}")
-        for call in watched.functions
-    ]
+    for row in chosen:
+        key, old = key_of[row.path], originals[row.path]
+        shape = parameter_shape(row, sharing, channel_axis)
+        new = make_activation(str(key), replacements[key], shape, old, histograms.get(row.path))
+        put_activation(net, row.path, new, row)
+        if carried := _carry_hooks(old, new):
+            hooks[row.path] = carried
+        name = activation_name(new)
+        rows.append(Replaced(row.path, activation_name(old), name, row.calls, shape, type(new).__name__))
+    if calls:
+        learn_order(net, partial(forward_of_sample, sample=sample))
+    kept = [Kept(row.path, row.kind, why_kept(row)) for row in found if row.path not in key_of]
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    return net, Swap(tuple(rows), tuple(kept), originals, trained, hooks, sample is not None)
+    return net, Swap(tuple(rows), tuple(kept), originals, trained, hooks, sample is not None, calls)
+
+
+def with_modules(
+    model: nn.Module, found: Found, chosen: Iterable[FoundActivation]
+) -> tuple[nn.Module, dict[str, CallSites]]:
+    """A copy of `model` in which each of the chosen activations is a module, and the calls that were given one."""
+    net = deepcopy(model)
+    sites: dict[str, tuple[Site, ...]] = {}
+    for row in chosen:
+        if row.site is not None:
+            sites[row.owner] = (*sites.get(row.owner, ()), row.site)
+        leave_fused_step(net, row.owner if row.site is not None else row.path.rpartition(".")[0])
+    # Every owner is watched then, so that the calls of one are never taken for those of another around it.
+    owners = found.owners if sites else ()
+    calls = {owner: CallSites(sites.get(owner, ())) for owner in owners}
+    open_call_sites(net, calls)
+    return net, calls
+
+
+def like_for_like(base: nn.Module, net: nn.Module) -> nn.Module:
+    """A copy of `base` in which the calls that have modules of their own in `net` have such modules too.
+
+    It computes what `base` does, and has an activation at every path at which `net`, made from it, has one. Where all
+    of them are modules in `base` already, it is `base` itself.
+
+    Raises:
+        UserError: `net` was made from another network.
+    """
+    opened = call_sites(base)
+    wanted = {path: calls for path, calls in call_sites(net).items() if calls != opened.get(path)}
+    if not wanted:
+        return base
+    twin = deepcopy(base)
+    close_call_sites(twin, opened)
+    open_call_sites(twin, call_sites(net))
+    for path in call_sites(net):
+        leave_fused_step(twin, path)
+    return twin
+
+
+def check_same_outputs(model: nn.Module, net: nn.Module, sample: Any, chosen: Iterable[FoundActivation]) -> None:
+    """Check that the network gives for the sample what it gave, now that the chosen activations are modules.
+
+    Raises:
+        UserError: it does not.
+    """
+    rows = [row for row in chosen if row.site is not None or row.in_place]
+    if not rows:
+        return
+    base, twin = deepcopy(model).eval(), deepcopy(net).eval()
+    for row in rows:
+        if row.in_place and row.site is None:
+            vars(twin.get_submodule(row.path))["inplace"] = False
+    before, after = (list(_tensors(forward_of_sample(own, sample))) for own in (base, twin))
+    same = len(before) == len(after) and all(
+        one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
+        for one, other in zip(before, after, strict=True)
+    )
+    if not same:
+        in_place = ", ".join(row.path for row in rows if row.in_place)
+        why = (
+            f"{in_place} work in place, and the network goes on with the input that they changed: let them not "
+            "(inplace=False)"
+            if in_place
+            else f"its calls at {', '.join(row.path for row in rows)} do more than compute a function of their input"
+        )
+        raise UserError(f"With its activations as modules the network gives other outputs for the sample: {why}.")
 
 
 def restore_activations(net: nn.Module, swap: Swap) -> nn.Module:
@@ -168,18 +224,103 @@ def restore_activations(net: nn.Module, swap: Swap) -> nn.Module:
             than was put there.
     """
     restored = deepcopy(net)
-    put = {row.path: row.family for row in swap.rows}
-    for path, original in swap.originals.items():
-        there = type(find_module(restored, path)).__name__
-        if there != put[path]:
+    for row in swap.rows:
+        there = type(find_module(restored, row.path)).__name__
+        if there != row.family:
             raise UserError(
-                f"{path!r} of this network is a {there}, not the {put[path]} that was put there: give the network that "
-                "replace_activations returned together with this report."
+                f"{row.path!r} of this network is a {there}, not the {row.family} that was put there: give the network "
+                "that replace_activations returned together with this report."
             )
-        put_activation(restored, path, deepcopy(original))
+        put_activation(restored, row.path, deepcopy(swap.originals[row.path]))
+        take_fused_step(restored, row.path.rpartition(".")[0])
+    close_call_sites(restored, swap.calls)
     for name, parameter in restored.named_parameters():
         parameter.requires_grad_(swap.trained.get(name, parameter.requires_grad))
     return restored
+
+
+def find_module(net: nn.Module, path: str) -> nn.Module:
+    """The module at `path`.
+
+    Raises:
+        UserError: there is none; the message names the nearest path of an activation.
+    """
+    try:
+        return net.get_submodule(path)
+    except AttributeError:
+        there = [row.path for row in found_in(net, None)]
+        hint = nearest(path, there) if there else "It has no activation that is a module."
+        raise UserError(f"The network has no module at {path!r}. {hint}") from None
+
+
+def put_activation(net: nn.Module, path: str, new: nn.Module, like: FoundActivation | None = None) -> nn.Module:
+    """Put `new` at `path` of `net`, in place, and return what was there.
+
+    Its training flag becomes that of the old module; its device and dtype those of `like`, or else of the first
+    floating-point tensor of the old module or of the nearest module around it that has one.
+    """
+    old = net.get_submodule(path)
+    device, dtype = _device_and_dtype(net, path)
+    if like is not None and like.dtype is not None and like.dtype.is_floating_point:
+        device, dtype = like.device, like.dtype
+    net.set_submodule(path, new.to(device=device, dtype=dtype).train(old.training))
+    if isinstance(new, AdaptiveActivation) and not isinstance(old, AdaptiveActivation):
+        new.replaced = activation_name(old)
+    return old
+
+
+def parameter_shape(row: FoundActivation, sharing: Sharing, channel_axis: int | None) -> tuple[int, ...]:
+    """The shape of a parameter of what takes the place of `row`, see `replace_activations`.
+
+    Raises:
+        UserError: the layer's shape is not known, it has no batch axis, or the axis of its channels cannot be told.
+    """
+    if sharing == "layer":
+        return (1,)
+    if row.shape is None:
+        raise UserError(
+            f"The forward of the sample does not call {row.path!r}, so its shape is unknown: share by layer."
+        )
+    rank, receives = len(row.shape), f"{row.path!r} receives a tensor of shape {row.shape}"
+    if rank < 2 or row.channel_axis == 0:
+        raise UserError(f"{receives}, which has no batch axis: give a sample with a batch axis.")
+    if sharing == "neuron":
+        return row.shape[1:]
+    axis = channel_axis if channel_axis is not None else row.channel_axis if rank > 2 else 1
+    if axis is None:
+        raise UserError(
+            f"{receives}, and the layer before it does not tell which axis the channels are: give channel_axis=, or "
+            "share by layer or by neuron."
+        )
+    if not (-rank < axis < rank and axis % rank > 0):
+        raise UserError(f"{receives}, which has no channel_axis {axis}: give 1 to {rank - 1}, or -1 for the last.")
+    return (row.shape[axis], *[1] * (rank - 1 - axis % rank))
+
+
+def leave_fused_step(net: nn.Module, path: str) -> None:
+    """Let a TransformerEncoderLayer at `path` call its activation; in eval mode it would compute it in a fused step."""
+    layer = net.get_submodule(path)
+    if isinstance(layer, nn.TransformerEncoderLayer) and layer.activation_relu_or_gelu:
+        vars(layer)["_fused_activation"], layer.activation_relu_or_gelu = layer.activation_relu_or_gelu, 0
+
+
+def take_fused_step(net: nn.Module, path: str) -> None:
+    """Undo `leave_fused_step`."""
+    layer = net.get_submodule(path)
+    if isinstance(layer, nn.TransformerEncoderLayer) and "_fused_activation" in vars(layer):
+        layer.activation_relu_or_gelu = layer.__dict__.pop("_fused_activation")
+
+
+def _tensors(returned: Any) -> Iterator[Tensor]:
+    """All tensors in what a network returns."""
+    if isinstance(returned, Tensor):
+        yield returned
+        return
+    values = returned.values() if isinstance(returned, Mapping) else returned
+    if not isinstance(returned, (Mapping, tuple, list)):
+        values = vars(returned).values() if hasattr(returned, "__dict__") else ()
+    for value in values:
+        yield from _tensors(value)
 
 
 def _carry_hooks(old: nn.Module, new: nn.Module) -> int:
@@ -193,57 +334,6 @@ def _carry_hooks(old: nn.Module, new: nn.Module) -> int:
             if hasattr(old, flags):
                 getattr(new, flags).update(getattr(old, flags))
     return count
-
-
-def put_activation(net: nn.Module, path: str, new: nn.Module, like: Seen | None = None) -> nn.Module:
-    """Put `new` at `path` of `net`, in place, and return what was there.
-
-    Its training flag becomes that of the old module; its device and dtype those of `like`, or else of the first
-    floating-point tensor of the old module or of the nearest module around it that has one.
-    """
-    old = net.get_submodule(path)
-    device, dtype = (like.device, like.dtype) if like else _device_and_dtype(net, path)
-    net.set_submodule(path, new.to(device=device, dtype=dtype).train(old.training))
-    if isinstance(new, AdaptiveActivation) and not isinstance(old, AdaptiveActivation):
-        new.replaced = activation_name(old)
-    return old
-
-
-def _make(key: str, replacement: Replacement, shape: tuple[int, ...]) -> nn.Module:
-    if isinstance(replacement, AdaptiveActivation):
-        return replacement.reshaped(shape)
-    if isinstance(replacement, nn.Module):
-        return deepcopy(replacement)
-    if isinstance(replacement, type) or not callable(replacement):
-        raise UserError(
-            f"{key!r} is to be replaced by {replacement!r}: give a module, as LEAF.like('ReLU') or nn.SiLU(), "
-            "or a function that is called as make(shape=...)."
-        )
-    made = replacement(shape=shape)
-    if not isinstance(made, nn.Module):
-        raise UserError(f"The function given for {key!r} returned {made!r} for shape={shape}: let it return a module.")
-    return made
-
-
-def _parameter_shape(path: str, sharing: Sharing, look: Seen | None, channel_axis: int | None) -> tuple[int, ...]:
-    if sharing == "layer":
-        return (1,)
-    if look is None:
-        raise UserError(f"The forward of the sample does not call {path!r}, so its shape is unknown: share by layer.")
-    rank, receives = len(look.shape), f"{path!r} receives a tensor of shape {look.shape}"
-    if rank < 2 or look.channel_axis == 0:
-        raise UserError(f"{receives}, which has no batch axis: give a sample with a batch axis.")
-    if sharing == "neuron":
-        return look.shape[1:]
-    axis = channel_axis if channel_axis is not None else look.channel_axis if rank > 2 else 1
-    if axis is None:
-        raise UserError(
-            f"{receives}, and the layer before it does not tell which axis the channels are: give channel_axis=, or "
-            "share by layer or by neuron."
-        )
-    if not (-rank < axis < rank and axis % rank > 0):
-        raise UserError(f"{receives}, which has no channel_axis {axis}: give 1 to {rank - 1}, or -1 for the last.")
-    return (look.shape[axis], *[1] * (rank - 1 - axis % rank))
 
 
 def _device_and_dtype(net: nn.Module, path: str) -> tuple[torch.device | None, torch.dtype | None]:

@@ -1,0 +1,140 @@
+"""Which modules and which calls of functions are activations, and of what kind."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import activation as torch_activations
+
+from aafit.activations import FIXED, AdaptiveActivation
+
+_MODULES = (
+    AdaptiveActivation,
+    *FIXED.values(),
+    *(getattr(torch_activations, name) for name in torch_activations.__all__ if name != "MultiheadAttention"),
+)
+_NOT_ELEMENTWISE = (nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d, nn.GLU)
+
+FUNCTIONS: dict[str, str] = {
+    "relu": "ReLU",
+    "relu6": "ReLU6",
+    "leaky_relu": "LeakyReLU",
+    "elu": "ELU",
+    "selu": "SELU",
+    "celu": "CELU",
+    "gelu": "GELU",
+    "silu": "SiLU",
+    "mish": "Mish",
+    "softplus": "Softplus",
+    "softsign": "Softsign",
+    "logsigmoid": "LogSigmoid",
+    "hardswish": "Hardswish",
+    "hardtanh": "Hardtanh",
+    "hardsigmoid": "Hardsigmoid",
+    "tanhshrink": "Tanhshrink",
+    "tanh": "Tanh",
+    "sigmoid": "Sigmoid",
+}
+"""Activations that can be called as a function (F.relu, torch.relu, x.relu(), x.relu_()), by its name, and the kind."""
+
+GATES = ("Sigmoid", "Tanh", "Hardsigmoid", "Hardtanh")
+"""What multiplies another signal in an attention, a squeeze-excite or an LSTM."""
+
+KNOWN: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "ReLU": torch.relu,
+        "ReLU6": F.relu6,
+        "LeakyReLU": F.leaky_relu,
+        "ELU": F.elu,
+        "SELU": F.selu,
+        "GELU": F.gelu,
+        "GELU (tanh)": lambda u: F.gelu(u, approximate="tanh"),
+        "SiLU": F.silu,
+        "Mish": F.mish,
+        "Softplus": F.softplus,
+        "Softsign": F.softsign,
+        "Hardswish": F.hardswish,
+        "Hardtanh": F.hardtanh,
+        "Hardsigmoid": F.hardsigmoid,
+        "Tanh": torch.tanh,
+        "Sigmoid": torch.sigmoid,
+    }
+)
+"""The fixed functions that a form can be told by."""
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether the module is known to be an activation: one of torch's, or one of this package's."""
+    return isinstance(module, (_MODULES, CalledFunction))
+
+
+def is_elementwise(module: nn.Module) -> bool:
+    """Whether the module is known to be an activation that works on each element alone (a softmax does not)."""
+    return is_activation(module) and not isinstance(module, _NOT_ELEMENTWISE)
+
+
+def activation_name(module: nn.Module) -> str:
+    """How a module is called in reports: "LEAF as ReLU", "F-Neuron random", "GELU", or the name of its class."""
+    if isinstance(module, CalledFunction):
+        return module.kind
+    return module.text if isinstance(module, AdaptiveActivation) else type(module).__name__
+
+
+_CLAMPS = ("clamp", "clamp_min")
+# By the name that a function has, also the one that works in place (x.relu_()).
+_NAMES = {name: name for name in (*FUNCTIONS, *_CLAMPS)} | {f"{name}_": name for name in (*FUNCTIONS, *_CLAMPS)}
+
+
+def called_kind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """The kind of activation that this call of a torch function is, None where it is none."""
+    name = function_name(function)
+    if name in _CLAMPS:
+        low = kwargs.get("min", args[1] if len(args) > 1 else None)
+        high = kwargs.get("max", args[2] if len(args) > 2 else None)
+        if not isinstance(low, (int, float)) or low != 0:
+            return None
+        return "ReLU" if high is None else "ReLU6" if isinstance(high, (int, float)) and high == 6 else None
+    return FUNCTIONS.get(name)
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """The name of a torch function, of an activation the same for the one that works in place; "" where it has none."""
+    name = getattr(function, "__name__", "")
+    return _NAMES.get(name, name)
+
+
+class CalledFunction(nn.Module):
+    """A call of a function such as F.gelu(u, approximate="tanh") as a module.
+
+    Args:
+        function: its name in torch.nn.functional, torch or torch.Tensor.
+        options: what it is called with beside its input; of those without a name, "1" is the first.
+        kind: of the activation.
+    """
+
+    def __init__(self, function: str, options: Mapping[str, Any], kind: str) -> None:
+        super().__init__()
+        self.function, self.options, self.kind = function, dict(options), kind
+
+    def forward(self, u: Tensor) -> Tensor:
+        """The function of u."""
+        places = next(place for place in (F, torch, torch.special, Tensor) if hasattr(place, self.function))
+        positional = [value for name, value in self.options.items() if name.isdecimal()]
+        named = {name: value for name, value in self.options.items() if not name.isdecimal()}
+        result: Tensor = getattr(places, self.function)(u, *positional, **named)
+        return result
+
+    def extra_repr(self) -> str:
+        """The call."""
+        return ", ".join([self.function, *(f"{name}={value!r}" for name, value in self.options.items())])
+
+
+def recognised(function: Callable[[Tensor], Tensor]) -> str | None:
+    """The name in KNOWN of the function that this one is, to 1e-5 on [-8, 8]; None where it is none of them."""
+    u = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    with torch.no_grad():
+        y = function(u)
+        return next((name for name, known in KNOWN.items() if (known(u) - y).abs().max() < 1e-5), None)

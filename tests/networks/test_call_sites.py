@@ -1,0 +1,384 @@
+"""Calls of activations as modules: found, replaced, restored, saved, copied, compiled, exported."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from written import FORMS, Swish, Written, written
+
+from aafit.activations import AHAF, LEAF, FNeuron
+from aafit.errors import UserError
+from aafit.networks.adaptive import adaptive_activations, load_activations, save_activations
+from aafit.networks.call_sites import call_sites
+from aafit.networks.find import find_activations
+from aafit.networks.surgery import like_for_like, replace_activations
+
+X = torch.randn(8, 6, generator=torch.Generator().manual_seed(5))
+
+
+def value(x: float) -> AHAF:
+    """An activation that no function of torch equals: each place can be told by what it gives."""
+    return AHAF(gamma=x, beta=1.0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_found_replaced_and_restored(form: str, tmp_path) -> None:
+    between, rows = FORMS[form]
+    base = written(between)
+    before, keys = base(X), list(base.state_dict())
+    found = find_activations(base, X)
+    assert [(row.kind, row.path) for row in found if row.calls] == rows
+    net, swap = replace_activations(base, {path: value(0.5 + at) for at, (_, path) in enumerate(rows)}, sample=X)
+    # What the same program gives where those activations are written into it.
+    acts = [value(0.5 + at) for at in range(len(rows))]
+    assert [type(net.get_submodule(path)) for _, path in rows] == [AHAF] * len(rows)
+    assert not torch.equal(net(X), before)
+    torch.testing.assert_close(net(X), _by_hand(base, form, acts), rtol=0, atol=1e-6)
+    restored = swap.restore(net)
+    assert torch.equal(restored(X), before)
+    assert type(restored) is type(base)
+    assert list(restored.state_dict()) == keys
+    assert torch.equal(like_for_like(base, net)(X), before)
+    save_activations(net, tmp_path / "a.safetensors")
+    assert torch.equal(load_activations(base, tmp_path / "a.safetensors")(X), net(X))
+    assert torch.equal(base(X), before)
+
+
+def _by_hand(base: Written, form: str, acts: list[AHAF]) -> Tensor:
+    calls = iter(acts)
+    x = base.fc1(X)
+    if form == "one line, two calls":
+        y = next(calls)(x - 1) + next(calls)(x + 1)
+    elif form.endswith("two places"):
+        y = next(calls)(x)
+        y = next(calls)(base.fc2(y))
+    elif form == "module and function":
+        y = next(calls)(x - 1)
+        y = next(calls)(y)
+    elif form == "loop":
+        for _ in range(3):
+            x = acts[0](base.fc2(x))
+        y = x
+    else:
+        y = acts[0](x) - (1 if form == "helper" else 0)
+    out: Tensor = base.fc2(y)
+    return out
+
+
+# A tracer takes every comparison of sizes for one of data.
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("new", [LEAF.like("ReLU"), FNeuron.like("ReLU")], ids=["LEAF", "F-Neuron"])
+def test_the_result_is_an_ordinary_module(new: nn.Module) -> None:
+    def between(net: Written, x: Tensor) -> Tensor:
+        x = net.relu(F.relu(x))
+        x = net.relu(net.fc2(x)) + net.own(x)
+        return x.relu() * torch.sigmoid(net.fc1(x))
+
+    net, _ = replace_activations(written(between), {"ReLU": new, "SiLU": LEAF.like("SiLU")}, sample=X)
+    expected = net(X)
+    assert torch.equal(copy.deepcopy(net)(X), expected)
+    twin = written(between)
+    twin.load_state_dict(net.state_dict(), strict=False)
+    assert torch.equal(
+        net.relu_1.state_dict()["p1" if isinstance(new, LEAF) else "weight"], next(net.relu_1.parameters())
+    )
+    torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(X), expected)
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(net, (X,), dynamic_shapes=({0: batch},)).module()
+    torch.testing.assert_close(exported(X[:3]), expected[:3])
+    torch.testing.assert_close(torch.jit.trace(net, (X,))(X[:3]), expected[:3])
+    torch.testing.assert_close(nn.DataParallel(net)(X), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(X).dtype == torch.bfloat16
+    for reentrant in (False, True):
+        x = X.clone().requires_grad_()
+        net.zero_grad()
+        net(x).sum().backward()
+        plain = [parameter.grad.clone() for parameter in net.relu_1.parameters()]
+        net.zero_grad()
+        checkpoint(net, x, use_reentrant=reentrant).sum().backward()
+        assert all(torch.equal(one, other.grad) for one, other in zip(plain, net.relu_1.parameters(), strict=True))
+
+
+class Pickled(Written):
+    """A class that pickle can find."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return F.relu(self.relu(self.relu(x)))
+
+
+def test_it_pickles() -> None:
+    net, _ = replace_activations(Pickled(), {"ReLU": LEAF.like("Tanh")}, sample=X)
+    again = pickle.loads(pickle.dumps(net))
+    assert torch.equal(again(X), net(X))
+    assert isinstance(again, Pickled)
+
+
+class Branches(nn.Module):
+    """A program that depends on its data: it cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.mean() > 0:
+            return F.relu(self.fc(x))
+        for _ in range(int(x.abs().max().item())):
+            x = torch.tanh(self.fc(x))
+        return x.clamp(min=0) + F.relu(x)
+
+
+def test_programs_that_depend_on_their_data() -> None:
+    net = Branches()
+    x = -torch.rand(4, 6) - 2
+    found = find_activations(net, x)
+    assert [(row.path, row.calls) for row in found] == [("tanh_1", 2), ("clamp_1", 1), ("relu_1", 1)]
+    new, _ = replace_activations(net, {"Tanh": value(2), "relu_1": value(3)}, sample=x)
+    # Another number of turns, and a branch that the sample did not take.
+    deeper, other = 2 * x, -x
+    y = deeper
+    for _ in range(int(y.abs().max().item())):
+        y = value(2)(net.fc(y))
+    torch.testing.assert_close(new(deeper), y.clamp(min=0) + value(3)(y))
+    assert torch.equal(new(other), net(other))
+    with pytest.raises(Exception, match="another order"):
+        torch.compile(
+            _Loop(replace_activations(_Turns(), {"ReLU": LEAF.like("ReLU")}, sample=torch.rand(1, 6))[0]),
+            fullgraph=True,
+            backend="eager",
+        )(torch.rand(3, 6))
+
+
+class _Turns(nn.Module):
+    """As many turns as it has rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(len(x)):
+            x = F.relu(x) + 1
+        return F.relu(x)
+
+
+class _Loop(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return out
+
+
+class Nested(nn.Module):
+    """One class within itself: the same program at two depths."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.fc, self.inner = nn.Linear(6, 6), Nested(depth - 1) if depth else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.fc(x))
+        return F.relu(self.inner(x)) if self.inner is not None else x
+
+
+@pytest.mark.parametrize("paths", [["relu_1"], ["inner.relu_1"], ["relu_2"], ["inner.inner.relu_1", "relu_1"]])
+def test_the_same_program_at_two_depths(paths: list[str]) -> None:
+    torch.manual_seed(0)
+    net = Nested(2)
+    assert [row.path for row in find_activations(net, X)] == [
+        "relu_1", "inner.relu_1", "inner.inner.relu_1", "inner.relu_2", "relu_2",
+    ]  # fmt: skip
+    new, _ = replace_activations(net, dict.fromkeys(paths, value(1.5)), sample=X)
+
+    def act(path: str, x: Tensor) -> Tensor:
+        return value(1.5)(x) if path in paths else F.relu(x)
+
+    x = act("relu_1", net.fc(X))
+    x = act("inner.relu_1", net.inner.fc(x))
+    x = act("inner.inner.relu_1", net.inner.inner.fc(x))
+    torch.testing.assert_close(new(X), act("relu_2", act("inner.relu_2", x)))
+
+
+def shared_objects() -> nn.Sequential:
+    torch.manual_seed(0)
+    relu = nn.ReLU()
+    return nn.Sequential(nn.Linear(6, 6), relu, nn.Linear(6, 6), relu)
+
+
+def shared_block() -> nn.Sequential:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+    return nn.Sequential(block, block)
+
+
+@pytest.mark.parametrize("sample", [None, X])
+def test_one_object_under_two_names_becomes_two(sample) -> None:
+    net, swap = replace_activations(shared_objects(), {"ReLU": value(1.5)}, sample=sample)
+    assert [row.path for row in swap.rows] == ["1", "3"]
+    assert net[1] is not net[3]
+    base = shared_objects()
+    only, _ = replace_activations(base, {"3": value(1.5)}, sample=sample)
+    torch.testing.assert_close(only(X), value(1.5)(base[2](F.relu(base[0](X)))))
+
+
+def test_a_block_at_two_places_is_one_block() -> None:
+    base = shared_block()
+    for key in ("ReLU", "0.1", "1.1"):
+        net, swap = replace_activations(base, {key: value(1.5)}, sample=X)
+        assert [(row.path, row.calls) for row in swap.rows] == [("0.1", 2)]
+        assert net[0] is net[1]
+        assert torch.equal(swap.restore(net)(X), base(X))
+
+
+def test_calls_can_share_one_activation() -> None:
+    base = written(lambda net, x: net.relu(net.fc2(net.relu(x))))
+    net, swap = replace_activations(base, {"ReLU": value(1.5)}, sample=X, share_calls=True)
+    assert [(row.path, row.calls) for row in swap.rows if row.calls] == [("relu", 2)]
+    assert "relu" in adaptive_activations(net)
+    assert call_sites(net) == {}
+    assert torch.equal(swap.restore(net)(X), base(X))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", F.gelu, nn.GELU(), torch.nn.functional.silu])
+@pytest.mark.parametrize("padded", [False, True])
+def test_transformer_layers_call_what_takes_the_place_of_their_fused_step(activation, padded: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, activation=activation, batch_first=True)
+    base = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    x = torch.randn(3, 5, 8)
+    options = {}
+    if padded:
+        options["src_key_padding_mask"] = torch.tensor([[False] * 5, [False] * 5, [False] * 3 + [True] * 2])
+    found = find_activations(base, x, **options)
+    assert [row.path.rpartition(".")[0] for row in found] == ["layers.0", "layers.1"]
+    net, swap = replace_activations(base, {"*": LEAF.like("Tanh")}, sample=(x, options))
+    with torch.no_grad():
+        y, z = base(x, **options), net(x, **options)
+        assert (y - z).abs().max() > 0.01
+        torch.testing.assert_close(like_for_like(base, net)(x, **options), y, rtol=1e-4, atol=1e-5)
+        assert torch.equal(swap.restore(net)(x, **options), y)
+    assert swap.restore(net).layers[0].activation_relu_or_gelu == base.layers[0].activation_relu_or_gelu
+
+
+class Gated(nn.Module):
+    """A squeeze-excite, a product with its own input, and the cell of an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.se, self.sigmoid = nn.Linear(6, 6), nn.Linear(6, 6), nn.Sigmoid()
+        self.gates = nn.Linear(6, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.fc(x))
+        x = x * self.sigmoid(self.se(x)).unsqueeze(0).squeeze(0)
+        x = x * x.sigmoid()
+        i, f, g, o = self.gates(x).chunk(4, -1)
+        c = f.sigmoid() * x + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh()
+
+
+def test_gates_are_found_and_replaced_only_by_name() -> None:
+    net = Gated()
+    found = find_activations(net, X)
+    assert [row.path for row in found if not row.gate] == ["tanh_1"]
+    assert len(found) == 8
+    assert "its own input" in found["sigmoid_1"].gate
+    _, swap = replace_activations(net, {"*": LEAF.like("Tanh"), "sigmoid": LEAF.like("Sigmoid")}, sample=X)
+    assert [row.path for row in swap.rows] == ["tanh_1", "sigmoid"]
+    _, swap = replace_activations(net, {lambda row: row.kind == "Tanh": LEAF.like("Tanh")}, sample=X)
+    assert len(swap.rows) == 3
+
+
+class InPlace(nn.Module):
+    """Goes on with the input that its activation changed."""
+
+    def __init__(self, as_function: bool) -> None:
+        super().__init__()
+        self.fc, self.act, self.as_function = nn.Linear(6, 6), nn.ReLU(inplace=True), as_function
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        if self.as_function:
+            F.relu_(x)
+        else:
+            self.act(x)
+        return x + 1
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_an_input_that_is_changed_in_place_and_used_again_is_refused(as_function: bool) -> None:
+    with pytest.raises(UserError, match=r"gives other outputs .* work in place"):
+        replace_activations(InPlace(as_function), {"ReLU": LEAF.like("ReLU")}, sample=X)
+
+
+def test_another_program_is_noticed(tmp_path) -> None:
+    def between(net: Written, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+    net, _ = replace_activations(written(between), {"ReLU": LEAF.like("ReLU")}, sample=X)
+    save_activations(net, tmp_path / "a.safetensors")
+
+    def changed(net: Written, x: Tensor) -> Tensor:
+        return F.relu(x + 1)
+
+    changed.__qualname__ = between.__qualname__
+    changed.__code__ = changed.__code__.replace(co_qualname=between.__code__.co_qualname)
+    loaded = load_activations(written(changed), tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="is not the one whose activations were replaced"):
+        loaded(X)
+
+
+def test_what_is_replaced_twice() -> None:
+    base = written(lambda net, x: F.relu(net.relu(x)) + F.silu(x))
+    net, first = replace_activations(base, {"relu_1": value(1.5)}, sample=X)
+    again, second = replace_activations(net, {"relu_1": value(2.5), "SiLU": value(3.5), "relu": value(1)}, sample=X)
+    assert {row.path for row in second.rows} == {"relu_1", "silu_1", "relu"}
+    x = base.fc1(X)
+    torch.testing.assert_close(again(X), base.fc2(value(2.5)(value(1)(x)) + value(3.5)(x)))
+    assert torch.equal(second.restore(again)(X), net(X))
+    assert torch.equal(first.restore(second.restore(again))(X), base(X))
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (lambda: nn.DataParallel(Pickled()), r"wrapped in a DataParallel: give net.module"),
+        (lambda: torch.compile(Pickled()), r"compiled by torch.compile: give net._orig_mod"),
+        (lambda: torch.jit.script(nn.Sequential(nn.ReLU())), r"is a ScriptModule, whose program is fixed"),
+        (lambda: nn.Sequential(torch.jit.script(nn.ReLU())), r"'0' is a ScriptModule"),
+        (lambda: F.relu, r"The network is a function|builtin"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+def test_networks_that_are_wrapped_or_scripted(net, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace_activations(net(), {"ReLU": LEAF.like("ReLU")}, sample=X)
+
+
+def test_a_call_with_a_tensor_beside_its_input() -> None:
+    weight = torch.tensor([0.3])
+    net = written(lambda net, x: F.leaky_relu(x) + F.softplus(x, 2.0))
+    assert [row.refused for row in find_activations(net, X) if row.calls] == ["", ""]
+    prelu = written(lambda net, x: torch.clamp(x, min=0) + torch.prelu(x, weight))
+    assert [row.kind for row in find_activations(prelu, X) if row.calls] == ["ReLU"]
+
+
+def test_a_class_of_its_own_is_told_by_what_it_computes() -> None:
+    class Scale(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    class Softmax(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.softmax(-1)
+
+    class Cubed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x**3
+
+    net = nn.Sequential(nn.Linear(6, 6), Swish(), Scale(), Softmax(), Cubed())
+    assert [(row.path, row.kind) for row in find_activations(net, X)] == [("1", "SiLU"), ("4", "Cubed")]

@@ -1,0 +1,90 @@
+"""Networks whose activations are written in every way that a program has."""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Swish(nn.Module):
+    """A class of the network's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class Written(nn.Module):
+    """Two linear layers and between them what a subclass writes down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.fc2 = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.relu, self.own = nn.ReLU(), Swish()
+        self.act, self.in_place = F.gelu, nn.ReLU(inplace=True)
+
+    def between(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.between(self.fc1(x)))
+        return out
+
+
+def written(between, name: str = "Net") -> Written:  # type: ignore[no-untyped-def]
+    """A network with this between its layers; `between` is called with the network and the first layer's output."""
+    return type(name, (Written,), {"between": between})()
+
+
+def _helper(x: Tensor) -> Tensor:
+    """A function of the network's own that calls one of torch's."""
+    return F.softplus(x) - 1
+
+
+def _in_a_loop(net: Written, x: Tensor) -> Tensor:
+    for _ in range(3):
+        x = F.relu(net.fc2(x))
+    return x
+
+
+# How it is written, the kinds and paths that are found.
+FORMS = OrderedDict(
+    {
+        "module": (lambda net, x: net.relu(x), [("ReLU", "relu")]),
+        "class of its own": (lambda net, x: net.own(x), [("SiLU", "own")]),
+        "F.relu": (lambda net, x: F.relu(x), [("ReLU", "relu_1")]),
+        "F.relu in place": (lambda net, x: F.relu(x, inplace=True), [("ReLU", "relu_1")]),
+        "torch.relu": (lambda net, x: torch.relu(x), [("ReLU", "relu_1")]),
+        "torch.relu_": (lambda net, x: torch.relu_(x), [("ReLU", "relu_1")]),
+        "x.relu()": (lambda net, x: x.relu(), [("ReLU", "relu_1")]),
+        "x.relu_()": (lambda net, x: x.relu_(), [("ReLU", "relu_1")]),
+        "x.clamp(min=0)": (lambda net, x: x.clamp(min=0), [("ReLU", "clamp_1")]),
+        "x.clamp(0, 6)": (lambda net, x: x.clamp(0, 6), [("ReLU6", "clamp_1")]),
+        "x.clamp_min(0)": (lambda net, x: x.clamp_min(0), [("ReLU", "clamp_min_1")]),
+        "F.relu6": (lambda net, x: F.relu6(x), [("ReLU6", "relu6_1")]),
+        "F.silu": (lambda net, x: F.silu(x), [("SiLU", "silu_1")]),
+        "F.gelu": (lambda net, x: F.gelu(x), [("GELU", "gelu_1")]),
+        "F.gelu(tanh)": (lambda net, x: F.gelu(x, approximate="tanh"), [("GELU", "gelu_1")]),
+        "F.leaky_relu": (lambda net, x: F.leaky_relu(x, 0.2), [("LeakyReLU", "leaky_relu_1")]),
+        "F.elu": (lambda net, x: F.elu(input=x, alpha=0.5), [("ELU", "elu_1")]),
+        "torch.tanh": (lambda net, x: torch.tanh(x), [("Tanh", "tanh_1")]),
+        "torch.sigmoid": (lambda net, x: torch.sigmoid(x), [("Sigmoid", "sigmoid_1")]),
+        "F.hardswish": (lambda net, x: F.hardswish(x), [("Hardswish", "hardswish_1")]),
+        "F.mish": (lambda net, x: F.mish(x), [("Mish", "mish_1")]),
+        "attribute": (lambda net, x: net.act(x), [("GELU", "gelu_1")]),
+        "helper": (lambda net, x: _helper(x), [("Softplus", "softplus_1")]),
+        "one line, two calls": (lambda net, x: F.relu(x - 1) + F.relu(x + 1), [("ReLU", "relu_1"), ("ReLU", "relu_2")]),
+        "one module, two places": (
+            lambda net, x: net.relu(net.fc2(net.relu(x))),
+            [("ReLU", "relu_1"), ("ReLU", "relu_2")],
+        ),
+        "one own class, two places": (
+            lambda net, x: net.own(net.fc2(net.own(x))),
+            [("SiLU", "own_1"), ("SiLU", "own_2")],
+        ),
+        "loop": (_in_a_loop, [("ReLU", "relu_1")]),
+        "module in place": (lambda net, x: net.in_place(x), [("ReLU", "in_place")]),
+        "module and function": (lambda net, x: net.relu(F.relu(x - 1)), [("ReLU", "relu_1"), ("ReLU", "relu")]),
+    }
+)
