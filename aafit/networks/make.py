@@ -77,7 +77,7 @@ def inputs_seen(net: nn.Module, sample: Any, paths: Collection[str]) -> dict[str
 
     def look(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            histogram = Histogram.of(args[0])
+            histogram = Histogram.of(args[0])  # type: ignore[attr-defined]
             seen[path] = seen[path].merged(histogram) if path in seen else histogram
 
         return hook
