@@ -11,7 +11,7 @@ from torch import nn
 from aafit.errors import UserError, nearest
 from aafit.networks.call_sites import Doorway, Site
 from aafit.networks.kinds import activation_name, is_activation, is_elementwise
-from aafit.networks.observe import Observation, Seen, as_mapping, observe
+from aafit.networks.observe import Observation, Seen, observe
 from aafit.tables import table
 
 
@@ -211,7 +211,8 @@ def _modules(net: nn.Module, watched: Observation, named: Collection[str] = ()) 
 def _sites(net: nn.Module, watched: Observation) -> Iterator[FoundActivation]:
     """The calls that have no module of their own: of functions, and of modules called at several places."""
     for path, seen in zip(_site_paths(net, watched), _of_sites(watched), strict=True):
-        refused = "" if as_mapping(seen.options) else "which is called with a tensor beside its input"
+        plain = all(value is None or isinstance(value, (bool, int, float, str)) for value in seen.options.values())
+        refused = "" if plain else "which is called with a tensor beside its input"
         call = seen.call if seen.module is None else seen.module
         name = path.rpartition(".")[2]
         site = Site(name, seen.place, seen.kind, call, seen.options, seen.module is not None)

@@ -1,7 +1,7 @@
 """What one forward of a sample shows of a network's activations: where each is called, and what it receives."""
 
 import linecache
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -17,7 +17,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from aafit.errors import UserError
 from aafit.networks.call_sites import Place, calling_frame, place_of, show_unnamed_calls
 from aafit.networks.inputs import as_inputs
-from aafit.networks.kinds import GATES, activation_name, called_kind, function_name, is_activation, recognised
+from aafit.networks.kinds import GATES, activation_name, called_kind, function_name, is_activation
+from aafit.networks.own_classes import each_its_own, elementwise_kind, may_be_an_activation
 
 MOVES_AXES = (
     "permute",
@@ -36,7 +37,6 @@ MOVES_AXES = (
 )
 _PRODUCTS = ("matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention")
 _TIMES = ("mul", "__mul__", "__rmul__", "__imul__", "multiply")
-_PROBED = 4096  # elements
 
 
 @dataclass
@@ -294,65 +294,6 @@ class _Observer(TorchFunctionMode):
                 seen.gate = why
 
 
-def each_its_own(net: nn.Module) -> nn.Module:
-    """`net`, in which an activation that is one object under several names is an object for each, in place."""
-    known: set[int] = set()
-    for around in list(net.modules()):
-        for name, child in list(around._modules.items()):
-            if child is not None and (is_activation(child) or may_be_an_activation(child)):
-                if id(child) in known:
-                    around._modules[name] = deepcopy(child)
-                known.add(id(child))
-    return net
-
-
-def may_be_an_activation(module: nn.Module) -> bool:
-    """Whether a module of a class that is not torch's has nothing in it but, perhaps, activations."""
-    if type(module).__module__.startswith("torch.") or is_activation(module):
-        return False
-    inner = list(module.modules())[1:]
-    return all(is_activation(child) for child in inner) and not any(True for _ in module.buffers())
-
-
-def elementwise_kind(module: nn.Module, u: Tensor) -> str | None:
-    """The kind of function that a module computes element by element; None where it does not, or only a straight line.
-
-    Args:
-        module: whose class is not known.
-        u: what it receives.
-    """
-    if not u.is_floating_point() or u.numel() < 8 or u.is_meta:
-        return None
-    few = u.flatten()[:_PROBED].double()
-    shuffled = torch.randperm(few.numel(), generator=torch.Generator().manual_seed(0)).to(u.device)
-    line = torch.linspace(-3, 3, u.numel(), dtype=torch.float64, device=u.device).reshape(u.shape)
-    try:
-        with torch.no_grad():
-            own = deepcopy(module).double()
-            whole = own(u.double().clone())
-            mixed = own(few[shuffled].clone())
-            bent = own(line.clone())
-    # Of whatever kind: what refuses such inputs is no elementwise function.
-    except Exception:
-        return None
-    if (
-        not all(isinstance(y, Tensor) for y in (whole, mixed, bent))
-        or whole.shape != u.shape
-        or mixed.shape != few.shape
-    ):
-        return None
-    if not torch.allclose(whole.flatten()[: few.numel()][shuffled], mixed, rtol=1e-6, atol=1e-9):
-        return None
-    ends = bent.flatten()[0] + (bent.flatten()[-1] - bent.flatten()[0]) * (line.flatten() + 3) / 6
-    if torch.allclose(bent.flatten(), ends, atol=1e-6):
-        return None
-    try:
-        return recognised(own.cpu()) or type(module).__name__
-    # It may take inputs of its own rank alone.
-    except Exception:
-        return type(module).__name__
-
-
 def line_of(frame: FrameType) -> str:
     """ "file.py:12: x = F.relu(x)"."""
     file, text = frame.f_code.co_filename, linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
@@ -362,8 +303,3 @@ def line_of(frame: FrameType) -> str:
 def _is_layer(module: nn.Module) -> bool:
     kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding)
     return isinstance(module, kinds) or type(module).__name__ in ("Conv1D", "LazyLinear")
-
-
-def as_mapping(options: Mapping[str, Any]) -> bool:
-    """Whether a call's options are plain values, which can be kept."""
-    return all(value is None or isinstance(value, (bool, int, float, str)) for value in options.values())
