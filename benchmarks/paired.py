@@ -1,0 +1,118 @@
+"""Paired differences of accuracy: each tuned or identified network against its base, on the same test images.
+
+./run_experiment_all.sh --suite demo
+./run_experiment.sh benchmarks/paired.py --suite demo --json paired.json
+
+For each run and seed the predictions of both networks are compared image by image. The interval is a bootstrap over the
+test images: 10,000 times as many images are drawn with replacement, the same ones for all seeds, and the differences of
+the seeds are averaged. It says how sure the difference is of these networks on images like these; what another seed of
+training would change, it does not say: that is the spread beside it, where there are several seeds.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from aafit.data.batches import evaluation_batches
+from aafit.data.datasets import Dataset, load_dataset
+from aafit.errors import UserError
+from aafit.report.runs import SuiteRuns, read_suite
+from aafit.runs.start import load_run
+from aafit.training.evaluate import evaluation_mode
+from benchmarks.harness import Command, Row, json_option, markdown_option, report
+from benchmarks.workload import images_dir_option
+
+DRAWS = 10_000
+LEVEL = 0.95
+
+
+def right_answers(folder: Path, data: Dataset) -> Tensor:
+    """Whether the network of a run predicts each test image, (N,) of 0 and 1."""
+    net = load_run(folder).float()
+    with evaluation_mode(net):
+        return torch.cat([(net(x_B).argmax(1) == y_B).double() for x_B, y_B in evaluation_batches(data.test)])
+
+
+def interval(differences_SN: Tensor, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+    """The ends of the bootstrap interval of the mean difference, over images N that all seeds S have in common."""
+    mean_N = differences_SN.mean(0)
+    generator = torch.Generator().manual_seed(seed)
+    count = len(mean_N)
+    means = [mean_N[torch.randint(count, (count,), generator=generator)].mean().item() for _ in range(draws)]
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    return low, high
+
+
+def row_of(name: str, before_SN: Tensor, after_SN: Tensor) -> Row:
+    """Accuracies in percent, their difference in points with its interval, and the images that changed sides."""
+    differences_SN = after_SN - before_SN
+    low, high = interval(differences_SN)
+    by_seed = (100 * differences_SN.mean(1)).tolist()
+    return {
+        "run": name,
+        "seeds": len(by_seed),
+        "base, %": 100 * before_SN.mean().item(),
+        "now, %": 100 * after_SN.mean().item(),
+        "points": fmean(by_seed),
+        "from": 100 * low,
+        "to": 100 * high,
+        "spread": stdev(by_seed) if len(by_seed) > 1 else None,
+        "won": int((differences_SN > 0).sum()),
+        "lost": int((differences_SN < 0).sum()),
+    }
+
+
+def finished_pairs(suite: SuiteRuns) -> dict[str, list[tuple[Path, Path]]]:
+    """By the name of the run, the folders of its base and of itself for each seed that both have finished."""
+    pairs: dict[str, list[tuple[Path, Path]]] = {}
+    for name, runs in suite.by_name().items():
+        for run in runs:
+            base = suite.parent(run)
+            if base is not None and all(each.done is not None and each.diverged is None for each in (base, run)):
+                pairs.setdefault(name, []).append((base.folder, run.folder))
+    return pairs
+
+
+@click.command(cls=Command)
+@click.option("--runs-dir", default=Path("runs"), show_default=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--suite", "suite_name", default="paper", show_default=True, help="Suite whose runs are compared.")
+@images_dir_option
+@json_option
+@markdown_option
+def main(
+    runs_dir: Path, suite_name: str, data_dir: Path | None, json_path: Path | None, markdown_path: Path | None
+) -> None:
+    """Every finished run of a suite against its base, image by image."""
+    suite = read_suite(runs_dir / suite_name)
+    pairs = finished_pairs(suite)
+    if not pairs:
+        raise UserError(f"The suite {suite_name!r} in {runs_dir} has no finished run with a finished base.")
+    data = load_dataset(suite.runs[0].settings.dataset, data_dir)
+    known: dict[Path, Tensor] = {}
+
+    def right_SN(folders: Sequence[Path]) -> Tensor:
+        for folder in folders:
+            if folder not in known:
+                known[folder] = right_answers(folder, data)
+        return torch.stack([known[folder] for folder in folders])
+
+    with report(json_path, markdown_path) as told:
+        rows = [
+            row_of(name, right_SN([base for base, _ in of_seeds]), right_SN([run for _, run in of_seeds]))
+            for name, of_seeds in pairs.items()
+        ]
+        told.table(f"Test accuracy against the base, {len(data.test)} images", rows)
+        told.say(
+            f"From, to: {LEVEL:.0%} interval of the points by a bootstrap over the test images ({DRAWS:,} draws). "
+            "Spread: standard deviation of the points over the seeds. Won, lost: images that only the network now "
+            "predicts, and that only its base did."
+        )
+
+
+if __name__ == "__main__":
+    main()
