@@ -2,108 +2,16 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from aafit.errors import UserError, nearest
+from aafit.errors import UserError
 from aafit.networks.call_sites import Doorway, Site
+from aafit.networks.found import Found, FoundActivation
 from aafit.networks.kinds import activation_name, is_activation, is_elementwise
 from aafit.networks.observe import Observation, Seen, observe
-from aafit.tables import table
-
-
-@dataclass(frozen=True)
-class FoundActivation:
-    """An activation of a network, at the path that its replacement will have.
-
-    Attributes:
-        path: "act1", or "block.relu_1" for a call that has no module of its own yet.
-        kind: Of the function, "ReLU".
-        class_name: Of the module; for a function its name, "F.relu".
-        line: Where the program calls it; None: no sample was given, or its forward does not call it.
-        calls: In one forward of the sample; None: no sample was given.
-        shape: Of what it receives, the batch first; None where that is not known.
-        low, high: The range of what it receives.
-        after: The layer before it, as ("Conv2d", "conv1").
-        gate: Why it is taken for a gate; empty: it is none. A gate is replaced only by its own path.
-        refused: Why it cannot be replaced; empty: it can.
-        channel_axis: Of what it receives, None where the layer before does not tell.
-        site: What is to be given a module first.
-        owner: Path of the module whose forward makes that call.
-    """
-
-    path: str
-    kind: str
-    class_name: str
-    line: str | None = None
-    calls: int | None = None
-    shape: tuple[int, ...] | None = None
-    low: float | None = None
-    high: float | None = None
-    after: tuple[str, str] | None = None
-    gate: str = ""
-    refused: str = ""
-    channel_axis: int | None = None
-    device: torch.device | None = field(default=None, repr=False)
-    dtype: torch.dtype | None = field(default=None, repr=False)
-    site: Site | None = field(default=None, repr=False)
-    owner: str = field(default="", repr=False)
-    in_place: bool = field(default=False, repr=False)
-    aliases: tuple[str, ...] = field(default=(), repr=False)
-
-    @property
-    def sets(self) -> dict[str, int | None]:
-        """The number of parameter sets when it is shared by layer, channel or neuron; None where that is not known.
-
-        A set has 2 parameters of an AHAF, 4 of a LEAF, pieces + 2 of an F-Neuron.
-        """
-        shape = self.shape
-        if shape is None or len(shape) < 2:
-            return {"layer": 1, "channel": None, "neuron": None}
-        axis = self.channel_axis if len(shape) > 2 else 1
-        return {
-            "layer": 1,
-            "channel": None if axis is None else shape[axis],
-            "neuron": torch.Size(shape[1:]).numel(),
-        }
-
-
-@dataclass(frozen=True)
-class Found:
-    """What `find_activations` found, in the order of the first calls; prints as a table."""
-
-    rows: tuple[FoundActivation, ...]
-    owners: tuple[str, ...] = field(default=(), repr=False)
-    sampled: bool = True
-
-    def __iter__(self) -> Iterator[FoundActivation]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, path: str) -> FoundActivation:
-        for row in self.rows:
-            if path == row.path or path in row.aliases:
-                return row
-        raise UserError(f"The network has no activation at {path!r}. {nearest(path, [row.path for row in self.rows])}")
-
-    def __str__(self) -> str:
-        header = ("path", "kind", "calls", "input", "range", "after", "sets: layer/channel/neuron", "what can be done")
-        text = table(header, [_cells(row) for row in self.rows], numbers=False)
-        lines = [(row.path, row.line) for row in self.rows if row.line is not None]
-        if lines:
-            text += "\n\n" + table(("path", "called in"), lines, numbers=False)
-        return text if self.sampled else f"{text}\n\n{NOT_SAMPLED}"
-
-
-NOT_SAMPLED = (
-    "No sample was given: activations called as functions (F.relu), and modules called more than once, were not looked "
-    "for."
-)
 
 
 def find_activations(net: nn.Module, *sample: Any, **keywords: Any) -> Found:
@@ -137,17 +45,10 @@ def found_in(net: nn.Module, sample: Any, named: Collection[str] = (), share_cal
     watched = observe(net, sample, named)
     if share_calls:
         watched.share_calls()
-    rows = [*_modules(net, watched, named), *_sites(net, watched)]
+    rows = [*_modules(net, watched, named), *_calls(net, watched)]
     order = {id(seen): at for at, seen in enumerate(watched.seen)}
-    first: defaultdict[str, int] = defaultdict(lambda: len(order))
-    for row, seen in zip(_site_paths(net, watched), _of_sites(watched), strict=True):
-        first[row] = order[id(seen)]
-    for seen in reversed(watched.seen):
-        if seen.module is not None and seen.module not in _at_several_places(watched):
-            first[seen.module] = order[id(seen)]
-    rows.sort(key=lambda row: first[row.path])
-    owners = tuple(dict.fromkeys(seen.owner for seen in watched.seen))
-    return Found(tuple(rows), owners)
+    rows.sort(key=lambda row: order.get(id(row.seen), len(order)))
+    return Found(tuple(rows), tuple(dict.fromkeys(seen.owner for seen in watched.seen)))
 
 
 def check_plain(net: nn.Module) -> None:
@@ -177,116 +78,83 @@ def check_plain(net: nn.Module) -> None:
 
 
 def _modules(net: nn.Module, watched: Observation, named: Collection[str] = ()) -> Iterator[FoundActivation]:
-    """The activations that are modules, called at one place at most."""
-    several = _at_several_places(watched)
+    """The activations that are modules, each called at one place at most."""
     seen_of = {seen.module: seen for seen in watched.seen if seen.module is not None}
-    paths: defaultdict[int, list[str]] = defaultdict(list)
-    objects = {}
-    # A module in a block that is one object under several names is one; under several names of its own it is several.
-    for around_path, around in net.named_modules():
-        for name, module in around._modules.items():
-            if module is not None:
-                path = f"{around_path}.{name}" if around_path else name
-                objects[path] = module
-    for path, module in net.named_modules(remove_duplicate=False):
-        paths[id(module)].append(path)
-    objects = {path: objects[path] for own in paths.values() for path in own if path in objects}
-    if is_activation(net):
-        objects = {"": net}
-    doors = tuple(path for path, module in objects.items() if isinstance(module, Doorway))
-    for path, module in objects.items():
+    places, aliases = _places(net)
+    inside = tuple(f"{path}." for path in watched.own)
+    inside += tuple(f"{path}." for path, module in places.items() if isinstance(module, Doorway))
+    for path, module in places.items():
         known = is_activation(module)
-        if path in several or path.startswith(tuple(f"{door}." for door in doors)):
-            continue
         if not known and path not in watched.own and path not in named:
             continue
-        if any(path.startswith(f"{own}.") for own in watched.own):
+        if path in _called_at_several_places(watched) or path.startswith(inside):
             continue
-        refused = "" if not known or is_elementwise(module) else "not an elementwise activation"
-        kind = watched.own.get(path) or activation_name(module)
-        aliases = tuple(other for other in paths[id(module)] if other != path and other not in objects)
-        yield _row(path, kind, type(module).__name__, seen_of.get(path), bool(watched.seen), refused, aliases)
+        yield FoundActivation(
+            path,
+            watched.own.get(path) or activation_name(module),
+            type(module).__name__,
+            "" if not known or is_elementwise(module) else "not an elementwise activation",
+            bool(watched.seen),
+            seen_of.get(path),
+            aliases=tuple(other for other in aliases[id(module)] if other not in places),
+        )
 
 
-def _sites(net: nn.Module, watched: Observation) -> Iterator[FoundActivation]:
-    """The calls that have no module of their own: of functions, and of modules called at several places."""
-    for path, seen in zip(_site_paths(net, watched), _of_sites(watched), strict=True):
-        plain = all(value is None or isinstance(value, (bool, int, float, str)) for value in seen.options.values())
-        refused = "" if plain else "which is called with a tensor beside its input"
+def _places(net: nn.Module) -> tuple[dict[str, nn.Module], dict[int, list[str]]]:
+    """What can be replaced apart, by path in the order of the network; and all paths of each module, by its id.
+
+    A module in a block that is one object under several names is one. Under several names of its own it is several.
+    """
+    own = {
+        f"{around_path}.{name}" if around_path else name: module
+        for around_path, around in net.named_modules()
+        for name, module in around._modules.items()
+        if module is not None
+    }
+    places: dict[str, nn.Module] = {"": net} if is_activation(net) else {}
+    paths: defaultdict[int, list[str]] = defaultdict(list)
+    for path, module in net.named_modules(remove_duplicate=False):
+        paths[id(module)].append(path)
+        if path in own:
+            places[path] = module
+    return places, paths
+
+
+def _calls(net: nn.Module, watched: Observation) -> Iterator[FoundActivation]:
+    """The calls that have no module of their own: of functions, and of modules called at several places.
+
+    The path of each is that of its owner, with the name of the function and a number: "block.relu_1".
+    """
+    several = _called_at_several_places(watched)
+    taken: defaultdict[str, set[str]] = defaultdict(set)
+    for seen in watched.seen:
+        if seen.module is not None and seen.module not in several:
+            continue
+        name = _free_name(seen, net.get_submodule(seen.owner), taken[seen.owner])
         call = seen.call if seen.module is None else seen.module
-        name = path.rpartition(".")[2]
-        site = Site(name, seen.place, seen.kind, call, seen.options, seen.module is not None)
-        written = f"{seen.call}()" if seen.module is None else type(net.get_submodule(seen.module)).__name__
-        yield _row(path, seen.kind, written, seen, True, refused, (), site, seen.owner)
+        plain = all(value is None or isinstance(value, (bool, int, float, str)) for value in seen.options.values())
+        yield FoundActivation(
+            f"{seen.owner}.{name}" if seen.owner else name,
+            seen.kind,
+            f"{seen.call}()" if seen.module is None else type(net.get_submodule(seen.module)).__name__,
+            "" if plain else "which is called with a tensor beside its input",
+            True,
+            seen,
+            Site(name, seen.place, seen.kind, call, seen.options, seen.module is not None),
+        )
 
 
-def _row(
-    path: str,
-    kind: str,
-    class_name: str,
-    seen: Seen | None,
-    sampled: bool,
-    refused: str,
-    aliases: tuple[str, ...],
-    site: Site | None = None,
-    owner: str = "",
-) -> FoundActivation:
-    if seen is None:
-        return FoundActivation(path, kind, class_name, calls=0 if sampled else None, refused=refused, aliases=aliases)
-    return FoundActivation(
-        path,
-        kind,
-        class_name,
-        seen.line,
-        seen.calls,
-        seen.shape,
-        seen.low,
-        seen.high,
-        seen.after,
-        seen.gate,
-        refused,
-        seen.channel_axis,
-        seen.device,
-        seen.dtype,
-        site,
-        owner,
-        seen.in_place,
-        aliases,
-    )
-
-
-def _at_several_places(watched: Observation) -> set[str]:
+def _called_at_several_places(watched: Observation) -> set[str]:
     places = Counter(seen.module for seen in watched.seen if seen.module is not None)
     return {path for path, count in places.items() if count > 1}
 
 
-def _of_sites(watched: Observation) -> list[Seen]:
-    several = _at_several_places(watched)
-    return [seen for seen in watched.seen if seen.module is None or seen.module in several]
-
-
-def _site_paths(net: nn.Module, watched: Observation) -> list[str]:
-    """A path for each call without a module: its owner's, and the function's name with a number, as "block.relu_1"."""
-    taken: defaultdict[str, set[str]] = defaultdict(set)
-    paths = []
-    for seen in _of_sites(watched):
-        owner = net.get_submodule(seen.owner)
-        base = seen.call if seen.module is None else seen.module.rpartition(".")[2]
-        base = base if base.isidentifier() else f"act_{base}"
-        number = 1
-        while f"{base}_{number}" in taken[seen.owner] or hasattr(owner, f"{base}_{number}"):
-            number += 1
-        taken[seen.owner].add(f"{base}_{number}")
-        paths.append(f"{seen.owner}.{base}_{number}" if seen.owner else f"{base}_{number}")
-    return paths
-
-
-def _cells(row: FoundActivation) -> tuple[str, ...]:
-    sets = "/".join("?" if count is None else str(count) for count in row.sets.values())
-    low_high = "" if row.low is None or row.high is None else f"{row.low:.3g} to {row.high:.3g}"
-    done = row.refused or (f"only by its path: {row.gate}" if row.gate else "can be replaced")
-    if row.calls == 0:
-        done += " (the sample does not reach it)"
-    shape = "" if row.shape is None else "x".join(map(str, row.shape))
-    after = "" if row.after is None else f"{row.after[0]} {row.after[1]}"
-    return row.path, row.kind, "" if row.calls is None else str(row.calls), shape, low_high, after, sets, done
+def _free_name(seen: Seen, owner: nn.Module, taken: set[str]) -> str:
+    called = seen.call if seen.module is None else seen.module.rpartition(".")[2]
+    # The modules of a Sequential are called "0", "1", ...
+    called = called if called.isidentifier() else f"act_{called}"
+    number = 1
+    while f"{called}_{number}" in taken or hasattr(owner, f"{called}_{number}"):
+        number += 1
+    taken.add(f"{called}_{number}")
+    return f"{called}_{number}"

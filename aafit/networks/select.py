@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from aafit.errors import UserError, nearest
-from aafit.networks.find import NOT_SAMPLED, Found, FoundActivation
+from aafit.networks.found import NOT_SAMPLED, Found, FoundActivation
 from aafit.networks.kinds import is_activation
 
 Key = str | Callable[[FoundActivation], bool]

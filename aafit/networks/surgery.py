@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError, check_name, nearest
 from aafit.networks.call_sites import CallSites, Site, call_sites, close_call_sites, learn_order, open_call_sites
-from aafit.networks.find import NOT_SAMPLED, Found, FoundActivation, check_plain, found_in
+from aafit.networks.find import check_plain, found_in
+from aafit.networks.found import NOT_SAMPLED, Found, FoundActivation
 from aafit.networks.kinds import activation_name
 from aafit.networks.make import Replacement, inputs_seen, is_fit, make_activation
 from aafit.networks.observe import forward_of_sample
@@ -154,9 +155,10 @@ def with_modules(
     net = deepcopy(model)
     sites: dict[str, tuple[Site, ...]] = {}
     for row in chosen:
+        owner = row.path.rpartition(".")[0]
         if row.site is not None:
-            sites[row.owner] = (*sites.get(row.owner, ()), row.site)
-        leave_fused_step(net, row.owner if row.site is not None else row.path.rpartition(".")[0])
+            sites[owner] = (*sites.get(owner, ()), row.site)
+        leave_fused_step(net, owner)
     # Every owner is watched then, so that the calls of one are never taken for those of another around it.
     owners = found.owners if sites else ()
     calls = {owner: CallSites(sites.get(owner, ())) for owner in owners}
@@ -191,12 +193,12 @@ def check_same_outputs(model: nn.Module, net: nn.Module, sample: Any, chosen: It
     Raises:
         UserError: it does not.
     """
-    rows = [row for row in chosen if row.site is not None or row.in_place]
+    rows = [row for row in chosen if row.site is not None or works_in_place(row)]
     if not rows:
         return
     base, twin = deepcopy(model).eval(), deepcopy(net).eval()
     for row in rows:
-        if row.in_place and row.site is None:
+        if works_in_place(row):
             vars(twin.get_submodule(row.path))["inplace"] = False
     before, after = (list(_tensors(forward_of_sample(own, sample))) for own in (base, twin))
     same = len(before) == len(after) and all(
@@ -204,7 +206,7 @@ def check_same_outputs(model: nn.Module, net: nn.Module, sample: Any, chosen: It
         for one, other in zip(before, after, strict=True)
     )
     if not same:
-        in_place = ", ".join(row.path for row in rows if row.in_place)
+        in_place = ", ".join(row.path for row in rows if works_in_place(row))
         why = (
             f"{in_place} work in place, and the network goes on with the input that they changed: let them not "
             "(inplace=False)"
@@ -261,8 +263,8 @@ def put_activation(net: nn.Module, path: str, new: nn.Module, like: FoundActivat
     """
     old = net.get_submodule(path)
     device, dtype = _device_and_dtype(net, path)
-    if like is not None and like.dtype is not None and like.dtype.is_floating_point:
-        device, dtype = like.device, like.dtype
+    if like is not None and like.seen is not None and like.seen.dtype.is_floating_point:
+        device, dtype = like.seen.device, like.seen.dtype
     net.set_submodule(path, new.to(device=device, dtype=dtype).train(old.training))
     if isinstance(new, AdaptiveActivation) and not isinstance(old, AdaptiveActivation):
         new.replaced = activation_name(old)
@@ -295,6 +297,11 @@ def parameter_shape(row: FoundActivation, sharing: Sharing, channel_axis: int | 
     if not (-rank < axis < rank and axis % rank > 0):
         raise UserError(f"{receives}, which has no channel_axis {axis}: give 1 to {rank - 1}, or -1 for the last.")
     return (row.shape[axis], *[1] * (rank - 1 - axis % rank))
+
+
+def works_in_place(row: FoundActivation) -> bool:
+    """Whether a call changes its input."""
+    return row.seen is not None and row.seen.in_place
 
 
 def leave_fused_step(net: nn.Module, path: str) -> None:
