@@ -34,6 +34,17 @@ def check_name(what: str, value: str, valid: Iterable[str]) -> str:
     return value
 
 
+def check_count(what: str, value: int, least: int = 1) -> int:
+    """`value` if it is a whole number that is not below `least`.
+
+    Raises:
+        UserError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"The {what} must be a whole number of at least {least}; got {value!r}.")
+    return value
+
+
 @contextmanager
 def needs_extra(what: str, extra: str) -> Iterator[None]:
     """Say of imports that fail within it which extra of the package installs what is missing.

@@ -15,7 +15,7 @@ cannot be told apart, or that the images do not determine, are not counted: the 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -34,7 +34,7 @@ from aafit.identification.samples import prepare
 from aafit.training.evaluate import evaluation_mode
 from aafit.training.precision import arithmetic
 from benchmarks.harness import Command, Row, json_option, markdown_option, report
-from benchmarks.workload import HELD_OUT, Setting, base_option, images_dir_option, images_option, setting_of
+from benchmarks.workload import HELD_OUT, Setting, base_option, images_dir_option, images_of, images_option, setting_of
 
 MEMORY = 2 << 30
 MOST_STEPS = 20
@@ -54,7 +54,7 @@ class Refit:
 def refit(problem: Problem, vector_P: Tensor, sample: Images, seed: int) -> Refit:
     """From a vector to the minimum of the mean loss over the sample, by the steps of an identification."""
     # No ridge, and nothing held out but the sample itself: the optimum of this sample is wanted, whatever it is.
-    descent = Descent(problem, sample, 1, 0.0, vector_P, 0.0, WORTHWHILE)
+    descent = Descent(problem, sample, None, 0.0, vector_P, 0.0, WORTHWHILE)
     damping, refused = FIRST_DAMPING, False
     for number in range(MOST_STEPS):
         outcome = descent.step(vector_P, sample, damping, math.inf, seed + number)
@@ -128,6 +128,9 @@ def calibration(rows: list[Row]) -> str:
 @click.option("--cnn", help='Of the convolutional layers, as "LEAF as ReLU" [default: the base network\'s].')
 @click.option("--fc", help='Of the fully connected layers [default: "F-Neuron as Tanh" where --cnn is not given].')
 @click.option("--refits", default=30, show_default=True, type=click.IntRange(min=2))
+@click.option(
+    "--trained-on", is_flag=True, help="On the images that the base network was trained on [default: the others]."
+)
 @images_option
 @images_dir_option
 @json_option
@@ -137,6 +140,7 @@ def main(
     cnn: str | None,
     fc: str | None,
     refits: int,
+    trained_on: bool,
     images: int | None,
     data_dir: Path | None,
     json_path: Path | None,
@@ -145,6 +149,9 @@ def main(
     """Calibration of the standard errors that come with an identification."""
     setting = setting_of(folder, cnn, fc or (None if cnn else "F-Neuron as Tanh"), data_dir, images)
     run = setting.run
+    if trained_on:
+        train = images_of(run.dataset, data_dir, run.holdout).train
+        setting = replace(setting, heldout=train.at(torch.arange(min(images or len(train), len(train)))))
     with report(json_path, markdown_path) as told, arithmetic(run.precision):
         result = identify(
             setting.start.net,

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation, FNeuron
 from aafit.activations.piecewise_linear import interpolate
-from aafit.errors import UserError
-from aafit.identification.coordinates import Coordinates
-from aafit.identification.losses import CROSS_ENTROPY
+from aafit.errors import UserError, check_count
+from aafit.identification.coordinates import Coordinates, check_network
+from aafit.identification.losses import CROSS_ENTROPY, check_targets
 from aafit.identification.problem import Images, Problem
 from aafit.identification.step_sizes import STUCK, Elements, Setting, examined, step_settings, type_name, verdict
+from aafit.identification.watch import watched
 from aafit.networks.adaptive import adaptive_activations
 from aafit.tables import fit_for_json, listed, ranges, table
 from aafit.training.evaluate import Batches, evaluation_mode, own_modes
@@ -126,8 +127,10 @@ def audit(
     - It moves.
 
     Raises:
-        UserError: no adaptive activation, no images, images that are not finite, or an unknown optimizer or precision.
+        UserError: no adaptive activation, a scripted network, no images, images that are not finite or that the network
+            refuses, labels that do not fit its outputs, or an unknown optimizer or precision.
     """
+    check_network(net)
     activations = adaptive_activations(net)
     if not activations:
         raise UserError("The network has no adaptive activation to audit: put some in with replace_activations first.")
@@ -140,21 +143,22 @@ def audit(
     }
     # A row of every parameter's gradient for each image is kept, in float64.
     size = max(1, min(64, 8_000_000 // sum(parameter.numel() for parameter in names)))
-    looks = {path: _Look(activation) for path, activation in activations.items()}
-    outputs_NK = _watched_outputs(net, data, looks, size, precision)
+    received = {path: _Received(activation) for path, activation in activations.items()}
+    outputs_NK = _watched_outputs(net, data, received, size, precision)
+    check_targets(CROSS_ENTROPY, outputs_NK, data.targets)
     finite = bool(outputs_NK.isfinite().all()) and all(bool(parameter.isfinite().all()) for parameter in names)
-    called = [activation for path, activation in activations.items() if looks[path].inputs]
+    called = [activation for path, activation in activations.items() if received[path].inputs]
     measured = {}
     if finite and called:
         measured = _measured(net, called, data, size, precision, exact=outputs_NK.numel() <= EXACT_OUTPUTS)
     rows, elements = [], {}
     for path, activation in activations.items():
         for own, parameter in activation.named_parameters(recurse=False):
-            name, look = names[parameter], looks[path]
+            name, seen = names[parameter], received[path]
             sums = measured.get(parameter)
-            setting = Setting(optimizer, groups[path, own], len(data), finite, bool(look.inputs))
-            elements[name] = examined(parameter, sums, look.membership, setting)
-            rows.append(_row(name, elements[name], look, parameter.dtype, optimizer))
+            setting = Setting(optimizer, groups[path, own], len(data), finite, bool(seen.inputs))
+            elements[name] = examined(parameter, sums, seen.membership, setting)
+            rows.append(_row(name, elements[name], seen, parameter.dtype, optimizer))
     loss = CROSS_ENTROPY.value(outputs_NK.double(), data.targets).mean().item()
     rates = sorted({float(group["lr"]) for group in groups.values()}, reverse=True)
     steps = f"{optimizer} at {rates[0]:g}" + (f", p24sl {rates[1]:g}" if len(rates) > 1 else "")
@@ -167,8 +171,7 @@ def first_images(batches: Batches, images: int, what: str) -> Images:
     Raises:
         UserError: there are none, or they are not finite.
     """
-    if isinstance(images, bool) or not isinstance(images, int) or images < 1:
-        raise UserError(f"The number of images must be 1 or more; got {images!r}.")
+    check_count("number of images", images)
     parts: list[tuple[Tensor, Tensor]] = []
     missing = images
     for x_B, y_B in batches:
@@ -184,16 +187,16 @@ def first_images(batches: Batches, images: int, what: str) -> Images:
     return data
 
 
-class _Look:
-    """What one activation receives: how much, and where it is an F-Neuron, how much of it where."""
+class _Received:
+    """What one activation receives: how many numbers, and of an F-Neuron how many where."""
 
     def __init__(self, activation: AdaptiveActivation) -> None:
-        self.inputs, self.outside = 0, 0
+        self.activation, self.inputs, self.outside = activation, 0, 0
         self.interval = activation.interval if isinstance(activation, FNeuron) else None
         self.membership: Tensor | None = None
 
-    def __call__(self, activation: nn.Module, args: tuple[Tensor, ...]) -> None:
-        u = args[0].detach()
+    def add(self, u: Tensor) -> None:
+        activation = self.activation
         self.inputs += u.numel()
         if not isinstance(activation, FNeuron):
             return
@@ -207,17 +210,14 @@ class _Look:
         self.membership = membership.double().cpu() + (0 if before is None else before)
 
 
-def _watched_outputs(net: nn.Module, data: Images, looks: Mapping[str, _Look], size: int, precision: str) -> Tensor:
-    handles = [net.get_submodule(path).register_forward_pre_hook(look) for path, look in looks.items()]
+def _watched_outputs(
+    net: nn.Module, data: Images, received: Mapping[str, _Received], size: int, precision: str
+) -> Tensor:
     outputs = []
-    try:
-        with evaluation_mode(net):
-            for batch in data.batches(size):
-                with autocast(precision, batch.targets.device):
-                    outputs.append(net(*batch.inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watched(net, received, lambda path, u, y: received[path].add(u)), evaluation_mode(net):
+        for batch in data.batches(size):
+            with autocast(precision, batch.targets.device):
+                outputs.append(net(*batch.inputs))
     return torch.cat(outputs)
 
 
@@ -242,11 +242,11 @@ def _measured(
     return {p: piece.reshape(3, *p.shape) for p, piece in zip(parameters, pieces, strict=True)}
 
 
-def _row(name: str, found: Elements, look: _Look, dtype: torch.dtype, optimizer: str) -> AuditRow:
+def _row(name: str, found: Elements, seen: _Received, dtype: torch.dtype, optimizer: str) -> AuditRow:
     value, gradient = found.value, found.gradient
     several = value.numel() > 1
-    shared = look.membership is not None and look.membership.shape[:-1].numel() == 1
-    unreached = look.membership.flatten() == 0 if look.membership is not None and shared else torch.zeros(0)
+    shared = seen.membership is not None and seen.membership.shape[:-1].numel() == 1
+    unreached = seen.membership.flatten() == 0 if seen.membership is not None and shared else torch.zeros(0)
     return AuditRow(
         name=name,
         dtype=type_name(dtype),
@@ -260,8 +260,8 @@ def _row(name: str, found: Elements, look: _Look, dtype: torch.dtype, optimizer:
         spacing=found.spacing.median().item(),
         stuck=sum(state in STUCK for state in found.states) / value.numel(),
         too_large_for=tuple(type_name(t) for t in SMALLER_TYPES if (value.isfinite() & value.to(t).isinf()).any()),
-        outside=look.outside / look.inputs if look.interval and look.inputs else None,
-        interval=look.interval,
+        outside=seen.outside / seen.inputs if seen.interval and seen.inputs else None,
+        interval=seen.interval,
         unreached=tuple(unreached.nonzero().flatten().tolist()),
         verdict=verdict(found, dtype, optimizer),
     )

@@ -9,6 +9,15 @@ from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_activations
 
 
+def check_network(net: nn.Module) -> None:
+    """
+    Raises:
+        UserError: the network is scripted.
+    """
+    if isinstance(net, torch.jit.ScriptModule):
+        raise UserError("The network is a ScriptModule, whose program is fixed: give the network it was made from.")
+
+
 class Coordinates:
     """The vector t of P numbers, in float64, behind the adaptive parameters of a network.
 
@@ -20,10 +29,11 @@ class Coordinates:
         layers: The path of the activation of each coordinate.
 
     Raises:
-        UserError: the network has no adaptive activation, or one that holds a value that is not finite.
+        UserError: the network is scripted, or has no adaptive activation, or one that holds a value that is not finite.
     """
 
     def __init__(self, net: nn.Module) -> None:
+        check_network(net)
         self.parameters: dict[str, nn.Parameter] = {}
         self.names: list[str] = []
         self.layers: list[str] = []

@@ -28,12 +28,12 @@ LEAST = 0.4
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of looking for a step.
+    """The result of a search for a step.
 
     Attributes:
-        vector_P: Where to go on from: a better place, or the old one where none was found.
-        moved: Whether it is a better one.
-        noise: What refitting on other images would change the loss by: less is not worth a step.
+        vector_P: The new place, or the old one where no better one was found.
+        moved: Whether a better one was found.
+        noise: By how much fitting other images would change the loss. A smaller gain is not worth a step.
         collapsed: Whether a place was refused because the outputs no longer depended on the images there.
     """
 
@@ -50,15 +50,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Descent:
-    """How steps are looked for.
+    """A search for steps.
 
     Attributes:
         problem: The network and its loss.
-        heldout: Images that no step may do worse on.
-        columns: Of the curvature, see `Problem.quadratic`.
-        ridge: Weight of the squared distance from the start, in coordinates, added to the loss.
-        start_P: Where that is measured from.
-        variation: That of the outputs which a step must not lose, see `collapsed`; 0 for any.
+        heldout: Images on which no step may do worse.
+        columns: As for `Problem.quadratic`.
+        ridge: Weight of half the squared distance from `start_P`, in coordinates, which is added to the loss.
+        start_P: The coordinates at the start.
+        variation: Of the outputs, which a step must not lose, see `collapsed`; 0 for any.
         worthwhile: The share of the sample's noise that a step must promise to gain.
     """
 
@@ -71,7 +71,7 @@ class Descent:
     worthwhile: float = WORTHWHILE
 
     def step(self, vector_P: Tensor, sample: Images, damping: float, heldout_loss: float, seed: int) -> Outcome:
-        """Look for a better place from `vector_P`, on a sample of the images."""
+        """Search for a better place from `vector_P`, on a sample of the images."""
         dense = len(vector_P) <= DENSE
         make = self._dense if dense else self._matrix_free
         loss, gradient_P, step_of, curved, noise = make(vector_P, sample, seed)
@@ -83,11 +83,11 @@ class Descent:
                 break
             trial_P = vector_P + step_P
             # The held-out images first: they are fewer. NaN fails every comparison, and so is never kept.
-            trial_heldout, trial_variation = looked_at(self.problem, trial_P, self.heldout)
+            trial_heldout, trial_variation = measured(self.problem, trial_P, self.heldout)
             lost_here = collapsed(trial_variation, self.variation)
             lost = lost or lost_here
             if trial_heldout <= heldout_loss and not lost_here:
-                trial_loss = looked_at(self.problem, trial_P, sample)[0] + self._penalty(trial_P)
+                trial_loss = measured(self.problem, trial_P, sample)[0] + self._penalty(trial_P)
                 gained = loss - trial_loss
                 if gained > LEAST_SHARE * predicted:
                     ratio = gained / predicted
@@ -152,8 +152,8 @@ _Model = tuple[float, Tensor, Callable[[float], Tensor], Callable[[Tensor], Tens
 """Loss, gradient, the step of a damping, the curvature along a step, noise."""
 
 
-def looked_at(problem: Problem, vector_P: Tensor, images: Images) -> tuple[float, float]:
-    """The mean loss at a vector, and how much the outputs depend on the images."""
+def measured(problem: Problem, vector_P: Tensor, images: Images) -> tuple[float, float]:
+    """The mean loss at a vector, and the variation of the outputs."""
     outputs_NK = problem.outputs(vector_P, images)
     loss = problem.losses(outputs_NK, images.targets).mean().item()
     return loss, variation(outputs_NK, problem.loss is CROSS_ENTROPY)

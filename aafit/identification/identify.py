@@ -6,14 +6,15 @@ sample, until a step is worth less than the noise of the images -> standard erro
 """
 
 import time
+import warnings
 from collections.abc import Callable
 
 from torch import nn
 
-from aafit.errors import UserError, check_name
+from aafit.errors import UserError, check_count, check_name
 from aafit.identification.coordinates import Coordinates
+from aafit.identification.identifier import Identifier
 from aafit.identification.losses import CROSS_ENTROPY, LOSSES, Loss
-from aafit.identification.phases import Run
 from aafit.identification.problem import Problem
 from aafit.identification.result import Identification, State
 from aafit.identification.samples import prepare
@@ -22,6 +23,7 @@ from aafit.training.evaluate import Batches, own_modes
 
 TARGETS = ("labels", "logits", "activations")
 CURVATURES = ("exact", "sampled")
+ENOUGH = 2  # images for each parameter: with fewer the labels' noise is fitted, too
 
 
 def identify(
@@ -72,16 +74,22 @@ def identify(
         after_step: called with the state after each step.
 
     Raises:
-        UserError: nothing to identify, no images or none held out, images that are not finite, an unknown word, a loss
-            without a Hessian, a target that needs a base where there is none.
+        UserError: nothing to identify, a scripted network, no images or fewer than 4 held out, images that are not
+            finite or that the network refuses, labels that do not fit its outputs, an unknown word, a loss without a
+            Hessian, a target that needs a base where there is none.
+
+    Warns:
+        UserWarning: there are fewer than two images to fit on for each parameter.
     """
     check_name("target", target, TARGETS)
     check_name("curvature", curvature, CURVATURES)
+    check_count("number of steps", steps, least=0)
+    check_count("batch size", batch_size)
     loss = _loss(loss)
     if base is None and target != "labels":
         raise UserError(f"The target {target!r} is the base network's: give the network as base=.")
-    train_only_activations(net)
     coordinates = Coordinates(net)
+    train_only_activations(net)
     began = time.perf_counter()
     with own_modes(net, *([] if base is None else [base])):
         net.eval()
@@ -89,18 +97,27 @@ def identify(
             base.eval()
         of_base = None if target == "labels" else base
         probabilities = loss is CROSS_ENTROPY
-        parts = prepare(net, batches, of_base, probabilities, heldout, memory, batch_size, precision, seed)
-        problem = Problem(parts.rest, coordinates, loss, batch_size, precision)
+        samples = prepare(net, batches, of_base, probabilities, heldout, memory, batch_size, precision, seed)
+        problem = Problem(samples.rest, coordinates, loss, batch_size, precision)
+        problem.check(samples.fitted)
+        problem.check(samples.heldout)
+        if target == "labels" and len(samples.fitted) < ENOUGH * len(coordinates):
+            warnings.warn(
+                f"{len(coordinates)} parameters are identified from {len(samples.fitted)} images, which can fit their "
+                f"noise: give at least {ENOUGH} images for each parameter, or share the parameters.",
+                stacklevel=2,
+            )
         columns = None if curvature == "exact" else 1
-        run = Run(net, base, target, parts, problem, steps, columns, ridge, budget, seed)
-        state = run.start(began) if state is None else state
+        identifier = Identifier(net, base, target, samples, problem, steps, columns, ridge, budget, seed)
+        if state is None:
+            state = identifier.start(began)
         while True:
             coordinates.write(state.vector_P)
             if after_step:
                 after_step(state)
             if state.phase == "done":
-                return run.result(state)
-            state = run.advance(state)
+                return identifier.result(state)
+            state = identifier.advance(state)
 
 
 def _loss(loss: Loss | str) -> Loss:

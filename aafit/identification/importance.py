@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aafit.errors import UserError
+from aafit.errors import UserError, check_count
 from aafit.identification.audit import first_images
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import CROSS_ENTROPY, Loss
@@ -121,7 +121,8 @@ def importance(
         seed: of the sampled columns.
 
     Raises:
-        UserError: no adaptive activation or too many parameters, no images, or images that are not finite.
+        UserError: no adaptive activation or too many parameters, no images, images that are not finite or that the
+            network refuses, or labels that do not fit its outputs.
     """
     coordinates = Coordinates(net)
     if len(coordinates) > MOST_COORDINATES:
@@ -129,12 +130,14 @@ def importance(
             f"The network has {len(coordinates)} adaptive parameters, and importance needs a matrix of their number "
             f"squared: it takes at most {MOST_COORDINATES}. Share them by layer or by channel."
         )
+    check_count("batch size", batch_size)
     data = first_images(batches, images, "predict from")
     if len(data) < 2:
         raise UserError("The noise of a gain needs at least 2 images.")
     with own_modes(net):
         net.eval()
         problem = Problem(net, coordinates, loss, batch_size, precision)
+        problem.check(data)
         quadratic = problem.quadratic(coordinates.read(), data, columns, seed)
     return importance_of(quadratic, coordinates, tuple(adaptive_activations(net)))
 

@@ -7,8 +7,7 @@ for each parameter set where channels or neurons have their own.
 Axes in names: E element of an array, Q number of a parameter set, S set.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +17,10 @@ from torch.func import functional_call
 
 from aafit.activations import AdaptiveActivation
 from aafit.activations.memory_layout import Layout
+from aafit.identification.watch import watched
 from aafit.networks.adaptive import adaptive_activations
 
-ELEMENTS = 1 << 16  # of a layer's output that are looked at, more only to give every set its share
+ELEMENTS = 1 << 16  # of a layer's output that are fitted, more only to give every set its share
 ROWS = 64  # at least, for a set of its own
 ITERATIONS = 100
 CONVERGED = 1e-4  # relative decrease of the squared error
@@ -92,7 +92,7 @@ def fit_activation(activation: AdaptiveActivation, u: Tensor, y: Tensor, seed: i
 def _called(net: nn.Module, x_BCHW: Tensor) -> list[str]:
     """The paths of the adaptive activations in the order in which a forward calls them."""
     order: list[str] = []
-    with _hooks(net, adaptive_activations(net), lambda path, u, y: order.append(path)), torch.no_grad():
+    with watched(net, adaptive_activations(net), lambda path, u, y: order.append(path)), torch.no_grad():
         net(x_BCHW.clone())
     return list(dict.fromkeys(order))
 
@@ -107,23 +107,10 @@ def _seen(net: nn.Module, path: str, inputs: Iterable[Tensor]) -> tuple[Tensor, 
         received.append(u.clone())
         given.append(y.clone())
 
-    with _hooks(net, [path], keep), torch.no_grad():
+    with watched(net, [path], keep), torch.no_grad():
         for x_BCHW in inputs:
             net(x_BCHW.clone())
     return torch.cat(received), torch.cat(given)
-
-
-@contextmanager
-def _hooks(net: nn.Module, paths: Iterable[str], look: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
-    def hook_at(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda module, args, output: look(path, args[0], output)
-
-    handles = [net.get_submodule(path).register_forward_hook(hook_at(path)) for path in paths]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _by_sets(array: Tensor) -> Tensor:

@@ -51,6 +51,33 @@ def loss_with_hessian(
     return Loss(name, value, factor)
 
 
+def check_targets(loss: Loss, outputs_BK: Tensor, targets: Tensor) -> None:
+    """Whether targets fit outputs, of which a few rows are enough to tell.
+
+    Raises:
+        UserError: they do not.
+    """
+    shape, given, classes = tuple(outputs_BK.shape[1:]), tuple(targets.shape[1:]), outputs_BK.shape[-1]
+    whole = not targets.is_floating_point()
+    if loss is CROSS_ENTROPY and whole:
+        if given != ():
+            raise UserError(
+                f"Labels of shape (B, {', '.join(map(str, given))}) do not fit outputs of shape (B, {classes}): "
+                "cross-entropy takes classes of shape (B,), or probabilities of the outputs' shape."
+            )
+        outside = int(((targets < 0) | (targets >= classes)).sum())
+        if outside:
+            raise UserError(
+                f"{outside} of {len(targets)} labels are no class of the network, which has {classes} outputs: give "
+                f"labels from 0 to {classes - 1}; they are {targets.min().item()} to {targets.max().item()}."
+            )
+    elif loss in LOSSES.values() and given != shape:
+        raise UserError(
+            f"Targets of shape {tuple(targets.shape)} do not fit outputs of shape (B, {', '.join(map(str, shape))}), "
+            f"as the loss {loss.name!r} needs it."
+        )
+
+
 def _cross_entropy(outputs_BK: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs_BK, targets, reduction="none")
 
@@ -63,13 +90,23 @@ def _cross_entropy_factor(outputs_BK: Tensor, targets: Tensor) -> Tensor:
 
 
 def _cross_entropy_sampled(outputs_BK: Tensor, targets: Tensor, columns: int, generator: torch.Generator) -> Tensor:
-    """Labels drawn from the network's own probabilities: the gradients e_label - p have diag(p) - p p^T on average."""
+    """Gradients e_k - p of labels k, drawn and scaled such that they have diag(p) - p p^T on average.
+
+    A label is drawn with a probability in proportion to p_k |e_k - p|^2, and its gradient scaled to the root of the
+    Hessian's trace, so that every draw has the right trace. Drawn with the probability p_k, a label other than the
+    one that a network is sure of would hardly ever come, and nearly all of the curvature with it.
+    """
     p_BK = outputs_BK.softmax(1)
+    square_BK = 1 - 2 * p_BK + p_BK.square().sum(1, keepdim=True)
+    share_BK = (p_BK * square_BK.clamp(min=0)).double()
+    trace_B1 = share_BK.sum(1, keepdim=True)
     # Drawn on the CPU from uniform numbers, so that every device draws the same labels.
     uniform_BR = torch.rand(len(p_BK), columns, generator=generator, dtype=torch.float64).to(p_BK.device)
-    labels_BR = torch.searchsorted(p_BK.double().cumsum(1), uniform_BR).clamp(max=p_BK.shape[1] - 1)
-    drawn_BRK = F.one_hot(labels_BR, p_BK.shape[1]).to(p_BK.dtype)
-    factor_BKR: Tensor = (drawn_BRK - p_BK.unsqueeze(1)).transpose(1, 2) / columns**0.5
+    labels_BR = torch.searchsorted(share_BK.cumsum(1), uniform_BR * trace_B1).clamp(max=p_BK.shape[1] - 1)
+    gradient_BRK = F.one_hot(labels_BR, p_BK.shape[1]).to(p_BK.dtype) - p_BK.unsqueeze(1)
+    length_BR1 = gradient_BRK.square().sum(2, keepdim=True).sqrt()
+    unit_BRK = torch.where(length_BR1 > 0, gradient_BRK / length_BR1, 0)
+    factor_BKR: Tensor = unit_BRK.mT * (trace_B1.to(p_BK) / columns).sqrt().unsqueeze(2)
     return factor_BKR
 
 

@@ -14,14 +14,15 @@ from torch.func import functional_call
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.losses import Loss
+from aafit.identification.losses import Loss, check_targets
+from aafit.identification.watch import watched
 from aafit.networks.adaptive import adaptive_activations
 from aafit.training.precision import autocast
 
 
 @dataclass(frozen=True)
 class Images:
-    """What the part of the network that is looked at receives, a row an image, and the targets."""
+    """What a network, or the part of it behind the frozen prefix, receives, a row an image, and the targets."""
 
     inputs: tuple[Tensor, ...]
     targets: Tensor
@@ -57,7 +58,7 @@ class Quadratic:
 
 
 class Problem:
-    """A network whose adaptive parameters are looked for, all else frozen, in the mode it is in.
+    """The loss of a network by its adaptive parameters, with all else frozen, in the mode that it is in.
 
     Args:
         net: the network, or the part of it behind the frozen prefix.
@@ -75,6 +76,19 @@ class Problem:
         self._names = coordinates.names_in(net)
         self._ranks: dict[str, int] | None = None
         self._in_place: bool | None = None
+
+    def check(self, images: Images) -> None:
+        """
+        Raises:
+            UserError: the network does not run on the images, or their targets do not fit its outputs.
+        """
+        few = images.part(0, 2)
+        try:
+            outputs_BK = self.outputs(self.coordinates.read(), few)
+        except (RuntimeError, TypeError, IndexError, NotImplementedError) as error:
+            shapes = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in few.inputs)
+            raise UserError(f"The network does not run on such inputs, {shapes}: {error}") from error
+        check_targets(self.loss, outputs_BK, images.targets)
 
     def outputs(self, vector_P: Tensor, images: Images) -> Tensor:
         """The outputs of the network at a vector, (N, K), without gradients."""
@@ -217,7 +231,7 @@ class Problem:
         ranks: dict[str, int] = {}
         few = batch.part(0, 2)
 
-        def look(path: str, u: Tensor) -> None:
+        def see(path: str, u: Tensor, y: Tensor) -> None:
             if u.ndim == 0 or len(u) != len(few):
                 raise UserError(
                     f"The activation {path!r} receives {tuple(u.shape)} for {len(few)} images: its first dimension "
@@ -225,16 +239,8 @@ class Problem:
                 )
             ranks[path] = u.ndim
 
-        handles = [
-            activation.register_forward_pre_hook(lambda module, args, path=path: look(path, args[0]))
-            for path, activation in adaptive_activations(self.net).items()
-        ]
-        try:
-            with torch.no_grad():
-                self._run({}, few)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with watched(self.net, adaptive_activations(self.net), see), torch.no_grad():
+            self._run({}, few)
         return ranks
 
     def _activation_of(self, name: str) -> tuple[str, AdaptiveActivation]:

@@ -18,7 +18,7 @@ class Step:
     Attributes:
         number: 0 is the start.
         phase: "start", "steepness" (made able to move), "layers" (matched to the base network) or "joint".
-        images: How many of the images to fit on were looked at.
+        images: How many of the fitted images the loss is of.
         loss: On those images.
         heldout_loss: On the images held out.
         damping: Of the step (Levenberg-Marquardt).
@@ -53,15 +53,14 @@ HEADER = (
 
 @dataclass(frozen=True)
 class State:
-    """Where an identification is: all that it needs to go on from there, with the same numbers.
+    """The state of an identification between two steps: from it, it goes on with the same numbers.
 
     Attributes:
         phase: What comes next: "steepness", "layers", "joint" or "done".
         vector_P: The coordinates; `start_P` those it began with.
-        variation: How much the outputs depended on the images at first, see `collapse`.
+        variation: How much the outputs depended on the images at first, see `collapsed`.
         images: Size of the sample in the next joint step.
         steps: What was done.
-        vectors: The coordinates after each step.
         matched: How well the layers were matched.
         messages: What a user should know.
     """
@@ -73,7 +72,6 @@ class State:
     damping: float
     images: int
     steps: tuple[Step, ...]
-    vectors: tuple[Tensor, ...]
     matched: tuple[Matched, ...] = ()
     messages: tuple[str, ...] = ()
 
@@ -85,7 +83,6 @@ class State:
             "vector": self.vector_P.tolist(),
             "start": self.start_P.tolist(),
             "steps": [asdict(step) for step in self.steps],
-            "vectors": [vector_P.tolist() for vector_P in self.vectors],
             "matched": [asdict(row) for row in self.matched],
         }
 
@@ -99,7 +96,6 @@ class State:
             damping=values["damping"],
             images=values["images"],
             steps=tuple(Step(**step) for step in values["steps"]),
-            vectors=tuple(map(_vector, values["vectors"])),
             matched=tuple(Matched(**row) for row in values["matched"]),
             messages=tuple(values["messages"]),
         )

@@ -12,11 +12,13 @@ from aafit.networks.frozen_prefix import split_network
 from aafit.training.evaluate import Batches
 from aafit.training.precision import autocast
 
+LEAST_HELDOUT = 4  # fewer say nothing of how the outputs depend on the images
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parts:
+class Samples:
     """The images as the network receives them, and as its part behind the frozen prefix does.
 
     Attributes:
@@ -43,7 +45,7 @@ def prepare(
     batch_size: int,
     precision: str,
     seed: int,
-) -> Parts:
+) -> Samples:
     """Gather the images, split them, and compute what is frozen.
 
     Args:
@@ -62,10 +64,10 @@ def prepare(
     if not 0 < heldout < 1:
         raise UserError(f"The share of held-out images is {heldout}; give one between 0 and 1, such as 0.2.")
     count = round(heldout * len(x_N))
-    if count == 0 or count == len(x_N):
+    if count < LEAST_HELDOUT or count == len(x_N):
         raise UserError(
             f"Of {len(x_N)} images a share of {heldout} leaves {count} held out and {len(x_N) - count} to fit on: give "
-            "more images or another share."
+            f"more images or another share, so that at least {LEAST_HELDOUT} are held out and one is left."
         )
     targets = y_N if base is None else outputs_of(base, x_N, batch_size, precision)[0]
     if base is not None and probabilities:
@@ -79,7 +81,7 @@ def prepare(
             inputs, rest = outputs_of(prefix, x_N, batch_size, precision), behind
     kept = x_N.nbytes + (sum(x.nbytes for x in inputs) if rest is not net else 0)
     images = Images(inputs, targets)
-    return Parts(rest, x_N[count:], images.part(count, len(x_N)), images.part(0, count), kept)
+    return Samples(rest, x_N[count:], images.part(count, len(x_N)), images.part(0, count), kept)
 
 
 def _gathered(net: nn.Module, batches: Batches, memory: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +96,7 @@ def _gathered(net: nn.Module, batches: Batches, memory: int) -> tuple[Tensor, Te
             log.info("memory for %d images only: further ones are left out", sum(map(len, images)))
             break
         images.append(x_B.to(device))
-        labels.append(y_B.to(device))
+        labels.append(y_B.to(device) if y_B.is_floating_point() else y_B.to(device).long())
         taken += x_B.nbytes
     if not sum(map(len, images)):
         raise UserError("There is nothing to identify from: the batches hold no image.")

@@ -4,7 +4,7 @@ Axes in names: P coordinate, Z direction without curvature.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,14 @@ from torch import Tensor
 
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.problem import Quadratic
+from aafit.identification.problem import Images, Problem, Quadratic
 from aafit.tables import fit_for_json, table
 
 # Of the largest eigenvalue of the curvature scaled to a diagonal of ones: float32 gradients are good to about 1e-7.
 NO_CURVATURE = 1e-7
+MOST_IMAGES = 4_000  # that the matrices are made from; the number of all is what the errors depend on
+EXACT_OUTPUTS = 16  # up to which the curvature is exact, with a backward pass for each
+DRAWS = 8  # columns of the curvature for each image, where the outputs are more
 TAKES_PART = 1e-2  # in a direction without curvature: less is a rounding of the others
 SHOWN = 10
 ALIKE = 0.95
@@ -53,19 +56,26 @@ class Pair:
 class Uncertainty:
     """Standard errors of the parameters and the pairs that cannot be told apart; prints as a table.
 
-    `covariance_PP` is the sandwich covariance of the determined parameters, with NaN for all others.
+    Attributes:
+        covariance_PP: The sandwich covariance of the determined parameters, with NaN for all others.
+        draws: Random columns of the curvature for each image; None: it is exact.
+        noise: By what share other draws would change the errors (root of the mean square); 0 where it is exact.
     """
 
     rows: tuple[UncertaintyRow, ...]
     pairs: tuple[Pair, ...]
     images: int
     covariance_PP: Tensor
+    draws: int | None = None
+    noise: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Fit for JSON, without the covariance; what is infinite becomes None."""
         return fit_for_json(
             {
                 "images": self.images,
+                "draws": self.draws,
+                "noise": self.noise,
                 "rows": [asdict(row) for row in self.rows],
                 "pairs": [asdict(pair) for pair in self.pairs],
             }
@@ -84,8 +94,34 @@ class Uncertainty:
                 lines.append(f"  and {len(self.pairs) - SHOWN} more pairs")
         else:
             lines.append(f"No two estimates are correlated by more than {ALIKE}.")
-        lines.append(f"from {self.images} images")
+        drawn = f", with {self.draws} random columns of the curvature for each, whose draw changes the errors by about "
+        lines.append(f"from {self.images} images" + (f"{drawn}{self.noise:.1%}" if self.draws else ""))
         return "\n".join(lines)
+
+
+def uncertainty_at(
+    problem: Problem, vector_P: Tensor, images: Images, ridge: float = 0.0, exact: bool = False, seed: int = 0
+) -> Uncertainty:
+    """`uncertainty` at a vector of a problem, from all of the images or the first 4,000 of them.
+
+    The curvature is exact for up to 16 outputs, or where `exact` says so. For more it is the mean of 8 random columns
+    for each image, right on average. The noise of that draw is estimated from what each half of the columns gives.
+    """
+    some = images.part(0, MOST_IMAGES)
+    ridge_P = torch.full((len(vector_P),), ridge, dtype=torch.float64)
+
+    def errors(model: Quadratic) -> Uncertainty:
+        return uncertainty(replace(model, images=len(images)), problem.coordinates, vector_P, ridge_P)
+
+    if exact or problem.outputs(vector_P, some.part(0, 1)).shape[1] <= EXACT_OUTPUTS:
+        return errors(problem.quadratic(vector_P, some))
+    one, other = (problem.quadratic(vector_P, some, DRAWS // 2, seed + half) for half in (0, 1))
+    both = errors(replace(one, curvature_PP=(one.curvature_PP + other.curvature_PP) / 2))
+    errors_2P = torch.tensor([[row.error for row in errors(half).rows] for half in (one, other)], dtype=torch.float64)
+    errors_2P = errors_2P[:, errors_2P.isfinite().all(0)]
+    # The halves differ by twice the standard deviation of their mean, on average.
+    share_P = (errors_2P[0] - errors_2P[1]) / errors_2P.sum(0)
+    return replace(both, draws=DRAWS, noise=share_P.square().mean().sqrt().nan_to_num().item())
 
 
 def uncertainty(
@@ -106,8 +142,8 @@ def uncertainty(
     a factor of 1,000 it is not determined. Both are for n much larger than P, and for the
     images' share of the error alone: they say nothing of the frozen weights.
 
-    Directions without curvature are looked for in H scaled to a diagonal of ones: its eigenvalues below 1e-7 of the
-    largest are none. A parameter that takes part in such a direction is not determined: its error is infinite. The
+    Directions without curvature are those eigenvectors of H, scaled to a diagonal of ones, whose eigenvalue is below
+    1e-7 of the largest. A parameter that takes part in such a direction is not determined: its error is infinite. The
     correlations between such parameters are those along the directions without curvature.
 
     Args:

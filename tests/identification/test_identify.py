@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -140,7 +141,8 @@ def test_more_parameters_than_a_matrix_is_made_for() -> None:
     base = nn.Sequential(nn.Linear(8, 120), nn.ReLU(), nn.Linear(120, 4))
     x, y = (clusters(200, 3)[0][0].float(), clusters(200, 3)[0][1])
     net, _ = replace_activations(base, {"ReLU": FNeuron.like("Tanh")}, "neuron", x)
-    result = identify(net, [(x, y)], steps=3)
+    with pytest.warns(UserWarning, match="2160 parameters are identified from 160 images"):
+        result = identify(net, [(x, y)], steps=3)
     assert len(result.names) == 120 * 18 > DENSE
     assert result.steps[-1].phase == "joint"
     assert result.steps[-1].heldout_loss < 0.8 * result.steps[0].heldout_loss
@@ -158,6 +160,13 @@ def test_the_images_are_left_as_they_are(first: nn.Module) -> None:
     assert torch.equal(x, kept)
     both = (result.steps[0].loss * result.images + result.steps[0].heldout_loss * result.heldout_images) / 200
     assert both == pytest.approx(start)
+
+
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated, and still used
+        module: nn.Module = torch.jit.script(nn.Linear(2, 2))
+    return module
 
 
 NO_HESSIAN = "has no Hessian by the outputs"
@@ -178,6 +187,14 @@ NO_HESSIAN = "has no Hessian by the outputs"
         ({"batches": []}, "There is nothing to identify from: the batches hold no image"),
         ({"batches": [(x[:0], y[:0]) for x, y in problem()]}, "There is nothing to identify from"),
         ({"batches": [(x[:1], y[:1]) for x, y in problem()[:1]]}, "Of 1 images a share of 0.2 leaves 0 held out"),
+        ({"batches": problem(count=16)}, "Of 16 images a share of 0.2 leaves 3 held out and 13 to fit on: give more"),
+        ({"batches": [(x, y + 1) for x, y in problem()]}, "labels are no class of the network, which has 3 outputs"),
+        ({"batches": [(x, y[:, None]) for x, y in problem()]}, r"Labels of shape \(B, 1\) do not fit outputs"),
+        ({"batches": [(x, y.float()) for x, y in problem()]}, r"Targets of shape \(19,\) do not fit outputs"),
+        ({"batches": [((x * 9).long(), y) for x, y in problem()]}, "The network does not run on such inputs"),
+        ({"batch_size": 0}, "The batch size must be a whole number of at least 1; got 0"),
+        ({"steps": -1}, "The number of steps must be a whole number of at least 0; got -1"),
+        ({"net": scripted()}, "The network is a ScriptModule"),
         ({"heldout": 0.0}, "The share of held-out images is 0.0; give one between 0 and 1"),
         ({"heldout": 1.0}, "The share of held-out images is 1.0"),
         ({"heldout": 0.99}, "Of 24 images a share of 0.99 leaves 24 held out and 0 to fit on"),

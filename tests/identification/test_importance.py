@@ -186,10 +186,11 @@ def test_a_gain_of_more_than_the_loss_is_not_believed() -> None:
     [
         (nn.Linear(2, 2), [], {}, "no adaptive activation"),
         (network(), [], {}, "nothing to predict from"),
-        (network(), problem(), {"images": 0}, "1 or more; got 0"),
+        (network(), problem(), {"images": 0}, "must be a whole number of at least 1; got 0"),
         (network(), problem(), {"images": 1}, "at least 2 images"),
         (network(), [(x * math.nan, y) for x, y in problem()], {}, "not finite"),
         (FNeuron(torch.zeros(2000, 3)), [], {}, "6000 adaptive parameters"),
+        (network(), [(x, y + 3) for x, y in problem()], {}, "24 of 24 labels are no class of the network"),
         (network(), problem(), {"precision": "int8"}, "Unknown precision"),
     ],
 )

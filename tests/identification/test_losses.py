@@ -112,3 +112,12 @@ def test_a_loss_without_a_hessian() -> None:
     with pytest.raises(UserError, match="The loss 'absolute' has no Hessian by the outputs") as raised:
         loss_with_hessian("absolute", distance, None)
     assert str(raised.value).endswith("give hessian=.")
+
+
+def test_a_draw_has_the_curvature_of_a_network_that_is_sure() -> None:
+    """Of two classes at odds any draw is exact, however sure the network is; a third class hardly matters."""
+    outputs_BK = torch.tensor([[0.0, -9.0, -60.0]], dtype=torch.float64).expand(50, 3)
+    assert CROSS_ENTROPY.sampled is not None
+    factor_BKR = CROSS_ENTROPY.sampled(outputs_BK, torch.zeros(50).long(), 1, torch.Generator().manual_seed(0))
+    exact_BKR = CROSS_ENTROPY.factor(outputs_BK, torch.zeros(50).long())
+    assert torch.allclose(factor_BKR @ factor_BKR.mT, exact_BKR @ exact_BKR.mT, rtol=1e-6, atol=1e-15)

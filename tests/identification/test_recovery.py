@@ -50,7 +50,7 @@ def test_known_parameters_are_found_again(kind: str, how: str) -> None:
     if how in ("mean squared error", "given loss"):
         result = identify(net, [(x, truth(x).detach())], loss=DISTANCE if how == "given loss" else how, **EXACT)
     else:
-        # No labels are looked at: these are of no class at all.
+        # Labels are not used: these are of no class at all.
         settings: dict[str, Any] = {"loss": "mean squared error"} if how == "logits by errors" else {}
         target = "activations" if how == "activations" else "logits"
         labels = torch.full((300,), -100)

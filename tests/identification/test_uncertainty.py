@@ -12,7 +12,7 @@ from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR
 from aafit.identification.problem import Images, Problem, Quadratic
-from aafit.identification.uncertainty import scaled_inverse, uncertainty
+from aafit.identification.uncertainty import scaled_inverse, uncertainty, uncertainty_at
 
 CENTRES = torch.linspace(-2, 2, 5, dtype=torch.float64)
 
@@ -232,3 +232,37 @@ ONES = torch.ones(4, dtype=torch.float64)
 def test_what_cannot_be_used(quadratic: Quadratic, vector: Tensor, ridge: Tensor | None, says: str) -> None:
     with pytest.raises(UserError, match=says):
         uncertainty(quadratic, leaf(), vector, ridge)
+
+
+def sure(outputs: int, images: int = 600) -> tuple[Problem, Tensor, Images]:
+    """A network that is sure of nearly all of its answers, and right."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), LEAF.like("SiLU"), nn.Linear(8, outputs)).double().eval()
+    with torch.no_grad():
+        net[2].weight.mul_(30)
+    x = torch.randn(images, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    coordinates = Coordinates(net)
+    data = Images((x,), net(x).detach().argmax(1))
+    return Problem(net, coordinates, CROSS_ENTROPY), coordinates.read(), data
+
+
+def test_the_curvature_at_the_end_is_exact_where_the_outputs_are_few() -> None:
+    problem, vector_P, data = sure(3)
+    found = uncertainty_at(problem, vector_P, data)
+    expected = uncertainty(problem.quadratic(vector_P, data), problem.coordinates, vector_P)
+    assert [row.error for row in found.rows] == pytest.approx([row.error for row in expected.rows])
+    assert (found.draws, found.noise) == (None, 0.0)
+    assert "random columns" not in str(found)
+
+
+def test_where_the_outputs_are_many_the_noise_of_the_draws_is_stated() -> None:
+    problem, vector_P, data = sure(40)
+    exact = uncertainty_at(problem, vector_P, data, exact=True)
+    drawn = [uncertainty_at(problem, vector_P, data, seed=10 * seed) for seed in range(8)]
+    errors_RP = torch.tensor([[row.error for row in found.rows] for found in drawn])
+    away = (errors_RP / torch.tensor([row.error for row in exact.rows]) - 1).square().mean().sqrt().item()
+    stated = sum(found.noise for found in drawn) / len(drawn)
+    assert 0 < away < 0.2
+    # The mean of eight estimates, each from the difference of two halves.
+    assert stated == pytest.approx(away, rel=0.7)
+    assert "with 8 random columns of the curvature for each, whose draw changes the errors by about" in str(drawn[0])

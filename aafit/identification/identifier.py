@@ -1,40 +1,38 @@
-"""The phases of an identification: what leads from each of its states to the next."""
+"""The phases of an identification: each takes one of its states to the next."""
 
 import logging
 import time
 from dataclasses import dataclass, replace
 from math import isfinite
 
-import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.identification.gauss_newton import DENSE, LEAST, Descent, collapsed, looked_at, perfect_variation, variation
+from aafit.identification.gauss_newton import DENSE, LEAST, Descent, collapsed, measured, perfect_variation, variation
 from aafit.identification.layerwise import match_layers
 from aafit.identification.losses import CROSS_ENTROPY, LOSSES
 from aafit.identification.problem import Problem
 from aafit.identification.result import HEADER, Identification, State, Step
-from aafit.identification.samples import Parts, outputs_of
+from aafit.identification.samples import Samples, outputs_of
 from aafit.identification.steepness import logits_changed, smoothest
-from aafit.identification.uncertainty import uncertainty
+from aafit.identification.uncertainty import uncertainty_at
 
 log = logging.getLogger(__name__)
 
 FEW = 256  # images are enough to match a layer, or to find what a steepness changes
 FAR = 0.02  # of the base network's loss
 FIRST_SAMPLE = 500
-FOR_ERRORS = 1000
 FIRST_DAMPING = 1e-3
 
 
 @dataclass(frozen=True)
-class Run:
-    """One identification: from each state to the next. The fields are those of `identify`, or made from them."""
+class Identifier:
+    """One identification. The fields are the arguments of `identify`, or made from them."""
 
     net: nn.Module
     base: nn.Module | None
     target: str
-    parts: Parts
+    samples: Samples
     problem: Problem
     steps: int
     columns: int | None
@@ -45,21 +43,21 @@ class Run:
     def start(self, began: float) -> State:
         """The state before any step."""
         vector_P = self.problem.coordinates.read()
-        few = self.parts.fitted.part(0, FEW)
+        few = self.samples.fitted.part(0, FEW)
         heldout_loss, depends = self._heldout(vector_P)
         if self.base is not None:
             # The base's outputs depend on the images as they should, those of a far start perhaps no longer.
             depends = variation(self._base_outputs(), self._probabilities)
         if self.problem.loss in LOSSES.values():
             outputs = self.problem.outputs(vector_P, few.part(0, 2)).shape[1]
-            depends = max(depends, LEAST * perfect_variation(self.parts.heldout.targets, outputs))
-        loss, _ = looked_at(self.problem, vector_P, few)
+            depends = max(depends, LEAST * perfect_variation(self.samples.heldout.targets, outputs))
+        loss, _ = measured(self.problem, vector_P, few)
         step = Step(0, "start", len(few), loss, heldout_loss, seconds=time.perf_counter() - began)
         log.info("%s\n%s", HEADER, step)
-        return State("steepness", vector_P, vector_P, depends, FIRST_DAMPING, FIRST_SAMPLE, (step,), (vector_P,))
+        return State("steepness", vector_P, vector_P, depends, FIRST_DAMPING, FIRST_SAMPLE, (step,))
 
     def advance(self, state: State) -> State:
-        """Do what the state's phase says."""
+        """One step of the state's phase."""
         began = time.perf_counter()
         phases = {"steepness": self._steepness, "layers": self._layers, "joint": self._joint}
         further = phases[state.phase](state)
@@ -72,25 +70,21 @@ class Run:
         return further
 
     def result(self, state: State) -> Identification:
-        """What is known at the end."""
+        """The result at the end."""
         coordinates = self.problem.coordinates
         errors = None
         if len(coordinates) <= DENSE and self.target != "activations":
-            # The matrices of some images are as good as those of all; the number of all is what the errors depend on.
-            some = self.parts.fitted.part(0, FOR_ERRORS)
-            model = self.problem.quadratic(state.vector_P, some, self.columns, self.seed)
-            model = replace(model, images=len(self.parts.fitted))
-            ridge_P = torch.full((len(coordinates),), self.ridge, dtype=torch.float64)
-            errors = uncertainty(model, coordinates, state.vector_P, ridge_P)
+            exact = self.columns is None
+            errors = uncertainty_at(self.problem, state.vector_P, self.samples.fitted, self.ridge, exact, self.seed)
         return Identification(
             state=state,
             names=tuple(coordinates.names),
             start=tuple(coordinates.values(state.start_P).tolist()),
             values=tuple(coordinates.values(state.vector_P).tolist()),
             uncertainty=errors,
-            images=len(self.parts.fitted),
-            heldout_images=len(self.parts.heldout),
-            memory=self.parts.memory,
+            images=len(self.samples.fitted),
+            heldout_images=len(self.samples.heldout),
+            memory=self.samples.memory,
             collapsed=collapsed(self._heldout(state.vector_P)[1], state.variation),
         )
 
@@ -99,7 +93,7 @@ class Run:
         following = replace(state, phase="layers")
         if not self.budget:
             return following
-        few, coordinates = self.parts.fitted.part(0, FEW), self.problem.coordinates
+        few, coordinates = self.samples.fitted.part(0, FEW), self.problem.coordinates
 
         def outputs(vector_P: Tensor) -> Tensor:
             return self.problem.outputs(vector_P, few)
@@ -114,11 +108,11 @@ class Run:
         return self._moved(following, "steepness", vector_P, len(few), message)
 
     def _layers(self, state: State) -> State:
-        """Match a far start to the base network, layer by layer."""
+        """Match the activations of a far start to the base network's, layer by layer."""
         after = replace(state, phase="done" if self.target == "activations" else "joint")
         if self.base is None or not (self.target == "activations" or self._is_far(state)):
             return after
-        raw = self.parts.raw[:FEW].split(self.problem.batch_size)
+        raw = self.samples.raw[:FEW].split(self.problem.batch_size)
         self.problem.coordinates.write(state.vector_P)
         matched = tuple(match_layers(self.net, self.base, raw, self.seed))
         vector_P = self.problem.coordinates.read()
@@ -132,10 +126,10 @@ class Run:
             f"layers: {why}each activation was matched to the base's from the input on; "
             f"what is left is at most {worst.after:.2%} of a layer's standard deviation ({worst.path})"
         )
-        return self._moved(replace(after, matched=matched), "layers", vector_P, len(self.parts.raw[:FEW]), message)
+        return self._moved(replace(after, matched=matched), "layers", vector_P, len(self.samples.raw[:FEW]), message)
 
     def _joint(self, state: State) -> State:
-        """One damped step of all parameters together, or a larger sample to look for one on."""
+        """One damped step of all parameters together, or a larger sample for the next search."""
         if not isfinite(state.steps[-1].heldout_loss):
             raise UserError(
                 "The loss of the network is not finite: start from other values of the activations, or give the "
@@ -144,9 +138,9 @@ class Run:
         done = sum(step.phase == "joint" for step in state.steps)
         if done >= self.steps:
             return self._best(state, f"stopped after {done} steps, as asked for")
-        descent = Descent(self.problem, self.parts.heldout, self.columns, self.ridge, state.start_P, state.variation)
-        images = min(state.images, len(self.parts.fitted))
-        sample = self.parts.fitted.part(0, images)
+        descent = Descent(self.problem, self.samples.heldout, self.columns, self.ridge, state.start_P, state.variation)
+        images = min(state.images, len(self.samples.fitted))
+        sample = self.samples.fitted.part(0, images)
         outcome = descent.step(
             state.vector_P, sample, state.damping, state.steps[-1].heldout_loss, self.seed + len(state.steps)
         )
@@ -154,7 +148,7 @@ class Run:
         messages = state.messages
         if outcome.collapsed:
             messages = (*messages, "joint: refused a step whose outputs hardly depended on the images any more")
-        whole = images == len(self.parts.fitted)
+        whole = images == len(self.samples.fitted)
         if not outcome.moved:
             state = replace(state, messages=messages, images=larger, damping=FIRST_DAMPING)
             return self._best(state) if whole else state
@@ -174,14 +168,13 @@ class Run:
             damping=outcome.damping,
             images=larger,
             steps=(*state.steps, step),
-            vectors=(*state.vectors, outcome.vector_P),
             messages=messages,
         )
         # Steps converge quadratically: after one that was worth less than the noise the next is worth nothing.
         return self._best(state) if whole and outcome.predicted < outcome.noise else state
 
     def _best(self, state: State, *messages: str) -> State:
-        """The end: where it is, or where it began if that does better on the images held out."""
+        """The end: the present place, or the start where that does better on the held-out images."""
         state = replace(state, phase="done", messages=(*state.messages, *messages))
         # Not "<=": the loss at the start may not be a number.
         if not state.steps[-1].heldout_loss > state.steps[0].heldout_loss:
@@ -190,19 +183,18 @@ class Run:
         return self._moved(state, "start", state.start_P, state.steps[0].images, message)
 
     def _moved(self, state: State, phase: str, vector_P: Tensor, images: int, message: str) -> State:
-        loss, _ = looked_at(self.problem, vector_P, self.parts.fitted.part(0, images))
+        loss, _ = measured(self.problem, vector_P, self.samples.fitted.part(0, images))
         step = Step(len(state.steps), phase, images, loss, self._heldout(vector_P)[0])
         return replace(
             state,
             vector_P=vector_P,
             steps=(*state.steps, step),
-            vectors=(*state.vectors, vector_P),
             messages=(*state.messages, message),
         )
 
     def _is_far(self, state: State) -> bool:
         """Whether the loss on the first images is above the base network's by more than FAR of that, and its noise."""
-        few = self.parts.fitted.part(0, FEW)
+        few = self.samples.fitted.part(0, FEW)
         base_N = self.problem.losses(self._base_outputs(), few.targets)
         excess_N = self.problem.losses(self.problem.outputs(state.vector_P, few), few.targets) - base_N
         excess, noise = excess_N.mean().item(), 2 * excess_N.std().item() / len(few) ** 0.5
@@ -213,11 +205,11 @@ class Run:
 
     def _base_outputs(self) -> Tensor:
         assert self.base is not None
-        raw, problem = self.parts.raw[:FEW], self.problem
+        raw, problem = self.samples.raw[:FEW], self.problem
         return outputs_of(self.base, raw, problem.batch_size, problem.precision)[0]
 
     def _heldout(self, vector_P: Tensor) -> tuple[float, float]:
-        return looked_at(self.problem, vector_P, self.parts.heldout)
+        return measured(self.problem, vector_P, self.samples.heldout)
 
     @property
     def _probabilities(self) -> bool:
