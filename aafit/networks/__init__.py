@@ -1,5 +1,8 @@
 """Find the activations of a network, replace them, restore them, freeze the rest, save the few numbers.
 
-Begin with surgery.py; find.py tells what there is to replace. adaptive.py freezes, saves and loads; frozen_prefix.py
-splits off what tuning cannot change. models.py has the paper's networks, authors_checkpoint.py the authors' files.
+Begin with surgery.py: find.py finds what there is (observe.py watches one forward, kinds.py and own_classes.py know
+activations, found.py has the rows), select.py tells which of it is meant, as_modules.py and call_sites.py make every
+call a module, make.py makes what takes its place. adaptive.py freezes, saves and loads; frozen_prefix.py splits off
+what tuning cannot change; inputs.py takes batches and outputs of any form. models.py has the paper's networks,
+authors_checkpoint.py the authors' files.
 """

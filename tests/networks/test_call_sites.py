@@ -13,9 +13,10 @@ from written import FORMS, Swish, Written, written
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_activations, load_activations, save_activations
+from aafit.networks.as_modules import like_for_like
 from aafit.networks.call_sites import call_sites
 from aafit.networks.find import find_activations
-from aafit.networks.surgery import like_for_like, replace_activations
+from aafit.networks.surgery import replace_activations
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(5))
 
