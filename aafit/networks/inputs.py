@@ -1,6 +1,6 @@
 """A batch of any form, and a network that returns any form, brought to one: inputs, target, and a tensor out."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -104,6 +104,24 @@ def as_batch(batch: Any) -> Batch:
         given = as_inputs(tuple(inputs), "The batch")
         return Batch(given.args, given.kwargs, target)
     return as_inputs(batch, "The batch")
+
+
+def each_batch(batches: Iterable[Any]) -> Iterator[Batch]:
+    """Each of `batches` by `as_batch`, without those that have no row.
+
+    Raises:
+        UserError: `batches` is one batch, or cannot be gone through; or as `as_batch`.
+    """
+    one = isinstance(batches, (Tensor, Mapping, Batch)) or (
+        isinstance(batches, tuple) and len(batches) > 0 and isinstance(batches[0], (Tensor, Mapping))
+    )
+    if one:
+        raise UserError("The batches given are one batch alone: put it in a list, as [(inputs, target)].")
+    if not isinstance(batches, Iterable):
+        raise UserError(f"The batches given are a {type(batches).__name__}: give a list of batches or a DataLoader.")
+    for batch in map(as_batch, batches):
+        if len(batch):
+            yield batch
 
 
 def as_inputs(sample: Any, what: str = "The sample") -> Batch:

@@ -4,42 +4,50 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.frozen_prefix import split_network
+from aafit.networks.inputs import Batch, Output, each_batch, run
+from aafit.training.losses import Loss, Metric, check_labels, check_loss, score, total_metric
 from aafit.training.precision import autocast
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[Any]
+"""Batches of any form, see `aafit.networks.inputs.as_batch`; of images and labels most often."""
 
 KEPT_BYTES = 1 << 29  # bytes of outputs of the frozen prefix
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Cross-entropy (mean over the images, in nats) and accuracy (share of right predictions) over a whole set.
+    """Mean loss (cross-entropy in nats unless another was asked for) and share of right predictions over a whole set.
 
-    An image whose logits are NaN or infinite counts as wrong; `not_finite` is the number of such images.
+    Means are over the images, or over what is labelled of them. NaN stands for what there is not: accuracy without
+    classes, loss without a target, `metric` where none was given. An image whose outputs are NaN or infinite counts as
+    wrong; `not_finite` is the number of such images.
     """
 
     loss: float
     accuracy: float
     images: int
     not_finite: int = 0
+    metric: float = math.nan
 
     @property
     def diverged(self) -> bool:
-        """Whether some logits are NaN or infinite: then loss and accuracy say nothing of the network."""
-        return self.not_finite > 0 or not math.isfinite(self.loss)
+        """Whether some outputs are NaN or infinite: then loss and accuracy say nothing of the network."""
+        return self.not_finite > 0 or math.isinf(self.loss)
 
     def __str__(self) -> str:
         if self.diverged:
             return f"DIVERGED: NaN or infinity for {self.not_finite} of {self.images} images"
-        return f"loss {self.loss:.4f}, accuracy {self.accuracy:.2%}"
+        found = (f"loss {self.loss:.4f}", f"accuracy {self.accuracy:.2%}", f"metric {self.metric:.4g}")
+        there = (self.loss, self.accuracy, self.metric)
+        return ", ".join(text for text, value in zip(found, there, strict=True) if not math.isnan(value))
 
 
 @contextmanager
@@ -62,32 +70,96 @@ def evaluation_mode(*nets: nn.Module) -> Iterator[None]:
         yield
 
 
-def evaluate(net: nn.Module, batches: Batches, precision: str = "float32") -> Evaluation:
-    """Loss and accuracy of `net` over all of `batches` of (images, labels); the network's mode is left as it was.
+def evaluate(
+    net: nn.Module,
+    batches: Batches,
+    precision: str = "float32",
+    *,
+    output: Output | None = None,
+    loss: Loss = "cross-entropy",
+    metric: Metric | None = None,
+) -> Evaluation:
+    """Loss and accuracy of `net` over all of `batches`; the network's mode is left as it was.
+
+    Args:
+        net: any network.
+        batches: of (images, labels), or of any other form that `as_batch` takes.
+        precision: "bf16" for autocast, else the type that `net` has.
+        output: from what the network returns to the tensor that is meant, where it returns an object.
+        loss: "cross-entropy" of outputs (B, K), (B, T, K) or (B, C, H, W) with labels (B,), (B, T) or (B, H, W), of
+            which -100 does not count; "mean squared error"; or a function of output and target that gives a number,
+            or one for each row or place.
+        metric: a function of output and target, or of the output alone where there is no target, that gives as a loss
+            does; it is called batch by batch, and averaged over the rows.
 
     Raises:
-        UserError: there is no image in `batches`.
+        UserError: there is no image in `batches`; a batch has no known form; there is neither a target nor a metric;
+            the target does not fit the output; the network refuses a batch.
     """
-    images, loss, right = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-    finite = torch.zeros((), dtype=torch.int64)
+    check_loss(loss)
+    sums = _Sums()
+    images = classes = 0
     with evaluation_mode(net):
-        for x_B, y_B in batches:
-            with autocast(precision, x_B.device):
-                logits_BK = net(x_B)
-            logits_BK = logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float()
+        for batch in each_batch(batches):
+            with autocast(precision, batch.device):
+                result = run(net, batch, output)
+            result = result if result.dtype == torch.float64 else result.float()
+            if batch.target is None and metric is None:
+                raise UserError("There is nothing to evaluate by: the batches have no target, and no metric was given.")
             # Sums stay on the device: reading them here would make a GPU wait for every batch.
-            loss = loss.to(x_B.device) + F.cross_entropy(logits_BK, y_B, reduction="sum")
-            finite_B = logits_BK.isfinite().all(1)
-            finite = finite.to(x_B.device) + finite_B.sum()
-            right = right.to(x_B.device) + ((logits_BK.argmax(1) == y_B) & finite_B).sum()
-            images += len(y_B)
+            if batch.target is not None:
+                found = score(loss, result, batch.target)
+                classes = found.classes
+                sums.add("loss", found.loss, found.count)
+                if found.right is not None and found.labelled is not None and found.outside is not None:
+                    sums.add("right", found.right, found.labelled)
+                    sums.add("outside", found.outside, found.labelled)
+            if metric is not None:
+                sums.add("metric", *total_metric(metric, result, batch.target))
+            sums.add("finite", finite_rows(result).sum(), torch.tensor(len(batch)))
+            images += len(batch)
     if images == 0:
         raise UserError("There is nothing to evaluate: the batches hold no image.")
-    return Evaluation(loss.item() / images, right.item() / images, images, images - int(finite.item()))
+    check_labels(sums.of("outside"), classes)
+    not_finite = images - int(sums.of("finite"))
+    return Evaluation(sums.mean("loss"), sums.mean("right"), images, not_finite, sums.mean("metric"))
+
+
+def finite_rows(output: Tensor) -> Tensor:
+    """Whether all numbers of a row are finite, (B,)."""
+    return output.isfinite().flatten(1).all(1) if output.dim() > 1 else output.isfinite()
+
+
+class _Sums:
+    """Sums by name, and over how many, kept on the device."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, name: str, value: Tensor, count: Tensor) -> None:
+        value = value.detach()
+        value = value.double() if value.is_floating_point() else value
+        before = self._kept.get(name)
+        self._kept[name] = (value, count) if before is None else (before[0] + value, before[1] + count)
+
+    def of(self, name: str) -> Tensor:
+        return self._kept[name][0] if name in self._kept else torch.tensor(0)
+
+    def mean(self, name: str) -> float:
+        """NaN where there is nothing to take the mean of."""
+        if name not in self._kept:
+            return math.nan
+        value, count = (kept.item() for kept in self._kept[name])
+        return value / count if count else math.nan
 
 
 def repeated_evaluation(
-    net: nn.Module, batches: Callable[[], Batches], precision: str = "float32"
+    net: nn.Module,
+    batches: Callable[[], Batches],
+    precision: str = "float32",
+    *,
+    output: Output | None = None,
+    loss: Loss = "cross-entropy",
 ) -> Callable[[], Evaluation]:
     """A function that evaluates `net` as it then is on `batches()`, with the same bits as `evaluate` gives.
 
@@ -96,22 +168,26 @@ def repeated_evaluation(
     """
 
     def plainly() -> Evaluation:
-        return evaluate(net, batches(), precision)
+        return evaluate(net, batches(), precision, output=output, loss=loss)
 
     adaptive = set(adaptive_parameters(net).values())
     if not adaptive or any(parameter.requires_grad for parameter in net.parameters() if parameter not in adaptive):
         return plainly
     with evaluation_mode(net):
-        x_B, _ = next(iter(batches()))
-        prefix, rest = split_network(net, (x_B[:2],))
+        few = next(each_batch(batches()), None)
+        if few is None or few.kwargs:
+            return plainly
+        prefix, rest = split_network(net, few.part(0, 2).args)
         if prefix is None:
             return plainly
         kept, kept_bytes = [], 0
-        for x_B, y_B in batches():
-            with autocast(precision, x_B.device):
-                outputs = prefix(x_B)
+        for batch in each_batch(batches()):
+            if batch.kwargs:
+                return plainly
+            with autocast(precision, batch.device):
+                outputs = prefix(*batch.args)
             kept_bytes += outputs[0].nbytes
             if len(outputs) > 1 or kept_bytes > KEPT_BYTES:
                 return plainly
-            kept.append((outputs[0], y_B))
-    return lambda: evaluate(rest, kept, precision)
+            kept.append(Batch((outputs[0],), {}, batch.target))
+    return lambda: evaluate(rest, kept, precision, output=output, loss=loss)

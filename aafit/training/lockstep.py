@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from aafit.networks.adaptive import training_mode
 from aafit.networks.frozen_prefix import split_network
+from aafit.networks.inputs import Batch, as_batch
 from aafit.training.evaluate import Batches, evaluation_mode
 from aafit.training.precision import autocast
 from aafit.training.tune import mean_and_variance, train_step, trained_by
@@ -53,14 +54,15 @@ class Lockstep:
         for net in self.nets:
             training_mode(net)
         last = len(self.rests) - 1
-        for x_B, y_B in batches:
-            with torch.no_grad(), autocast(precision, x_B.device):
-                (between_B,) = self.prefix(x_B)
-            devices = [x_B.device] if x_B.is_cuda else []
+        for batch in map(as_batch, batches):
+            with torch.no_grad(), autocast(precision, batch.device):
+                (between_B,) = self.prefix(*batch.args)
+            between = Batch((between_B,), {}, batch.target)
+            devices = [batch.device] if batch.first.is_cuda else []
             for at, rest in enumerate(self.rests):
                 # Each draws its dropout from where the prefix left the generator; the last one moves it on.
                 with torch.random.fork_rng(devices, enabled=at < last):
-                    losses[at].append(train_step(rest, between_B, y_B, optimizers[at], trained[at], precision))
+                    losses[at].append(train_step(rest, between, optimizers[at], trained[at], precision))
         return [mean_and_variance(own) for own in losses]
 
 

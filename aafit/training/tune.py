@@ -1,23 +1,25 @@
 """Tuning by gradient steps."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Adam, Optimizer, RMSprop
 
 from aafit.errors import UserError, check_name
 from aafit.networks.adaptive import adaptive_activations, train_only_activations, training_mode
-from aafit.training.evaluate import Batches, own_modes
+from aafit.networks.inputs import Batch, Output, as_batch, each_batch, run
+from aafit.training.evaluate import Batches, evaluation_mode, own_modes
+from aafit.training.losses import Loss, LossFunction, check_loss, class_axis, objective
 from aafit.training.precision import autocast
 
 OPTIMIZERS = ("adam", "rmsprop")
 LEARNING_RATES = {"adam": 1e-3, "rmsprop": 1e-4}
 # p24sl: the offsets p2 and p4 of LEAF learn slower, by a factor that depends on the optimizer.
 SLOWED = {"adam": 1000.0, "rmsprop": 10.0}
+CROSS_ENTROPY = objective("cross-entropy")
 
 
 def make_optimizers(
@@ -77,7 +79,8 @@ def train_epoch(
     """
     trained = trained_by(optimizers)
     training_mode(net)
-    return mean_and_variance([train_step(net, x_B, y_B, optimizers, trained, precision) for x_B, y_B in batches])
+    steps = [train_step(net, as_batch(batch), optimizers, trained, precision) for batch in batches]
+    return mean_and_variance(steps)
 
 
 def trained_by(optimizers: Sequence[Optimizer]) -> list[list[Parameter]]:
@@ -89,21 +92,22 @@ def trained_by(optimizers: Sequence[Optimizer]) -> list[list[Parameter]]:
 
 def train_step(
     net: nn.Module,
-    x_B: Tensor,
-    y_B: Tensor,
+    batch: Batch,
     optimizers: Sequence[Optimizer],
     trained: Sequence[Sequence[Parameter]],
     precision: str,
+    output: Output | None = None,
+    loss: LossFunction = CROSS_ENTROPY,
 ) -> Tensor:
     """One minibatch of `train_epoch`: its loss before anything has changed, left on the device."""
     losses: list[Tensor] = []
     for optimizer, parameters in zip(optimizers, trained, strict=True):
-        with autocast(precision, x_B.device):
-            loss = F.cross_entropy(net(x_B), y_B)
+        with autocast(precision, batch.device):
+            value = loss(run(net, batch, output), batch.target)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=parameters)
+        value.backward(inputs=parameters)
         optimizer.step()
-        losses.append(loss.detach())
+        losses.append(value.detach())
     return losses[0]
 
 
@@ -124,29 +128,98 @@ def tune(
     p24sl: bool = False,
     precision: str = "float32",
     after_epoch: Callable[[int, float], None] | None = None,
+    *,
+    output: Output | None = None,
+    loss: Loss | None = None,
+    base: nn.Module | None = None,
 ) -> list[float]:
     """Tune the adaptive activations of `net`, in place, by gradient steps with everything else frozen.
 
-    `batches` is gone through once an epoch: an iterable of (images, labels) that can be iterated again, such as a list
-    or a DataLoader, or a function from the epoch's number to one. With precision "bf16" the forward passes run under
-    autocast, else in the type that `net` has. `after_epoch(epoch, loss)` is called after each epoch. The network's
-    mode, training or evaluation, is left as it was. Returns the mean training loss of every epoch.
+    While they train, what is frozen stays as it is: a batch norm keeps its statistics and uses them, as in evaluation.
+    Dropout is active, as it was when the network was trained; but not where the outputs of a base are matched, which
+    have none: there `net` is in evaluation mode throughout.
+
+    Args:
+        net: a network with adaptive activations; its mode, training or evaluation, is left as it was.
+        batches: gone through once an epoch: an iterable of (images, labels), or of any other form that `as_batch`
+            takes, that can be iterated again, such as a list or a DataLoader; or a function from the epoch's number
+            to one.
+        epochs: how often.
+        optimizer: "adam" or "rmsprop".
+        lr: the learning rate, by default that of the optimizer.
+        p24sl: whether LEAF's p2 and p4 learn slower.
+        precision: "bf16" for forward passes under autocast, else the type that `net` has.
+        after_epoch: called as after_epoch(epoch, loss) after each epoch.
+        output: from what the network returns to the tensor that is meant, where it returns an object.
+        loss: as for `evaluate`; by default cross-entropy, or the mean squared error from the outputs of `base`.
+        base: the network whose outputs for the same inputs are the target, instead of labels; "cross-entropy" is then
+            that from its probabilities.
+
+    Returns:
+        The mean training loss of every epoch.
 
     Raises:
-        UserError: no adaptive activation in `net`, no images, or an iterator that is exhausted after one epoch.
+        UserError: no adaptive activation in `net`, a scripted network, no images, an iterator that is exhausted after
+            one epoch, batches without target and no base, a target that does not fit the output, or an option that
+            is out of range.
     """
-    if not callable(batches) and iter(batches) is batches:
+    if not callable(batches) and isinstance(batches, Iterator):
         raise UserError(
             "The batches can be gone through only once; give a list, a DataLoader or a function of the epoch."
         )
     check_name("optimizer", optimizer, OPTIMIZERS)
+    loss = check_loss(loss or ("cross-entropy" if base is None else "mean squared error"))
+    check_tunable(net, epochs, base)
     train_only_activations(net)
     optimizers = make_optimizers(net, optimizer, lr, p24sl)
+    trained = trained_by(optimizers)
     history = []
     with own_modes(net):
         for epoch in range(epochs):
-            loss, _ = train_epoch(net, batches(epoch) if callable(batches) else batches, optimizers, precision)
-            history.append(loss)
+            training_mode(net)
+            if base is not None:
+                net.eval()
+            # Labels are the same ones in each epoch: checked once, where that makes a device wait.
+            aim = objective(loss, check=epoch == 0)
+            losses = []
+            for batch in each_batch(batches(epoch) if callable(batches) else batches):
+                if base is not None:
+                    batch = _with_outputs_of(base, batch, output, loss, precision)
+                elif batch.target is None:
+                    raise UserError(
+                        "The batches have no target to tune by: give (inputs, labels), or base= to match its outputs."
+                    )
+                losses.append(train_step(net, batch, optimizers, trained, precision, output, aim))
+            mean, _ = mean_and_variance(losses)
+            history.append(mean)
             if after_epoch:
-                after_epoch(epoch, loss)
+                after_epoch(epoch, mean)
     return history
+
+
+def check_tunable(net: nn.Module, epochs: int, base: nn.Module | None) -> None:
+    """
+    Raises:
+        UserError: the network is scripted or the base itself, or `epochs` is no number of epochs.
+    """
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
+        raise UserError(f"epochs={epochs!r} cannot be used; give a whole number from 0.")
+    if isinstance(net, torch.jit.ScriptModule):
+        raise UserError(
+            "The network is a ScriptModule, whose activations are compiled in: give the one it was made of."
+        )
+    if base is net:
+        raise UserError("The base is the network itself: give the one that its activations were replaced in.")
+
+
+def _with_outputs_of(base: nn.Module, batch: Batch, output: Output | None, loss: Loss, precision: str) -> Batch:
+    """The batch with the outputs of `base` as its target, or for cross-entropy with its probabilities."""
+    with evaluation_mode(base), autocast(precision, batch.device):
+        # Cloned: the first activation may work in place.
+        target = run(base, batch.cloned(), output)
+    if loss == "cross-entropy":
+        axis = class_axis(target)
+        if axis is None:
+            raise UserError(f"The base's outputs of shape {tuple(target.shape)} have no axis of classes.")
+        target = target.softmax(axis)
+    return Batch(batch.args, batch.kwargs, target)

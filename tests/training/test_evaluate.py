@@ -127,7 +127,8 @@ def test_the_network_is_left_as_it_was_when_something_fails(training: bool, fail
             raise RuntimeError("a file is gone")
         yield x[:, 1:], y
 
-    with pytest.raises(RuntimeError, match="a file is gone" if fails == "the batches" else "mat1 and mat2"):
+    error, match = (RuntimeError, "a file is gone") if fails == "the batches" else (UserError, "mat1 and mat2")
+    with pytest.raises(error, match=match):
         evaluate(net, batches())
     assert modes(net) == before
     assert torch.is_grad_enabled()
