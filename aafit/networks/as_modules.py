@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.networks.call_sites import CallSites, Site, call_sites, close_call_sites, open_call_sites
+from aafit.networks.call_sites import CallSites, Site, call_sites, close_call_sites, open_call_sites, probe_of
 from aafit.networks.found import Found, FoundActivation
 from aafit.networks.observe import forward_of_sample
 
@@ -61,7 +61,7 @@ def check_same_outputs(model: nn.Module, net: nn.Module, sample: Any, chosen: It
     rows = [row for row in chosen if row.site is not None or works_in_place(row)]
     if not rows:
         return
-    base, twin = deepcopy(model).eval(), deepcopy(net).eval()
+    base, twin = probe_of(model), probe_of(net)
     for row in rows:
         if works_in_place(row):
             vars(twin.get_submodule(row.path))["inplace"] = False

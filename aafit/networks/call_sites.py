@@ -5,9 +5,10 @@ a module: a child of the module whose forward makes the call, its owner. The own
 that runs, a `Watch` sees the calls of torch functions and hands each of these to the module that stands for it. After
 that every activation of the network is a module at a path, and can be replaced like any other.
 
-A call is known by its place in the program: the function it stands in and the offset of its instruction. Inside
-torch.compile no places can be seen: there the calls of an owner are told apart by their order, as it was in the forward
-of the sample.
+A call is known by its place in the program: the function it stands in and the offset of its instruction, and the same
+of the calls that lead there from the owner's forward, so that a helper called for each of six layers is six places.
+Inside torch.compile no places can be seen: there the calls of an owner are told apart by their order, as it was in the
+forward of the sample.
 """
 
 import hashlib
@@ -16,12 +17,14 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache, wraps
+from inspect import unwrap
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 from aafit.errors import UserError
@@ -30,16 +33,21 @@ from aafit.networks.kinds import CalledFunction, called_kind
 _TORCH = f"{Path(torch.__file__).parent}/"
 _ITS_NETWORKS = f"{_TORCH}nn/modules/"
 _NO_NETWORKS = tuple(f"{_ITS_NETWORKS}{name}.py" for name in ("module", "activation"))
+_CALLS_FORWARDS = (f"{_ITS_NETWORKS}module.py", __file__)
 _OURS = (__file__, str(Path(__file__).with_name("observe.py")), str(Path(__file__).parents[1] / "activations") + "/")
 
 
 @dataclass(frozen=True)
-class Place:
+class Step:
     """Where a call stands: the name of its function in the program, the instruction's offset, and the code's digest."""
 
     function: str
     offset: int
     digest: str
+
+
+Place = tuple[Step, ...]
+"""The call of an activation, and the calls that lead there, outwards to the forward of the owner."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class CallSites:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "CallSites":
         """What `as_dict` gave."""
-        sites = (Site(**{**site, "place": Place(**site["place"])}) for site in content["sites"])
+        sites = (Site(**{**site, "place": tuple(Step(**step) for step in site["place"])}) for site in content["sites"])
         return cls(tuple(sites), None if content["order"] is None else tuple(content["order"]))
 
 
@@ -137,6 +145,12 @@ def close_call_sites(net: nn.Module, calls: Mapping[str, CallSites]) -> None:
             del owner._call_sites
 
 
+def probe_of(net: nn.Module) -> nn.Module:
+    """A copy of `net` in eval mode to look at its forward: its parameters, which that only reads, are the same ones."""
+    shared = {id(parameter): parameter for parameter in net.parameters() if not is_lazy(parameter)}
+    return deepcopy(net, shared).eval()
+
+
 def show_unnamed_calls(net: nn.Module, observer: TorchFunctionMode) -> None:
     """Let `observer` see the calls of the owners of `net`, which is changed in place, that have no modules."""
     for owner in net.modules():
@@ -144,9 +158,14 @@ def show_unnamed_calls(net: nn.Module, observer: TorchFunctionMode) -> None:
             vars(owner)["_observer"] = observer
 
 
-def learn_order(net: nn.Module, forward: Callable[[nn.Module], Any]) -> None:
-    """Note the order of the calls of every owner, in place, as it is in `forward` of a copy of the network."""
-    probe = deepcopy(net).eval()
+def learn_order(net: nn.Module, forward: Callable[[nn.Module], Any], silent: Mapping[str, nn.Module]) -> None:
+    """Note the order of the calls of every owner, in place, as it is in `forward` of a copy of the network.
+
+    In the copy the modules `silent` stand at their paths, and what they call themselves does not count.
+    """
+    probe = probe_of(net)
+    for path, module in silent.items():
+        probe.set_submodule(path, _Silent(module))
     for owner in probe.modules():
         if isinstance(owner, _Watched):
             owner._orders = []
@@ -157,6 +176,17 @@ def learn_order(net: nn.Module, forward: Callable[[nn.Module], Any]) -> None:
             own = net.get_submodule(path)
             assert isinstance(own, _Watched)
             own._call_sites = replace(owner._call_sites, order=orders.pop() if len(orders) == 1 else None)
+
+
+class _Silent(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, u: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            result: Tensor = self.module(u)
+        return result
 
 
 class Doorway(nn.Module):
@@ -194,7 +224,7 @@ class Watch(TorchFunctionMode):
         if func is not through_doorway and called_kind(func, args, kwargs) is None:
             return func(*args, **kwargs)
         compiling = torch.compiler.is_dynamo_compiling()
-        name = self._next() if compiling else self._at(calling_frame())
+        name = self._next() if compiling else self._at(calling_frames(self.owner))
         u = args[0] if args else kwargs["input"]
         if name is None and not isinstance(u, Tensor):
             return func(*args, **kwargs)
@@ -204,15 +234,8 @@ class Watch(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             return func(*args, **kwargs) if name is None else self.owner.get_submodule(name)(u)
 
-    def _at(self, frame: FrameType | None) -> str | None:
-        name = None
-        if frame is not None:
-            for site in self.owner._call_sites.sites:
-                if site.place.function == frame.f_code.co_qualname:
-                    _check_same_program(site.place, frame.f_code)
-                    if site.place.offset == frame.f_lasti:
-                        name = site.name
-                        break
+    def _at(self, frames: list[FrameType]) -> str | None:
+        name = _site_at(self.owner._call_sites.sites, frames) if frames else None
         if "_orders" in vars(self.owner):
             self.order.append(name)
         return name
@@ -267,21 +290,33 @@ _OTHER_ORDER = (
 )
 
 
-def calling_frame() -> FrameType | None:
-    """The innermost frame of a network's own program: not of torch's functions, nor of what watches them."""
+def calling_frames(owner: nn.Module) -> list[FrameType]:
+    """The frames of a network's own program from the innermost to the forward of `owner`.
+
+    Frames of torch's functions are left out, and of what watches them; there may be none.
+    """
+    forward = getattr(unwrap(type(owner).forward), "__code__", None)
+    frames: list[FrameType] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        of_torch = file.startswith(_TORCH) and (not file.startswith(_ITS_NETWORKS) or file in _NO_NETWORKS)
-        if not of_torch and not file.startswith(_OURS):
-            return frame
+        if not _is_of_torch(file) and not file.startswith(_OURS):
+            frames.append(frame)
+            if frame.f_code is forward:
+                break
+        elif frames and file in _CALLS_FORWARDS:
+            break
         frame = frame.f_back
-    return None
+    return frames
 
 
-def place_of(frame: FrameType) -> Place:
-    """The place of the call that this frame is making."""
-    return Place(frame.f_code.co_qualname, frame.f_lasti, _digest(frame.f_code))
+def _is_of_torch(file: str) -> bool:
+    return file.startswith(_TORCH) and (not file.startswith(_ITS_NETWORKS) or file in _NO_NETWORKS)
+
+
+def place_of(frames: Iterable[FrameType]) -> Place:
+    """The place of the call that these frames are making."""
+    return tuple(Step(frame.f_code.co_qualname, frame.f_lasti, _digest(frame.f_code)) for frame in frames)
 
 
 @lru_cache(maxsize=4096)
@@ -289,10 +324,26 @@ def _digest(code: CodeType) -> str:
     return hashlib.sha256(code.co_code).hexdigest()[:16]
 
 
-def _check_same_program(place: Place, code: CodeType) -> None:
-    if place.digest != _digest(code):
+def _site_at(sites: tuple[Site, ...], frames: list[FrameType]) -> str | None:
+    """The name of the site whose call these frames are making, None where it is none of them.
+
+    Where only one site stands at the innermost place, it does not matter how the program came there.
+    """
+    code, offset = frames[0].f_code, frames[0].f_lasti
+    here = [site for site in sites if site.place[0].function == code.co_qualname]
+    for site in here:
+        _check_same_program(site.place[0], code)
+    here = [site for site in here if site.place[0].offset == offset]
+    if len(here) > 1:
+        place = place_of(frames)
+        here = [site for site in here if site.place == place]
+    return here[0].name if here else None
+
+
+def _check_same_program(step: Step, code: CodeType) -> None:
+    if step.digest != _digest(code):
         raise UserError(
-            f"The program of {place.function} ({Path(code.co_filename).name}:{code.co_firstlineno}) is not the one "
+            f"The program of {step.function} ({Path(code.co_filename).name}:{code.co_firstlineno}) is not the one "
             "whose activations were replaced, or Python has another version now: replace them again from the base."
         )
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError
+from aafit.networks.call_sites import probe_of
 from aafit.networks.observe import forward_of_sample
 
 Replacement = nn.Module | type[AdaptiveActivation] | Callable[..., nn.Module]
@@ -73,7 +74,7 @@ def inputs_seen(net: nn.Module, sample: Any, paths: Collection[str]) -> dict[str
     if sample is None or not paths:
         return {}
     seen: dict[str, Histogram] = {}
-    probe = deepcopy(net).eval()
+    probe = probe_of(net)
 
     def look(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -3,7 +3,6 @@
 import linecache
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -15,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from aafit.errors import UserError
-from aafit.networks.call_sites import Place, calling_frame, place_of, show_unnamed_calls
+from aafit.networks.call_sites import Place, calling_frames, place_of, probe_of, show_unnamed_calls
 from aafit.networks.inputs import as_inputs
 from aafit.networks.kinds import GATES, activation_name, called_kind, function_name, is_activation
 from aafit.networks.own_classes import each_its_own, elementwise_kind, may_be_an_activation
@@ -124,7 +123,7 @@ def observe(model: nn.Module, sample: Any, named: Collection[str] = ()) -> Obser
     Raises:
         UserError: as `forward_of_sample`.
     """
-    probe = each_its_own(deepcopy(model).eval())
+    probe = each_its_own(probe_of(model))
     watch = _Observer(probe, named)
     forward_of_sample(probe, sample, watch)
     watch.close()
@@ -224,14 +223,14 @@ class _Observer(TorchFunctionMode):
     def _note(
         self, kind: str, u: Tensor, module: str | None, call: str, options: dict[str, Any], in_place: bool
     ) -> Seen | None:
-        frame = calling_frame()
-        if frame is None:
-            return None
         owner = self._around[-1] if self._around else ""
-        key = owner, module, place_of(frame)
+        frames = calling_frames(self._modules[owner])
+        if not frames:
+            return None
+        key = owner, module, place_of(frames)
         row = self._seen.get(key)
         if row is None:
-            row = self._seen[key] = Seen(owner, module, key[2], kind, call, options, line_of(frame), in_place=in_place)
+            row = self._seen[key] = Seen(owner, module, key[2], kind, call, options, line_of(frames), in_place=in_place)
         row.calls += 1
         row.shape, row.device, row.dtype = tuple(u.shape), u.device, u.dtype
         row.channel_axis, row.after = self._axes.get(u), self._layers.get(u)
@@ -271,7 +270,7 @@ class _Observer(TorchFunctionMode):
 
     def _mark_gate(self, path: str, row: Seen | None, kind: str, output: Tensor, args: Any) -> None:
         if kind in GATES:
-            own = path if row is None else f"{path}:{row.place.offset}"
+            own = path if row is None else f"{path}:{row.place}"
             self._comes_from[output] = self._comes_from.get(output, frozenset()) | {own}
             self._gates[output] = (path, row, own, args[0] if isinstance(args, tuple) and args else None)
 
@@ -294,10 +293,12 @@ class _Observer(TorchFunctionMode):
                 seen.gate = why
 
 
-def line_of(frame: FrameType) -> str:
-    """ "file.py:12: x = F.relu(x)"."""
+def line_of(frames: list[FrameType]) -> str:
+    """ "file.py:12: x = F.relu(x)", with the lines that lead there: "file.py:12, called in 7: x = F.relu(x)"."""
+    frame, *around = frames
     file, text = frame.f_code.co_filename, linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-    return f"{Path(file).name}:{frame.f_lineno}" + (f": {text}" if text else "")
+    called = "".join(f", called in {outer.f_lineno}" for outer in around)
+    return f"{Path(file).name}:{frame.f_lineno}{called}" + (f": {text}" if text else "")
 
 
 def _is_layer(module: nn.Module) -> bool:

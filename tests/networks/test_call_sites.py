@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -172,6 +173,60 @@ class _Loop(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.inner(x)
         return out
+
+
+class Layers(nn.Module):
+    """A helper for each of three layers of their own sizes, as programs that call functions only have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(5, 5)
+
+    def layer(self, x: Tensor, fc: nn.Module) -> Tensor:
+        return F.relu(fc(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x, self.fc1)
+        for _ in range(2):
+            x = self.layer(x, self.fc2) if x.shape[1] == 8 else self.layer(x, self.fc3)
+        return x
+
+
+def test_a_helper_called_for_each_layer_is_as_many_places() -> None:
+    net = Layers()
+    found = find_activations(net, X)
+    assert [(row.path, row.after, row.shape) for row in found] == [
+        ("relu_1", ("Linear", "fc1"), (8, 8)),
+        ("relu_2", ("Linear", "fc2"), (8, 5)),
+        ("relu_3", ("Linear", "fc3"), (8, 5)),
+    ]
+    assert re.match(r"test_call_sites.py:\d+, called in \d+: return F.relu\(fc\(x\)\)", str(found["relu_2"].line))
+    acts = {f"relu_{at}": value(0.5 + at) for at in (1, 2, 3)}
+    new, swap = replace_activations(net, acts, sharing="channel", sample=X)
+    assert [row.shape for row in swap.rows] == [(8,), (5,), (5,)]
+    x = X
+    for fc, act in zip((net.fc1, net.fc2, net.fc3), acts.values(), strict=True):
+        x = act(fc(x))
+    torch.testing.assert_close(new(X), x)
+
+
+def test_where_one_place_is_known_the_way_there_does_not_matter() -> None:
+    def between(net: Written, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            return _squared_relu(x)
+        return _squared_relu(x)
+
+    net = written(between)
+    new, _ = replace_activations(net, {"ReLU": value(1.5)}, sample=X)
+    with torch.no_grad():
+        expected = net.fc2(value(1.5)(net.fc1(X)) ** 2)
+        torch.testing.assert_close(new(X), expected)
+    torch.testing.assert_close(new(X), expected)
+
+
+def _squared_relu(x: Tensor) -> Tensor:
+    return F.relu(x) ** 2
 
 
 class Nested(nn.Module):
