@@ -23,8 +23,8 @@ from torch import nn
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.report.runs import RunRecord, SuiteRuns, read_suite
-from aafit.runs.checkpoint import load_json, load_tensors
-from aafit.runs.config import RunConfig
+from aafit.runs.checkpoint import load_tensors
+from aafit.runs.documents import ACTIVATIONS, IDENTIFICATION, Config, load_json
 from aafit.runs.start import load_run
 from aafit.training.evaluate import Evaluation
 from aafit.training.precision import arithmetic
@@ -52,8 +52,10 @@ class Case:
     def test(self, network: str) -> tuple[float | None, float | None]:
         """Accuracy in percent and loss on the test images; None where there is no such run."""
         if network in ("base", "replaced"):
-            compared = load_json(self.identified.folder / "compare.json")
-            return 100 * compared[f"{network}_accuracy"], Loss(compared[f"{network}_loss"])
+            compared = self.identified.comparison
+            assert compared is not None
+            accuracy, loss = getattr(compared, f"{network}_accuracy"), getattr(compared, f"{network}_loss")
+            return 100 * accuracy, Loss(loss)
         run = self.runs.get(network)
         return (None, None) if run is None else (100 * _last(run, "test_accuracy"), Loss(_last(run, "test_loss")))
 
@@ -101,23 +103,23 @@ def on_heldout(case: Case, data_dir: Path | None) -> OnHeldOut:
     Raises:
         UserError: its runs held different images out, or did not start from the same network.
     """
-    config = load_json(case.identified.folder / "config.json")
-    run = RunConfig.checked(config["run"], str(case.identified.folder))
+    config = Config.of(case.identified.folder)
+    run = config.run
     for other in case.runs.values():
-        theirs = load_json(other.folder / "config.json")
-        if (theirs["run"]["holdout"], theirs["parent_hash"]) != (run.holdout, config["parent_hash"]):
+        theirs = Config.of(other.folder)
+        if (theirs.run.holdout, theirs.parent_hash) != (run.holdout, config.parent_hash):
             raise UserError(
                 f"{other.folder} and {case.identified.folder} come from different base networks or held "
                 "different images out: their figures cannot be compared."
             )
     start, same = (
-        {key: value for key, value in load_tensors(other.folder / "activations.safetensors").items() if "start." in key}
+        {key: value for key, value in load_tensors(other.folder / ACTIVATIONS).items() if "start." in key}
         for other in (case.identified, case.runs["recipe"])
     )
     if start.keys() != same.keys() or not all(torch.equal(value, same[key]) for key, value in start.items()):
         raise UserError(f"{case.runs['recipe'].folder} and {case.identified.folder} do not start alike.")
-    noted = load_json(case.identified.folder / "identification.json")
-    heldout = heldout_of(run, config["data"]["sha256"], data_dir)
+    noted = load_json(case.identified.folder / IDENTIFICATION)
+    heldout = heldout_of(run, config.data.sha256, data_dir)
     heldout = heldout.at(torch.arange(noted["images"] + noted["heldout_images"]))
     halves = Halves.of(heldout, noted["heldout_images"], case.identified.seed, run.precision)
     with arithmetic(run.precision):

@@ -17,9 +17,10 @@ from aafit.data.batches import training_batches
 from aafit.data.datasets import SIZES
 from aafit.devices import choose_device, slots
 from aafit.runs.config import RunConfig
+from aafit.runs.documents import METRICS
 from aafit.runs.execute import execute
 from aafit.runs.job import Job
-from aafit.runs.metrics import read_rows
+from aafit.runs.metrics import read_columns
 from aafit.training.precision import arithmetic, data_type
 from benchmarks.harness import (
     Command,
@@ -78,7 +79,7 @@ def seconds_of_parts(run: dict[str, Any], sample: Sample, device: str, threads: 
         with tempfile.TemporaryDirectory() as folder:
             job = Job(config=settings, seed=0, folder=Path(folder) / "run", device=device, threads=threads)
             execute(job, data=data)
-            row = read_rows(job.folder / "metrics.csv")[-1]
+            columns = read_columns(job.folder / METRICS)
     finally:
         log.setLevel(level)
         log.removeHandler(ends)
@@ -91,7 +92,7 @@ def seconds_of_parts(run: dict[str, Any], sample: Sample, device: str, threads: 
                     train, settings.batch_size, 0, epoch, settings.augment, dtype=data_type(settings.precision)
                 ):
                     pass
-    training, evaluation = float(row["seconds"]), float(row["evaluation_seconds"])
+    training, evaluation = (float(columns[name][-1]) for name in ("seconds", "evaluation_seconds"))
     return {
         "training steps": training - batching[-1],
         "augmentation and batching": batching[-1],

@@ -8,6 +8,7 @@ larger than the spread of float32.
 """
 
 import io
+import math
 import tempfile
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,8 +18,8 @@ from rich.console import Console
 
 from aafit.data.datasets import load_dataset
 from aafit.errors import UserError
-from aafit.runs.checkpoint import load_json
 from aafit.runs.config import RunConfig
+from aafit.runs.documents import Done
 from aafit.runs.suite import Suite
 from aafit.scheduling.options import RunOptions
 from aafit.scheduling.schedule import run_suite
@@ -51,8 +52,8 @@ def accuracies(suite: Suite, data_dir: Path | None, device: str) -> dict[str, li
             raise UserError(f"The runs did not end well; {failed.job.config.name} {failed.status}: {failed.message}")
         found: dict[str, list[float]] = {run.name: [] for run in suite.runs}
         for outcome in summary.outcomes:
-            result = load_json(outcome.job.folder / "done.json")["result"]
-            found[outcome.job.config.name].append(100 * result["last_accuracy"])
+            accuracy = Done.of(outcome.job.folder).result.last_accuracy
+            found[outcome.job.config.name].append(100 * accuracy if accuracy is not None else math.nan)
     return found
 
 

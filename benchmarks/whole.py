@@ -77,7 +77,7 @@ def check(told: Report, plan: Estimate, suite: Suite, data_dir: Path | None, dev
             {(outcome.job.config.name, outcome.job.seed): outcome.job for outcome in summary.outcomes}
         )
         for planned, outcome in zip(plan.runs, summary.outcomes, strict=True):
-            epochs = epoch_seconds(outcome.job.folder / "metrics.csv")
+            epochs = epoch_seconds(outcome.job.folder)
             # Runs in lockstep are in one process: each has its share of it.
             seconds = outcome.seconds / len(lockstep[outcome.job.config.name, outcome.job.seed])
             starts.append(seconds - sum(epochs))

@@ -18,11 +18,11 @@ from aafit.data.batches import evaluation_batches
 from aafit.data.datasets import SIZES, Dataset, Split, load_dataset
 from aafit.devices import slots
 from aafit.errors import UserError, check_name
-from aafit.runs.checkpoint import check_finished, load_json
 from aafit.runs.config import RunConfig
+from aafit.runs.documents import METRICS, Config, check_finished
 from aafit.runs.execute import execute
 from aafit.runs.job import Job
-from aafit.runs.metrics import read_rows
+from aafit.runs.metrics import read_columns
 from aafit.runs.start import Start, starting_network
 from aafit.runs.suite import load_suite
 from aafit.training.evaluate import Evaluation, evaluate
@@ -199,11 +199,11 @@ def epochs_of(
             own.mkdir()
         jobs = [Job(config=settings, seed=seed, folder=own, device=device, threads=threads) for own in folders]
         execute(*jobs, data=sample.load())
-        measured = [[row for row in read_rows(own / "metrics.csv") if row["seconds"]] for own in folders]
-        rows = [row for own in measured for row in own[1:]]
+        # The first row is before any training, the second the epoch that warms up.
+        measured = [read_columns(own / METRICS) for own in folders]
     return {
-        "training": [float(row["seconds"]) for row in rows],
-        "evaluation": [float(row["evaluation_seconds"]) for row in rows],
+        "training": [float(seconds) for columns in measured for seconds in columns["seconds"][2:]],
+        "evaluation": [float(seconds) for columns in measured for seconds in columns["evaluation_seconds"][2:]],
         "peak": peak_bytes(),
     }
 
@@ -293,12 +293,12 @@ def setting_of(
         UserError: the run is not finished, held no images out, or is given no adaptive activation.
     """
     check_finished(folder)
-    config = load_json(folder / "config.json")
-    base, seed = RunConfig.checked(config["run"], str(folder)), config["seed"]
+    config = Config.of(folder)
+    base, seed = config.run, config.seed
     changes = {"cnn": cnn or base.cnn, "fc": fc or base.fc, "parent": base.name, "start_epoch": base.end_epoch}
     changes |= {"name": "replaced", "train": "activations", "method": "gauss-newton", "epochs": 30}
     run = RunConfig.checked(base.model_dump(mode="json") | changes, "The replacement")
-    heldout = heldout_of(base, config["data"]["sha256"], data_dir)
+    heldout = heldout_of(base, config.data.sha256, data_dir)
     job = Job(config=run, seed=seed, folder=folder, parent=folder)
     start = starting_network(job, images_of(run.dataset, data_dir, run.holdout)).to(torch.device("cpu"), run.precision)
     if images is not None:

@@ -42,7 +42,8 @@ def write_run(
     run |= {"train": "activations" if parent else "all", "start_epoch": start, "epochs": epochs, "lr": None}
     run |= settings
     environment = {"device": "Some <CPU> & Co", "threads": 1, "started": f"2025-01-0{1 + seed % 2}T10:00:00+00:00"}
-    config = {"hash": "0" * 64, "run": run, "seed": seed, "parent": parent, "environment": environment}
+    data = {"sha256": "1" * 64, "in_shape": [3, 32, 32], "classes": 10}
+    config = {"hash": "0" * 64, "run": run, "seed": seed, "parent": parent, "data": data, "environment": environment}
     (folder / "config.json").write_text(json.dumps(config))
 
     first, steps = _activations(run, seed)
@@ -148,7 +149,7 @@ def _comparison(
     curves = [{"path": path, "new": run[LAYERS[path]], **curve} for path in paths]
     return {
         "layers": [{"path": path, "max_abs": 30 * size, "mean_abs": size} for path in paths],
-        "logits": {"max_abs": 90 * size, "mean_abs": 3 * size},
+        "logits": {"path": "logits", "max_abs": 90 * size, "mean_abs": 3 * size},
         "agreement": before / base,
         "base_accuracy": base,
         "base_loss": 0.6,

@@ -10,8 +10,8 @@ from aafit.errors import UserError
 from aafit.identification.identify import TARGETS
 from aafit.networks.surgery import SHARINGS
 from aafit.report.page import draw_activations
-from aafit.runs.checkpoint import check_finished, load_json
 from aafit.runs.config import RunConfig
+from aafit.runs.documents import Config, Done, check_finished
 
 
 @click.command()
@@ -61,7 +61,7 @@ def identify(
     if cnn is None and fc is None:
         raise UserError("Nothing to replace was given: give --cnn, --fc, or both, for example --fc 'F-Neuron as Tanh'.")
     check_finished(base_folder)
-    base = RunConfig.checked(load_json(base_folder / "config.json")["run"], str(base_folder))
+    base = Config.of(base_folder).run
     texts = {"cnn": cnn or base.cnn, "fc": fc or base.fc}
     words = [base.name, texts["cnn"], texts["fc"], *([sharing] if sharing != "layer" else []), target]
     kept = {"network", "dataset", "interval", "pieces", "batch_size", "precision", "holdout", "train_images"}
@@ -80,8 +80,8 @@ def identify(
     )
     place = Place(runs_dir, seed, data_dir, device, tensorboard=False, wandb=False, fresh=fresh)
     folder = run_alone(place, config, base_folder.absolute())
-    result = load_json(folder / "done.json")["result"]
-    shares = (result["base_accuracy"], result["replaced_accuracy"], result["last_accuracy"])
+    result = Done.of(folder).result
+    shares = (result.base_accuracy, result.replaced_accuracy, result.last_accuracy)
     click.echo("test accuracy: base {:.2%}, replaced {:.2%}, identified {:.2%}".format(*shares))
     for picture in draw_activations(folder, folder / "figures"):
         click.echo(picture)

@@ -15,8 +15,7 @@ from aafit.data.datasets import load_dataset
 from aafit.devices import choose_device
 from aafit.errors import UserError
 from aafit.report.page import draw_activations, write_report
-from aafit.runs.checkpoint import load_json
-from aafit.runs.config import RunConfig
+from aafit.runs.documents import ACTIVATIONS, DONE, Config
 from aafit.runs.start import load_run
 from aafit.runs.suite import Suite, load_suite, shipped_suites
 from aafit.scheduling.options import RunOptions
@@ -167,10 +166,8 @@ def show(folders: tuple[Path, ...], runs_dir: Path, out: Path | None) -> None:
 
     FOLDERS are run folders or folders that hold some; without one, all of the runs folder.
     """
-    found = sorted(
-        {file.parent for folder in (folders or (runs_dir,)) for file in folder.rglob("activations.safetensors")}
-    )
-    finished = [folder for folder in found if (folder / "done.json").exists()]
+    found = sorted({file.parent for folder in (folders or (runs_dir,)) for file in folder.rglob(ACTIVATIONS)})
+    finished = [folder for folder in found if (folder / DONE).exists()]
     if not finished:
         where = ", ".join(map(str, folders or (runs_dir,)))
         raise UserError(f"No finished run with adaptive activations in {where}; run a suite first.")
@@ -189,16 +186,15 @@ def compare(run_folder: Path, other: Path | None, data_dir: Path | None, device:
 
     With one RUN_FOLDER: the run's network as it came out of tuning against its base.
     """
-    config = load_json(run_folder / "config.json")
-    first, second = (Path(config["parent"]) if other is None and config["parent"] else other), run_folder
+    config = Config.of(run_folder)
+    first, second = (config.parent if other is None else other), run_folder
     if first is None:
         raise UserError(f"The run in {run_folder} has no base to compare with; name a second run folder.")
     if other is not None:
         first, second = run_folder, other
-    settings = RunConfig.checked(config["run"], str(run_folder))
     place = choose_device(device)
     nets = [load_run(folder).float().to(place) for folder in (first, second)]
-    data = load_dataset(settings.dataset, data_dir).to(place)
+    data = load_dataset(config.run.dataset, data_dir).to(place)
     click.echo(f"{first}  against  {second}")
     click.echo(str(compare_networks(nets[0], nets[1], evaluation_batches(data.test))))
 

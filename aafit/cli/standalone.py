@@ -10,8 +10,8 @@ from typing import Any
 
 from aafit.errors import UserError
 from aafit.files import make_folder
-from aafit.runs.checkpoint import load_json
 from aafit.runs.config import RunConfig
+from aafit.runs.documents import CONFIG, DONE, LOG, Config
 from aafit.runs.execute import execute
 from aafit.runs.job import Job, set_aside
 
@@ -46,13 +46,13 @@ def run_alone(place: Place, config: RunConfig, parent: Path | None) -> Path:
         seed=place.seed,
         folder=folder,
         parent=parent,
-        parent_hash=None if parent is None else load_json(parent / "config.json")["hash"],
+        parent_hash=None if parent is None else Config.of(parent).hash,
         data_dir=place.data_dir,
         device=place.device,
         tensorboard=place.tensorboard,
         wandb=place.wandb,
     )
-    to_file = logging.FileHandler(make_folder(folder) / "log.txt")
+    to_file = logging.FileHandler(make_folder(folder) / LOG)
     to_file.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(to_file)
     log.info("%s, seed %d", config.name, place.seed)
@@ -72,20 +72,20 @@ def find_run(place: Place, wanted: Mapping[str, Any], end_epoch: int, patched: b
     Raises:
         UserError: there is none.
     """
-    files = place.runs_dir.absolute().glob(f"*/*/seed{place.seed}/config.json")
+    files = place.runs_dir.absolute().glob(f"*/*/seed{place.seed}/{CONFIG}")
     for file in sorted(files, key=lambda file: (file.parts[-4] != SUITE, file)):
-        if not (file.parent / "done.json").exists():
+        if not (file.parent / DONE).exists():
             continue
-        config = load_json(file)
-        run = config["run"]
-        fits = all(run.get(key) == value for key, value in wanted.items())
-        if fits and run["start_epoch"] + run["epochs"] == end_epoch and (config["parent"] is not None) == patched:
+        config = Config.of(file.parent)
+        settings = config.run.model_dump(mode="json")
+        fits = all(settings[key] == value for key, value in wanted.items())
+        if fits and config.run.end_epoch == end_epoch and (config.parent is not None) == patched:
             log.info("going on from %s", file.parent)
             return file.parent
-    settings = ", ".join(f"{key} {value}" for key, value in wanted.items() if value is not None)
+    told = ", ".join(f"{key} {value}" for key, value in wanted.items() if value is not None)
     kind = "with replaced activations" if patched else "trained from its beginning"
     raise UserError(
-        f"No finished run {kind} ends at epoch {end_epoch} in {place.runs_dir} ({settings}, seed {place.seed}): "
+        f"No finished run {kind} ends at epoch {end_epoch} in {place.runs_dir} ({told}, seed {place.seed}): "
         "run it first."
     )
 

@@ -10,8 +10,8 @@ import click
 
 from aafit.cli.standalone import Place, find_authors_checkpoint, find_run, run_alone
 from aafit.errors import UserError
-from aafit.runs.checkpoint import load_json
 from aafit.runs.config import RunConfig
+from aafit.runs.documents import Done
 from aafit.training.precision import PRECISIONS
 
 log = logging.getLogger("aafit")
@@ -159,8 +159,8 @@ def train(
         settings = {"train": train, "start_epoch": start_ep, "epochs": end_ep - start_ep, "p24sl": p24sl}
         config = RunConfig.checked({"name": "-".join(name), **common, **texts, **settings, "dspu4": dspu4})
         folder = run_alone(place, config, parent)
-        result = load_json(folder / "done.json")["result"]
-        log.info("test accuracy %.2f%%, loss %.4f: %s", 100 * result["last_accuracy"], result["last_loss"], folder)
+        result = Done.of(folder).result
+        log.info("test accuracy %.2f%%, loss %.4f: %s", 100 * (result.last_accuracy or 0), result.last_loss, folder)
 
 
 def _activations(kind: str, act: str, act_cnn: str | None, base: str) -> dict[str, str]:

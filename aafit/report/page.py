@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from aafit.files import make_folder, write_atomically
 from aafit.report.curves import draw_group
 from aafit.report.differences import draw_differences
 from aafit.report.groups import groups
-from aafit.report.runs import CurveError, RunRecord, SuiteRuns, read_run, read_suite
+from aafit.report.runs import RunRecord, SuiteRuns, read_run, read_suite
 from aafit.report.shapes import draw_saved
 from aafit.report.style import save
 from aafit.report.summary import activations, status
 from aafit.report.tables import DIVERGED, ResultsTable, csv_rows, duration, results_table
 from aafit.report.trajectories import draw_trajectories
+from aafit.runs.documents import ACTIVATIONS, CurveError
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _errors(run: RunRecord) -> list[tuple[str, CurveError]]:
     """The errors of the new activations as functions, told once for layers that share them: (layers, error)."""
     layers: dict[CurveError, list[str]] = {}
     for curve in run.comparison.curves if run.comparison is not None else ():
-        layers.setdefault(replace(curve, path=""), []).append(curve.path)
+        layers.setdefault(curve.model_copy(update={"path": ""}), []).append(curve.path)
     return [(", ".join(paths), curve) for curve, paths in layers.items()]
 
 
@@ -176,7 +177,7 @@ def draw_suite_figures(suite: SuiteRuns, out: Path) -> list[Path]:
 def draw_run_figures(run: RunRecord, out: Path) -> list[Path]:
     """The figures of one run: its activations' shapes once it is finished, and the paths of their parameters."""
     files: list[Path] = []
-    if (run.folder / "activations.safetensors").exists():
+    if (run.folder / ACTIVATIONS).exists():
         files += save(draw_saved(run.folder, f"{run.name}, seed {run.seed}"), out, f"activations-{file_name(run)}")
     figure = draw_trajectories(run)
     return files if figure is None else files + save(figure, out, f"trajectories-{file_name(run)}")

@@ -1,118 +1,21 @@
 """Run folders read into plain values: all that tables, figures and the page are made from.
 
-    <suite>/<run>/seed<k>/   config.json, metrics.csv, compare.json, done.json; its activations: adapted.py
-
 Every number of a file that should be there is checked; a file that was cut short or altered is named in the error.
 """
 
-import csv
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
 from aafit.errors import UserError
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What config.json says of a run, as far as a reader wants to know it."""
-
-    name: str
-    epochs: int
-    stage: str = ""
-    network: str = ""
-    dataset: str = ""
-    parent: str | None = None
-    cnn: str = "ReLU"
-    fc: str = "ReLU"
-    sharing: str = "layer"
-    interval: tuple[float, float] = (-4.0, 4.0)
-    pieces: int = 16
-    train: str = "all"
-    start_epoch: int = 0
-    dspu4: bool = False
-    holdout: int = 0
-
-    @property
-    def end_epoch(self) -> int:
-        return self.start_epoch + self.epochs
-
-
-@dataclass(frozen=True)
-class Config:
-    run: Settings
-    seed: int
-    environment: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What done.json reports. Accuracies are shares (0 to 1) of the full test set.
-
-    `diverged` is the epoch after which the loss was not finite; such a run has no accuracy.
-    """
-
-    tuned_parameters: int
-    last_accuracy: float | None = None
-    best_test_accuracy: float | None = None
-    best_test_epoch: int | None = None
-    diverged: int | None = None
-    base_accuracy: float | None = None
-    replaced_accuracy: float | None = None
-    heldout_epoch: int | None = None
-    heldout_selected_accuracy: float | None = None
-
-
-@dataclass(frozen=True)
-class Done:
-    finished: str
-    seconds: float
-    result: Result
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far the replaced network's values are from the base's, over the test set; None: not finite."""
-
-    max_abs: float | None
-    mean_abs: float | None
-
-
-@dataclass(frozen=True)
-class LayerDifference(Difference):
-    path: str
-
-
-@dataclass(frozen=True)
-class CurveError:
-    """How far a new activation is from the function it replaced, over an interval of inputs, in one arithmetic."""
-
-    path: str
-    old: str
-    new: str
-    dtype: str
-    max: float | None
-    mean_squared: float | None
-    interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    layers: tuple[LayerDifference, ...]
-    logits: Difference
-    agreement: float | None
-    base_accuracy: float | None
-    replaced_accuracy: float | None
-    curves: tuple[CurveError, ...] = ()
+from aafit.runs.config import RunConfig
+from aafit.runs.documents import CONFIG, METRICS, Comparison, Config, Done
+from aafit.runs.metrics import read_columns
 
 
 @dataclass(frozen=True)
@@ -120,7 +23,7 @@ class RunRecord:
     """One run folder. `columns` is metrics.csv, a float64 array a column, NaN where a cell is empty."""
 
     folder: Path
-    settings: Settings
+    settings: RunConfig
     seed: int
     environment: dict[str, Any]
     columns: dict[str, NDArray[np.float64]]
@@ -199,8 +102,8 @@ def read_suite(folder: Path) -> SuiteRuns:
             f"Give one of the suites in it: {', '.join(suites)}." if suites else "Give the folder of a suite that ran."
         )
         raise UserError(f"{folder} has no run folders (<run>/seed<k>/config.json). {hint}")
-    runs = tuple(read_run(path) for path in found if (path / "config.json").exists())
-    return SuiteRuns(folder, runs, tuple(path for path in found if not (path / "config.json").exists()))
+    runs = tuple(read_run(path) for path in found if (path / CONFIG).exists())
+    return SuiteRuns(folder, runs, tuple(path for path in found if not (path / CONFIG).exists()))
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -209,18 +112,15 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         UserError: it is not a run folder, or one of its files is damaged.
     """
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder} is not a run folder: it has no config.json. Give <suite>/<run>/seed<k>.")
-    config = _read_json(folder / "config.json", Config)
-    done, comparison = folder / "done.json", folder / "compare.json"
+    config = Config.of(folder)
     return RunRecord(
         folder=folder,
         settings=config.run,
         seed=config.seed,
         environment=config.environment,
-        columns=_read_metrics(folder / "metrics.csv"),
-        done=_read_json(done, Done) if done.exists() else None,
-        comparison=_read_json(comparison, Comparison) if comparison.exists() else None,
+        columns=read_columns(folder / METRICS),
+        done=Done.read(folder),
+        comparison=Comparison.read(folder),
     )
 
 
@@ -233,37 +133,3 @@ def _run_folders(suite: Path) -> Iterator[Path]:
 def _natural(text: str) -> tuple[Any, ...]:
     """A key that puts 2 before 10."""
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part)
-
-
-def _read_json(file: Path, kind: type[T]) -> T:
-    try:
-        return TypeAdapter(kind).validate_python(json.loads(file.read_text()))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{file} is damaged: {where or 'its content'}: {first['msg']}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file} is damaged: {error}.") from error
-
-
-def _read_metrics(file: Path) -> dict[str, NDArray[np.float64]]:
-    """The columns of metrics.csv; a last line that a stop cut short is left out, as the run will write it again."""
-    if not file.exists():
-        return {}
-    try:
-        lines = file.read_text().split("\n")[:-1]
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file} is damaged: {error}.") from error
-    if not lines:
-        return {}
-    header, *rows = csv.reader(lines)
-    missing = [name for name in ("epoch", "train_loss", "test_loss", "test_accuracy") if name not in header]
-    if missing:
-        raise UserError(f"{file} is damaged: its first line has no column {missing[0]!r}.")
-    table = np.full((len(rows), len(header)), np.nan)
-    for number, row in enumerate(rows):
-        try:
-            table[number] = [float(cell) if cell else np.nan for cell in row]
-        except ValueError as error:
-            raise UserError(f"{file} is damaged: line {number + 2} does not fit its first line ({error}).") from error
-    return {name: table[:, index] for index, name in enumerate(header)}

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from aafit.report.runs import RunRecord, Settings, SuiteRuns
+from aafit.report.runs import RunRecord, SuiteRuns
+from aafit.runs.config import RunConfig
 
 LEAST_DROP = 0.005
 """Of a drop in accuracy smaller than this (half a point), the share recovered says nothing."""
@@ -32,7 +33,7 @@ class Spread:
 class Row:
     """One run over its finished seeds; where none is finished, what is known so far. Accuracies are shares, 0 to 1."""
 
-    settings: Settings
+    settings: RunConfig
     status: str
     """"" where every seed is finished, else how far they are."""
     seeds: tuple[int, ...]
@@ -58,7 +59,7 @@ def summarise(suite: SuiteRuns) -> list[Row]:
     return [_row(runs) for runs in suite.by_name().values()]
 
 
-def activations(settings: Settings) -> tuple[str, ...]:
+def activations(settings: RunConfig) -> tuple[str, ...]:
     """A run's activations in words, a line for all layers or one each for those of the two kinds."""
     extra = [f"per {settings.sharing}"] if settings.sharing != "layer" else []
     extra += ["2SPU-4"] if settings.dspu4 else []

@@ -12,7 +12,6 @@ from aafit.activations import check_text, is_adaptive
 from aafit.data.datasets import DATASETS
 from aafit.errors import UserError, check_name, nearest
 from aafit.networks.models import NETWORKS
-from aafit.training.tune import LEARNING_RATES
 
 
 def folder_name(value: str) -> str:
@@ -107,10 +106,6 @@ class RunConfig(BaseModel):
     @property
     def end_epoch(self) -> int:
         return self.start_epoch + self.epochs
-
-    @property
-    def learning_rate(self) -> float:
-        return LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
 
     @property
     def adaptive(self) -> bool:

@@ -1,7 +1,7 @@
 """One run from start to end: the map of the program.
 
 data -> starting network, its activations replaced -> comparison with the base -> training, measured each epoch ->
-results. All that is found out goes into the run's folder (see folder.py); tables and pictures are made from that.
+results. All that is found out goes into the run's folder (see documents.py); tables and pictures are made from that.
 """
 
 import logging
@@ -18,11 +18,13 @@ from aafit.devices import choose_device
 from aafit.errors import UserError
 from aafit.identification import audit
 from aafit.networks.adaptive import adaptive_activations, train_only_activations
-from aafit.runs.checkpoint import save_json
-from aafit.runs.epochs import ActiveRun, identify_run, train_runs
+from aafit.runs.active import ActiveRun
+from aafit.runs.documents import METRICS, Comparison
+from aafit.runs.epochs import identify_run, train_runs
 from aafit.runs.folder import finish, load_progress, locked, printing_to_log, write_config
 from aafit.runs.job import Job, is_done, verdict
 from aafit.runs.start import Start, starting_network
+from aafit.tables import fit_for_json
 from aafit.training.compare import compare, curve_errors
 from aafit.training.precision import arithmetic, data_type
 from aafit.training.tune import make_optimizers
@@ -90,7 +92,7 @@ def begin(job: Job, data: Dataset, device: torch.device) -> ActiveRun:
     compare_with_base(job, start, data)
     trained = choose_trained(start.net, job.config.train)
     run = ActiveRun(job, start, starting_values, tuned=sum(parameter.numel() for parameter in trained))
-    look_at_parameters(job, start, data)
+    audit_parameters(job, start, data)
     if job.config.method == "gradient":
         settings = job.config
         if trained:
@@ -110,8 +112,7 @@ def choose_trained(net: nn.Module, train: str) -> list[nn.Parameter]:
 
 def compare_with_base(job: Job, start: Start, data: Dataset) -> None:
     """Write what the replacement changed: on the test images, and of each activation as a function."""
-    path = job.folder / "compare.json"
-    if start.base is None or start.swap is None or path.exists():
+    if start.base is None or start.swap is None or Comparison.read(job.folder) is not None:
         return
     log.info("%s", start.swap)
     batches = evaluation_batches(data.test, dtype=data_type(job.config.precision))
@@ -127,13 +128,13 @@ def compare_with_base(job: Job, start: Start, data: Dataset) -> None:
         # A network without a finite loss predicts the first class: no accuracy of 10%.
         if values[f"{which}_loss"] is None or not math.isfinite(values[f"{which}_loss"]):
             values[f"{which}_accuracy"] = None
-    save_json(path, {**values, "curves": curves})
+    Comparison.model_validate(fit_for_json({**values, "curves": curves})).write(job.folder)
 
 
-def look_at_parameters(job: Job, start: Start, data: Dataset) -> None:
+def audit_parameters(job: Job, start: Start, data: Dataset) -> None:
     """Say of each adaptive parameter, before the first epoch, whether the optimizer can move it."""
     run, dtype = job.config, data_type(job.config.precision)
-    begun = (job.folder / "metrics.csv").exists()
+    begun = (job.folder / METRICS).exists()
     if begun or run.train == "none" or not run.epochs or not adaptive_activations(start.net):
         return
     batches = evaluation_batches(data.heldout or data.train, dtype=dtype)

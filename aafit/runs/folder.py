@@ -1,15 +1,4 @@
-"""The folder of a run: its lock, its settings, its measurements epoch by epoch, and its results.
-
-config.json               the settings, their hash, and where the run was done
-metrics.csv               a row an epoch; the first row is the state before any training
-state.pt                  what a stopped run goes on from; gone once the run is done
-compare.json              what the replacement changed
-identification.json       what an identification went through: its steps, the parameters and their standard errors
-network.safetensors       all parameters after the last epoch
-activations.safetensors   the adaptive parameters alone, and what they started from
-log.txt                   what the run printed
-done.json                 the results, and the SHA-256 of the files they vouch for; written last
-"""
+"""What a run writes into its folder, see documents.py: its lock, settings, progress and results."""
 
 import os
 import platform
@@ -20,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
@@ -29,9 +19,24 @@ from aafit.devices import device_name
 from aafit.errors import UserError
 from aafit.files import make_folder, sha256_of
 from aafit.networks.adaptive import adaptive_parameters, save_activations
-from aafit.runs.checkpoint import load_json, load_state, save_json, save_network, save_state
+from aafit.runs.checkpoint import load_state, save_network, save_state
+from aafit.runs.documents import (
+    ACTIVATIONS,
+    COMPARISON,
+    CONFIG,
+    IDENTIFICATION,
+    LOG,
+    METRICS,
+    NETWORK,
+    STATE,
+    Comparison,
+    Config,
+    Data,
+    Done,
+    Result,
+)
 from aafit.runs.job import Job
-from aafit.runs.metrics import Logger, MetricsFile, TensorBoardLogger, WandbLogger, read_rows
+from aafit.runs.metrics import Logger, MetricsFile, TensorBoardLogger, WandbLogger, read_columns
 from aafit.version import __version__
 
 COLUMNS = (
@@ -70,7 +75,7 @@ def locked(folder: Path) -> Iterator[None]:
 @contextmanager
 def printing_to_log(job: Job) -> Iterator[None]:
     """What this process prints meanwhile goes to the run's log.txt."""
-    with (job.folder / "log.txt").open("ab") as log, ExitStack() as undo:
+    with (job.folder / LOG).open("ab") as log, ExitStack() as undo:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         for number in (1, 2):
@@ -89,27 +94,23 @@ def write_config(job: Job, device: torch.device, data: Dataset) -> None:
     Raises:
         UserError: the run was begun on another copy of the data set.
     """
-    path = job.folder / "config.json"
-    if path.exists():
-        known = load_json(path)["data"]["sha256"]
-        if known != data.fingerprint:
+    known = Config.read(job.folder)
+    if known is not None:
+        if known.data.sha256 != data.fingerprint:
             raise UserError(
-                f"{job.folder} was begun on another copy of {job.config.dataset} (SHA-256 {known[:12]}, this one has "
-                f"{data.fingerprint[:12]}); give that copy as --data-dir, or --fresh to start again."
+                f"{job.folder} was begun on another copy of {job.config.dataset} (SHA-256 {known.data.sha256[:12]}, "
+                f"this one has {data.fingerprint[:12]}); give that copy as --data-dir, or --fresh to start again."
             )
         return
-    save_json(
-        path,
-        {
-            "hash": job.settings_hash,
-            "run": job.config.model_dump(mode="json"),
-            "seed": job.seed,
-            "parent": None if job.parent is None else str(job.parent),
-            "parent_hash": job.parent_hash,
-            "data": {"sha256": data.fingerprint, "in_shape": list(data.in_shape), "classes": data.classes},
-            "environment": _environment(device),
-        },
-    )
+    Config(
+        hash=job.settings_hash,
+        run=job.config,
+        seed=job.seed,
+        parent=job.parent,
+        parent_hash=job.parent_hash,
+        data=Data(sha256=data.fingerprint, in_shape=data.in_shape, classes=data.classes),
+        environment=_environment(device),
+    ).write(job.folder)
 
 
 def _environment(device: torch.device) -> dict[str, str | int]:
@@ -139,7 +140,7 @@ def save_progress(
         "net": net.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
-    save_state(job.folder / "state.pt", state)
+    save_state(job.folder / STATE, state)
 
 
 def load_progress(
@@ -161,7 +162,7 @@ def load_progress(
 
 def save_identification(job: Job, values: dict[str, Any]) -> None:
     """Write `state.pt` for a run that identifies: where `aafit.identify` is."""
-    save_state(job.folder / "state.pt", {"hash": job.settings_hash, "identification": values})
+    save_state(job.folder / STATE, {"hash": job.settings_hash, "identification": values})
 
 
 def load_identification(job: Job) -> dict[str, Any] | None:
@@ -175,7 +176,7 @@ def load_identification(job: Job) -> dict[str, Any] | None:
 
 
 def _load_state(job: Job, device: torch.device) -> dict[str, Any] | None:
-    path = job.folder / "state.pt"
+    path = job.folder / STATE
     if not path.exists():
         return None
     state = load_state(path, device)
@@ -192,7 +193,7 @@ def loggers(job: Job, net: nn.Module, last_epoch: int | None) -> Iterator[list[L
         UserError: metrics.csv lacks an epoch up to `last_epoch`, the last that the saved state knows of.
     """
     measured = range(0) if last_epoch is None else range(job.config.start_epoch, last_epoch + 1)
-    opened: list[Logger] = [MetricsFile(job.folder / "metrics.csv", [*COLUMNS, *shared_values(net)], measured)]
+    opened: list[Logger] = [MetricsFile(job.folder / METRICS, [*COLUMNS, *shared_values(net)], measured)]
     try:
         if job.tensorboard:
             opened.append(TensorBoardLogger(job.folder, last_epoch))
@@ -236,48 +237,44 @@ def finish(
         diverged: the epoch after which the loss was not finite: then there is a verdict, and no network to go on with.
     """
     folder = job.folder
-    files = ["config.json", "metrics.csv"]
+    files = [CONFIG, METRICS]
     if diverged is None:
-        save_network(folder / "network.safetensors", net)
-        files.append("network.safetensors")
+        save_network(folder / NETWORK, net)
+        files.append(NETWORK)
     if start and diverged is None:
-        save_activations(net, folder / "activations.safetensors", start=start, replaced=replaced)
-        files.append("activations.safetensors")
-    files += [name for name in ("compare.json", "identification.json") if (folder / name).exists()]
-    done = {
-        "hash": job.settings_hash,
-        "sha256": {name: sha256_of(folder / name) for name in files},
-        "finished": _now(),
-        "seconds": seconds,
-        "result": _result(folder, tuned, diverged),
-    }
-    save_json(folder / "done.json", done)
-    (folder / "state.pt").unlink(missing_ok=True)
+        save_activations(net, folder / ACTIVATIONS, start=start, replaced=replaced)
+        files.append(ACTIVATIONS)
+    files += [name for name in (COMPARISON, IDENTIFICATION) if (folder / name).exists()]
+    Done(
+        hash=job.settings_hash,
+        sha256={name: sha256_of(folder / name) for name in files},
+        finished=_now(),
+        seconds=seconds,
+        result=_result(folder, tuned, diverged),
+    ).write(folder)
+    (folder / STATE).unlink(missing_ok=True)
 
 
-def _result(folder: Path, tuned: int, diverged: int | None) -> dict[str, Any]:
+def _result(folder: Path, tuned: int, diverged: int | None) -> Result:
     """The figures that a table needs, out of `metrics.csv` and `compare.json`; accuracies are on the whole test set.
 
     Of a run that diverged there are none of what it was trained to.
     """
-    rows = read_rows(folder / "metrics.csv")
-    compared = load_json(folder / "compare.json") if (folder / "compare.json").exists() else {}
-    counted = [row for row in rows if row["test_accuracy"]] if diverged is None else []
-    best_test = max(counted, key=lambda row: float(row["test_accuracy"]), default=None)
-    held_out = [row for row in counted if row["heldout_accuracy"]]
-    chosen = max(held_out, key=lambda row: float(row["heldout_accuracy"]), default=None)
-    return {
-        "base_accuracy": compared.get("base_accuracy"),
-        "base_loss": compared.get("base_loss"),
-        "replaced_accuracy": compared.get("replaced_accuracy"),
-        "replaced_loss": compared.get("replaced_loss"),
-        "diverged": diverged,
-        "last_accuracy": float(counted[-1]["test_accuracy"]) if counted else None,
-        "last_loss": float(counted[-1]["test_loss"]) if counted else None,
-        "heldout_epoch": chosen and int(chosen["epoch"]),
-        "heldout_selected_accuracy": chosen and float(chosen["test_accuracy"]),
-        "best_test_epoch": best_test and int(best_test["epoch"]),
-        "best_test_accuracy": best_test and float(best_test["test_accuracy"]),
-        "tuned_parameters": tuned,
-        "epochs": len(rows) - 1,
-    }
+    columns, compared = read_columns(folder / METRICS), Comparison.read(folder)
+    result = Result(tuned_parameters=tuned, epochs=len(columns["epoch"]) - 1, diverged=diverged)
+    if compared is not None:
+        both = compared.model_dump(include={"base_accuracy", "base_loss", "replaced_accuracy", "replaced_loss"})
+        result = result.model_copy(update=both)
+    counted = np.isfinite(columns["test_accuracy"])
+    if diverged is not None or not counted.any():
+        return result
+    epoch, loss, accuracy, heldout = (
+        columns[name][counted] for name in ("epoch", "test_loss", "test_accuracy", "heldout_accuracy")
+    )
+    best = int(accuracy.argmax())
+    found: dict[str, Any] = {"last_accuracy": float(accuracy[-1]), "last_loss": float(loss[-1])}
+    found |= {"best_test_epoch": int(epoch[best]), "best_test_accuracy": float(accuracy[best])}
+    if np.isfinite(heldout).any():
+        chosen = int(np.nanargmax(heldout))
+        found |= {"heldout_epoch": int(epoch[chosen]), "heldout_selected_accuracy": float(accuracy[chosen])}
+    return result.model_copy(update=found)

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from aafit.activations import is_adaptive
 from aafit.errors import UserError
 from aafit.files import cannot_write, sha256_of
-from aafit.runs.checkpoint import diverged, diverged_at
 from aafit.runs.config import RunConfig
+from aafit.runs.documents import CONFIG, Done, diverged, load_json
 from aafit.runs.suite import Suite
 from aafit.training.tune import LEARNING_RATES
 
@@ -44,6 +44,10 @@ class Job(BaseModel):
     wandb: bool = False
 
     @property
+    def learning_rate(self) -> float:
+        return LEARNING_RATES[self.config.optimizer] if self.config.lr is None else self.config.lr
+
+    @property
     def settings_hash(self) -> str:
         """SHA-256 of all that decides the result: the settings, the seed, and the same of the parent.
 
@@ -53,7 +57,7 @@ class Job(BaseModel):
         # Named only where it is in use, so that runs done before there was a choice keep their hash.
         if self.config.method == "gradient":
             settings = {key: value for key, value in settings.items() if key not in OF_GAUSS_NEWTON}
-        settings |= {"lr": self.config.learning_rate, "seed": self.seed, "parent": self.parent_hash}
+        settings |= {"lr": self.learning_rate, "seed": self.seed, "parent": self.parent_hash}
         if self.config.init_from is not None:
             settings["init_from"] = _content(self.config.init_from)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -103,23 +107,6 @@ def jobs_of(
     return jobs
 
 
-def read_document(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, None where there is no such file.
-
-    Raises:
-        UserError: the file is there but is not that.
-    """
-    try:
-        document = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Use --fresh to start this run again.") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path} is damaged. Use --fresh to start this run again.")
-    return document
-
-
 def is_done(job: Job) -> bool:
     """Whether the job's folder holds its finished result; a run that diverged has none.
 
@@ -127,17 +114,16 @@ def is_done(job: Job) -> bool:
         UserError: the folder holds a run with other settings; the message says which.
     """
     check_same_settings(job)
-    done = read_document(job.folder / "done.json")
-    return done is not None and done.get("hash") == job.settings_hash and diverged_at(done) is None
+    done = Done.read(job.folder)
+    return done is not None and done.hash == job.settings_hash and done.result.diverged is None
 
 
 def verdict(job: Job) -> str | None:
     """Why the job will have no result, in one sentence: it diverged; None where it did not."""
-    done = read_document(job.folder / "done.json")
-    if done is None or done.get("hash") != job.settings_hash:
+    done = Done.read(job.folder)
+    if done is None or done.hash != job.settings_hash or done.result.diverged is None:
         return None
-    epoch = diverged_at(done)
-    return None if epoch is None else diverged(job.folder, epoch)
+    return diverged(job.folder, done.result.diverged)
 
 
 def check_same_settings(job: Job) -> None:
@@ -146,8 +132,9 @@ def check_same_settings(job: Job) -> None:
     Raises:
         UserError: it does; the message says which setting differs, and what to do.
     """
-    stored = read_document(job.folder / "config.json")
-    if stored is not None and (different := differences(stored, job)):
+    path = job.folder / CONFIG
+    # As it was written: another version of the program may have had settings that this one does not know.
+    if path.exists() and (different := differences(load_json(path), job)):
         raise UserError(
             f"{job.folder} holds a run with other settings ({'; '.join(different)}): "
             "use --fresh to move it aside and start again, or another --runs-dir."
@@ -162,7 +149,7 @@ def differences(stored: Mapping[str, Any], job: Job) -> list[str]:
     there = {**defaults, **stored.get("run", {}), "seed": stored.get("seed")}
     if there.get("lr", 0) is None:
         there["lr"] = LEARNING_RATES.get(there.get("optimizer", ""))
-    here = {**job.config.model_dump(mode="json"), "lr": job.config.learning_rate, "seed": job.seed}
+    here = {**job.config.model_dump(mode="json"), "lr": job.learning_rate, "seed": job.seed}
     texts = [
         f"{key}: {_shown(there, key)} there, {_shown(here, key)} here"
         for key in dict.fromkeys([*here, *there])

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from aafit.errors import UserError
 from aafit.files import cannot_write, write_atomically
 from aafit.tables import ranges
@@ -60,6 +63,35 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The whole rows of a metrics file; a last line that a stop cut short is left out."""
     text = path.read_text()
     return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+
+
+def read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
+    """The columns of a metrics file, NaN where a cell is empty; none where there is no file or nothing in it yet.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        text = path.read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    # A last line that a stop cut short is left out: the run writes it again.
+    lines = text.split("\n")[:-1]
+    if not lines:
+        return {}
+    header, *rows = csv.reader(lines)
+    missing = [name for name in ("epoch", "train_loss", "test_loss", "test_accuracy") if name not in header]
+    if missing:
+        raise UserError(f"{path} is damaged: its first line has no column {missing[0]!r}.")
+    table = np.full((len(rows), len(header)), np.nan)
+    for number, row in enumerate(rows):
+        try:
+            table[number] = [float(cell) if cell else np.nan for cell in row]
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: line {number + 2} does not fit its first line ({error}).") from error
+    return {name: table[:, index] for index, name in enumerate(header)}
 
 
 def _rows_of(path: Path, epochs: range) -> list[dict[str, str]]:

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from aafit.activations import from_text, is_adaptive
 from aafit.data.batches import derived_seed, evaluation_batches
-from aafit.data.datasets import Dataset
+from aafit.data.datasets import SIZES, Dataset
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_activations, adaptive_parameters, load_activations
 from aafit.networks.authors_checkpoint import load_authors_checkpoint
 from aafit.networks.models import NETWORKS, Shape, build
 from aafit.networks.surgery import Swap, replace_activations
-from aafit.runs.checkpoint import check_finished, load_json, load_tensors
+from aafit.runs.checkpoint import load_tensors
 from aafit.runs.config import RunConfig
+from aafit.runs.documents import ACTIVATIONS, NETWORK, Config, check_finished
 from aafit.runs.job import Job
 from aafit.training.precision import data_type
 
@@ -51,8 +52,7 @@ def starting_network(job: Job, data: Dataset) -> Start:
     """
     run = job.config
     if job.parent is not None:
-        base = load_run(job.parent)
-        parent = RunConfig.checked(load_json(job.parent / "config.json")["run"], str(job.parent))
+        parent, base = _finished(job.parent)
         changed = _changed_activations(run, parent)
         if not changed:
             return Start(base)
@@ -93,17 +93,21 @@ def load_run(folder: Path) -> nn.Module:
     Raises:
         UserError: the run is not finished, or its files were altered since.
     """
+    return _finished(folder)[1]
+
+
+def _finished(folder: Path) -> tuple[RunConfig, nn.Module]:
+    """The settings of a finished run, and its network."""
     check_finished(folder)
-    config = load_json(folder / "config.json")
-    run = RunConfig.checked(config["run"], str(folder))
-    net: nn.Module = _fixed_network(run, tuple(config["data"]["in_shape"]), config["data"]["classes"])
-    if (folder / "activations.safetensors").exists():
+    config = Config.of(folder)
+    net: nn.Module = _fixed_network(config.run, config.data.in_shape, config.data.classes)
+    if (folder / ACTIVATIONS).exists():
         # Not strict: the network's own weights come after, out of a file that done.json vouches for.
-        net = load_activations(net, folder / "activations.safetensors", strict=False)
-    tensors = load_tensors(folder / "network.safetensors")
+        net = load_activations(net, folder / ACTIVATIONS, strict=False)
+    tensors = load_tensors(folder / NETWORK)
     net.to(next(iter(tensors.values())).dtype)
     net.load_state_dict(tensors)
-    return net
+    return config.run, net
 
 
 def _fixed_network(run: RunConfig, in_shape: Shape, classes: int) -> nn.Module:
@@ -123,13 +127,32 @@ def _changed_activations(run: RunConfig, parent: RunConfig) -> dict[str, str]:
     }
 
 
+def trained_parameters(run: RunConfig) -> int:
+    """The number of parameters that a run trains."""
+    if run.train == "none" or run.epochs == 0:
+        return 0
+    size = SIZES[run.dataset]
+    net: nn.Module = _fixed_network(run, size.in_shape, classes=10)
+    adaptive = {path: text for path, text in activation_texts(run).items() if is_adaptive(text)}
+    if adaptive:
+        net, _ = _with_activations(net, run, 0, adaptive, torch.zeros(1, *size.in_shape))
+    trained = net.parameters() if run.train == "all" else adaptive_parameters(net).values()
+    return sum(parameter.numel() for parameter in trained)
+
+
 def _replaced(
     net: nn.Module, run: RunConfig, seed: int, texts: Mapping[str, str], data: Dataset
+) -> tuple[nn.Module, Swap]:
+    one_image, _ = next(iter(evaluation_batches(data.test.to("cpu").at(torch.tensor([0])))))
+    return _with_activations(net, run, seed, texts, one_image)
+
+
+def _with_activations(
+    net: nn.Module, run: RunConfig, seed: int, texts: Mapping[str, str], one_image: Tensor
 ) -> tuple[nn.Module, Swap]:
     generator = torch.Generator().manual_seed(derived_seed("activations", seed, 0))
     makers: dict[str, Callable[..., nn.Module]] = {
         path: partial(from_text, text, generator=generator, interval=run.interval, pieces=run.pieces)
         for path, text in texts.items()
     }
-    one_image, _ = next(iter(evaluation_batches(data.test.to("cpu").at(torch.tensor([0])))))
     return replace_activations(net, makers, run.sharing, one_image)

@@ -7,24 +7,20 @@ import heapq
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import mean, median
 
-import torch
+import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from aafit.activations import from_text, is_adaptive
-from aafit.data.datasets import SIZES
 from aafit.devices import choose_device, device_name, slots
 from aafit.errors import UserError
-from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.models import NETWORKS, build
-from aafit.networks.surgery import replace_activations
 from aafit.runs.config import RunConfig
-from aafit.runs.job import Job, is_done, jobs_of, lockstep_groups, read_document
-from aafit.runs.metrics import read_rows
+from aafit.runs.documents import METRICS, Config
+from aafit.runs.job import Job, is_done, jobs_of, lockstep_groups
+from aafit.runs.metrics import read_columns
+from aafit.runs.start import trained_parameters
 from aafit.runs.suite import Suite
 from aafit.scheduling.options import RunOptions
 
@@ -69,32 +65,32 @@ class Costs:
         What another device took tells nothing of this one.
         """
         costs = cls()
-        for file in sorted(runs_dir.glob("*/*/seed*/metrics.csv")):
+        for file in sorted(runs_dir.glob(f"*/*/seed*/{METRICS}")):
             # What cannot be read tells nothing of the cost; whoever runs that suite is told that it is damaged.
-            with suppress(UserError, AttributeError, TypeError):
-                config = read_document(file.with_name("config.json")) or {}
-                run = RunConfig.checked(config.get("run", {}))
-                if config.get("environment", {}).get("device") == device:
-                    for seconds in epoch_seconds(file):
-                        costs.add(run, seconds)
+            with suppress(UserError):
+                config = Config.read(file.parent)
+                if config is not None and config.environment.get("device") == device:
+                    for seconds in epoch_seconds(file.parent):
+                        costs.add(config.run, seconds)
         return costs
 
 
-def epoch_seconds(metrics: Path) -> list[float]:
-    """Seconds of each epoch in a metrics file, training and evaluation; empty where there is no such file yet."""
-    try:
-        rows = read_rows(metrics)
-        return [float(row["seconds"]) + float(row["evaluation_seconds"] or 0) for row in rows if row["seconds"]]
-    except (OSError, KeyError, ValueError, TypeError):
+def epoch_seconds(folder: Path) -> list[float]:
+    """Seconds of each epoch that a run folder has measured, training and evaluation."""
+    columns = read_columns(folder / METRICS)
+    if not {"seconds", "evaluation_seconds"} <= columns.keys():
         return []
+    trained = np.isfinite(columns["seconds"])
+    both = columns["seconds"] + np.nan_to_num(columns["evaluation_seconds"])
+    return [float(seconds) for seconds in both[trained]]
 
 
 def last_epoch(job: Job) -> int:
     """The last epoch that the job's folder has measured; its first one where there is none."""
-    try:
-        return max((int(row["epoch"]) for row in read_rows(job.folder / "metrics.csv")), default=job.config.start_epoch)
-    except (OSError, KeyError, ValueError, TypeError):
-        return job.config.start_epoch
+    with suppress(UserError):
+        epochs = read_columns(job.folder / METRICS).get("epoch", np.empty(0))
+        return max(map(int, epochs), default=job.config.start_epoch)
+    return job.config.start_epoch
 
 
 def parents_of(jobs: Mapping[Key, Job]) -> dict[Key, Key | None]:
@@ -131,21 +127,6 @@ def wall_seconds(
             waiting.remove(key)
         now, _ = heapq.heappop(ends)
     return now
-
-
-def trained_parameters(run: RunConfig) -> int:
-    """The number of parameters that a run trains."""
-    if run.train == "none" or run.epochs == 0:
-        return 0
-    shape = SIZES[run.dataset].in_shape
-    net: torch.nn.Module = build(run.network, shape, 10)
-    texts = dict.fromkeys(NETWORKS[run.network].cnn_activations, run.cnn)
-    texts |= dict.fromkeys(NETWORKS[run.network].fc_activations, run.fc)
-    make = {path: partial(from_text, text, pieces=run.pieces) for path, text in texts.items() if is_adaptive(text)}
-    if make:
-        net, _ = replace_activations(net, make, run.sharing, torch.zeros(1, *shape))
-    trained = net.parameters() if run.train == "all" else adaptive_parameters(net).values()
-    return sum(parameter.numel() for parameter in trained)
 
 
 @dataclass(frozen=True)

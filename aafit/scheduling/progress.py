@@ -3,6 +3,7 @@
 Both are fed from the run folders: `RunState.refresh` reads the end of a run's metrics.csv.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -16,8 +17,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from aafit.errors import UserError
+from aafit.runs.documents import LOG, METRICS
 from aafit.runs.job import Job
-from aafit.runs.metrics import read_rows
+from aafit.runs.metrics import read_columns
 from aafit.scheduling.plan import START_SECONDS, Costs, Key, clock, parents_of, wall_seconds
 
 
@@ -59,19 +62,24 @@ class RunState:
 
     def refresh(self) -> bool:
         """Read the run's folder; True if it has a new row."""
-        file = self.job.folder / "metrics.csv"
+        file = self.job.folder / METRICS
         try:
             now = (file.stat().st_mtime_ns, file.stat().st_size)
             if now == self._read:
                 return False
-            row = read_rows(file)[-1]
-            # Empty where the network diverged.
-            epoch, accuracy = int(row["epoch"]), float(row["test_accuracy"]) if row["test_accuracy"] else None
-            trained = float(row["seconds"]) + float(row["evaluation_seconds"]) if row["seconds"] else None
-        except (OSError, IndexError, KeyError, ValueError, TypeError):
+            last = {name: float(values[-1]) for name, values in read_columns(file).items() if len(values)}
+        # Whoever reads the finished run is told what is damaged.
+        except (OSError, UserError):
             return False
+        if not last:
+            return False
+        epoch, accuracy = int(last["epoch"]), last["test_accuracy"]
+        seconds = last.get("seconds", math.nan) + last.get("evaluation_seconds", math.nan)
         new, self._read = epoch != self.epoch, now
-        self.epoch, self.accuracy, self.epoch_seconds = epoch, accuracy, trained
+        self.epoch = epoch
+        # Empty where the network diverged, and before the first epoch.
+        self.accuracy = accuracy if math.isfinite(accuracy) else None
+        self.epoch_seconds = seconds if math.isfinite(seconds) else None
         return new
 
     def seconds_left(self, costs: Costs) -> float | None:
@@ -180,7 +188,7 @@ class PlainLines:
 
     def started(self, state: RunState) -> None:
         self.told[state.job.config.name, state.job.seed] = (time.monotonic(), state.epoch)
-        self.line(state, f"started; log: {state.job.folder / 'log.txt'}")
+        self.line(state, f"started; log: {state.job.folder / LOG}")
 
     def ended(self, state: RunState) -> None:
         accuracy = "" if state.accuracy is None else f", test accuracy {state.accuracy:.2%}"

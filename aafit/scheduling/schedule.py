@@ -22,6 +22,7 @@ from rich.text import Text
 from aafit.data.datasets import load_dataset
 from aafit.devices import Slot, choose_device, device_name, slots
 from aafit.files import make_folder
+from aafit.runs.documents import DONE, LOG
 from aafit.runs.folder import locked
 from aafit.runs.job import Job, is_done, jobs_of, lockstep_groups, set_aside
 from aafit.runs.suite import Suite
@@ -46,7 +47,7 @@ class Outcome:
 
     @property
     def log(self) -> Path:
-        return self.job.folder / "log.txt"
+        return self.job.folder / LOG
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ class _Schedule:
             state.seconds = time.monotonic() - process.began
             if code is not None:
                 self._take_back(key)
-                if code == 0 and (state.job.folder / "done.json").exists():
+                if code == 0 and (state.job.folder / DONE).exists():
                     self._end(state, Status.DONE, "")
                 elif len(process.jobs) > 1:
                     self.alone.add(key)
@@ -237,7 +238,7 @@ class _Schedule:
                     process.popen.kill()
             time.sleep(POLL_SECONDS)
         for key in list(self.running):
-            finished = self.running[key].popen.returncode == 0 and (self.states[key].job.folder / "done.json").exists()
+            finished = self.running[key].popen.returncode == 0 and (self.states[key].job.folder / DONE).exists()
             self._take_back(key)
             self._end(self.states[key], Status.DONE if finished else Status.STOPPED, "")
         for state in self.states.values():

@@ -21,6 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from aafit.devices import Slot
 from aafit.errors import UserError
+from aafit.runs.documents import LOG
 from aafit.runs.execute import execute
 from aafit.runs.job import Job
 
@@ -39,7 +40,7 @@ class Process:
         path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
         environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **os.environ, **place.environment}
         environment |= {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-        with (jobs[0].folder / "log.txt").open("ab") as log:
+        with (jobs[0].folder / LOG).open("ab") as log:
             self.log_start = log.tell()
             self.popen = subprocess.Popen(
                 worker,
@@ -63,7 +64,7 @@ class Process:
 
     def why(self, code: int) -> str:
         """Why it failed: the last line it wrote, or how it ended."""
-        with suppress(OSError), (self.jobs[0].folder / "log.txt").open("rb") as log:
+        with suppress(OSError), (self.jobs[0].folder / LOG).open("rb") as log:
             log.seek(self.log_start)
             lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
             if code < 0:

@@ -45,6 +45,10 @@ class Lockstep:
         same = all(_same(first, other) for other in others)
         return cls(tuple(nets), first, tuple(rest for _, rest in parts)) if same else None
 
+    def part(self, places: Sequence[int]) -> "Lockstep":
+        """The networks at these places alone."""
+        return Lockstep(tuple(self.nets[at] for at in places), self.prefix, tuple(self.rests[at] for at in places))
+
     def train_epoch(
         self, batches: Batches, optimizers: Sequence[Sequence[Optimizer]], precision: str = "float32"
     ) -> list[tuple[float, float]]:

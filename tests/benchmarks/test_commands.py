@@ -9,6 +9,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from small_runs import write_done
 
 from aafit.runs.job import jobs_of
 from aafit.runs.suite import Suite
@@ -159,7 +160,7 @@ def test_precision_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         for job in jobs_of(suite, runs_dir, device="cpu", threads=1).values():
             job.folder.mkdir(parents=True)
             accuracy = 0.7 + 0.01 * job.seed + 0.001 * (job.config.precision == "bf16")
-            (job.folder / "done.json").write_text(json.dumps({"result": {"last_accuracy": accuracy}}))
+            write_done(job.folder, job.settings_hash, last_accuracy=accuracy)
             outcomes.append(Outcome(job, Status.DONE, 1.0, ""))
         return Summary(tuple(outcomes), 1.0, False)
 

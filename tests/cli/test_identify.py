@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 from aafit.cli.main import main
 from aafit.errors import UserError
-from aafit.runs.checkpoint import load_json
 from aafit.runs.config import RunConfig
+from aafit.runs.documents import load_json
 from aafit.runs.execute import execute
 from aafit.runs.job import Job
 from aafit.runs.metrics import read_rows

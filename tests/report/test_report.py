@@ -194,10 +194,14 @@ def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
     ("file", "content", "says"),
     [
         ("done.json", "{", "done.json is damaged"),
-        ("done.json", '{"finished": "", "seconds": 1}', "done.json is damaged: result: Field required"),
+        (
+            "done.json",
+            '{"hash": "", "sha256": {}, "finished": "", "seconds": 1}',
+            "damaged: result: Field",
+        ),
         ("done.json", b"\xff\xfe", "done.json is damaged"),
         ("config.json", "[]", "config.json is damaged"),
-        ("config.json", '{"seed": 1, "run": {"name": "x"}}', r"config.json is damaged: run.epochs"),
+        ("config.json", '{"hash": "", "seed": 1, "run": {"name": "x"}}', r"config.json is damaged: run.epochs"),
         ("compare.json", '{"layers": 3}', "compare.json is damaged: layers"),
         ("metrics.csv", "epoch,loss\n1,2\n", "metrics.csv is damaged: its first line has no column 'train_loss'"),
         ("metrics.csv", "epoch,train_loss,test_loss,test_accuracy\n1,2,3,4\n1,2\n", "metrics.csv is damaged: line 3"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import write_done
 
 from aafit.errors import UserError
 from aafit.files import sha256_of
@@ -123,7 +124,7 @@ def test_done_or_not(tmp_path: Path) -> None:
     assert not is_done(one)
     (tmp_path / "config.json").write_text(json.dumps(config(one)))
     assert not is_done(one)
-    (tmp_path / "done.json").write_text(json.dumps({"hash": one.settings_hash}))
+    write_done(tmp_path, one.settings_hash)
     assert is_done(one)
     with pytest.raises(UserError, match=r"epochs: 3 there, 5 here.*--fresh"):
         is_done(job(tmp_path, epochs=5))

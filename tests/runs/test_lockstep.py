@@ -46,7 +46,7 @@ def batches(steps=3):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_networks_in_step_get_the_bits_they_get_alone(precision):
+def test_networks_in_lockstep_get_the_bits_they_get_alone(precision):
     """With dropout below and above the activations that are tuned, for several epochs and optimizers."""
     together = [network(maker) for maker, _ in MAKERS.values()]
     optimizers = [make_optimizers(net, **options) for net, (_, options) in zip(together, MAKERS.values(), strict=True)]

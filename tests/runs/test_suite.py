@@ -44,7 +44,7 @@ def test_the_seven_stages(name: str) -> None:
         assert run.train == ("all" if run.parent is None else "activations")
         assert (run.sharing, run.interval, run.pieces) == ("layer", (-4.0, 4.0), 16)
         assert (run.optimizer, run.batch_size) == ("adam", 128)
-        assert run.learning_rate == (1e-2 if name == "demo" and run.parent is not None else 1e-3)
+        assert run.lr == (1e-2 if name == "demo" and run.parent is not None else None)
         assert run.augment
         assert run.shuffle
         assert not run.dspu4

@@ -1,13 +1,13 @@
 """Costs and plans: what is measured, what follows from it for order and length, and the dry run."""
 
 import io
-import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from small_runs import write_config, write_done
 
 from aafit.devices import processor_name
 from aafit.errors import UserError
@@ -27,21 +27,21 @@ from aafit.scheduling.plan import (
 )
 
 HERE = processor_name()
+HEADER = "epoch,train_loss,test_loss,test_accuracy,seconds,evaluation_seconds\n"
 
 A, B, C, D = ("a", 1), ("b", 1), ("c", 1), ("d", 1)
 
 
 def write_run(job: Job, seconds: list[float], done: bool = False, device: str = HERE) -> None:
     job.folder.mkdir(parents=True)
-    settings = {"hash": job.settings_hash, "run": job.config.model_dump(mode="json"), "environment": {"device": device}}
-    (job.folder / "config.json").write_text(json.dumps(settings))
+    write_config(job.folder, job.config, job.settings_hash, device)
     rows = [
-        f"{job.config.start_epoch},,1.0",
-        *(f"{job.config.start_epoch + k},{s},1.0" for k, s in enumerate(seconds, 1)),
+        f"{job.config.start_epoch},,1,0.5,,1.0",
+        *(f"{job.config.start_epoch + k},1,1,0.5,{s},1.0" for k, s in enumerate(seconds, 1)),
     ]
-    (job.folder / "metrics.csv").write_text("epoch,seconds,evaluation_seconds\n" + "\n".join(rows) + "\n")
+    (job.folder / "metrics.csv").write_text(HEADER + "\n".join(rows) + "\n")
     if done:
-        (job.folder / "done.json").write_text(json.dumps({"hash": job.settings_hash}))
+        write_done(job.folder, job.settings_hash)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from small_runs import write_config
 
 import aafit.scheduling.schedule
 from aafit.data.datasets import load_dataset
@@ -133,8 +134,9 @@ def test_the_longest_chain_goes_first(fake: Fake) -> None:
 def write_costs(fake: Fake, measured: RunConfig) -> None:
     folder = fake.runs / "earlier" / "run" / "seed1"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"run": measured.model_dump(mode="json")}))
-    (folder / "metrics.csv").write_text("epoch,seconds,evaluation_seconds\n1,3.0,1.0\n")
+    write_config(folder, measured)
+    header = "epoch,train_loss,test_loss,test_accuracy,seconds,evaluation_seconds"
+    (folder / "metrics.csv").write_text(f"{header}\n1,1,1,0.5,3.0,1.0\n")
 
 
 def test_runs_go_side_by_side_but_not_more_than_asked(fake: Fake) -> None:
