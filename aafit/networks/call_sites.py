@@ -56,7 +56,7 @@ class Site:
 
     Attributes:
         name: Of the module that stands for it, a child of its owner.
-        place: In the program.
+        place: In the program; where nothing else calls what it stands in, its innermost step alone.
         kind: Of the activation, "ReLU".
         call: The name of the function, or the path of the module, that is called.
         options: What the function is called with beside its input.
@@ -325,19 +325,16 @@ def _digest(code: CodeType) -> str:
 
 
 def _site_at(sites: tuple[Site, ...], frames: list[FrameType]) -> str | None:
-    """The name of the site whose call these frames are making, None where it is none of them.
-
-    Where only one site stands at the innermost place, it does not matter how the program came there.
-    """
+    """The name of the site whose call these frames are making, None where it is none of them."""
     code, offset = frames[0].f_code, frames[0].f_lasti
     here = [site for site in sites if site.place[0].function == code.co_qualname]
     for site in here:
         _check_same_program(site.place[0], code)
     here = [site for site in here if site.place[0].offset == offset]
-    if len(here) > 1:
-        place = place_of(frames)
-        here = [site for site in here if site.place == place]
-    return here[0].name if here else None
+    if not here:
+        return None
+    place = place_of(frames)
+    return next((site.name for site in here if site.place == place[: len(site.place)]), None)
 
 
 def _check_same_program(step: Step, code: CodeType) -> None:

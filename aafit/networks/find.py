@@ -127,11 +127,14 @@ def _calls(net: nn.Module, watched: Observation) -> Iterator[FoundActivation]:
     """
     several = _called_at_several_places(watched)
     taken: defaultdict[str, set[str]] = defaultdict(set)
+    ways = Counter((seen.owner, seen.place[0]) for seen in watched.seen)
     for seen in watched.seen:
         if seen.module is not None and seen.module not in several:
             continue
         name = _free_name(seen, net.get_submodule(seen.owner), taken[seen.owner])
         call = seen.call if seen.module is None else seen.module
+        # Where the sample shows one way to a place only, another way to it means the same.
+        place = seen.place if ways[seen.owner, seen.place[0]] > 1 else seen.place[:1]
         plain = all(value is None or isinstance(value, (bool, int, float, str)) for value in seen.options.values())
         yield FoundActivation(
             f"{seen.owner}.{name}" if seen.owner else name,
@@ -140,7 +143,7 @@ def _calls(net: nn.Module, watched: Observation) -> Iterator[FoundActivation]:
             "" if plain else "which is called with a tensor beside its input",
             True,
             seen,
-            Site(name, seen.place, seen.kind, call, seen.options, seen.module is not None),
+            Site(name, place, seen.kind, call, seen.options, seen.module is not None),
         )
 
 

@@ -209,6 +209,8 @@ def test_a_helper_called_for_each_layer_is_as_many_places() -> None:
     for fc, act in zip((net.fc1, net.fc2, net.fc3), acts.values(), strict=True):
         x = act(fc(x))
     torch.testing.assert_close(new(X), x)
+    one, _ = replace_activations(net, {"relu_2": value(0.5)}, sample=X)
+    torch.testing.assert_close(one(X), F.relu(net.fc3(value(0.5)(net.fc2(F.relu(net.fc1(X)))))))
 
 
 def test_where_one_place_is_known_the_way_there_does_not_matter() -> None:
