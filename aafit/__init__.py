@@ -32,7 +32,9 @@ from aafit.networks.adaptive import (
 from aafit.networks.authors_checkpoint import load_authors_checkpoint
 from aafit.networks.find import find_activations
 from aafit.networks.surgery import Swap, replace_activations, restore_activations
-from aafit.training.compare import Comparison, CurveError, compare, curve_errors
+from aafit.training.compare import compare
+from aafit.training.comparison import Comparison
+from aafit.training.curve_errors import CurveError, curve_errors
 from aafit.training.evaluate import Evaluation, evaluate
 from aafit.training.tune import tune
 from aafit.version import __version__

@@ -46,6 +46,13 @@ class Batch:
         """The same with all tensors on `device`."""
         return self._mapped(lambda tensor: tensor.to(device))
 
+    def floating(self, dtype: torch.dtype) -> "Batch":
+        """The same with its floating-point inputs in another type; the target stays."""
+        args, kwargs = _mapped(
+            (self.args, self.kwargs), lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        )
+        return Batch(args, kwargs, self.target)
+
     def cloned(self) -> "Batch":
         """The same in memory of its own."""
         return self._mapped(Tensor.clone)

@@ -25,7 +25,8 @@ from aafit.runs.folder import finish, load_progress, locked, printing_to_log, wr
 from aafit.runs.job import Job, is_done, verdict
 from aafit.runs.start import Start, starting_network
 from aafit.tables import fit_for_json
-from aafit.training.compare import compare, curve_errors
+from aafit.training.compare import compare
+from aafit.training.curve_errors import curve_errors
 from aafit.training.precision import arithmetic, data_type
 from aafit.training.tune import make_optimizers
 

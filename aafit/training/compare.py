@@ -1,8 +1,8 @@
-"""What a replacement of activations changes: at each layer, at the logits, in the predictions, and as a function."""
+"""What a replacement of activations changes: at each of them, at the logits, in the predictions."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+import math
+from collections.abc import Sequence
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -11,77 +11,24 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError
-from aafit.tables import fit_for_json
-from aafit.training.evaluate import Batches, evaluation_mode
+from aafit.networks.as_modules import like_for_like
+from aafit.networks.inputs import Batch, Output, each_batch, run
+from aafit.training.comparison import Comparison, Difference, LayerDifference, Reference
+from aafit.training.evaluate import Batches, evaluation_mode, finite_rows
+from aafit.training.losses import (
+    IGNORED,
+    Loss,
+    Metric,
+    check_labels,
+    check_loss,
+    class_axis,
+    score,
+    total_metric,
+)
 from aafit.training.precision import autocast
+from aafit.training.watched import Gap, Range, Recorder
 
-CURVE_POINTS = 4001
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Largest and mean absolute difference of one layer's output between two networks, over all images."""
-
-    path: str
-    max_abs: float
-    mean_abs: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two networks on the same images: the base and the one whose activations were replaced.
-
-    An image whose logits are NaN or infinite is predicted by neither network: it counts as wrong, and as not equal.
-    `base_not_finite` and `replaced_not_finite` are the numbers of such images.
-    """
-
-    layers: tuple[Difference, ...]
-    logits: Difference
-    agreement: float
-    base_accuracy: float
-    base_loss: float
-    replaced_accuracy: float
-    replaced_loss: float
-    images: int
-    base_not_finite: int = 0
-    replaced_not_finite: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same for JSON: None for what is not a finite number."""
-        return fit_for_json(asdict(self))
-
-    def __str__(self) -> str:
-        rows = [("output of", "largest difference", "mean difference")]
-        rows += [(row.path, f"{row.max_abs:.4g}", f"{row.mean_abs:.4g}") for row in (*self.layers, self.logits)]
-        width = max(len(row[0]) for row in rows)
-        lines = [f"{path:<{width}}  {largest:>18}  {mean:>15}" for path, largest, mean in rows]
-        lines.append(
-            f"equal predictions {self.agreement:.2%} of {self.images} images; accuracy {self.base_accuracy:.2%} -> "
-            f"{self.replaced_accuracy:.2%}, loss {self.base_loss:.4f} -> {self.replaced_loss:.4f} by the replacement"
-        )
-        for which, count in (("base", self.base_not_finite), ("replaced", self.replaced_not_finite)):
-            if count:
-                lines.append(f"DIVERGED: the {which} network gives NaN or infinity for {count} of {self.images} images")
-        return "\n".join(lines)
-
-
-class _Recorder:
-    """Keeps the latest output of some modules of a network."""
-
-    def __init__(self, net: nn.Module, paths: Sequence[str]) -> None:
-        self.outputs: dict[str, Tensor] = {}
-        self.handles = [net.get_submodule(path).register_forward_hook(self._hook(path)) for path in paths]
-
-    def _hook(self, path: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            # Cloned: what comes next may work in place.
-            self.outputs[path] = output.clone()
-
-        return keep
-
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
+LOGITS = "logits"
 
 
 def replaced_paths(base: nn.Module, net: nn.Module) -> list[str]:
@@ -105,108 +52,238 @@ def replaced_paths(base: nn.Module, net: nn.Module) -> list[str]:
     return [path for path in replaced if not path.startswith(within)]
 
 
-def compare(base: nn.Module, net: nn.Module, batches: Batches, precision: str = "float32") -> Comparison:
-    """How `net`, made from `base` by replacing activations, differs from it on `batches` of (images, labels).
+def compare(
+    base: nn.Module,
+    net: nn.Module,
+    batches: Batches,
+    precision: str = "float32",
+    *,
+    output: Output | None = None,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
+    reference: torch.dtype | None = None,
+) -> Comparison:
+    """How `net`, made from `base` by replacing activations, differs from it on `batches`.
 
-    Differences are taken at the output of every replaced activation that the networks call (with everything before it
-    replaced too) and at the logits. Both networks run in evaluation mode and are left in the mode they were in; with
-    precision "bf16" they run under autocast, else in the type that they have.
+    Differences are taken at the output of every replaced activation that the networks call, over all its calls (with
+    everything before it replaced too, and once more on the inputs that it has in the base: its own difference), and at
+    the outputs. Both networks run in evaluation mode and are left in the mode they were in; with precision "bf16" they
+    run under autocast, else in the type that they have. Memory: the inputs and outputs of all replaced activations for
+    one batch, of each network.
+
+    Args:
+        base: the network before.
+        net: the network after.
+        batches: of (images, labels), or of any other form that `as_batch` takes.
+        precision: "bf16", or the type that the networks have.
+        output: from what the networks return to the tensor that is meant, where they return an object.
+        loss: as for `evaluate`; by default cross-entropy where there are labels. "cross-entropy" without labels says
+            that the outputs are of classes, so that their predictions are counted.
+        metric: as for `evaluate`, of either network.
+        reference: a finer type, as torch.float64, in which copies of both networks run too, to tell what the functions
+            change from what rounding does.
 
     Raises:
-        UserError: the networks are not built alike, or there is no image in `batches`.
+        UserError: the networks are not built alike, one is scripted, or there is no image in `batches`; or as
+            `evaluate`.
     """
-    paths = replaced_paths(base, net)
-    recorders = _Recorder(base, paths), _Recorder(net, paths)
-    largest = dict.fromkeys([*paths, "logits"], 0.0)
-    total = dict.fromkeys([*paths, "logits"], 0.0)
-    count = dict.fromkeys([*paths, "logits"], 0)
-    agreed = images = 0
-    right, loss, broken = [0, 0], [0.0, 0.0], [0, 0]
+    if loss is not None:
+        check_loss(loss)
+    for which in (base, net):
+        if isinstance(which, torch.jit.ScriptModule):
+            raise UserError("A ScriptModule has its activations compiled in: compare the networks that it was made of.")
+    twin = like_for_like(base, net)
+    paths = replaced_paths(twin, net)
+    found, outputs = _Layers(net, paths), _Outputs(loss, metric)
+    finer = None if reference is None else _Finer(twin, net, paths, reference)
+    recorders = Recorder(twin, paths), Recorder(net, paths)
     try:
-        with evaluation_mode(base, net):
-            for x_B, y_B in batches:
-                if len(y_B) == 0:
-                    continue
-                with autocast(precision, x_B.device):
-                    logits = base(x_B), net(x_B)
-                outputs = [recorder.outputs for recorder in recorders]
-                pairs = {path: (outputs[0][path], outputs[1][path]) for path in outputs[0].keys() & outputs[1].keys()}
-                for path, (before, after) in {**pairs, "logits": logits}.items():
-                    difference = (after.double() - before.double()).abs()
-                    # Not Python's max, which loses NaN: the largest of 0 and NaN is 0 there.
-                    largest[path] = float(np.maximum(largest[path], difference.max().item()))
-                    total[path] += difference.sum().item()
-                    count[path] += difference.numel()
-                predicted = [output.argmax(1) for output in logits]
-                finite = [output.isfinite().all(1) for output in logits]
-                agreed += int(((predicted[0] == predicted[1]) & finite[0] & finite[1]).sum())
-                for which in (0, 1):
-                    broken[which] += int((~finite[which]).sum())
-                    right[which] += int(((predicted[which] == y_B) & finite[which]).sum())
-                    loss[which] += F.cross_entropy(logits[which].double(), y_B, reduction="sum").item()
-                images += len(y_B)
+        with evaluation_mode(twin, net):
+            for batch in each_batch(batches):
+                with autocast(precision, batch.device):
+                    # Cloned: the first activation may work in place.
+                    results = run(twin, batch.cloned(), output), run(net, batch.cloned(), output)
+                    if results[0].shape != results[1].shape:
+                        shapes = " and ".join(str(tuple(result.shape)) for result in results)
+                        raise UserError(f"The networks cannot be compared: they give outputs of the shapes {shapes}.")
+                    kept = [recorder.taken() for recorder in recorders]
+                    found.add(kept[0], kept[1])
+                if finer is not None:
+                    finer.add(batch, output, kept, results)
+                found.outputs.add(*results)
+                outputs.add(batch, results)
     finally:
         for recorder in recorders:
             recorder.remove()
-    if images == 0:
+    if outputs.images == 0:
         raise UserError("There is nothing to compare on: the batches hold no image.")
-    rows = {path: Difference(path, largest[path], total[path] / count[path]) for path in largest if count[path]}
-    return Comparison(
-        layers=tuple(rows[path] for path in paths if path in rows),
-        logits=rows["logits"],
-        agreement=agreed / images,
-        base_accuracy=right[0] / images,
-        base_loss=loss[0] / images,
-        replaced_accuracy=right[1] / images,
-        replaced_loss=loss[1] / images,
-        images=images,
-        base_not_finite=broken[0],
-        replaced_not_finite=broken[1],
-    )
+    references = {} if finer is None else finer.found()
+    return outputs.comparison(*found.rows(references))
 
 
-@dataclass(frozen=True)
-class CurveError:
-    """How far an activation is from the function it stands for, over an interval of inputs, in one arithmetic."""
+class _Layers:
+    """The differences at each replaced activation, and at the outputs."""
 
-    dtype: str
-    max: float
-    mean_squared: float
-    interval: tuple[float, float]
+    def __init__(self, net: nn.Module, paths: Sequence[str]) -> None:
+        self.net, self.paths = net, paths
+        self.after = {path: Gap() for path in paths}
+        self.own = {path: Gap() for path in paths}
+        self.arriving = {path: Gap() for path in paths}
+        self.inputs = {path: Range() for path in paths}
+        self.outputs = Gap()
+        self.order: list[str] = []
+
+    def add(self, base: dict[str, list[tuple[Tensor, Tensor]]], net: dict[str, list[tuple[Tensor, Tensor]]]) -> None:
+        for path, calls in base.items():
+            if path not in net or not calls[0][0].numel():
+                continue
+            if path not in self.order:
+                self.order.append(path)
+            # What is called is the forward, past the hooks that record.
+            module = self.net.get_submodule(path)
+            for (u, y), (v, z) in zip(calls, net[path], strict=False):
+                self.inputs[path].add(u)
+                self.arriving[path].add(u, v)
+                self.own[path].add(y, module.forward(u))
+                self.after[path].add(y, z)
+
+    def rows(self, references: dict[str, Reference]) -> tuple[tuple[LayerDifference, ...], Difference]:
+        carried, left = {}, 0.0
+        for path in self.order:
+            carried[path] = self.arriving[path].relative / left if left else math.nan
+            left = self.after[path].relative
+        layers = tuple(
+            LayerDifference(
+                path=path,
+                max_abs=self.after[path].max_abs,
+                mean_abs=self.after[path].mean_abs,
+                relative=self.after[path].relative,
+                carried=carried[path],
+                reference=references.get(path),
+                inputs=self.inputs[path].found(),
+                own_max_abs=self.own[path].max_abs,
+                own_mean_abs=self.own[path].mean_abs,
+                own_relative=self.own[path].relative,
+                arriving=self.arriving[path].relative,
+            )
+            for path in self.paths
+            if path in carried
+        )
+        gap = self.outputs
+        last = gap.relative / left if left else math.nan
+        return layers, Difference(LOGITS, gap.max_abs, gap.mean_abs, gap.relative, last, references.get(LOGITS))
 
 
-def curve_errors(
-    activation: nn.Module,
-    function: Callable[[Tensor], Tensor],
-    interval: tuple[float, float] = (-8.0, 8.0),
-    dtypes: Sequence[torch.dtype] = (torch.float16, torch.bfloat16, torch.float32, torch.float64),
-) -> list[CurveError]:
-    """Largest and mean squared error of `activation` against `function` over `interval`.
+class _Finer:
+    """Both networks in a finer arithmetic."""
 
-    The mean is taken over an even grid; the largest error also over points that come ever nearer to 0, where steep
-    sigmoids differ most. The activation computes in each of `dtypes`, on inputs rounded to that type; `function`
-    computes in float64 on the same rounded inputs, so that the errors are those of the activation alone. A type that
-    the device cannot compute in is left out.
-    """
-    device = next(iter(activation.parameters()), torch.empty(0)).device
-    shape = activation.shape if isinstance(activation, AdaptiveActivation) else (1,)
-    # Per-neuron parameters: every neuron gets the whole grid, in as many points as keep it quick.
-    points = max(33, min(CURVE_POINTS, 400_000 // max(1, torch.Size(shape).numel())))
-    grid = torch.linspace(*interval, points, dtype=torch.float64, device=device)
-    small = torch.logspace(-8, 0, points // 10, dtype=torch.float64, device=device) * max(map(abs, interval))
-    near = torch.cat([-small, small])
-    grid = torch.cat([grid, near[(near >= interval[0]) & (near <= interval[1])]])
-    grid = grid.reshape(-1, *[1] * len(shape)).expand(-1, *shape)
-    errors = []
-    for dtype in dtypes:
-        inputs = grid.to(dtype)
-        try:
-            with torch.no_grad():
-                output = activation(inputs)
-                difference = output.double() - function(inputs.double())
-        except (RuntimeError, TypeError):
-            continue
-        name = str(dtype).removeprefix("torch.")
-        mean_squared = difference[:points].square().mean().item()
-        errors.append(CurveError(name, difference.abs().max().item(), mean_squared, interval))
-    return errors
+    def __init__(self, base: nn.Module, net: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
+        if not dtype.is_floating_point:
+            raise UserError(f"reference={dtype} is no floating-point type: give torch.float64.")
+        self.dtype = dtype
+        self.nets = [deepcopy(one).to(dtype).eval() for one in (base, net)]
+        self.recorders = [Recorder(one, paths) for one in self.nets]
+        self.gaps: dict[str, tuple[Gap, Gap, Gap]] = {}
+
+    def add(
+        self,
+        batch: Batch,
+        output: Output | None,
+        kept: Sequence[dict[str, list[tuple[Tensor, Tensor]]]],
+        results: tuple[Tensor, Tensor],
+    ) -> None:
+        fine = [run(one, batch.floating(self.dtype).cloned(), output) for one in self.nets]
+        calls = [recorder.taken() for recorder in self.recorders]
+        for path in kept[0].keys() & kept[1].keys() & calls[0].keys() & calls[1].keys():
+            for four in zip(calls[0][path], calls[1][path], kept[0][path], kept[1][path], strict=False):
+                self._add(path, [y for _, y in four])
+        self._add(LOGITS, [*fine, *results])
+
+    def _add(self, path: str, four: Sequence[Tensor]) -> None:
+        fine_base, fine_net, base, net = four
+        gaps = self.gaps.setdefault(path, (Gap(), Gap(), Gap()))
+        for gap, pair in zip(gaps, ((fine_base, fine_net), (fine_base, base), (fine_net, net)), strict=True):
+            gap.add(*pair)
+
+    def found(self) -> dict[str, Reference]:
+        return {
+            path: Reference(change.max_abs, change.mean_abs, of_base.max_abs, of_net.max_abs)
+            for path, (change, of_base, of_net) in self.gaps.items()
+        }
+
+
+class _Outputs:
+    """Accuracy, loss, metric, agreement and cosine of the outputs."""
+
+    def __init__(self, loss: Loss | None, metric: Metric | None) -> None:
+        self.loss, self.metric = loss, metric
+        self.images = 0
+        self.broken = [0, 0]
+        self.sums: dict[str, list[float]] = {}
+        self.least_cosine = math.inf
+
+    def add(self, batch: Batch, results: tuple[Tensor, Tensor]) -> None:
+        finite = [finite_rows(result) for result in results]
+        self.images += len(batch)
+        for which, name in enumerate(("base", "replaced")):
+            self.broken[which] += int((~finite[which]).sum())
+            wide = results[which].double()
+            if batch.target is not None:
+                of = score(self.loss or "cross-entropy", wide, batch.target)
+                self._sum(f"{name} loss", of.loss, of.count)
+                if of.right is not None and of.labelled is not None and of.outside is not None:
+                    check_labels(of.outside, of.classes)
+                    self._sum(f"{name} right", of.right, of.labelled)
+            if self.metric is not None:
+                self._sum(f"{name} metric", *total_metric(self.metric, results[which], batch.target))
+        self._agreement(batch, results)
+        cosine_B = _cosines(*results)
+        self._sum("cosine", cosine_B.sum(), len(cosine_B))
+        self.least_cosine = float(np.minimum(self.least_cosine, cosine_B.min().item()))
+
+    def _agreement(self, batch: Batch, results: tuple[Tensor, Tensor]) -> None:
+        target = batch.target
+        labels = target if isinstance(target, Tensor) and not target.is_floating_point() else None
+        if labels is None and self.loss != "cross-entropy" and (self.loss is not None or target is None):
+            return
+        axis = class_axis(results[0], labels)
+        if axis is None:
+            return
+        predicted = [result.argmax(axis) for result in results]
+        finite = results[0].isfinite().all(axis) & results[1].isfinite().all(axis)
+        counted = torch.ones_like(finite) if labels is None else labels != IGNORED
+        self._sum("agreed", ((predicted[0] == predicted[1]) & finite & counted).sum(), counted.sum())
+
+    def _sum(self, name: str, value: Tensor, count: Tensor | int) -> None:
+        kept = self.sums.setdefault(name, [0.0, 0.0])
+        kept[0] += value.item()
+        kept[1] += count if isinstance(count, int) else count.item()
+
+    def _mean(self, name: str) -> float:
+        total, count = self.sums.get(name, (0.0, 0.0))
+        return total / count if count else math.nan
+
+    def comparison(self, layers: tuple[LayerDifference, ...], logits: Difference) -> Comparison:
+        return Comparison(
+            layers=layers,
+            logits=logits,
+            agreement=self._mean("agreed"),
+            base_accuracy=self._mean("base right"),
+            base_loss=self._mean("base loss"),
+            replaced_accuracy=self._mean("replaced right"),
+            replaced_loss=self._mean("replaced loss"),
+            images=self.images,
+            base_not_finite=self.broken[0],
+            replaced_not_finite=self.broken[1],
+            cosine=self._mean("cosine"),
+            least_cosine=self.least_cosine,
+            base_metric=self._mean("base metric"),
+            replaced_metric=self._mean("replaced metric"),
+        )
+
+
+def _cosines(before: Tensor, after: Tensor) -> Tensor:
+    """The cosine between the outputs of each row, (B,); 1 where both are 0."""
+    one, other = (output.double().reshape(len(output), -1) for output in (before, after))
+    both_zero = (one == 0).all(1) & (other == 0).all(1)
+    return torch.where(both_zero, 1.0, F.cosine_similarity(one, other, dim=1))

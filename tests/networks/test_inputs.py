@@ -137,6 +137,12 @@ def test_a_clone_has_memory_of_its_own_and_nests() -> None:
     assert moved.args[0].b[0].device.type == moved.target["y"].device.type == moved.device.type == "meta"
 
 
+def test_floating_point_inputs_in_another_type() -> None:
+    batch = as_batch((X, {"ids": IDS, "mask": [Z]}, Z)).floating(torch.float64)
+    assert (batch.args[0].dtype, batch.kwargs["mask"][0].dtype) == (torch.float64, torch.float64)
+    assert (batch.kwargs["ids"].dtype, batch.target.dtype) == (torch.int64, torch.float32)
+
+
 @dataclass
 class Fields:
     last_hidden_state: Tensor

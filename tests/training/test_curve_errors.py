@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations import LEAF, FNeuron, SiLU, from_text
-from aafit.training.compare import curve_errors
+from aafit.training.curve_errors import curve_errors
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # The spacing of each type's numbers below 1, to which outputs of a bounded function are rounded.
