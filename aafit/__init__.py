@@ -31,6 +31,8 @@ from aafit.networks.adaptive import (
 )
 from aafit.networks.authors_checkpoint import load_authors_checkpoint
 from aafit.networks.find import find_activations
+from aafit.networks.freeze import Freeze, freeze_activations
+from aafit.networks.inputs import Batch
 from aafit.networks.surgery import Swap, replace_activations, restore_activations
 from aafit.training.compare import compare
 from aafit.training.comparison import Comparison
@@ -50,10 +52,12 @@ __all__ = [
     "SQUARED_ERROR",
     "AdaptiveActivation",
     "Audit",
+    "Batch",
     "Comparison",
     "CurveError",
     "Evaluation",
     "FNeuron",
+    "Freeze",
     "Identification",
     "Importance",
     "Loss",
@@ -67,6 +71,7 @@ __all__ = [
     "curve_errors",
     "evaluate",
     "find_activations",
+    "freeze_activations",
     "identify",
     "importance",
     "load_activations",

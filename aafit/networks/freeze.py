@@ -1,0 +1,246 @@
+"""Turn tuned adaptive activations into fixed functions or fixed tables, which have nothing left to train."""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aafit.activations import AdaptiveActivation, FNeuron
+from aafit.errors import UserError, check_name
+from aafit.networks.call_sites import probe_of
+from aafit.networks.kinds import FUNCTIONS, activation_name
+from aafit.networks.observe import forward_of_sample
+from aafit.networks.surgery import put_activation
+from aafit.tables import table
+
+FIXED_FUNCTIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "Identity": nn.Identity,
+    "GELU (tanh)": partial(nn.GELU, approximate="tanh"),
+    **{name: getattr(nn, name) for name in sorted(set(FUNCTIONS.values()))},
+}
+"""What an activation can become as a function: the elementwise activations of torch, with their usual settings."""
+
+WAYS = ("function", "table")
+GRID = 4001
+SEGMENTS = 512
+LOOKED_AT = 1 << 18  # inputs of an activation at most
+
+
+@dataclass(frozen=True)
+class FrozenActivation:
+    """What an adaptive activation became.
+
+    `rms` and `max_abs` are the root of the mean squared and the largest difference between the two, over `inputs`
+    numbers from `least` to `largest`: those of the sample, or an even grid.
+    """
+
+    path: str
+    old: str
+    new: str
+    rms: float
+    max_abs: float
+    inputs: int
+    least: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """What `freeze_activations` did: prints as a table."""
+
+    rows: tuple[FrozenActivation, ...]
+    sampled: bool
+
+    def __str__(self) -> str:
+        header = ("frozen", "was", "is", "rms error", "largest error", "on inputs")
+        cells = [
+            (
+                row.path,
+                row.old,
+                row.new,
+                f"{row.rms:.3g}",
+                f"{row.max_abs:.3g}",
+                f"{row.least:.3g} to {row.largest:.3g}",
+            )
+            for row in self.rows
+        ]
+        where = "the inputs that each had in the sample" if self.sampled else "an even grid"
+        return f"{table(header, cells, numbers=False)}\nErrors are over {where}."
+
+
+class Table(nn.Module):
+    """A fixed piecewise-linear function: values at equal distances over [left, right], straight lines beyond.
+
+    Input (B, *...) of any floating-point dtype, output of the same shape and dtype. There are no parameters, and plain
+    operations alone, so that it exports. NaN stays NaN.
+
+    Args:
+        values: (*shape, points), where shape is (1,) or broadcasts against the input's trailing dimensions.
+        interval: (left, right).
+        slopes: the slopes below left and above right, each of shape `shape`.
+    """
+
+    values: Tensor
+    slopes: Tensor
+    starts: Tensor
+
+    def __init__(self, values: Tensor, interval: tuple[float, float], slopes: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.left, self.right = interval
+        self.segments = values.shape[-1] - 1
+        sets = values.shape[:-1]
+        self.register_buffer("values", values.reshape(-1).clone())
+        self.register_buffer("slopes", torch.stack(slopes).reshape(2, *sets).clone())
+        starts = torch.arange(sets.numel(), device=values.device).mul(values.shape[-1]).reshape(sets)
+        self.register_buffer("starts", starts)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """The function of u, elementwise."""
+        dtype = torch.promote_types(u.dtype, torch.float32)
+        x, values, slopes = u.to(dtype), self.values.to(dtype), self.slopes.to(dtype)
+        at = ((x - self.left) * (self.segments / (self.right - self.left))).clamp(0, self.segments)
+        # A comparison with NaN is false: it takes segment 0, and how far along it is stays NaN.
+        segment = torch.where(at > 0, at, 0.0).floor().clamp(max=self.segments - 1)
+        place = segment.to(torch.int64) + self.starts
+        begin, end = values[place], values[place + 1]
+        inside = begin + (at - segment) * (end - begin)
+        below = (x - self.left).clamp(max=0) * slopes[0]
+        above = (x - self.right).clamp(min=0) * slopes[1]
+        return (inside + below + above).to(u.dtype)
+
+    def extra_repr(self) -> str:
+        """The interval, the segments, and for what there are several."""
+        return f"[{self.left:g}, {self.right:g}], segments={self.segments}, shape={tuple(self.starts.shape)}"
+
+
+def freeze_activations(
+    net: nn.Module, as_: str = "function", sample: Any = None, interval: tuple[float, float] = (-8.0, 8.0)
+) -> tuple[nn.Module, Freeze]:
+    """A copy of `net` whose adaptive activations are fixed, and the report of what they became, with the errors.
+
+    As "function", each becomes that one of `FIXED_FUNCTIONS` that is nearest to it in the mean square: one for the
+    whole layer, however its parameters are shared. As "table", each becomes a `Table` of 512 segments with the sharing
+    that it had; an F-Neuron becomes its own table, the same function to rounding. `net` itself is left as it was.
+
+    Args:
+        net: a network with adaptive activations.
+        as_: "function" or "table".
+        sample: an input of the network, as for `replace_activations`: errors are those on what each activation
+            receives, and tables span that.
+        interval: where errors are taken, and what tables span, without a sample and for what the sample does not call.
+
+    Raises:
+        UserError: the network has no adaptive activation; an unknown way; an interval that is empty or not finite; a
+            sample that the network refuses, or on which an activation receives or gives NaN or infinity.
+    """
+    check_name("way to freeze", as_, WAYS)
+    left, right = interval
+    if not (-float("inf") < left < right < float("inf")):
+        raise UserError(f"The interval {interval} cannot be used; give (left, right) with left < right.")
+    frozen = deepcopy(net)
+    # With duplicates: one activation may be at several paths.
+    named = frozen.named_modules(remove_duplicate=False)
+    activations = {path: module for path, module in named if isinstance(module, AdaptiveActivation)}
+    if not activations:
+        raise UserError("There is nothing to freeze: the network has no adaptive activation.")
+    if "" in activations:
+        raise UserError("The network itself is an adaptive activation: put it into an nn.Sequential to freeze it.")
+    seen = {} if sample is None else _inputs(net, sample, list(activations))
+    rows, made = [], dict[int, nn.Module]()
+    for path, activation in activations.items():
+        wide = deepcopy(activation).double()
+        inputs = seen.get(path)
+        u = _grid(activation, interval) if inputs is None else inputs
+        with torch.no_grad():
+            y = wide(u)
+            if not (u.isfinite().all() and y.isfinite().all()):
+                raise UserError(f"{path!r} ({activation.text}) receives or gives NaN or infinity: it cannot be frozen.")
+            ends = (u.min().item(), u.max().item())
+            if id(activation) not in made:
+                made[id(activation)] = _nearest(u, y) if as_ == "function" else _tabulated(wide, ends)
+            new = made[id(activation)]
+            error = deepcopy(new).double()(u) - y
+        rows.append(
+            FrozenActivation(
+                path,
+                activation_name(activation),
+                _name(new),
+                error.square().mean().sqrt().item(),
+                error.abs().max().item(),
+                u.numel(),
+                *ends,
+            )
+        )
+        put_activation(frozen, path, new)
+    return frozen, Freeze(tuple(rows), sample is not None)
+
+
+def _inputs(net: nn.Module, sample: Any, paths: list[str]) -> dict[str, Tensor]:
+    """What the activations receive in a forward of the sample: at most `LOOKED_AT` numbers of each, in float64."""
+    probe = probe_of(net)
+    seen: dict[str, list[Tensor]] = {}
+
+    def look(path: str, shared: bool) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            u = args[0].detach().double()
+            if shared:
+                u = u.reshape(-1)
+            kept = seen.setdefault(path, [])
+            left = LOOKED_AT - sum(map(torch.numel, kept))
+            rows = min(len(u), left // max(1, u[:1].numel()))
+            if rows > 0 or not kept:
+                # Spread over all rows, not the first of them.
+                kept.append(u[torch.linspace(0, len(u) - 1, max(1, rows), device=u.device).long()])
+
+        return hook
+
+    for path in paths:
+        module = probe.get_submodule(path)
+        shared = isinstance(module, AdaptiveActivation) and module.shape == (1,)
+        module.register_forward_pre_hook(look(path, shared))
+    forward_of_sample(probe, sample)
+    return {path: torch.cat(kept) for path, kept in seen.items()}
+
+
+def _grid(activation: AdaptiveActivation, interval: tuple[float, float]) -> Tensor:
+    shape = activation.shape
+    points = max(33, min(GRID, LOOKED_AT // torch.Size(shape).numel()))
+    device = next(activation.parameters()).device
+    grid = torch.linspace(*interval, points, dtype=torch.float64, device=device)
+    return grid.reshape(-1, *[1] * len(shape)).expand(-1, *shape)
+
+
+def _nearest(u: Tensor, y: Tensor) -> nn.Module:
+    """The fixed function whose mean squared difference from y is the least."""
+    modules = [make() for make in FIXED_FUNCTIONS.values()]
+    errors = [(module(u) - y).square().mean().item() for module in modules]
+    return modules[errors.index(min(errors))]
+
+
+def _tabulated(activation: AdaptiveActivation, ends: tuple[float, float]) -> Table:
+    """A table over the interval between `ends`, with the slope over the next unit beyond it."""
+    shape, segments = activation.shape, SEGMENTS
+    if isinstance(activation, FNeuron):
+        ends, segments = activation.interval, activation.pieces + 1
+    elif ends[0] == ends[1]:
+        ends = ends[0] - 1, ends[1] + 1
+    device = next(activation.parameters()).device
+
+    def of(points: Tensor) -> Tensor:
+        values: Tensor = activation(points.reshape(-1, *[1] * len(shape)).expand(-1, *shape))
+        return values
+
+    values = of(torch.linspace(*ends, segments + 1, dtype=torch.float64, device=device))
+    below, above = (of(torch.tensor([end - 1, end + 1], dtype=torch.float64, device=device)) for end in ends)
+    made = Table(values.movedim(0, -1), ends, (values[0] - below[0], above[1] - values[-1]))
+    return made.to(torch.get_default_dtype())
+
+
+def _name(module: nn.Module) -> str:
+    if isinstance(module, Table):
+        return f"Table of {module.segments} segments"
+    return "GELU (tanh)" if isinstance(module, nn.GELU) and module.approximate == "tanh" else type(module).__name__
