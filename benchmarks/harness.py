@@ -166,8 +166,11 @@ def versions() -> dict[str, str]:
 
 def command(arguments: Sequence[str]) -> str:
     """The command that gave these figures, without the folders of the machine it ran on."""
-    script, *options = (Path(part).name if Path(part).is_absolute() else part for part in arguments)
-    return shlex.join(["./run_experiment.sh", f"benchmarks/{Path(script).name}", *options])
+    script, *options = arguments
+    folders = Path(__file__).parent
+    found = next(folders.rglob(Path(script).name), folders / Path(script).name)
+    options = [Path(part).name if Path(part).is_absolute() else part for part in options]
+    return shlex.join(["./run_experiment.sh", str(Path("benchmarks") / found.relative_to(folders)), *options])
 
 
 def whole_numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:

@@ -1,6 +1,8 @@
 """Networks whose activations are written in every way that a program has."""
 
+import warnings
 from collections import OrderedDict
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +50,20 @@ def _in_a_loop(net: Written, x: Tensor) -> Tensor:
     return x
 
 
+def _layer(x: Tensor, fc: nn.Module) -> Tensor:
+    return F.silu(fc(x))
+
+
+def _three_layers(net: Written, x: Tensor) -> Tensor:
+    x = _layer(x, net.fc2)
+    x = _layer(x, net.fc1)
+    return _layer(x, net.fc2)
+
+
+_leaky = partial(F.leaky_relu, negative_slope=0.2)
+_BY_NAME = {"relu": F.relu, "tanh": torch.tanh}
+
+
 # How it is written, the kinds and paths that are found.
 FORMS = OrderedDict(
     {
@@ -61,6 +77,7 @@ FORMS = OrderedDict(
         "x.relu_()": (lambda net, x: x.relu_(), [("ReLU", "relu_1")]),
         "x.clamp(min=0)": (lambda net, x: x.clamp(min=0), [("ReLU", "clamp_1")]),
         "x.clamp(0, 6)": (lambda net, x: x.clamp(0, 6), [("ReLU6", "clamp_1")]),
+        "x.clip(min=0)": (lambda net, x: x.clip(min=0), [("ReLU", "clamp_1")]),
         "x.clamp_min(0)": (lambda net, x: x.clamp_min(0), [("ReLU", "clamp_min_1")]),
         "F.relu6": (lambda net, x: F.relu6(x), [("ReLU6", "relu6_1")]),
         "F.silu": (lambda net, x: F.silu(x), [("SiLU", "silu_1")]),
@@ -71,8 +88,16 @@ FORMS = OrderedDict(
         "torch.tanh": (lambda net, x: torch.tanh(x), [("Tanh", "tanh_1")]),
         "torch.sigmoid": (lambda net, x: torch.sigmoid(x), [("Sigmoid", "sigmoid_1")]),
         "F.hardswish": (lambda net, x: F.hardswish(x), [("Hardswish", "hardswish_1")]),
+        "F.logsigmoid": (lambda net, x: F.logsigmoid(x), [("LogSigmoid", "logsigmoid_1")]),
+        "F.threshold": (lambda net, x: F.threshold(x, 0.1, 0.0), [("Threshold", "threshold_1")]),
+        "F.softshrink": (lambda net, x: F.softshrink(x), [("Softshrink", "softshrink_1")]),
+        "F.hardtanh": (lambda net, x: F.hardtanh(x), [("Hardtanh", "hardtanh_1")]),
+        "torch.special.expit": (lambda net, x: torch.special.expit(x), [("Sigmoid", "sigmoid_1")]),
+        "functools.partial": (lambda net, x: _leaky(x), [("LeakyReLU", "leaky_relu_1")]),
+        "dictionary": (lambda net, x: _BY_NAME["relu"](x), [("ReLU", "relu_1")]),
         "F.mish": (lambda net, x: F.mish(x), [("Mish", "mish_1")]),
         "attribute": (lambda net, x: net.act(x), [("GELU", "gelu_1")]),
+        "helper, three layers": (_three_layers, [("SiLU", "silu_1"), ("SiLU", "silu_2"), ("SiLU", "silu_3")]),
         "helper": (lambda net, x: _helper(x), [("Softplus", "softplus_1")]),
         "one line, two calls": (lambda net, x: F.relu(x - 1) + F.relu(x + 1), [("ReLU", "relu_1"), ("ReLU", "relu_2")]),
         "one module, two places": (
@@ -86,5 +111,44 @@ FORMS = OrderedDict(
         "loop": (_in_a_loop, [("ReLU", "relu_1")]),
         "module in place": (lambda net, x: net.in_place(x), [("ReLU", "in_place")]),
         "module and function": (lambda net, x: net.relu(F.relu(x - 1)), [("ReLU", "relu_1"), ("ReLU", "relu")]),
+    }
+)
+
+
+def _scripted(x: Tensor) -> Tensor:
+    return torch.relu(x)
+
+
+with warnings.catch_warnings():
+    # Scripting is deprecated.
+    warnings.simplefilter("ignore")
+    _SCRIPTED = torch.jit.script(_scripted)
+
+
+def _in_one_operation(net: Written, x: Tensor) -> Tensor:
+    net.lstm = nn.LSTM(6, 6)
+    out: Tensor = net.lstm(x)[0]
+    return out
+
+
+# What is not found. A part of it may be: the kind and path of that, and why it is replaced by its path only.
+NOT_FOUND = OrderedDict(
+    {
+        "arithmetic": (lambda net, x: 0.5 * x * (1 + torch.erf(x / 2**0.5)), []),
+        "x * sigmoid(x)": (
+            lambda net, x: x * torch.sigmoid(x),
+            [("Sigmoid", "sigmoid_1", "it multiplies its own input")],
+        ),
+        "torch.where": (lambda net, x: torch.where(x > 0, x, 0.1 * x), []),
+        "torch.maximum": (lambda net, x: torch.maximum(x, torch.zeros_like(x)), []),
+        "x * (x > 0)": (lambda net, x: x * (x > 0), []),
+        "1 / (1 + exp(-x))": (lambda net, x: 1 / (1 + torch.exp(-x)), []),
+        "x.clamp(0, 1)": (lambda net, x: x.clamp(0, 1), []),
+        "F.prelu": (lambda net, x: F.prelu(x, x.new_full((1,), 0.2)), []),
+        "F.rrelu": (lambda net, x: F.rrelu(x), []),
+        "F.softmax, F.glu": (lambda net, x: F.glu(torch.cat([x, F.softmax(x, 1)], 1)), []),
+        "torch.ops.aten.relu.default": (lambda net, x: torch.ops.aten.relu.default(x), []),
+        "scripted function": (lambda net, x: _SCRIPTED(x), []),
+        "inside nn.LSTM": (_in_one_operation, []),
     }
 )

@@ -34,7 +34,10 @@ FUNCTIONS: dict[str, str] = {
     "hardswish": "Hardswish",
     "hardtanh": "Hardtanh",
     "hardsigmoid": "Hardsigmoid",
+    "hardshrink": "Hardshrink",
+    "softshrink": "Softshrink",
     "tanhshrink": "Tanhshrink",
+    "threshold": "Threshold",
     "tanh": "Tanh",
     "sigmoid": "Sigmoid",
 }
@@ -84,8 +87,16 @@ def activation_name(module: nn.Module) -> str:
 
 
 _CLAMPS = ("clamp", "clamp_min")
-# By the name that a function has, also the one that works in place (x.relu_()).
+# By the name that a function has: its own, that of the one that works in place (x.relu_()), or what torch calls it.
+_OTHER_NAMES = {
+    "clip": "clamp",
+    "clip_": "clamp",
+    "log_sigmoid": "logsigmoid",
+    "special_expit": "sigmoid",
+    "_threshold": "threshold",
+}
 _NAMES = {name: name for name in (*FUNCTIONS, *_CLAMPS)} | {f"{name}_": name for name in (*FUNCTIONS, *_CLAMPS)}
+_NAMES |= _OTHER_NAMES
 
 
 def called_kind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:

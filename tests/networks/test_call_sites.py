@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from written import FORMS, Swish, Written, written
+from written import FORMS, NOT_FOUND, Swish, Written, written
 
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.errors import UserError
@@ -50,11 +50,26 @@ def test_every_form_is_found_replaced_and_restored(form: str, tmp_path) -> None:
     assert torch.equal(base(X), before)
 
 
+@pytest.mark.parametrize("form", NOT_FOUND)
+def test_what_is_not_found_is_left_as_it_is(form: str) -> None:
+    between, parts = NOT_FOUND[form]
+    base = written(between)
+    found = [row for row in find_activations(base, X) if row.calls]
+    assert [(row.kind, row.path) for row in found] == [(kind, path) for kind, path, _ in parts]
+    assert all(row.gate.startswith(why) for row, (*_, why) in zip(found, parts, strict=True))
+    with pytest.raises(UserError, match="'Sigmoid' matches no activation"):
+        replace_activations(base, {"Sigmoid": value(2)}, sample=X)
+
+
 def _by_hand(base: Written, form: str, acts: list[AHAF]) -> Tensor:
     calls = iter(acts)
     x = base.fc1(X)
     if form == "one line, two calls":
         y = next(calls)(x - 1) + next(calls)(x + 1)
+    elif form == "helper, three layers":
+        y = next(calls)(base.fc2(x))
+        y = next(calls)(base.fc1(y))
+        y = next(calls)(base.fc2(y))
     elif form.endswith("two places"):
         y = next(calls)(x)
         y = next(calls)(base.fc2(y))

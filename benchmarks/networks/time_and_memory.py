@@ -1,0 +1,181 @@
+"""What replaced networks cost: inference beside the base, and finding and replacing.
+
+./run_experiment.sh benchmarks/networks/time_and_memory.py --json time_and_memory.json
+
+Inference: EfficientNet-Lite0 (224 x 224) and MiniLM (48 tokens) with a batch of 8 on one thread; base and replaced ones
+take turns, and of each the median of its turns counts. Finding and replacing: networks of 200 layers whose activations
+are 200 modules, 200 calls of F.relu, and one module called 200 times, and the two networks above. Peak memory is what
+torch's allocator handed out beyond what was there before, in sizes of the network's weights, and beside it that of one
+plain forward of the sample.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aafit.activations import AHAF, LEAF, FNeuron
+from aafit.devices import slots
+from aafit.networks.find import find_activations
+from aafit.networks.surgery import replace_activations
+from aafit.training.precision import arithmetic
+from benchmarks.activations import peak_extra_bytes
+from benchmarks.harness import Command, Row, call, json_option, markdown_option, report
+from benchmarks.networks.material import fitted_and_judged_patches, sentences
+from benchmarks.networks.pretrained import efficientnet_lite0, minilm
+
+MODULE = "benchmarks.networks.time_and_memory"
+BATCH, LAYERS, WIDTH = 8, 200, 256
+REPLACEMENTS: dict[str, nn.Module] = {
+    "AHAF": AHAF.like("SiLU"),
+    "LEAF": LEAF.like("SiLU"),
+    "F-Neuron": FNeuron.like("SiLU"),
+    "F-Neuron, 32 pieces": FNeuron.like("SiLU", pieces=32),
+}
+TO_REACH = {"AHAF": 1.15, "LEAF": 1.15, "F-Neuron": 1.5, "F-Neuron, 32 pieces": 1.5}
+PRETRAINED = {"EfficientNet-Lite0": "ReLU6", "MiniLM": "GELU"}
+
+
+def network_and_sample(name: str) -> tuple[nn.Module, Any]:
+    """A pre-trained network and eight inputs of it."""
+    if name == "MiniLM":
+        net, tokenize = minilm()
+        return net, dict(tokenize(sentences(BATCH, 10)[0]))
+    return efficientnet_lite0(), fitted_and_judged_patches(BATCH, 2)[0]
+
+
+def forward(net: nn.Module, sample: Any) -> Any:
+    """One inference."""
+    with torch.inference_mode():
+        return net(**sample) if isinstance(sample, Mapping) else net(sample)
+
+
+def inference_rows(name: str, turns: int) -> list[Row]:
+    """A row for the base and for each replacement: milliseconds a batch, and in times of the base."""
+    with arithmetic("float32", 1):
+        base, sample = network_and_sample(name)
+        nets = {"base": base}
+        for what, new in REPLACEMENTS.items():
+            nets[what] = replace_activations(base, {PRETRAINED[name]: new}, sample=sample)[0]
+        times: dict[str, list[float]] = {what: [] for what in nets}
+        for net in nets.values():
+            forward(net, sample)
+        for _ in range(turns):
+            for what, net in nets.items():
+                began = time.perf_counter()
+                forward(net, sample)
+                times[what].append(time.perf_counter() - began)
+    rows: list[Row] = []
+    # Against the base of the same turn: what slows the machine for a while slows both.
+    for what, own in times.items():
+        ratio = median(mine / base for mine, base in zip(own, times["base"], strict=True))
+        row: dict[str, Any] = {
+            "network": name,
+            "activations": what,
+            "ms": 1e3 * median(own),
+            "times the base": round(ratio, 3),
+        }
+        limit = TO_REACH.get(what)
+        row["to reach"] = "-" if limit is None else f"at most {limit}"
+        rows.append({**row, "reached": "-" if limit is None else "yes" if ratio <= limit else "no"})
+    return rows
+
+
+class Deep(nn.Module):
+    """200 linear layers, and after each a call of `act`."""
+
+    def __init__(self, written: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS))
+        self.relus = nn.ModuleList(nn.ReLU() for _ in range(LAYERS if written == "modules" else 0))
+        self.relu, self.written = nn.ReLU(), written
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.written == "modules":
+            for layer, relu in zip(self.layers, self.relus, strict=True):
+                x = relu(layer(x))
+            return x
+        return UNROLLED[self.written](self, x)
+
+
+def _unrolled(written: str) -> Callable[[nn.Module, Tensor], Tensor]:
+    """A program of 200 lines, as one that is written out: each call is a place of its own."""
+    call_of = {"functions": "F.relu({})", "one module": "self.relu({})"}[written]
+    lines = [f"    x = {call_of.format(f'self.layers[{at}](x)')}" for at in range(LAYERS)]
+    names: dict[str, Any] = {"F": F}
+    exec("\n".join(["def program(self, x):", *lines, "    return x"]), names)
+    program: Callable[[nn.Module, Tensor], Tensor] = names["program"]
+    return program
+
+
+UNROLLED = {written: _unrolled(written) for written in ("functions", "one module")}
+
+
+def replacing_rows(repeats: int) -> list[Row]:
+    """A row a network: seconds to find and to replace, and the peak of memory of it."""
+    with arithmetic("float32", 1):
+        cases: dict[str, tuple[nn.Module, Any, str]] = {
+            f"200 layers, {written}": (Deep(written).eval(), torch.randn(BATCH, WIDTH), "ReLU")
+            for written in ("modules", *UNROLLED)
+        }
+        for name, kind in PRETRAINED.items():
+            cases[f"{name}, batch of {BATCH}"] = (*network_and_sample(name), kind)
+        return [_replacing(name, *case, repeats) for name, case in cases.items()]
+
+
+def _replacing(name: str, net: nn.Module, sample: Any, kind: str, repeats: int) -> Row:
+    given, named = ((), sample) if isinstance(sample, Mapping) else ((sample,), {})
+    look = partial(find_activations, net, *given, **named)
+    replaced = partial(replace_activations, net, {kind: LEAF.like("ReLU")}, sample=sample)
+    weights = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
+    cpu = torch.device("cpu")
+    found = replaced()[1].rows
+    seconds = [_shortest(what, repeats) for what in (partial(forward, net, sample), look, replaced)]
+    peaks = [peak_extra_bytes(what, cpu) / weights for what in (partial(forward, net, sample), look, replaced)]
+    return {
+        "network": name,
+        "places": len(found),
+        "MB of weights": round(weights / 1e6, 1),
+        "s forward": round(seconds[0], 3),
+        "s to find": round(seconds[1], 3),
+        "s to replace": round(seconds[2], 3),
+        "peak: forward": round(peaks[0], 2),
+        "to find": round(peaks[1], 2),
+        "to replace": round(peaks[2], 2),
+    }
+
+
+def _shortest(what: Callable[[], object], repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        what()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+@click.command(cls=Command)
+@click.option("--turns", default=15, show_default=True, type=click.IntRange(min=1), help="Of each network.")
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1), help="Of each replacement.")
+@json_option
+@markdown_option
+def main(turns: int, repeats: int, json_path: Path | None, markdown_path: Path | None) -> None:
+    """Time and memory of replaced networks, and of replacing."""
+    place = slots("cpu", 1)[0]
+    with report(json_path, markdown_path) as told:
+        for name in PRETRAINED:
+            rows = call(f"{MODULE}:inference_rows", place.environment, name=name, turns=turns)
+            told.table(f"{name}: inference, batch of {BATCH}, one thread", rows)
+        rows = call(f"{MODULE}:replacing_rows", place.environment, repeats=repeats)
+        told.table("Finding and replacing; the shortest of the repeats; peak memory in sizes of the weights", rows)
+
+
+if __name__ == "__main__":
+    main()

