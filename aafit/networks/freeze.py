@@ -20,7 +20,8 @@ from aafit.tables import table
 FIXED_FUNCTIONS: Mapping[str, Callable[[], nn.Module]] = {
     "Identity": nn.Identity,
     "GELU (tanh)": partial(nn.GELU, approximate="tanh"),
-    **{name: getattr(nn, name) for name in sorted(set(FUNCTIONS.values()))},
+    # A threshold has no usual settings.
+    **{name: getattr(nn, name) for name in sorted({*FUNCTIONS.values()} - {"Threshold"})},
 }
 """What an activation can become as a function: the elementwise activations of torch, with their usual settings."""
 
