@@ -34,6 +34,8 @@ from aafit.networks.find import find_activations
 from aafit.networks.freeze import Freeze, freeze_activations
 from aafit.networks.inputs import Batch
 from aafit.networks.surgery import Swap, replace_activations, restore_activations
+from aafit.studies.result import Study
+from aafit.studies.study import study
 from aafit.training.compare import compare
 from aafit.training.comparison import Comparison
 from aafit.training.curve_errors import CurveError, curve_errors
@@ -61,6 +63,7 @@ __all__ = [
     "Identification",
     "Importance",
     "Loss",
+    "Study",
     "Swap",
     "UserError",
     "__version__",
@@ -83,6 +86,7 @@ __all__ = [
     "restore_activations",
     "save_activations",
     "smooth_start",
+    "study",
     "train_only_activations",
     "tune",
 ]
@@ -90,7 +94,10 @@ __all__ = [
 
 # What needs more than torch, numpy and safetensors is imported when it is first asked for: where it is, and in which
 # extra its packages are.
-_ON_DEMAND = {"load_run": ("aafit.runs.start", "experiment"), "plot_activations": ("aafit.report.shapes", "plots")}
+_ON_DEMAND = {
+    "load_run": ("aafit.runs.start", "experiment"),
+    "plot_activations": ("aafit.report.shapes", "plots"),
+}
 
 
 def __getattr__(name: str) -> Any:

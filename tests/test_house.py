@@ -13,7 +13,7 @@ PACKAGE = Path(aafit.__file__).parent
 
 # From what knows nothing of the rest to what knows it all. A folder imports from itself and from those before it.
 ROOT = ["errors", "version", "files", "tables", "devices"]
-LIBRARY = ["activations", "networks", "training", "identification"]
+LIBRARY = ["activations", "networks", "training", "identification", "pages", "studies"]
 EXPERIMENT = ["data", "runs", "report", "scheduling", "cli", "__main__"]
 FLOORS = ROOT + LIBRARY + EXPERIMENT
 

@@ -1,4 +1,4 @@
-"""The command line: aafit run | train | identify | show | compare | report."""
+"""The command line: aafit run | train | identify | study | show | compare | report."""
 
 import logging
 import sys
@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from aafit.cli.identify import identify
+from aafit.cli.study import study
 from aafit.cli.train import train
 from aafit.data.batches import evaluation_batches
 from aafit.data.datasets import load_dataset
@@ -151,6 +152,7 @@ def _report(suite_folder: Path, console: Console) -> None:
 
 main.add_command(train)
 main.add_command(identify)
+main.add_command(study)
 
 
 @main.command()

@@ -1,11 +1,9 @@
 """The epochs of runs: trained or identified, measured after each, and saved so that a stopped run goes on."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from itertools import islice
 
 import torch
 
@@ -15,6 +13,7 @@ from aafit.identification import State, identify
 from aafit.runs.active import ActiveRun, Trained
 from aafit.runs.documents import IDENTIFICATION, save_json
 from aafit.runs.folder import load_identification, save_identification, save_progress
+from aafit.runs.fresh import fresh_batches
 from aafit.runs.job import Job
 from aafit.training.evaluate import Batches
 from aafit.training.lockstep import Lockstep
@@ -22,8 +21,6 @@ from aafit.training.precision import data_type
 from aafit.training.tune import train_epoch
 
 log = logging.getLogger("aafit")
-
-AUGMENTED = 5000  # train images to identify on where none are held out
 
 OwnLog = Callable[[Job], AbstractContextManager[object]]
 
@@ -85,7 +82,6 @@ def identify_run(run: ActiveRun, data: Dataset) -> None:
     On the images that the base network was not trained on; where none are held out, on train images, augmented.
     """
     job, config = run.job, run.job.config
-    dtype = data_type(config.precision)
     saved = load_identification(job)
     state = None if saved is None else State.from_dict(saved)
     if state is not None:
@@ -101,16 +97,9 @@ def identify_run(run: ActiveRun, data: Dataset) -> None:
         save_identification(job, now.as_dict())
 
     with run.noting(data.test):
-        if data.heldout is not None:
-            batches = evaluation_batches(data.heldout, dtype=dtype)
-        else:
-            augmented = training_batches(
-                data.train, config.batch_size, job.seed, 0, config.augment, config.shuffle, dtype
-            )
-            batches = islice(augmented, math.ceil(AUGMENTED / config.batch_size))
         result = identify(
             run.net,
-            batches,
+            fresh_batches(data, config, job.seed),
             base=run.start.base,
             target=config.target,
             steps=config.epochs,

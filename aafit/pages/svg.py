@@ -1,0 +1,116 @@
+"""Curves as inline SVG: what a page needs that is drawn in the colours of the reader and changed by its script."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+
+@dataclass(frozen=True)
+class Frame:
+    """From data to pixels: the ranges of both axes, and where the plot stands in its picture."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """The pixel of a point; what is far outside the plot is brought to twice its height."""
+        share = (y - self.y[0]) / (self.y[1] - self.y[0])
+        share = min(2.0, max(-1.0, share))
+        return (
+            self.left + self.width * (x - self.x[0]) / (self.x[1] - self.x[0]),
+            self.top + self.height * (1 - share),
+        )
+
+    def path(self, xs: Iterable[float], ys: Iterable[float]) -> str:
+        """The `d` of a line; a number that is not finite leaves a gap."""
+        words, pen = [], "M"
+        for x, y in zip(xs, ys, strict=True):
+            if not math.isfinite(y):
+                pen = "M"
+                continue
+            px, py = self.at(x, y)
+            words.append(f"{pen}{px:.1f} {py:.1f}")
+            pen = "L"
+        return "".join(words)
+
+    def band(self, xs: Sequence[float], low: Sequence[float], high: Sequence[float]) -> str:
+        """The `d` of the area between two lines, a part for each stretch where both are finite."""
+        parts, start = [], 0
+        known = [math.isfinite(a) and math.isfinite(b) for a, b in zip(low, high, strict=True)] + [False]
+        for index, here in enumerate(known):
+            if not here:
+                if index - start > 1:
+                    there = self.path(xs[start:index], high[start:index])
+                    back = self.path(xs[start:index][::-1], low[start:index][::-1])
+                    parts.append(f"{there}L{back[1:]}Z")
+                start = index + 1
+        return "".join(parts)
+
+    @property
+    def numbers(self) -> str:
+        """All of it, for the script."""
+        return " ".join(f"{value:.6g}" for value in (*self.x, *self.y, self.left, self.top, self.width, self.height))
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers within an interval, at most so many."""
+    for exponent in range(math.floor(math.log10((high - low) / most)), 40):
+        for digit in (1, 2, 5):
+            step = digit * 10.0**exponent
+            first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+            if last - first < most:
+                return [index * step for index in range(first, last + 1)]
+    return []
+
+
+def line_picture(
+    xs: Sequence[float], lines: Sequence[tuple[str, Sequence[float]]], label: str, axis: str, log: bool = False
+) -> Markup:
+    """Lines with their points, each named by a class of the page's style (and its dashes)."""
+    scaled = [(name, [math.log10(y) if log and y > 0 else y for y in ys]) for name, ys in lines]
+    finite = [y for _, ys in scaled for y in ys if math.isfinite(y)] or [0.0]
+    room = 0.08 * (max(finite) - min(finite)) or abs(max(finite)) * 0.1 or 1.0
+    frame = Frame((min(xs), max(max(xs), min(xs) + 1)), (min(finite) - room, max(finite) + room), 52, 10, 414, 190)
+    inside = [axes(frame, axis, log)]
+    for name, ys in scaled:
+        inside.append(f'<path class="line {name}" d="{frame.path(xs, ys)}"/>')
+        for x, y in zip(xs, ys, strict=True):
+            if math.isfinite(y):
+                px, py = frame.at(x, y)
+                inside.append(f'<circle class="{name}" cx="{px:.1f}" cy="{py:.1f}" r="3"/>')
+    inside.append('<circle class="now" r="6.5"/>')
+    return picture("lines", (476, 240), inside, label, frame, None)
+
+
+def picture(
+    kind: str, size: tuple[int, int], inside: Iterable[str], label: str, frame: Frame, index: int | None
+) -> Markup:
+    # Only what the layer's name may hold needs escaping: the rest is numbers.
+    layer = "" if index is None else f' data-layer="{index}" data-frame="{frame.numbers}"'
+    head = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}"').format(kind, *size, label)
+    return head + Markup(f"{layer}>{''.join(inside)}</svg>")
+
+
+def axes(frame: Frame, name: str = "input", log: bool = False) -> str:
+    bottom, right = frame.top + frame.height, frame.left + frame.width
+    parts = []
+    for x in ticks(*frame.x):
+        px, _ = frame.at(x, 0)
+        zero = ' class="zero"' if x == 0 else ""
+        parts.append(
+            f'<path{zero} d="M{px:.1f} {frame.top}V{bottom}"/><text x="{px:.1f}" y="{bottom + 17}">{x:g}</text>'
+        )
+    for y in ticks(*frame.y, 3 if log else 6):
+        _, py = frame.at(0, y)
+        zero = ' class="zero"' if y == 0 and not log else ""
+        shown = f"{10**y:.3g}" if log else f"{y:.6g}"
+        parts.append(f'<path{zero} d="M{frame.left} {py:.1f}H{right}"/>')
+        parts.append(f'<text class="side" x="{frame.left - 7}" y="{py + 4:.1f}">{shown}</text>')
+    parts.append(f'<text x="{frame.left + frame.width / 2}" y="{bottom + 34}">{name}</text>')
+    return f'<g class="axes">{"".join(parts)}</g>'

@@ -1,0 +1,122 @@
+"use strict";
+document.documentElement.classList.remove("without-script");
+
+// Tables: a click on a heading sorts; a search field keeps the rows that hold its words.
+const keyOf = (row, column) => {
+  const cell = row.cells[column], value = cell.dataset.value ?? cell.textContent.trim();
+  const number = Number.parseFloat(value);
+  return value !== "" && Number.isFinite(number) && cell.classList.contains("number") ? number : value;
+};
+for (const table of document.querySelectorAll("table.sortable")) {
+  for (const [column, heading] of [...table.tHead.rows[0].cells].entries()) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...heading.childNodes);
+    heading.append(button);
+    button.addEventListener("click", () => {
+      const numeric = heading.classList.contains("number");
+      const was = heading.ariaSort, first = numeric ? "descending" : "ascending";
+      const now = was === null || was === "none" ? first : was === "ascending" ? "descending" : "ascending";
+      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+      heading.setAttribute("aria-sort", now);
+      const sign = now === "ascending" ? 1 : -1;
+      const rows = [...table.tBodies[0].rows].map(row => [keyOf(row, column), row]);
+      rows.sort(([a], [b]) => {
+        if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
+        return sign * (typeof a === "number" ? a - b : a.localeCompare(b, undefined, {numeric: true}));
+      });
+      table.tBodies[0].append(...rows.map(([, row]) => row));
+    });
+  }
+}
+for (const field of document.querySelectorAll("input[data-filters]")) {
+  const table = document.getElementById(field.dataset.filters);
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const row of table.tBodies[0].rows)
+      row.hidden = !words.every(word => row.textContent.toLowerCase().includes(word));
+  });
+}
+
+// Forms: one step for the whole page, moved by any slider or by play; values under the pointer.
+const holder = document.getElementById("data");
+if (holder) {
+  const data = JSON.parse(holder.textContent), last = data.steps.length - 1;
+  const pictures = [...document.querySelectorAll("svg[data-layer]")].map(svg => {
+    const [x0, x1, y0, y1, left, top, width, height] = svg.dataset.frame.split(" ").map(Number);
+    const layer = data.layers[Number(svg.dataset.layer)];
+    const px = x => left + width * (x - x0) / (x1 - x0);
+    const py = y => top + height * (1 - Math.min(2, Math.max(-1, (y - y0) / (y1 - y0))));
+    return {svg, layer, px, py, x0, x1, left, top, width, height, path: svg.querySelector("path.tuned"),
+            band: svg.querySelector("path.band"), spread: svg.querySelector("path.spread")};
+  });
+  const at = (layer, index) => layer.x[0] + index * (layer.x[1] - layer.x[0]) / (layer.start.length - 1);
+  const line = (picture, values) => values.map((y, index) => y === null ? "" :
+    `${index && values[index - 1] !== null ? "L" : "M"}${picture.px(at(picture.layer, index)).toFixed(1)} ${picture.py(y).toFixed(1)}`).join("");
+  let now = last;
+  const show = step => {
+    now = step;
+    for (const picture of pictures) {
+      picture.path.setAttribute("d", line(picture, picture.layer.steps[step]));
+      // Errors are known of the end only.
+      for (const area of [picture.band, picture.spread]) if (area) area.style.visibility = step === last ? "" : "hidden";
+    }
+    for (const control of document.querySelectorAll(".steps")) {
+      control.querySelector("input").value = step;
+      control.querySelector("output").textContent = data.steps[step];
+    }
+    for (const mark of document.querySelectorAll("circle.now")) {
+      const point = mark.parentNode.querySelectorAll("circle.tuned")[step];
+      if (point) { mark.setAttribute("cx", point.getAttribute("cx")); mark.setAttribute("cy", point.getAttribute("cy")); }
+    }
+  };
+  let timer = null;
+  const stop = () => {
+    clearInterval(timer);
+    timer = null;
+    for (const button of document.querySelectorAll(".steps button")) button.textContent = "Play";
+  };
+  for (const control of document.querySelectorAll(".steps")) {
+    control.querySelector("input").addEventListener("input", event => { stop(); show(Number(event.target.value)); });
+    control.querySelector("button").addEventListener("click", event => {
+      if (timer !== null) { stop(); return; }
+      show(0);
+      event.target.textContent = "Stop";
+      timer = setInterval(() => { if (now < last) show(now + 1); else stop(); }, 600);
+    });
+  }
+  show(last);
+
+  const text = value => value === null ? "not known" : Number(value.toPrecision(4)).toString();
+  for (const picture of pictures.filter(one => one.svg.classList.contains("form"))) {
+    const {svg, layer} = picture, readout = svg.closest("figure").querySelector(".readout");
+    const cross = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    cross.setAttribute("class", "cross");
+    svg.append(cross);
+    let index = Math.round((layer.start.length - 1) / 2);
+    const tell = () => {
+      const x = at(layer, index), tuned = layer.steps[now][index], error = now === last && layer.error ? layer.error[index] : null;
+      cross.setAttribute("d", `M${picture.px(x).toFixed(1)} ${picture.top}v${picture.height}`);
+      const sure = now !== last || !layer.error ? "" : error === null ? " (not determined)" : ` ± ${text(error)}`;
+      readout.textContent = `input ${text(x)}: ${layer.name} ${text(layer.replaced[index])}, start ${text(layer.start[index])}, tuned ${text(tuned)}${sure}`;
+    };
+    const clear = () => { cross.setAttribute("d", ""); readout.textContent = ""; };
+    svg.addEventListener("pointermove", event => {
+      const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+      const share = (point.x - picture.left) / picture.width;
+      index = Math.round(Math.min(1, Math.max(0, share)) * (layer.start.length - 1));
+      tell();
+    });
+    svg.addEventListener("pointerleave", clear);
+    svg.addEventListener("blur", clear);
+    svg.addEventListener("focus", tell);
+    svg.addEventListener("keydown", event => {
+      const move = {ArrowLeft: -1, ArrowRight: 1}[event.key];
+      if (!move) return;
+      index = Math.min(layer.start.length - 1, Math.max(0, index + move));
+      tell();
+      event.preventDefault();
+    });
+    svg.setAttribute("tabindex", "0");
+  }
+}

@@ -1,0 +1,71 @@
+"""The form of a layer as inline SVG: its curves and their band over the histogram of its inputs."""
+
+import math
+
+from markupsafe import Markup
+
+from aafit.pages.svg import Frame, axes, picture
+from aafit.studies.forms import Form
+from aafit.studies.inputs import InputsSeen
+
+BARS = 50
+
+
+def form_frame(form: Form, left: float, top: float, width: float, height: float) -> Frame:
+    """The frame of one form: all its inputs, and what all curves reach where there are inputs."""
+    inner = slice(len(form.u_U) // 10, -(len(form.u_U) // 10))
+    seen = [form.replaced_U[inner], form.start_U[inner], form.tuned_U[inner]]
+    seen += [each[inner] for each in (form.low_U, form.high_U) if each is not None]
+    finite = [value for curve in seen for value in curve.tolist() if math.isfinite(value)] or [0.0]
+    low, high = min(*finite, 0.0), max(*finite, 0.0)
+    room = 0.08 * (high - low) or 1.0
+    return Frame((form.u_U[0].item(), form.u_U[-1].item()), (low - room, high + room), left, top, width, height)
+
+
+def form_picture(form: Form, seen: InputsSeen, index: int, label: str) -> Markup:
+    """The form of a layer over the histogram of its inputs, with axes."""
+    frame = form_frame(form, 46, 10, 420, 240)
+    inside = [_bars(frame, seen, 0.45), axes(frame), *_curves(form, frame)]
+    return picture("form", (476, 290), inside, label, frame, index)
+
+
+def small_picture(form: Form, seen: InputsSeen, index: int, label: str) -> Markup:
+    """The same as a small picture without numbers."""
+    frame = form_frame(form, 2, 2, 116, 76)
+    x, y = frame.at(0, 0)
+    zero = f'<path class="zero" d="M2 {y:.1f}H118{f"M{x:.1f} 2V78" if 2 < x < 118 else ""}"/>'
+    return picture("small", (120, 80), [_bars(frame, seen, 0.5), zero, *_curves(form, frame)], label, frame, index)
+
+
+def _curves(form: Form, frame: Frame) -> list[str]:
+    u = form.u_U.tolist()
+    parts = []
+    if form.low_U is not None and form.high_U is not None:
+        parts.append(f'<path class="spread" d="{frame.band(u, form.low_U.tolist(), form.high_U.tolist())}"/>')
+    if form.error_U is not None:
+        low, high = (form.tuned_U + sign * form.error_U for sign in (-2, 2))
+        parts.append(f'<path class="band" d="{frame.band(u, low.tolist(), high.tolist())}"/>')
+    parts += [
+        f'<path class="{name}" d="{frame.path(u, curve.tolist())}"/>'
+        for name, curve in (("replaced", form.replaced_U), ("start", form.start_U), ("tuned", form.tuned_U))
+    ]
+    return [
+        f'<svg x="{frame.left}" y="{frame.top}" width="{frame.width}" height="{frame.height}" '
+        f'viewBox="{frame.left} {frame.top} {frame.width} {frame.height}">{"".join(parts)}</svg>'
+    ]
+
+
+def _bars(frame: Frame, seen: InputsSeen, share: float) -> str:
+    """The histogram as one area, its highest bar so much of the plot's height."""
+    edges, counts = seen.edges.tolist(), seen.counts.tolist()
+    several = -(-len(counts) // BARS)
+    tall = [sum(counts[at : at + several]) / len(counts[at : at + several]) for at in range(0, len(counts), several)]
+    most, bottom = max(tall) or 1.0, frame.top + frame.height
+    words = []
+    for index, count in enumerate(tall):
+        left, _ = frame.at(edges[index * several], 0)
+        right, _ = frame.at(edges[min((index + 1) * several, len(counts))], 0)
+        words.append(
+            f"M{left:.1f} {bottom:.1f}V{bottom - share * frame.height * count / most:.1f}H{right:.1f}V{bottom:.1f}Z"
+        )
+    return f'<path class="inputs" d="{"".join(words)}"/>'

@@ -1,0 +1,146 @@
+"""Where a study keeps what it has found: a folder for each network, data and arguments, a file for each part."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from aafit.errors import UserError
+from aafit.files import make_folder, write_atomically
+from aafit.networks.adaptive import fingerprint
+from aafit.networks.inputs import Batch
+from aafit.studies.values import decoded, encoded
+from aafit.version import __version__
+
+log = logging.getLogger(__name__)
+Value = TypeVar("Value")
+
+
+class Store:
+    """The parts of one study in the folder `within`/<first 12 digits of its key>; without a folder nothing is kept.
+
+    Attributes:
+        seconds: What each part took, by its name, when it was done.
+    """
+
+    def __init__(self, within: Path | None, key: str) -> None:
+        self.folder = None if within is None else make_folder(within / key[:12])
+        self.seconds: dict[str, float] = {}
+
+    def value(self, name: str, kind: type[Value], find: Callable[[], Value]) -> Value:
+        """The part `name`: what an earlier call kept of it, or else what `find` gives, which is kept.
+
+        Raises:
+            UserError: a file of the folder is damaged, or it cannot be written to.
+        """
+        if self.folder is None or not (self.folder / f"{name}.json").exists():
+            began = time.perf_counter()
+            found = find()
+            self.seconds[name] = time.perf_counter() - began
+            self._keep(name, found)
+            return found
+        document = read_json(self.folder / f"{name}.json")
+        try:
+            tensors = load_file(self.folder / f"{name}.safetensors") if document["tensors"] else {}
+            value: Value = decoded(kind, document["value"], tensors)
+            self.seconds[name] = float(document["seconds"])
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+            raise _damaged(self.folder / f"{name}.json") from error
+        log.info("%s: found in %s", name, self.folder)
+        return value
+
+    def document(self, name: str) -> Any:
+        """The JSON document `name`, None where there is none."""
+        path = None if self.folder is None else self.folder / f"{name}.json"
+        return read_json(path) if path is not None and path.exists() else None
+
+    def write_document(self, name: str, content: Any) -> None:
+        """Keep a JSON document."""
+        if self.folder is not None:
+            write_atomically(self.folder / f"{name}.json", json.dumps(content))
+
+    def _keep(self, name: str, value: Any) -> None:
+        if self.folder is None:
+            return
+        tensors: dict[str, Tensor] = {}
+        content = {"value": encoded(value, tensors), "seconds": self.seconds[name], "tensors": bool(tensors)}
+        if tensors:
+            write_atomically(self.folder / f"{name}.safetensors", save(tensors))
+        # Last: it vouches for the other.
+        write_atomically(self.folder / f"{name}.json", json.dumps(content, indent=1))
+
+
+def read_json(path: Path) -> Any:
+    """The document in a file.
+
+    Raises:
+        UserError: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged: delete the folder {path.parent}, and the study begins anew.")
+
+
+def data_fingerprint(batches: Iterable[Batch]) -> str:
+    """SHA-256 of the inputs and targets of all batches, in their order."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for tensor in tensors_of(batch):
+            digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def tensors_of(value: Any) -> Iterable[Tensor]:
+    """All tensors of a batch, or of what is in it."""
+    if isinstance(value, Batch):
+        yield from tensors_of((value.args, value.kwargs, value.target))
+    elif isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from tensors_of(inner)
+    elif isinstance(value, (tuple, list)):
+        for inner in value:
+            yield from tensors_of(inner)
+
+
+def study_key(net: nn.Module, data: Mapping[str, str | None], arguments: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a study depends on: the network, the data by their fingerprints, the arguments, the version.
+
+    A module among the arguments counts with its values, a function with its name and its code.
+    """
+    content = {
+        "version": __version__,
+        "network": [str(net), fingerprint(net, ())],
+        "data": dict(data),
+        "arguments": {name: _told(value) for name, value in arguments.items()},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return [[_told(key), _told(item)] for key, item in value.items()]
+    if isinstance(value, nn.Module):
+        return [str(value), fingerprint(value, ())]
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    code = getattr(value, "__code__", None)
+    if code is not None:
+        return [value.__module__, value.__qualname__, hashlib.sha256(code.co_code).hexdigest(), repr(code.co_consts)]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

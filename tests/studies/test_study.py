@@ -1,0 +1,193 @@
+"""A study whole: what it finds, that it goes on where it stopped, and that nothing is mixed up."""
+
+import json
+
+import pytest
+import torch
+from study_helpers import REPLACEMENTS, base, batches, studied
+from torch import nn
+
+from aafit import LEAF, FNeuron
+from aafit.errors import UserError
+from aafit.identification import identify
+from aafit.studies import parts as module
+from aafit.studies.parts import run_study
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return studied(folder)
+
+
+def test_it_finds_replaces_and_judges(found):
+    assert [row.path for row in found.found] == ["act1", "act2"]
+    assert [row.new for row in found.replacing.rows] == ["F-Neuron as ReLU", "AHAF as SiLU"]
+    assert [row.path for row in found.inputs] == ["act1", "act2"]
+    right, images, net = 0, 0, base()
+    with torch.no_grad():
+        for x, y in batches(768):
+            right, images = right + int((net(x).argmax(1) == y).sum()), images + len(y)
+    assert found.standings.base.accuracy == right / images
+    assert found.compared.replaced.base_accuracy == right / images
+    assert found.standings.base.difference == 0
+    assert found.standings.replaced.difference > 0.01
+    assert found.standings.accuracy_gain.value == pytest.approx(
+        found.standings.tuned.accuracy - found.standings.base.accuracy
+    )
+
+
+def test_forms_are_of_the_start_of_each_step_and_of_the_end(found):
+    for form in found.forms:
+        assert len(form.steps_SU) == len(found.identification.steps)
+        assert torch.allclose(form.steps_SU[0], form.start_U, atol=1e-6)
+        assert torch.allclose(form.steps_SU[-1], form.tuned_U)
+        own = found.net.get_submodule(form.path).double()
+        with torch.no_grad():
+            assert torch.allclose(own(form.u_U.reshape(-1, 1)).flatten(), form.tuned_U, atol=1e-6)
+        assert torch.equal(form.replaced_U, form.u_U.relu())
+
+
+def test_the_network_is_left_as_it_was(folder):
+    net = base()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    run_study(net, batches(512), REPLACEMENTS, heldout=batches(768), within=folder, steps=4, images=96)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_the_verdict_has_the_numbers(found):
+    first, second, third = found.verdict
+    assert f"{found.standings.base.accuracy:.2%}" in first
+    assert f"{len(found.identification.names)} numbers" in second
+    assert max(found.forms, key=lambda form: form.changed).path in third
+    assert str(found).startswith(first)
+
+
+def test_it_is_json(found):
+    content = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert {"verdict", "inputs", "audit", "importance", "identification", "forms", "origin"} <= content.keys()
+    assert content["forms"][0]["nearest"][0]["name"] == found.forms[0].nearest[0].name
+
+
+def test_what_is_there_is_not_computed_again(folder, found, monkeypatch):
+    def refuse(*args, **options):
+        raise AssertionError("computed again")
+
+    for name in ("audit", "importance", "identify", "compare", "forms", "standings", "inputs_seen"):
+        monkeypatch.setattr(module, name, refuse)
+    again = studied(folder)
+    assert again.as_dict() == found.as_dict()
+    state = found.net.state_dict()
+    assert all(torch.equal(tensor.to(state[name]), state[name]) for name, tensor in again.net.state_dict().items())
+
+
+def test_a_stopped_identification_goes_on_to_the_same_bits(found, tmp_path, monkeypatch):
+    def stopping(*args, after_step, **options):
+        def stop(state):
+            after_step(state)
+            if len(state.steps) == 2:
+                raise KeyboardInterrupt
+
+        return identify(*args, after_step=stop, **options)
+
+    monkeypatch.setattr(module, "identify", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        studied(tmp_path)
+    monkeypatch.undo()
+    again = studied(tmp_path)
+    assert again.identification.values == found.identification.values
+    for form, whole in zip(again.forms, found.forms, strict=True):
+        assert torch.equal(form.steps_SU, whole.steps_SU)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"replacements": {"act1": FNeuron.like("ReLU", pieces=5), "act2": LEAF.like("SiLU")}},
+        {"replacements": {"act2": REPLACEMENTS["act2"]}},
+        {"seed": 1},
+        {"images": 64},
+        {"sharing": "channel"},
+    ],
+)
+def test_other_arguments_are_another_study(folder, found, change):
+    assert studied(folder, **change).folder != found.folder
+
+
+def test_another_network_or_data_is_another_study(folder, found):
+    other = base()
+    with torch.no_grad():
+        other.out.bias += 1e-3
+    options = {"heldout": batches(768), "within": folder, "steps": 4, "images": 96}
+    folders = {
+        found.folder,
+        run_study(other, batches(512), REPLACEMENTS, **options).folder,
+        run_study(base(), batches(512, 200), REPLACEMENTS, **options).folder,
+        run_study(base(), batches(512), REPLACEMENTS, **(options | {"heldout": None})).folder,
+    }
+    assert len(folders) == 4
+
+
+def test_what_was_drawn_at_random_is_kept(tmp_path):
+    replacements = {"act1": FNeuron.random}
+    first = studied(tmp_path, replacements)
+    again = studied(tmp_path, replacements)
+    assert again.folder == first.folder
+    assert again.identification.start == first.identification.start
+
+
+def test_channels_have_curves_of_their_own():
+    found = studied(replacements={"act1": LEAF.like("ReLU")}, sharing="channel")
+    (form,) = found.forms
+    assert form.curves == 3
+    assert form.error_U is None
+    assert (form.low_U <= form.tuned_U).all()
+    assert (form.tuned_U <= form.high_U).all()
+
+
+def test_a_network_whose_activations_are_functions():
+    class Called(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(32, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.two(torch.relu(self.one(x.flatten(1))))
+
+    found = run_study(Called().eval(), batches(512), {"*": FNeuron.like("ReLU", pieces=4)}, steps=2, images=64)
+    assert [form.path for form in found.forms] == ["relu_1"]
+    assert found.origin.facts["judged on"] == "the same samples"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ([], "the batches hold no sample"),
+        ([(torch.zeros(0, 2, 4, 4), torch.zeros(0).long())], "the batches hold no sample"),
+        ([torch.randn(8, 2, 4, 4)], "The batches hold no labels"),
+    ],
+)
+def test_batches_that_cannot_be_studied_are_refused(given, sentence):
+    with pytest.raises(UserError, match=sentence):
+        run_study(base(), given, REPLACEMENTS, target="labels")
+
+
+def test_batches_without_end_are_refused():
+    def endless():
+        while True:
+            yield torch.zeros(100, 2, 4, 4), torch.zeros(100).long()
+
+    with pytest.raises(UserError, match="The batches take more than"):
+        run_study(base(), endless(), REPLACEMENTS, memory=1 << 20)
+
+
+def test_a_damaged_part_is_named(tmp_path, monkeypatch):
+    found = studied(tmp_path)
+    (found.folder / "forms.json").write_text("{")
+    with pytest.raises(UserError, match=r"forms\.json is damaged"):
+        studied(tmp_path)

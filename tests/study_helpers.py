@@ -1,0 +1,40 @@
+"""A small network to study, and what is found of it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from small import Small, problem
+from torch import nn
+
+from aafit import AHAF, FNeuron
+from aafit.studies.parts import run_study
+from aafit.studies.result import Study
+
+REPLACEMENTS = {"act1": FNeuron.like("ReLU", pieces=4), "act2": AHAF.like("SiLU")}
+
+
+def base() -> nn.Module:
+    """A small network with two ReLU that knows something of its classes."""
+    torch.manual_seed(1)
+    net = Small(dropout=0.0)
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(6):
+        for x, y in batches(0, 512):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    return net.eval()
+
+
+def batches(first: int, count: int = 256) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Images whose class tells in which of their channels, if in any, there is more."""
+    x = torch.cat([x for x, _ in problem(count=1024, size=1024)])[first : first + count]
+    difference = x[:, 0].mean((1, 2)) - x[:, 1].mean((1, 2))
+    return list(zip(x.split(64), (difference > -0.1).long().add((difference > 0.1).long()).split(64), strict=True))
+
+
+def studied(within: Path | None = None, replacements: Any = None, **options: Any) -> Study:
+    """The study of `base`, on data of its own."""
+    given = {"steps": 4, "images": 96} | options
+    return run_study(base(), batches(512), replacements or REPLACEMENTS, heldout=batches(768), within=within, **given)
