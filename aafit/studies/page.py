@@ -113,7 +113,7 @@ def study_page(study: Study) -> str:
             ("start", "number"),
             ("tuned", "number"),
             ("± error", "number"),
-            ("", ""),
+            ("note", ""),
         ],
         step_names=_step_names(study),
         identification=_identification(study),

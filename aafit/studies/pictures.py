@@ -25,7 +25,7 @@ def form_frame(form: Form, left: float, top: float, width: float, height: float)
 def form_picture(form: Form, seen: InputsSeen, index: int, label: str) -> Markup:
     """The form of a layer over the histogram of its inputs, with axes."""
     frame = form_frame(form, 46, 10, 420, 240)
-    inside = [_bars(frame, seen, 0.45), axes(frame), *_curves(form, frame)]
+    inside = [_bars(frame, seen, 0.45), axes(frame), *_curves(form, frame, True)]
     return picture("form", (476, 290), inside, label, frame, index)
 
 
@@ -34,15 +34,17 @@ def small_picture(form: Form, seen: InputsSeen, index: int, label: str) -> Marku
     frame = form_frame(form, 2, 2, 116, 76)
     x, y = frame.at(0, 0)
     zero = f'<path class="zero" d="M2 {y:.1f}H118{f"M{x:.1f} 2V78" if 2 < x < 118 else ""}"/>'
-    return picture("small", (120, 80), [_bars(frame, seen, 0.5), zero, *_curves(form, frame)], label, frame, index)
+    return picture(
+        "small", (120, 80), [_bars(frame, seen, 0.5), zero, *_curves(form, frame, False)], label, frame, index
+    )
 
 
-def _curves(form: Form, frame: Frame) -> list[str]:
+def _curves(form: Form, frame: Frame, with_error: bool) -> list[str]:
     u = form.u_U.tolist()
     parts = []
     if form.low_U is not None and form.high_U is not None:
         parts.append(f'<path class="spread" d="{frame.band(u, form.low_U.tolist(), form.high_U.tolist())}"/>')
-    if form.error_U is not None:
+    if with_error and form.error_U is not None:
         low, high = (form.tuned_U + sign * form.error_U for sign in (-2, 2))
         parts.append(f'<path class="band" d="{frame.band(u, low.tolist(), high.tolist())}"/>')
     parts += [

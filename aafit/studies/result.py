@@ -232,7 +232,10 @@ def _forms(study: Study) -> str:
     told = f"The form of {most.path} changed most, by {most.changed:.1%}{expected}, and is nearest to {_names(most)}"
     if len(study.forms) == 1:
         return f"{told}."
-    return f"{told}; {len(close)} of {len(study.forms)} layers are within 1% of a known function."
+    count = "none" if not close else str(len(close)) if len(close) < len(study.forms) else "all"
+    return (
+        f"{told}; {count} of the {len(study.forms)} layers {'is' if count == '1' else 'are'} within 1% of a known one."
+    )
 
 
 def _names(form: Form) -> str:

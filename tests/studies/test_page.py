@@ -1,0 +1,174 @@
+"""The page of a study, in a real browser and as text."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from browser import browser, check_page, show
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from study_helpers import REPLACEMENTS, base, batches, studied
+
+import aafit
+from aafit.errors import UserError
+from aafit.studies.page import study_page, write_study_page
+
+
+@pytest.fixture(scope="module")
+def found():
+    return studied()
+
+
+@pytest.fixture(scope="module")
+def opened(found, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    made = write_study_page(found, folder / "first" / "study.html")
+    moved = made.rename(folder / "moved.html")
+    made.parent.rmdir()
+    with browser(folder) as driver:
+        driver.get(moved.as_uri())
+        yield driver
+
+
+def curve(opened, index=0, kind="form"):
+    return opened.find_elements(By.CSS_SELECTOR, f"svg.{kind} path.tuned")[index].get_attribute("d")
+
+
+def first_cells(opened, table):
+    return [
+        row.text for row in opened.find_elements(By.CSS_SELECTOR, f"#{table} tbody tr:not([hidden]) > :first-child")
+    ]
+
+
+def test_it_opens_wherever_it_is(opened, found):
+    check_page(opened)
+    text = opened.find_element(By.TAG_NAME, "body").text
+    assert all(sentence in text for sentence in found.verdict)
+    assert opened.find_element(By.CSS_SELECTOR, "ul.overview svg.small").rect["y"] < 900
+
+
+def test_a_slider_moves_every_curve(opened, found):
+    last = [curve(opened, index) for index in (0, 1)]
+    slider = opened.find_element(By.CSS_SELECTOR, "section.layer .steps input")
+    slider.send_keys(Keys.HOME)
+    first = [curve(opened, index) for index in (0, 1)]
+    assert first[0] != last[0]
+    assert first[1] != last[1]
+    assert "step 0 (start)" in opened.find_element(By.CSS_SELECTOR, "section.layer .steps output").text
+    assert {one.get_attribute("value") for one in opened.find_elements(By.CSS_SELECTOR, ".steps input")} == {"0"}
+    slider.send_keys(Keys.END)
+    assert [curve(opened, index) for index in (0, 1)] == last
+
+
+def test_play_goes_from_the_start_to_the_end(opened):
+    last = curve(opened)
+    button = opened.find_element(By.CSS_SELECTOR, ".steps button")
+    button.click()
+    assert button.text == "Stop"
+    assert curve(opened) != last
+    button.click()
+    opened.find_element(By.CSS_SELECTOR, ".steps input").send_keys(Keys.END)
+    assert (button.text, curve(opened)) == ("Play", last)
+
+
+def test_a_heading_sorts_and_words_filter(opened, found):
+    show(opened, 1200)
+    names = first_cells(opened, "audit-table")
+    heading = opened.find_elements(By.CSS_SELECTOR, "#audit-table th button")[4]
+    heading.click()
+    by_gradient = sorted(found.audit.rows, key=lambda row: -row.gradient)
+    assert first_cells(opened, "audit-table") == [row.name for row in by_gradient] != names
+    heading.click()
+    assert first_cells(opened, "audit-table") == [row.name for row in by_gradient][::-1]
+    assert opened.find_element(By.CSS_SELECTOR, "#audit-table th[aria-sort]").get_attribute("aria-sort") == "ascending"
+    field = opened.find_element(By.CSS_SELECTOR, "[data-filters=audit-table]")
+    field.send_keys("ACT2 gamma")
+    assert first_cells(opened, "audit-table") == ["act2.gamma"]
+    field.send_keys(Keys.CONTROL + "a", Keys.DELETE)
+    assert len(first_cells(opened, "audit-table")) == len(names)
+
+
+def test_values_under_the_pointer_and_by_the_keys(opened, found):
+    picture = opened.find_element(By.CSS_SELECTOR, "#layer-act1 svg.form")
+    readout = opened.find_element(By.CSS_SELECTOR, "#layer-act1 .readout")
+    ActionChains(opened).scroll_to_element(picture).move_to_element(picture).perform()
+    told = re.fullmatch(r"input (\S+): ReLU (\S+), start (\S+), tuned (\S+) ± (\S+)", readout.text)
+    form = found.forms[0]
+    at = int((form.u_U - float(told[1])).abs().argmin())
+    for group, values in enumerate((form.u_U, form.replaced_U, form.start_U, form.tuned_U, form.error_U), 1):
+        assert float(told[group]) == pytest.approx(values[at].item(), rel=1e-3, abs=1e-6)
+    before = readout.text
+    picture.send_keys(Keys.ARROW_RIGHT)
+    assert readout.text != before
+
+
+def test_a_layer_in_the_table_leads_to_all_that_is_known_of_it(opened):
+    link = opened.find_element(By.CSS_SELECTOR, "#layer-table a")
+    opened.execute_script("arguments[0].scrollIntoView()", link)
+    link.click()
+    section = opened.find_element(By.CSS_SELECTOR, opened.execute_script("return location.hash"))
+    assert all(word in section.text for word in (link.text, "Nearest known", "Inputs", "Audit", "standard error"))
+
+
+def test_without_the_script_the_curves_are_there(found):
+    text = study_page(found)
+    frames = re.findall(r'<svg class="form".*?</svg></svg>', text, re.DOTALL)
+    assert len(frames) == 2
+    assert all(f'<path class="{kind}" d="M' in frames[0] for kind in ("inputs", "replaced", "start", "tuned", "band"))
+
+
+def test_names_cannot_break_the_page(found):
+    facts = found.origin.facts | {"command": "</script><script>alert(1)</script>", "network": "<b>A & B, 3 parameters"}
+    text = study_page(dataclasses.replace(found, origin=dataclasses.replace(found.origin, facts=facts)))
+    assert "<script>alert" not in text
+    assert "<b>A" not in text
+    assert "&lt;b&gt;A &amp; B" in text
+
+
+def test_fifty_layers_stay_below_five_megabytes(found):
+    layers = {f"blocks.{index}.act": index % 2 for index in range(50)}
+
+    def renamed(rows, key):
+        return tuple(dataclasses.replace(rows[which], **{key: path}) for path, which in layers.items())
+
+    forms = renamed(found.forms, "path")
+    forms = tuple(dataclasses.replace(form, steps_SU=torch.randn(40, 121)) for form in forms)
+    steps = tuple(dataclasses.replace(found.identification.steps[-1], number=number) for number in range(40))
+    identification = dataclasses.replace(
+        found.identification, state=dataclasses.replace(found.identification.state, steps=steps)
+    )
+    replacing = dataclasses.replace(found.replacing, rows=renamed(found.replacing.rows, "path"))
+    many = dataclasses.replace(
+        found, forms=forms, inputs=renamed(found.inputs, "path"), replacing=replacing, identification=identification
+    )
+    text = study_page(many)
+    assert text.count('<svg class="form"') == 50
+    assert len(text.encode()) < 5e6
+
+
+def test_another_file_is_not_overwritten(found, tmp_path):
+    page = write_study_page(found, tmp_path / "study.html")
+    assert write_study_page(found, page) == page
+    other = studied(replacements={"act1": REPLACEMENTS["act1"]})
+    with pytest.raises(UserError, match="is not the page of this study"):
+        write_study_page(other, page)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not the page of this study"):
+        write_study_page(other, tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_one_call_makes_the_page_and_the_next_finds_all(tmp_path, caplog):
+    options = {"heldout": batches(768), "steps": 2, "images": 64, "report": tmp_path / "net.html"}
+    with caplog.at_level("INFO", logger="aafit"):
+        first = aafit.study(base(), batches(512), REPLACEMENTS, **options)
+    assert first.page == tmp_path / "net.html"
+    assert first.folder.parent == tmp_path / "net.parts"
+    assert re.search(r"s  identify: step 1", caplog.text)
+    again = aafit.study(base(), batches(512), REPLACEMENTS, **options)
+    assert again.as_dict() == first.as_dict()
+    with pytest.raises(UserError, match="is not the page of this study"):
+        aafit.study(base(), batches(512), REPLACEMENTS, **(options | {"seed": 5}))
+    assert len(list((tmp_path / "net.parts").iterdir())) == 1
