@@ -7,7 +7,7 @@ all else frozen, and look at the shapes they took.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
+from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron, Histogram
 from aafit.errors import UserError, needs_extra
 from aafit.identification import (
     CROSS_ENTROPY,
@@ -60,6 +60,7 @@ __all__ = [
     "Evaluation",
     "FNeuron",
     "Freeze",
+    "Histogram",
     "Identification",
     "Importance",
     "Loss",

@@ -5,7 +5,7 @@ the loops that compute it, compiled.py and memory_layout.py make them fast. A sh
 "AHAF as SiLU", "LEAF as Tanh", "LEAF random", "F-Neuron ramp".
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from aafit.activations.ahaf import AHAF
 from aafit.activations.base import AdaptiveActivation, check_shape
 from aafit.activations.fixed import FIXED, FUNCTIONS, SiLU
 from aafit.activations.fneuron import FNeuron
+from aafit.activations.histogram import Histogram
 from aafit.activations.leaf import LEAF
+from aafit.activations.least_squares import Residual
 from aafit.errors import UserError, check_name
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "LEAF",
     "AdaptiveActivation",
     "FNeuron",
+    "Histogram",
+    "Residual",
     "SiLU",
     "check_text",
     "from_settings",
@@ -68,7 +72,7 @@ def from_text(
         shape: Shape of one adaptive parameter; (1,) is shared by the layer.
         generator: What random starts draw from; torch's own where there is none.
         interval: F-Neuron's (left, right).
-        pieces: F-Neuron's number of inner membership functions.
+        pieces: F-Neuron's number of inner membership functions: 16 make 17 straight lines between 18 values.
 
     Raises:
         UserError: `text` names none (the message has the nearest), or another value cannot be used.
@@ -99,22 +103,23 @@ def is_adaptive(text: str) -> bool:
     return text not in FIXED
 
 
-def from_settings(settings: Mapping[str, Any]) -> AdaptiveActivation:
+def from_settings(settings: Mapping[str, Any], families: Iterable[type[AdaptiveActivation]] = ()) -> AdaptiveActivation:
     """The activation with these `settings()`; its parameters are NaN until their values are loaded.
 
+    Args:
+        settings: What `settings()` gave; its "family" names the class.
+        families: Classes beside those of this package: an activation of one's own is not found by its name alone.
+
     Raises:
-        UserError: the settings are not those of an adaptive activation.
+        UserError: the settings are not those of an adaptive activation, or of a class that is not given.
     """
+    known = ADAPTIVE | {cls.family: cls for cls in families}
     try:
-        family, start, shape = settings["family"], settings["start"], check_shape(settings["shape"])
-        check_name("family of activations", family, ADAPTIVE)
-        if family == FNeuron.family:
-            made: AdaptiveActivation = FNeuron.constant(shape, tuple(settings["interval"]), settings["pieces"])
-        else:
-            made = AHAF.like("SiLU", shape) if family == AHAF.family else LEAF.like("SiLU", shape)
+        cls = known[check_name("family of activations", settings["family"], known)]
+        made = cls.blank({**settings, "shape": check_shape(settings["shape"])})
+        made.start = settings["start"]
     except (KeyError, TypeError) as error:
         raise UserError(f"These are not the settings of an adaptive activation: {settings!r}.") from error
-    made.start = start
     for parameter in made.parameters():
         nn.init.constant_(parameter, float("nan"))
     return made

@@ -1,21 +1,22 @@
 """AHAF, the adaptive hybrid activation function."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from aafit.activations.base import AdaptiveActivation, check_shape, filled, parameter
-from aafit.activations.elementwise import Formula, check_input, fused
-from aafit.errors import UserError, check_name
+from aafit.activations.base import AdaptiveActivation, check_shape
+from aafit.activations.elementwise import Formula
 
 
 def _forward(u: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    return (beta * u) * torch.sigmoid(gamma * u)
+    y: Tensor = (beta * u) * torch.special.expit(gamma * u)
+    return y
 
 
 def _backward(grad: Tensor, u: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    s = torch.sigmoid(gamma * u)
+    s = torch.special.expit(gamma * u)
     # u times the sigmoid's slope first: with gamma = 2^16 the slope is 0 where gamma * u may be infinite.
     rise = (beta * u) * (s * (1 - s))
     return grad * (beta * s + rise * gamma), grad * (rise * u), grad * (u * s)
@@ -43,36 +44,17 @@ class AHAF(AdaptiveActivation):
     """
 
     family: ClassVar[str] = "AHAF"
-    likes: ClassVar[tuple[str, ...]] = ("ReLU", "SiLU")
+    starts: ClassVar[Mapping[str, tuple[float, ...]]] = {"ReLU": (2.0**16, 1.0), "SiLU": (1.0, 1.0)}
+    others: ClassVar[tuple[str, ...]] = ("random",)
     steepness_parameters: ClassVar[tuple[str, ...]] = ("gamma",)
+    formula = staticmethod(_forward)
+    _formula: ClassVar[Formula | None] = FORMULA
 
-    def __init__(self, gamma: float | Tensor, beta: float | Tensor, start: str = "custom") -> None:
-        super().__init__(start)
-        self.gamma = parameter(gamma, "AHAF's gamma")
-        self.beta = parameter(beta, "AHAF's beta")
-        if self.gamma.shape != self.beta.shape:
-            raise UserError(
-                f"AHAF's gamma and beta need one shape; got {tuple(self.gamma.shape)} and {tuple(self.beta.shape)}."
-            )
-
-    @classmethod
-    def like(cls, name: str, shape: tuple[int, ...] = (1,)) -> Self:
-        """AHAF that starts as the fixed function `name`, "ReLU" or "SiLU".
-
-        Raises:
-            UserError: AHAF cannot start as that, or `shape` is not one of positive integers.
-        """
-        gamma = {"ReLU": 2.0**16, "SiLU": 1.0}[check_name("start of AHAF", name, cls.likes)]
-        what = f"AHAF as {name}:"
-        return cls(filled(shape, gamma, f"{what} gamma"), filled(shape, 1.0, f"{what} beta"), start=name)
+    gamma: nn.Parameter
+    beta: nn.Parameter
 
     @classmethod
     def random(cls, shape: tuple[int, ...] = (1,), generator: torch.Generator | None = None) -> Self:
         """AHAF with gamma and beta uniform in [0, 1), drawn from the CPU `generator`, gamma first."""
         shape = check_shape(shape)
         return cls(torch.rand(shape, generator=generator), torch.rand(shape, generator=generator), start="random")
-
-    def forward(self, u: Tensor) -> Tensor:
-        """AHAF(u), elementwise."""
-        check_input(u, self.gamma.shape, self.family)
-        return fused(FORMULA, u, self.gamma, self.beta)

@@ -1,14 +1,23 @@
 """What all adaptive activations have in common."""
 
 import copy
+import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from aafit.errors import UserError
+from aafit.activations.elementwise import Formula, check_input, computed
+from aafit.activations.fixed import FUNCTIONS
+from aafit.activations.histogram import Histogram
+from aafit.activations.least_squares import Residual, fitted_parameters, function_name, function_values, residual
+from aafit.errors import UserError, check_name
+from aafit.tables import listed
+
+EXACT = 1e-6
+"""Root mean squared error, over the function's standard deviation, at which a start is the function itself."""
 
 
 class AdaptiveActivation(nn.Module):
@@ -18,28 +27,142 @@ class AdaptiveActivation(nn.Module):
     (C, H, W) or (F,) for one a neuron; it broadcasts against the trailing dimensions of an input (B, *...). The
     arithmetic is done in at least float32 whatever the dtype of the input, which is also that of the output.
 
+    An activation of one's own is a class with `family`, `starts` and `formula`, whose arguments after the input are its
+    parameters: Rational(a0, a1, a2, b), Rational.like("ReLU"), Rational.fit(torch.tanh, histogram).
+
+        class Rational(AdaptiveActivation):
+            family = "Rational"
+            starts = {"Identity": (0.0, 1.0, 0.0, 0.0), "ReLU": (0.2, 0.5, 0.5, 0.9)}
+
+            @staticmethod
+            def formula(u, a0, a1, a2, b):
+                return (a0 + a1 * u + a2 * u * u) / (1 + (b * u).abs())
+
     Attributes:
         family: Name of the kind of function, e.g. "LEAF".
-        likes: Names of the fixed functions that `like` can start from.
-        others: Further starts: "random", and what the family has beside.
+        starts: What `like` can start from, by name, e.g. of a fixed function: the parameters' values, in their order.
+        formula: (u, *parameters) -> output: elementwise, of differentiable torch operations.
+        likes: The names of `starts`.
+        others: Further starts, each a class method of that name: "random", and what the family has beside.
         slow_parameters: Names of the parameters that the p24sl procedure trains at a lower rate.
         steepness_parameters: Names of the parameters that multiply the input inside a sigmoid.
         start: What it was constructed as: "ReLU", "random", ...
+        residual: What `fit` left of the function that it was fitted to; None where it was not.
+
+    Raises:
+        UserError: a parameter is missing or unknown, a value is not finite, the shapes differ, or (when called) they do
+            not fit the input; of a class, where its formula and its starts do not fit.
     """
 
     family: ClassVar[str]
+    starts: ClassVar[Mapping[str, tuple[float, ...]]]
+    formula: ClassVar[Callable[..., Tensor]]
     likes: ClassVar[tuple[str, ...]]
-    others: ClassVar[tuple[str, ...]] = ("random",)
+    others: ClassVar[tuple[str, ...]] = ()
     slow_parameters: ClassVar[tuple[str, ...]] = ()
     steepness_parameters: ClassVar[tuple[str, ...]] = ()
+    # Of a formula whose gradient is written down too, and so is computed in one pass.
+    _formula: ClassVar[Formula | None] = None
     # Dimensions of a parameter beyond `shape`: one for F-Neuron's table of weights.
     _own_dims: ClassVar[int] = 0
 
-    def __init__(self, start: str) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "starts" in vars(cls):
+            cls.likes = tuple(cls.starts)
+            names = cls.parameter_names()
+            unlike = [name for name, values in cls.starts.items() if len(values) != len(names)]
+            if unlike or not cls.starts:
+                raise UserError(
+                    f"{cls.__name__} needs starts with a value for each of {', '.join(names)}; {unlike or 'none'} has "
+                    "not."
+                )
+
+    def __init__(self, *values: float | Tensor, start: str = "custom", **named: float | Tensor) -> None:
         super().__init__()
         self.start = start
         # The name of the activation that it took the place of, where it took one.
         self.replaced: str | None = None
+        self.residual: Residual | None = None
+        names = self.parameter_names()
+        given = dict(zip(names, values, strict=False)) | named
+        if len(values) + len(named) != len(names) or set(given) != set(names):
+            raise UserError(
+                f"{self.family} takes {', '.join(names)}, each once; got {len(values)} values"
+                + (f" and {', '.join(named)}." if named else ".")
+            )
+        for name in names:
+            setattr(self, name, parameter(given[name], f"{self.family}'s {name}"))
+        shapes = [tuple(p.shape) for p in self.parameters()]
+        if len(set(shapes)) > 1:
+            raise UserError(f"{self.family}'s {listed(names)} need one shape; got {listed(list(map(str, shapes)))}.")
+
+    @classmethod
+    def parameter_names(cls) -> tuple[str, ...]:
+        """The names of the parameters, which are those of the formula's arguments after the input."""
+        return tuple(inspect.signature(cls.formula).parameters)[1:]
+
+    @classmethod
+    def like(cls, name: str, shape: tuple[int, ...] = (1,)) -> Self:
+        """One that starts as the function `name`, one of `likes`.
+
+        Raises:
+            UserError: the family cannot start as that, or `shape` is not one of positive integers.
+        """
+        values = cls.starts[check_name(f"start of {cls.family}", name, cls.likes)]
+        what = f"{cls.family} as {name}:"
+        tensors = (filled(shape, x, f"{what} {own}") for x, own in zip(values, cls.parameter_names(), strict=True))
+        return cls(*tensors, start=name)
+
+    @classmethod
+    def fit(
+        cls, function: str | Callable[[Tensor], Tensor], histogram: Histogram, shape: tuple[int, ...] = (1,)
+    ) -> Self:
+        """One that is as near to a function as it can be on the inputs that a layer sees.
+
+        Where the family contains the function, it is the function; otherwise the least squared error over the inputs.
+        `residual` says what is left: the root mean squared error over the function's standard deviation, both weighted
+        by how often an input occurs, and the largest error among the inputs.
+
+        Args:
+            function: "ReLU", "SiLU", "Tanh", "Sigmoid", "HardTanh", "HardSigmoid", or any elementwise function of a
+                tensor, such as F.gelu; it is called with float64.
+            histogram: Of the inputs of the layer.
+            shape: Shape of one parameter; every one is the same.
+
+        Raises:
+            UserError: an unknown name, a function that is not elementwise or not finite on the inputs, a bad shape.
+        """
+        shape = check_shape(shape)
+        target = FUNCTIONS[check_name("function", function, FUNCTIONS)] if isinstance(function, str) else function
+        u_E, weight_E = histogram.points()
+        y_E = function_values(target, u_E, cls.family)
+        for name in cls.likes:
+            made = cls.like(name)
+            made.residual = residual(made, u_E, y_E, weight_E)
+            if made.residual.rms <= EXACT:
+                return made.reshaped(shape)
+        starts = [cls.like(name).double() for name in cls.likes]
+        found = fitted_parameters(starts, cls.steepness_parameters, histogram, target, cls.family)
+        made = cls.like(cls.likes[0])
+        made.start = function_name(function)
+        with torch.no_grad():
+            for name, value in found.items():
+                own = made.get_parameter(name)
+                own.copy_(fitted(value, own.dtype, f"{cls.family}'s {name}"))
+        made.residual = residual(made, u_E, y_E, weight_E)
+        return made.reshaped(shape)
+
+    @classmethod
+    def blank(cls, settings: Mapping[str, Any]) -> Self:
+        """One with these `settings()` and some values."""
+        return cls.like(cls.likes[0], settings["shape"])
+
+    def forward(self, u: Tensor) -> Tensor:
+        """The formula, elementwise."""
+        parameters = tuple(self.parameters(recurse=False))
+        check_input(u, parameters[0].shape, self.family)
+        return computed(self._formula or type(self).formula, u, *parameters)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 # Smaller arrays are not worth the start of the compiler, which takes seconds in every process.
 SMALLEST_COMPILED = 1 << 15
+# So many failures in a row, and there is no compiler in this process. A single one may be due to where a call was made.
+GIVEN_UP = 3
 # Elements a thread has in hand where nothing is compiled: few enough to stay in its cache from operation to operation.
 BLOCK = 1 << 16
 
@@ -66,16 +68,16 @@ def _in_blocks(run: Pass, rows: Sequence[Tensor], whole: Sequence[Any]) -> tuple
 
 
 class _Compiler:
-    """Inductor on one kind of device, until it fails there."""
+    """Inductor on one kind of device. A call where it fails gets none; after some failures in a row no call does."""
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.works = True
+        self._failed, self._warned = 0, False
         self._compiled: dict[Hashable, Pass] = {}
 
     def run(self, run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool) -> tuple[Any, ...] | None:
         """run(*rows, *whole), compiled anew for each kind of arguments; None where that does not work."""
-        if not self.works:
+        if self._failed >= GIVEN_UP:
             return None
         u = rows[-1]
         # The number of threads is part of a loop's code.
@@ -84,14 +86,18 @@ class _Compiler:
             compiled = self._compiled.get(key)
             if compiled is None:
                 compiled = self._compiled[key] = self._new(run, rows, whole, serial)
-            return compiled(*rows, *whole)
+            result = compiled(*rows, *whole)
         # Of whatever kind: where the fault is not the compiler's, the same operations run next and raise it again.
         except Exception as error:
-            self.works = False
-            said = (line.strip() for line in str(error).splitlines())
-            reason = next((line for line in said if line and not line.endswith("raised:")), type(error).__name__)
-            log.warning("No compiled activations on %s, they run slower: %s", self.device, reason)
+            self._failed += 1
+            if not self._warned:
+                self._warned = True
+                said = (line.strip() for line in str(error).splitlines())
+                reason = next((line for line in said if line and not line.endswith("raised:")), type(error).__name__)
+                log.warning("No compiled activations on %s, they run slower: %s", self.device, reason)
             return None
+        self._failed = 0
+        return result
 
     def _new(self, run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool) -> Pass:
         if self.device == "cpu":

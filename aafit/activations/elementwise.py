@@ -8,7 +8,9 @@ Where the gradient itself is differentiated, in torch.func's transforms, in forw
 caller's torch.compile and for subclasses of Tensor, the same formulas run as plain differentiable operations instead.
 """
 
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -16,10 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from aafit.activations.compiled import Pass, one_pass
 from aafit.activations.memory_layout import Layout
 from aafit.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,19 @@ class Formula:
     backward: Callable[..., tuple[Tensor, ...]]
 
 
-def fused(formula: Formula, u: Tensor, *parameters: Tensor) -> Tensor:
-    """The formula applied to `u`, in one pass forward and one backward.
+def computed(formula: Formula | Callable[..., Tensor], u: Tensor, *parameters: Tensor) -> Tensor:
+    """The formula applied to `u`; with its gradient in one pass forward and one backward, else as it stands.
 
     The parameters have one shape, (1,) or one that broadcasts against the trailing dimensions of u. The output has the
     shape and the dtype of u.
     """
+    if not isinstance(formula, Formula):
+        return _plain(formula, u, *parameters)
     if needs_plain(u, *parameters):
         with unseen():
-            return _plain(formula, u, *parameters)
+            return _plain(formula.forward, u, *parameters)
+    if not torch.is_grad_enabled() or not (u.requires_grad or any(p.requires_grad for p in parameters)):
+        return _output(formula, u, parameters, _layout(u, parameters), inner_dtype(u, *parameters))
     result: Tensor = _Fused.apply(formula, u, *parameters)
     return result
 
@@ -52,11 +61,8 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, formula: Formula, u: Tensor, *parameters: Tensor) -> Tensor:
         ctx.formula = formula
         ctx.save_for_backward(u, *parameters)
-        ctx.layout = layout = Layout.of(u, parameters[0].shape if parameters else (1,))
-        ctx.dtype = dtype = inner_dtype(u, *parameters)
-        wide = [layout.read_parameter(p.to(dtype)) for p in parameters]
-        y, *_ = one_pass(_value_pass(formula, dtype), (layout.read(u),), wide)
-        return layout.restore(y)
+        ctx.layout, ctx.dtype = _layout(u, parameters), inner_dtype(u, *parameters)
+        return _output(formula, u, parameters, ctx.layout, ctx.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -72,6 +78,16 @@ class _Fused(torch.autograd.Function):
             for p, wanted in zip(parameters, ctx.needs_input_grad[2:], strict=True)
         ]
         return None, None if by_u is None else layout.restore(by_u), *by_parameters
+
+
+def _layout(u: Tensor, parameters: Sequence[Tensor]) -> Layout:
+    return Layout.of(u, parameters[0].shape if parameters else (1,))
+
+
+def _output(formula: Formula, u: Tensor, parameters: Sequence[Tensor], layout: Layout, dtype: torch.dtype) -> Tensor:
+    wide = [layout.read_parameter(p.to(dtype)) for p in parameters]
+    y, *_ = one_pass(_value_pass(formula, dtype), (layout.read(u),), wide)
+    return layout.restore(y)
 
 
 @cache
@@ -101,15 +117,15 @@ def _sum_over_rows(array: Tensor) -> Tensor:
     return array.sum(0 if array.ndim == 2 else (0, 2), dtype=dtype)
 
 
-def _plain(formula: Formula, u: Tensor, *parameters: Tensor) -> Tensor:
+def _plain(formula: Callable[..., Tensor], u: Tensor, *parameters: Tensor) -> Tensor:
     dtype = inner_dtype(u, *parameters)
-    wide = (broadcasting(p).to(dtype) for p in parameters)
-    return formula.forward(u.to(dtype), *wide).to(u.dtype)
+    wide = (broadcasting(p, u).to(dtype) for p in parameters)
+    return formula(u.to(dtype), *wide).to(u.dtype)
 
 
 def _plain_gradients(formula: Formula, grad: Tensor, u: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
     dtype = inner_dtype(u, *parameters)
-    wide = [broadcasting(p).to(dtype) for p in parameters]
+    wide = [broadcasting(p, u).to(dtype) for p in parameters]
     by_u, *by_parameters = formula.backward(grad.to(dtype), u.to(dtype), *wide)
     sums = [
         g.sum_to_size(w.shape).reshape(p.shape).to(p.dtype)
@@ -118,9 +134,19 @@ def _plain_gradients(formula: Formula, grad: Tensor, u: Tensor, *parameters: Ten
     return by_u.to(u.dtype), *sums
 
 
-def broadcasting(parameter: Tensor) -> Tensor:
-    """A parameter that broadcasts against inputs of every rank, scalars included."""
-    return parameter.reshape(()) if parameter.shape == (1,) else parameter
+def broadcasting(parameter: Tensor, u: Tensor) -> Tensor:
+    """A parameter that broadcasts against the input, which may be a scalar."""
+    return parameter.reshape(()) if u.ndim == 0 else parameter
+
+
+def sizes_of(tensor: Tensor) -> tuple[int, ...]:
+    """The shape as plain numbers, which a tracer does not record."""
+    if torch.compiler.is_compiling() or not torch.jit.is_tracing():
+        return tuple(tensor.shape)
+    with warnings.catch_warnings():
+        # It warns that the numbers become constants: so they are for a module's parameters.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return tuple(map(int, tensor.shape))
 
 
 def needs_plain(*tensors: Tensor) -> bool:
@@ -129,10 +155,27 @@ def needs_plain(*tensors: Tensor) -> bool:
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors)
-        or torch._C._are_functorch_transforms_active()
-        or any(map(torch._C._functorch.is_legacy_batchedtensor, tensors))
-        or any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+        or _in_transform()(tensors)
+        or (_forward_mode() and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors))
     )
+
+
+def _forward_mode() -> bool:
+    # Asked of every tensor at every call it takes longer than a small layer; without the level, it is asked.
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+@cache
+def _in_transform() -> Callable[[tuple[Tensor, ...]], bool]:
+    """Whether a torch.func transform or a batched gradient looks at these tensors; yes where torch cannot tell."""
+    try:
+        transforms = torch._C._are_functorch_transforms_active
+        batched = torch._C._functorch.is_legacy_batchedtensor
+    # torch does not promise that every version has them.
+    except AttributeError as error:
+        log.warning("No compiled activations with this version of torch, they run slower: %s", error)
+        return lambda tensors: True
+    return lambda tensors: transforms() or any(map(batched, tensors))
 
 
 def unseen() -> AbstractContextManager[object]:
@@ -150,14 +193,14 @@ def inner_dtype(u: Tensor, *parameters: Tensor) -> torch.dtype:
 
 
 def check_input(u: Tensor, shape: tuple[int, ...], who: str) -> None:
-    """Nothing, where parameters of this shape fit the input.
+    """Nothing, where parameters of this shape fit the input; a tracer, which knows no sizes, is told nothing.
 
     Raises:
         UserError: the input is not floating-point, or `shape` does not broadcast against its trailing dimensions.
     """
     if not u.is_floating_point():
         raise UserError(f"{who} needs a floating-point input, this one is {u.dtype}.")
-    if shape == (1,):
+    if (not torch.compiler.is_compiling() and torch.jit.is_tracing()) or shape == (1,):
         return
     trailing = u.shape[max(0, u.ndim - len(shape)) :]
     if len(trailing) < len(shape) or any(mine not in (1, size) for mine, size in zip(shape, trailing, strict=True)):

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aafit.activations.elementwise import Formula, check_input, fused
+from aafit.activations.elementwise import Formula, check_input, computed
 
 
 def _forward(u: Tensor) -> Tensor:
-    return u * torch.sigmoid(u)
+    y: Tensor = u * torch.special.expit(u)
+    return y
 
 
 def _backward(grad: Tensor, u: Tensor) -> tuple[Tensor]:
-    s = torch.sigmoid(u)
+    s = torch.special.expit(u)
     return (grad * (s + u * (s * (1 - s))),)
 
 
@@ -36,7 +37,7 @@ class SiLU(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """SiLU(u), elementwise."""
         check_input(u, (1,), "SiLU")
-        return fused(FORMULA, u)
+        return computed(FORMULA, u)
 
 
 FIXED: dict[str, type[nn.Module]] = {

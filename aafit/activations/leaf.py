@@ -1,30 +1,24 @@
 """LEAF, the learnable extended activation function."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from aafit.activations.base import AdaptiveActivation, check_shape, filled, parameter
-from aafit.activations.elementwise import Formula, check_input, fused
-from aafit.errors import UserError, check_name
-
-STARTS = {
-    "ReLU": (1.0, 0.0, 2.0**16, 0.0),
-    "SiLU": (1.0, 0.0, 1.0, 0.0),
-    "Tanh": (0.0, 2.0, 2.0, -1.0),
-    "Sigmoid": (0.0, 1.0, 1.0, 0.0),
-}
+from aafit.activations.base import AdaptiveActivation, check_shape
+from aafit.activations.elementwise import Formula
 
 
 def _forward(u: Tensor, p1: Tensor, p2: Tensor, p3: Tensor, p4: Tensor) -> Tensor:
-    return (p1 * u + p2) * torch.sigmoid(p3 * u) + p4
+    y: Tensor = (p1 * u + p2) * torch.special.expit(p3 * u) + p4
+    return y
 
 
 def _backward(
     grad: Tensor, u: Tensor, p1: Tensor, p2: Tensor, p3: Tensor, p4: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    s = torch.sigmoid(p3 * u)
+    s = torch.special.expit(p3 * u)
     # The sigmoid's slope first: with p3 = 2^16 it is 0 where p3 * u may be infinite.
     rise = (p1 * u + p2) * (s * (1 - s))
     return grad * (p1 * s + rise * p3), grad * (u * s), grad * s, grad * (rise * u), grad
@@ -54,37 +48,22 @@ class LEAF(AdaptiveActivation):
     """
 
     family: ClassVar[str] = "LEAF"
-    likes: ClassVar[tuple[str, ...]] = tuple(STARTS)
+    starts: ClassVar[Mapping[str, tuple[float, ...]]] = {
+        "ReLU": (1.0, 0.0, 2.0**16, 0.0),
+        "SiLU": (1.0, 0.0, 1.0, 0.0),
+        "Tanh": (0.0, 2.0, 2.0, -1.0),
+        "Sigmoid": (0.0, 1.0, 1.0, 0.0),
+    }
+    others: ClassVar[tuple[str, ...]] = ("random",)
     slow_parameters: ClassVar[tuple[str, ...]] = ("p2", "p4")
     steepness_parameters: ClassVar[tuple[str, ...]] = ("p3",)
+    formula = staticmethod(_forward)
+    _formula: ClassVar[Formula | None] = FORMULA
 
-    def __init__(
-        self,
-        p1: float | Tensor,
-        p2: float | Tensor,
-        p3: float | Tensor,
-        p4: float | Tensor,
-        start: str = "custom",
-    ) -> None:
-        super().__init__(start)
-        self.p1 = parameter(p1, "LEAF's p1")
-        self.p2 = parameter(p2, "LEAF's p2")
-        self.p3 = parameter(p3, "LEAF's p3")
-        self.p4 = parameter(p4, "LEAF's p4")
-        shapes = [tuple(p.shape) for p in self.parameters()]
-        if len(set(shapes)) > 1:
-            raise UserError(f"LEAF's p1 to p4 must have one shape; got {', '.join(map(str, shapes))}.")
-
-    @classmethod
-    def like(cls, name: str, shape: tuple[int, ...] = (1,)) -> Self:
-        """LEAF that starts as the fixed function `name`: "ReLU", "SiLU", "Tanh" or "Sigmoid".
-
-        Raises:
-            UserError: LEAF cannot start as that, or `shape` is not one of positive integers.
-        """
-        values = STARTS[check_name("start of LEAF", name, cls.likes)]
-        p1, p2, p3, p4 = (filled(shape, value, f"LEAF as {name}: p{i}") for i, value in enumerate(values, 1))
-        return cls(p1, p2, p3, p4, start=name)
+    p1: nn.Parameter
+    p2: nn.Parameter
+    p3: nn.Parameter
+    p4: nn.Parameter
 
     @classmethod
     def random(cls, shape: tuple[int, ...] = (1,), generator: torch.Generator | None = None) -> Self:
@@ -92,8 +71,3 @@ class LEAF(AdaptiveActivation):
         shape = check_shape(shape)
         p1, p3 = torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
         return cls(p1, torch.zeros(shape), p3, torch.zeros(shape), start="random")
-
-    def forward(self, u: Tensor) -> Tensor:
-        """LEAF(u), elementwise."""
-        check_input(u, self.p1.shape, self.family)
-        return fused(FORMULA, u, self.p1, self.p2, self.p3, self.p4)

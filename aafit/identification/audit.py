@@ -205,7 +205,7 @@ class _Received:
         with torch.enable_grad():
             # The output is linear in the weights: its derivative is the sum of the inputs' memberships.
             weight = activation.weight.detach().clone().requires_grad_()
-            (membership,) = torch.autograd.grad(interpolate(u, weight, left, right).sum(), weight)
+            (membership,) = torch.autograd.grad(interpolate(u, weight, activation.line).sum(), weight)
         before = self.membership
         self.membership = membership.double().cpu() + (0 if before is None else before)
 

@@ -4,12 +4,11 @@ import inspect
 from collections.abc import Callable, Collection
 from copy import deepcopy
 from typing import Any
-from typing import Any as Histogram
 
 import torch
 from torch import Tensor, nn
 
-from aafit.activations import AdaptiveActivation
+from aafit.activations import AdaptiveActivation, Histogram
 from aafit.errors import UserError
 from aafit.networks.call_sites import probe_of
 from aafit.networks.observe import forward_of_sample
@@ -78,7 +77,7 @@ def inputs_seen(net: nn.Module, sample: Any, paths: Collection[str]) -> dict[str
 
     def look(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            histogram = Histogram.of(args[0])  # type: ignore[attr-defined]
+            histogram = Histogram.of(args[0])
             seen[path] = seen[path].merged(histogram) if path in seen else histogram
 
         return hook

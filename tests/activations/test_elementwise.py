@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
 
-from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron, SiLU, from_text
+from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron, SiLU, elementwise, from_text
 from aafit.activations import compiled as compiling
 
 # torch's own: the first forward-mode derivative of a process loads decompositions that torch scripts.
@@ -391,3 +391,63 @@ def test_modules_can_be_exported() -> None:
     exported = torch.export.export(AHAF.like("SiLU"), (torch.randn(2, 3),))
     u = torch.randn(2, 3)
     torch.testing.assert_close(exported.module()(u), torch.nn.functional.silu(u))
+
+
+@needs_compiler
+def test_a_call_that_cannot_be_compiled_does_not_switch_the_compiler_off(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two failures, each with plain operations for that call alone and one warning for both; then loops again."""
+    make = compiling._Compiler._new
+    failures = iter([True, True])
+
+    def fails_twice(self: compiling._Compiler, *args: object) -> object:
+        if next(failures, False):
+            raise RuntimeError("not here")
+        return make(self, *args)
+
+    monkeypatch.setattr(compiling, "_compiler", cache(compiling._Compiler))
+    monkeypatch.setattr(compiling._Compiler, "_new", fails_twice)
+    leaf, u = LEAF.like("Tanh"), torch.linspace(-3, 3, 40_000)
+    for expected in (0, 0, 1):
+        torch.testing.assert_close(leaf(u), u.tanh(), rtol=0, atol=2e-7)
+        assert loops() == expected
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "No compiled activations on cpu, they run slower: not here"
+    ]
+
+
+def test_a_failing_compiler_is_given_up_after_some_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def fails(*args: object) -> None:
+        tried.append(args)
+        raise RuntimeError("never")
+
+    monkeypatch.setattr(compiling, "_compiler", cache(compiling._Compiler))
+    monkeypatch.setattr(compiling._Compiler, "_new", fails)
+    for _ in range(10):
+        LEAF.like("Tanh")(torch.zeros(40_000))
+    assert len(tried) == compiling.GIVEN_UP
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("text", ["LEAF as Tanh", "F-Neuron as Tanh"])
+def test_tracing_records_plain_operations_and_is_no_failure(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    module, u = from_text(text), torch.linspace(-3, 3, 40_000)
+    traced = torch.jit.trace(module, u)
+    assert torch.allclose(traced(2 * u), module(2 * u), rtol=0, atol=1e-6)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_torch_without_its_private_functions_computes_by_plain_operations(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(elementwise, "_in_transform", cache(elementwise._in_transform.__wrapped__))
+    monkeypatch.delattr(torch._C._functorch, "is_legacy_batchedtensor")
+    for _ in range(2):
+        u, grad = batch((4, 7))
+        y, by_u, *_ = results(LEAF.like("Tanh"), u, grad)
+        torch.testing.assert_close(y, u.detach().tanh(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(by_u, grad * (1 - u.detach().tanh() ** 2), rtol=1e-5, atol=1e-5)
+    assert len([record for record in caplog.records if "version of torch" in record.getMessage()]) == 1
