@@ -236,6 +236,12 @@ class Watch(TorchFunctionMode):
 
     def _at(self, frames: list[FrameType]) -> str | None:
         name = _site_at(self.owner._call_sites.sites, frames) if frames else None
+        if name is not None and _through_checkpoint(frames):
+            raise UserError(
+                f"The call of {name!r} in {type(self.owner).__name__} is recomputed in the backward pass by "
+                "torch.utils.checkpoint, outside of the forward in which it is replaced: checkpoint modules as a whole "
+                "(checkpoint(self.block, x)), or make the activation a module of its own."
+            )
         if "_orders" in vars(self.owner):
             self.order.append(name)
         return name
@@ -312,6 +318,16 @@ def calling_frames(owner: nn.Module) -> list[FrameType]:
 
 def _is_of_torch(file: str) -> bool:
     return file.startswith(_TORCH) and (not file.startswith(_ITS_NETWORKS) or file in _NO_NETWORKS)
+
+
+def _through_checkpoint(frames: list[FrameType]) -> bool:
+    """Whether torch.utils.checkpoint is between the innermost of these frames and the outermost."""
+    frame: FrameType | None = frames[0]
+    while frame is not None and frame is not frames[-1]:
+        if frame.f_code.co_filename == f"{_TORCH}utils/checkpoint.py":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def place_of(frames: Iterable[FrameType]) -> Place:

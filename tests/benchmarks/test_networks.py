@@ -44,7 +44,7 @@ def test_the_ten_lines_of_the_readme_run_as_they_stand(tmp_path, monkeypatch, ca
     batches = list(zip(images[:100].split(50), labels[:100].split(50), strict=True))
     names = {"load_pretrained": lambda: net, "images": images[:100], "batches": batches}
     before = net(images[:100])
-    exec(first_code_of_readme("ten lines"), names)
+    exec(first_code_of_readme("## A network of your own, in ten lines"), names)
     assert torch.equal(names["restored"](images[:100]), before)
     assert torch.equal(names["again"](images[:100]), names["net"](images[:100]))
     assert not torch.equal(names["again"](images[:100]), before)

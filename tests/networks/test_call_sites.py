@@ -121,6 +121,25 @@ def test_the_result_is_an_ordinary_module(new: nn.Module) -> None:
         assert all(torch.equal(one, other.grad) for one, other in zip(plain, net.relu_1.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_call_that_is_recomputed_outside_of_its_forward_is_refused(reentrant: bool) -> None:
+    def part(net: Written, x: Tensor) -> Tensor:
+        return net.relu(F.relu(net.fc2(x)))
+
+    def between(net: Written, x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(part, net, x, use_reentrant=reentrant) if net.training else part(net, x)
+        return out
+
+    base = written(between)
+    module_only, _ = replace_activations(base, {"relu": value(1.5)}, sample=X)
+    module_only(X).sum().backward()
+    assert module_only.relu.gamma.grad is not None
+    net, _ = replace_activations(base, {"ReLU": value(1.5)}, sample=X)
+    assert torch.isfinite(net.eval()(X)).all()
+    with pytest.raises(UserError, match=r"'relu_1' in Net is recomputed .* by torch.utils.checkpoint"):
+        net.train()(X)
+
+
 class Pickled(Written):
     """A class that pickle can find."""
 
