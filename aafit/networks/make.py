@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from aafit.activations import AdaptiveActivation, Histogram
 from aafit.errors import UserError
 from aafit.networks.call_sites import probe_of
+from aafit.networks.kinds import activation_name
 from aafit.networks.observe import forward_of_sample
 
 Replacement = nn.Module | type[AdaptiveActivation] | Callable[..., nn.Module]
@@ -65,6 +66,7 @@ def as_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
             y: Tensor = own(u.clone())
         return y
 
+    function.__name__ = activation_name(module)
     return function
 
 
