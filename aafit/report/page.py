@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from aafit.files import make_folder, write_atomically
+from aafit.pages.html import rendered
 from aafit.report.curves import draw_group
 from aafit.report.differences import draw_differences
 from aafit.report.groups import groups
@@ -49,16 +48,11 @@ def write_report(suite_folder: Path) -> Report:
         write_atomically(folder / name, text)
     shared = draw_suite_figures(suite, folder / "figures")
     of_run = {run.folder: draw_run_figures(run, folder / "figures") for run in suite.runs}
-    page = Environment(
-        loader=PackageLoader("aafit.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("page.html")
-    html = page.render(
+    html = rendered(
+        "suite.html",
         short=_short,
         suite=suite,
+        verdict=_verdict(suite, table),
         table=table,
         facts=_facts(suite),
         curves=_embedded([path for path in shared if path.name.startswith("curves")]),
@@ -68,6 +62,35 @@ def write_report(suite_folder: Path) -> Report:
     write_atomically(folder / "report.html", html)
     figures = (*shared, *(path for paths in of_run.values() for path in paths))
     return Report(folder / "report.html", tuple(folder / name for name in tables), figures, table)
+
+
+def _verdict(suite: SuiteRuns, table: ResultsTable) -> list[str]:
+    """At most three sentences: how far the suite is, what replacing cost and tuning gave, and the best of it."""
+    done = sum(run.done is not None for run in suite.runs)
+    whole = len(suite.runs) + len(suite.no_config)
+    said = [f"{done} of {whole} runs finished: activations of trained networks replaced by adaptive ones, then tuned."]
+    changes = [
+        (row.last.mean - row.base.mean, row.replaced.mean - row.base.mean, row)
+        for row in table.rows
+        if row.base is not None and row.replaced is not None and row.last is not None
+    ]
+    if not changes:
+        return said
+    changes.sort(key=lambda change: -change[0])
+    costs = sorted(100 * cost for _, cost, _ in changes)
+    above = sum(gain > 0 for gain, _, _ in changes)
+    said.append(
+        f"The replacement alone changed the test accuracy by {costs[0]:+.2f} to {costs[-1]:+.2f} points; after tuning "
+        f"{above} of {len(changes)} are above their base network."
+    )
+    gain, _, best = changes[0]
+    seeds = f" (mean of {len(best.seeds)} seeds)" if len(best.seeds) > 1 else ""
+    mean = 0.0 if best.last is None else best.last.mean
+    said.append(
+        f"The best against its base is {best.settings.name}: {mean:.2%} after its last epoch, {100 * gain:+.2f} "
+        f"points{seeds}."
+    )
+    return said
 
 
 def _facts(suite: SuiteRuns) -> list[tuple[str, str]]:

@@ -10,8 +10,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from browser import browser, check_page, show
 from fake_runs import write_run, write_suite
 from rich.console import Console
+from selenium.webdriver.common.by import By
 
 from aafit.errors import UserError
 from aafit.report.page import Report, draw_activations, write_report
@@ -163,12 +165,29 @@ def test_the_report_is_complete(suite: Path, report: Report) -> None:
 
 def test_the_page_needs_nothing_else_and_escapes(report: Report) -> None:
     page = report.page.read_text()
-    assert not re.findall(r"<script|<link|@import|url\(|src=\"(?!data:image/svg)|href=\"(?!#)", page)
+    assert not re.findall(r"<script src|<link|@import|url\(|src=\"(?!data:image/svg)|href=\"(?!#)", page)
     assert page.count("<img") == len(report.figures) / 2
     for text in ("Some &lt;CPU&gt; &amp; Co", "unfinished: epoch 7 of 10", "7 of 8 finished"):
         assert text in page
     for run in ("base-relu", "relu-leaf-relu", "relu-fneuron", "relu-leaf-tanh", "base-silu", "silu-ahaf-relu"):
         assert f'id="{run}-seed42"' in page
+
+
+def test_the_page_in_a_browser(report: Report, tmp_path: Path) -> None:
+    moved = tmp_path / "moved.html"
+    moved.write_bytes(report.page.read_bytes())
+    with browser(tmp_path) as opened:
+        opened.get(moved.as_uri())
+        check_page(opened)
+        show(opened, 1200)
+        rows = "#results-table tbody tr:not([hidden])"
+        before = [row.text for row in opened.find_elements(By.CSS_SELECTOR, rows)]
+        opened.find_elements(By.CSS_SELECTOR, "#results-table th button")[1].click()
+        names = [row.find_elements(By.TAG_NAME, "td")[1].text for row in opened.find_elements(By.CSS_SELECTOR, rows)]
+        assert names == sorted(names)
+        assert len(names) == len(before)
+        opened.find_element(By.CSS_SELECTOR, "[data-filters=results-table]").send_keys("base-relu")
+        assert len(opened.find_elements(By.CSS_SELECTOR, rows)) < len(before)
 
 
 def test_the_same_runs_give_the_same_bytes(suite: Path, report: Report, tmp_path: Path) -> None:
