@@ -113,7 +113,10 @@ def from_settings(settings: Mapping[str, Any], families: Iterable[type[AdaptiveA
     Raises:
         UserError: the settings are not those of an adaptive activation, or of a class that is not given.
     """
-    known = ADAPTIVE | {cls.family: cls for cls in families}
+    known = dict(ADAPTIVE)
+    for family in families:
+        if known.setdefault(family.family, family) is not family:
+            raise UserError(f"Two different classes are called {family.family!r}: give each a family name of its own.")
     try:
         cls = known[check_name("family of activations", settings["family"], known)]
         made = cls.blank({**settings, "shape": check_shape(settings["shape"])})

@@ -160,7 +160,8 @@ class AdaptiveActivation(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """The formula, elementwise."""
-        parameters = tuple(self.parameters(recurse=False))
+        # Not parameters(), which takes longer than a small layer; each was set by its name.
+        parameters: tuple[Any, ...] = tuple(self._parameters.values())
         check_input(u, parameters[0].shape, self.family)
         return computed(self._formula or type(self).formula, u, *parameters)
 

@@ -101,11 +101,11 @@ def _segment(u: Tensor, weight: Tensor, left: float, scale: float, extended: boo
     if not extended:
         at = at.clamp(0, segments)
     # A comparison with NaN is false: it takes segment 0, and how far along it is stays NaN.
-    segment = torch.where(at > 0, at.detach().floor().clamp(max=segments - 1), 0.0)
-    place = segment.to(torch.int64)
+    place = torch.where(at > 0, at.detach().clamp(max=segments - 1), 0.0).to(torch.int64)
+    part = at - place
     if sets:
         place = place + torch.arange(prod(sets), device=weight.device).mul(points).reshape(sets)
-    return _Segment(at - segment, place, None if extended else (at <= 0) | (at >= segments))
+    return _Segment(part, place, None if extended else (at <= 0) | (at >= segments))
 
 
 def _look_up(table: Tensor, place: Tensor) -> Tensor:

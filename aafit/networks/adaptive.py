@@ -139,7 +139,9 @@ def _with_sorted_header(content: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[start:]
 
 
-def load_activations(net: nn.Module, path: str | Path, strict: bool = True) -> nn.Module:
+def load_activations(
+    net: nn.Module, path: str | Path, strict: bool = True, families: Iterable[type[AdaptiveActivation]] = ()
+) -> nn.Module:
     """A copy of `net` with the activations of a file that `save_activations` wrote.
 
     They take the place of fixed activations or of adaptive ones, with the device and dtype of what surrounds them;
@@ -149,6 +151,8 @@ def load_activations(net: nn.Module, path: str | Path, strict: bool = True) -> n
         net: the network that the activations were saved from, or its base.
         path: the file.
         strict: refuse a network whose other tensors differ from those of the network that they were saved from.
+        families: classes of adaptive activations of one's own that the file may name, beside those in `net`; nothing is
+            ever imported because a file says so.
 
     Raises:
         UserError: the file cannot be read, is truncated or is of another kind; its activations are of a network with
@@ -157,6 +161,7 @@ def load_activations(net: nn.Module, path: str | Path, strict: bool = True) -> n
     """
     settings, tensors, replaced, known, calls = _read(Path(path))
     loaded = deepcopy(net)
+    known_families = [type(activation) for activation in adaptive_activations(net).values()] + list(families)
     try:
         close_call_sites(loaded, call_sites(loaded))
         open_call_sites(loaded, calls)
@@ -165,7 +170,7 @@ def load_activations(net: nn.Module, path: str | Path, strict: bool = True) -> n
     for at, description in settings.items():
         try:
             _check_replaceable(loaded, at)
-            activation = from_settings(description)
+            activation = from_settings(description, known_families)
             _load_parameters(activation, at, tensors)
         except UserError as error:
             raise UserError(f"{path} does not fit the network: {error}") from error
@@ -190,20 +195,26 @@ class SavedActivation:
     tuned: AdaptiveActivation
 
 
-def read_activations(path: str | Path) -> list[SavedActivation]:
+def read_activations(path: str | Path, families: Iterable[type[AdaptiveActivation]] = ()) -> list[SavedActivation]:
     """The activations of a file that `save_activations` wrote, with the values they started from where it has them.
 
+    Args:
+        path: the file.
+        families: classes of adaptive activations of one's own that the file may name.
+
     Raises:
-        UserError: the file cannot be read, is truncated or is of another kind, or lacks a tensor that it describes.
+        UserError: the file cannot be read, is truncated or is of another kind, names a family that is not given, or
+            lacks a tensor that it describes.
     """
     settings, tensors, replaced, *_ = _read(Path(path))
     start = {name.removeprefix("start."): tensor for name, tensor in tensors.items() if name.startswith("start.")}
     saved = []
     for at, description in settings.items():
-        tuned = from_settings(description)
+        tuned = from_settings(description, families)
         try:
             _load_parameters(tuned, at, tensors)
-            before = from_settings(description) if any(name.startswith(_joined(at, "")) for name in start) else None
+            has_start = any(name.startswith(_joined(at, "")) for name in start)
+            before = from_settings(description, families) if has_start else None
             if before is not None:
                 _load_parameters(before, at, start)
         except UserError as error:
