@@ -343,10 +343,13 @@ def _digest(code: CodeType) -> str:
 def _site_at(sites: tuple[Site, ...], frames: list[FrameType]) -> str | None:
     """The name of the site whose call these frames are making, None where it is none of them."""
     code, offset = frames[0].f_code, frames[0].f_lasti
-    here = [site for site in sites if site.place[0].function == code.co_qualname]
-    for site in here:
-        _check_same_program(site.place[0], code)
-    here = [site for site in here if site.place[0].offset == offset]
+    there = [site for site in sites if site.place[0].function == code.co_qualname]
+    here = [site for site in there if site.place[0].offset == offset]
+    # The hash of a program takes long; all sites of one function are of one program, but "<lambda>" is no name of one.
+    if code.co_name.startswith("<"):
+        here = [site for site in here if site.place[0].digest == _digest(code)]
+    elif there:
+        _check_same_program((here or there)[0].place[0], code)
     if not here:
         return None
     place = place_of(frames)

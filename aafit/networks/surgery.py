@@ -202,7 +202,7 @@ def put_activation(net: nn.Module, path: str, new: nn.Module, like: FoundActivat
         device, dtype = like.seen.device, like.seen.dtype
     net.set_submodule(path, new.to(device=device, dtype=dtype).train(old.training))
     if isinstance(new, AdaptiveActivation) and not isinstance(old, AdaptiveActivation):
-        new.replaced = activation_name(old)
+        new.replaced = activation_name(old) if like is None else like.kind
     return old
 
 

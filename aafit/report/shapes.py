@@ -1,6 +1,6 @@
 """The shapes of adaptive activations, before and after tuning."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from aafit.activations import FIXED, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
 from aafit.networks.adaptive import read_activations
+from aafit.networks.inputs import as_batch
+from aafit.networks.kinds import KNOWN
 from aafit.report.style import GREY, look, panels
 
 LISTED = 24
@@ -24,6 +26,10 @@ BEFORE: dict[str, Any] = {"color": "#E07B00", "linestyle": (0, (5, 2)), "linewid
 AFTER: dict[str, Any] = {"color": "black", "linestyle": "-", "linewidth": 2.0, "zorder": 3}
 REPLACED: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 1.5)), "linewidth": 1.3}
 Array = NDArray[np.float64]
+REPLACED_FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    **KNOWN,
+    **{name: make() for name, make in FIXED.items()},
+}
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,13 @@ def draw_saved(folder: Path, title: str) -> Figure:
     return _draw(shown, title)
 
 
-def plot_activations(
-    net: nn.Module, inputs: Iterable[Tensor | Sequence[Tensor]] | Tensor | None = None, title: str = ""
-) -> Figure:
-    """The shape of every adaptive activation of a network, beside the fixed function that it started as.
+def plot_activations(net: nn.Module, inputs: Iterable[Any] | Tensor | None = None, title: str = "") -> Figure:
+    """The shape of every adaptive activation of a network, beside the functions that it replaced and started as.
 
     Args:
         net: any network; left as it was.
-        inputs: batches, each an input of the network or a tuple that begins with one, or a single input: with them a
-            faint histogram shows which inputs each activation receives.
+        inputs: batches of any form that `aafit.networks.inputs.as_batch` takes, or a single tensor: with them a faint
+            histogram shows which inputs each activation receives.
         title: printed above.
 
     Returns:
@@ -76,7 +80,8 @@ def plot_activations(
     shown = []
     for path, activation in found.items():
         fixed = FIXED[activation.start]() if activation.start in FIXED else None
-        shown.append(Panel(path or type(net).__name__, activation, fixed, None, histograms.get(path)))
+        replaced = activation.replaced if activation.replaced in REPLACED_FUNCTIONS else None
+        shown.append(Panel(path or type(net).__name__, activation, fixed, replaced, histograms.get(path)))
     return _draw(shown, title)
 
 
@@ -108,8 +113,9 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     x = np.linspace(left, right, 961 if panel.after.shape == (1,) else 241)
     axes.axhline(0, color="#999999", linewidth=0.6)
     axes.axvline(0, color="#999999", linewidth=0.6)
-    if panel.replaced in FIXED:
-        axes.plot(x, _values(FIXED[panel.replaced](), x)[:, 0], label="replaced function", zorder=2, **REPLACED)
+    if panel.replaced is not None and panel.replaced in REPLACED_FUNCTIONS:
+        replaced = REPLACED_FUNCTIONS[panel.replaced]
+        axes.plot(x, _values(replaced, x)[:, 0], label="replaced function", zorder=2, **REPLACED)
     tuned = isinstance(panel.before, AdaptiveActivation)
     if panel.before is not None:
         _curve(axes, panel.before, x, BEFORE, "start, before tuning" if tuned else "the function it started as", "//")
@@ -144,10 +150,11 @@ def _curve(axes: Axes, function: nn.Module, x: Array, style: dict[str, Any], lab
     axes.fill_between(x, low, high, label=f"{label}: 5 to 95 % of all curves", **band)
 
 
-def _values(function: nn.Module, x: Array) -> Array:
+def _values(function: Callable[[Tensor], Tensor], x: Array) -> Array:
     """The function's values at x, (points, curves): a curve for each of the parameters' channels or neurons."""
     shape = function.shape if isinstance(function, AdaptiveActivation) else (1,)
-    parameter = next(function.parameters(), torch.empty(0))
+    parameters = function.parameters() if isinstance(function, nn.Module) else iter(())
+    parameter = next(parameters, torch.empty(0))
     grid = torch.as_tensor(x, dtype=torch.float64, device=parameter.device).reshape(-1, *[1] * len(shape))
     # In small parts: for large inputs an activation compiles a loop, which takes longer than all the points.
     parts = grid.split(max(1, 30_000 // torch.Size(shape).numel()))
@@ -209,7 +216,7 @@ def _inputs(axes: Axes, density: Array, edges: Array) -> None:
 
 
 def _histograms(
-    net: nn.Module, found: dict[str, AdaptiveActivation], batches: Iterable[Tensor | Sequence[Tensor]]
+    net: nn.Module, found: dict[str, AdaptiveActivation], batches: Iterable[Any]
 ) -> dict[str, tuple[Array, Array]]:
     edges = {path: np.linspace(*_range(activation), 121) for path, activation in found.items()}
     counts = {path: np.zeros(120) for path in found}
@@ -222,8 +229,8 @@ def _histograms(
 
     with _watched(net, found, note):
         seen = 0
-        for batch in batches:
-            net(batch if isinstance(batch, Tensor) else batch[0])
+        for batch in map(as_batch, batches):
+            net(*batch.args, **batch.kwargs)
             seen += 1
     if not seen:
         raise UserError("inputs holds no batch: give at least one, or leave inputs out.")

@@ -265,6 +265,13 @@ def _squared_relu(x: Tensor) -> Tensor:
     return F.relu(x) ** 2
 
 
+def test_two_lambdas_have_one_name() -> None:
+    by_name = {"relu": lambda x: F.relu(x), "silu": lambda x: F.silu(x + 1) - 1}
+    base = written(lambda net, x: by_name["silu"](net.fc2(by_name["relu"](x))))
+    net, _ = replace_activations(base, {"ReLU": value(1.5)}, sample=X)
+    torch.testing.assert_close(net(X), base.fc2(F.silu(base.fc2(value(1.5)(base.fc1(X))) + 1) - 1))
+
+
 class Nested(nn.Module):
     """One class within itself: the same program at two depths."""
 

@@ -1,0 +1,126 @@
+"""Two networks on sounds: CREPE, whose program calls functions only, and BeatNet, with an LSTM that keeps its state.
+
+./run_experiment.sh benchmarks/networks/sounds.py --json sounds.json
+
+CREPE hears the pitch of sounds with harmonics and noise that are made here, so that the pitch is known: right is within
+50 cents. Its F.relu stands in a method that is called for six layers: six activations. BeatNet hears the beats in the
+piece of music that its package brings; the first half is fitted, and the second judged. The gates in its LSTM are
+computed inside of one operation of torch and are no activations that could be replaced; the ReLU before it is.
+"""
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+from aafit.activations import AHAF, LEAF, FNeuron
+from aafit.identification import identify
+from aafit.networks.surgery import replace_activations
+from aafit.training.precision import arithmetic
+from benchmarks.harness import Command, Report, Row, json_option, markdown_option, report
+from benchmarks.networks.kept import SameClasses, adaptive_numbers
+from benchmarks.networks.material import drums, tones
+from benchmarks.networks.pretrained import beatnet, crepe_tiny
+
+BATCH = 50
+CENTS = 50
+
+FITTED: dict[str, Any] = {
+    "LEAF": LEAF,
+    "AHAF": AHAF,
+    "F-Neuron, 16 pieces": partial(FNeuron.fit, pieces=16),
+    "F-Neuron, 16 pieces, straight beyond": partial(FNeuron.fit, pieces=16, outside="linear"),
+}
+FAR: dict[str, Any] = {"LEAF as SiLU": LEAF.like("SiLU"), "AHAF as SiLU": AHAF.like("SiLU")}
+
+
+def right_pitches(output_BK: Tensor, pitch_B: Tensor) -> float:
+    """The share of sounds whose pitch is heard within 50 cents; an output's bin is 20 cents above the one before."""
+    heard = 20 * output_BK.argmax(1) + 1997.3794084376191
+    return ((heard - 1200 * torch.log2(pitch_B / 10)).abs() <= CENTS).double().mean().item()
+
+
+def of_crepe(told: Report, fitted: int, judged: int) -> None:
+    """CREPE: just replaced, and identified from its own activations without labels."""
+    base = crepe_tiny()
+    here, (other, pitch) = tones(fitted, seed=0)[0], tones(judged, seed=1)
+
+    def heard(net: nn.Module) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([net(part) for part in other.split(BATCH)])
+
+    before, rows = heard(base), []
+    rows.append(_row("base", base, right_pitches(before, pitch), SameClasses(1.0, 0.0), 0))
+    for name, new in {**FITTED, **FAR}.items():
+        began = time.perf_counter()
+        net, _ = replace_activations(base, {"ReLU": new}, sample=here)
+        after = heard(net)
+        done = time.perf_counter() - began
+        rows.append(_row(name, net, right_pitches(after, pitch), SameClasses.of(before, after), done))
+        if name in FAR:
+            began = time.perf_counter()
+            identify(net, list(here.split(BATCH)), base=base, target="activations")
+            after, done = heard(net), time.perf_counter() - began
+            what = f"{name}, identified"
+            rows.append(_row(what, net, right_pitches(after, pitch), SameClasses.of(before, after), done))
+    told.table(f"CREPE, tiny: pitch of {judged} sounds within {CENTS} cents, ReLU replaced", rows)
+
+
+def _row(name: str, net: nn.Module, right: float, kept: SameClasses, seconds: float) -> Row:
+    numbers: dict[str, Any] = {"network": name, "numbers": adaptive_numbers(net), "right": f"{right:.1%}"}
+    return {**numbers, **kept.row(), "seconds": round(seconds, 1)}
+
+
+def of_beatnet(told: Report) -> None:
+    """BeatNet: frames with the same answer (beat, downbeat, neither), and the beats that are found."""
+    base, frames = beatnet(), drums()[None]
+    half = frames.shape[1] // 2
+
+    def heard(net: nn.Module) -> Tensor:
+        with torch.inference_mode():
+            out: Tensor = deepcopy(net)(frames)[0, :, half:].T
+        return out
+
+    before = heard(base)
+    rows: list[Row] = []
+    for name, new in {"base": None, **FITTED, **FAR}.items():
+        net = base if new is None else _replaced(base, new, frames[:, :half])
+        after = heard(net)
+        row: dict[str, Any] = {"network": name, "numbers": adaptive_numbers(net), **SameClasses.of(before, after).row()}
+        rows.append({**row, "beats a minute": f"{beats_a_minute(after):.1f}"})
+    told.table("BeatNet: the second half of its piece of 120 beats a minute, F.relu replaced", rows)
+
+
+def _replaced(base: nn.Module, new: Callable[..., nn.Module], sample: Tensor) -> nn.Module:
+    return replace_activations(base, {"ReLU": new}, sample=sample)[0]
+
+
+def beats_a_minute(output_TK: Tensor) -> float:
+    """From the mean distance of the peaks of beat and downbeat together, above 0.3, at 50 frames a second."""
+    beat = output_TK.softmax(1)[:, :2].sum(1)
+    inner = beat[1:-1]
+    at = ((inner > 0.3) & (inner >= beat[:-2]) & (inner > beat[2:])).nonzero().flatten().double()
+    return 60 * 50 / at.diff().mean().item() if len(at) > 1 else 0.0
+
+
+@click.command(cls=Command)
+@click.option("--fitted", default=500, show_default=True, type=click.IntRange(min=BATCH), help="Sounds to fit.")
+@click.option("--judged", default=1000, show_default=True, type=click.IntRange(min=BATCH), help="Others, to judge.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
+@json_option
+@markdown_option
+def main(fitted: int, judged: int, threads: int, json_path: Path | None, markdown_path: Path | None) -> None:
+    """CREPE and BeatNet with other activations."""
+    with report(json_path, markdown_path) as told, arithmetic("float32", threads):
+        of_crepe(told, fitted, judged)
+        of_beatnet(told)
+
+
+if __name__ == "__main__":
+    main()
