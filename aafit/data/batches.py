@@ -1,4 +1,4 @@
-"""Batches of a data set, decided by (seed, epoch) alone: the order of the images and how each one is augmented.
+"""Batches of a data set. The order of the images and their augmentation depend on (seed, epoch) alone.
 
 Axes in names: B image of a batch, H row, W column, C colour plane.
 """
@@ -71,7 +71,7 @@ def evaluation_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The split once, in its order, unchanged: (x_BCHW in [0, 1], y_B) as in `training_batches`.
 
-    More images at once are no faster on a CPU: their arrays leave its caches, and the system takes them back each time.
+    Larger batches are no faster on a CPU: their arrays do not fit its caches, and the system takes their memory back.
 
     Raises:
         UserError: batch_size < 1.
@@ -84,8 +84,8 @@ def evaluation_batches(
 def flip_and_shift(images_BHWC: Tensor, flips_B: Tensor, shifts_B2: Tensor) -> Tensor:
     """Each image flipped left to right where `flips_B`, then moved by its whole (x, y) in `shifts_B2`, black fill.
 
-    out[b, r, c] = image[b, r - y, c - x], with W - 1 - (c - x) for the column of a flipped image, and 0 outside of the
-    image: positive x moves to the right, positive y down.
+    out[b, r, c] = image[b, r - y, c - x], and 0 where that lies outside of the image. In a flipped image the column is
+    W - 1 - (c - x). Positive x moves to the right, positive y down.
     """
     B, H, W, C = images_BHWC.shape
     device = images_BHWC.device

@@ -25,9 +25,9 @@ class Group:
 
 
 def groups(suite: SuiteRuns) -> list[Group]:
-    """The paper's groups where the suite has their stages; what is in none of them, by the base it began from.
+    """The paper's groups, where the suite has their stages; other tuned runs, by the base they began from.
 
-    Runs trained from scratch that no other began from are together in a figure for each network and data set.
+    Where a base is in no group yet, all bases of its network and data set are one more.
     """
     names = suite.by_name()
     roots = {name: (suite.ancestors(runs[0]) or runs[:1])[-1].name for name, runs in names.items()}

@@ -183,8 +183,7 @@ def draw_activations(run_folder: Path, out: Path) -> list[Path]:
         UserError: the folder is no run, the run is not finished or has no adaptive activation, a file is damaged, or
             `out` cannot be written to.
     """
-    run = read_run(run_folder)
-    return save(draw_saved(run.folder, f"{run.name}, seed {run.seed}"), out, f"activations-{file_name(run)}")
+    return _draw_shapes(read_run(run_folder), out)
 
 
 def draw_suite_figures(suite: SuiteRuns, out: Path) -> list[Path]:
@@ -199,11 +198,14 @@ def draw_suite_figures(suite: SuiteRuns, out: Path) -> list[Path]:
 
 def draw_run_figures(run: RunRecord, out: Path) -> list[Path]:
     """The figures of one run: its activations' shapes once it is finished, and the paths of their parameters."""
-    files: list[Path] = []
-    if (run.folder / ACTIVATIONS).exists():
-        files += save(draw_saved(run.folder, f"{run.name}, seed {run.seed}"), out, f"activations-{file_name(run)}")
+    files = _draw_shapes(run, out) if (run.folder / ACTIVATIONS).exists() else []
     figure = draw_trajectories(run)
     return files if figure is None else files + save(figure, out, f"trajectories-{file_name(run)}")
+
+
+def _draw_shapes(run: RunRecord, out: Path) -> list[Path]:
+    figure = draw_saved(run.folder / ACTIVATIONS, f"{run.name}, seed {run.seed}")
+    return save(figure, out, f"activations-{file_name(run)}")
 
 
 def file_name(run: RunRecord) -> str:

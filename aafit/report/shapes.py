@@ -21,7 +21,7 @@ from aafit.networks.kinds import KNOWN
 from aafit.report.style import GREY, look, panels
 
 LISTED = 24
-"""The weights of an F-Neuron that its layer shares are printed where they are at most so many."""
+"""The weights of an F-Neuron that a layer shares are printed if there are at most so many."""
 BEFORE: dict[str, Any] = {"color": "#E07B00", "linestyle": (0, (5, 2)), "linewidth": 1.3, "zorder": 4}
 AFTER: dict[str, Any] = {"color": "black", "linestyle": "-", "linewidth": 2.0, "zorder": 3}
 REPLACED: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 1.5)), "linewidth": 1.3}
@@ -44,15 +44,14 @@ class Panel:
     """A histogram of what the activation receives: its density, and the edges of its bins."""
 
 
-def draw_saved(folder: Path, title: str) -> Figure:
-    """The activation of every adaptive layer of a finished run: the function it replaced, its start, and as tuned.
+def draw_saved(file: Path, title: str) -> Figure:
+    """Every activation in a run's file of them: the function it replaced, its start, and as tuned.
 
     Raises:
-        UserError: the run in `folder` has no adaptive activation, or is not finished.
+        UserError: there is no such file: the run has no adaptive activation, or is not finished.
     """
-    file = folder / "activations.safetensors"
     if not file.exists():
-        raise UserError(f"{folder} has no {file.name}: the run is not finished, or has no adaptive activation.")
+        raise UserError(f"{file.parent} has no {file.name}: the run is not finished, or has no adaptive activation.")
     layers = read_activations(file)
     shown = [Panel(layer.path, layer.tuned, layer.start, layer.replaced) for layer in layers]
     return _draw(shown, title)

@@ -76,7 +76,7 @@ def line(index: int) -> Line:
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Matplotlib's settings as `LOOK` has them, and as they were before afterwards."""
+    """Matplotlib with the settings of `LOOK`; afterwards as it was before."""
     with matplotlib.rc_context(LOOK):  # type: ignore[arg-type]
         yield
 
@@ -90,7 +90,7 @@ def panels(
     lead: float = 0.0,
     foot: float = 0.0,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of equal panels, unknown to pyplot. All lengths are in inches, so that text always finds its room.
+    """A figure of equal panels, unknown to pyplot. All lengths are in inches, so that text always has room.
 
     Args:
         rows, columns: the grid; the axes come row by row.

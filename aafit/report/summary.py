@@ -9,7 +9,7 @@ from aafit.report.runs import RunRecord, SuiteRuns
 from aafit.runs.config import RunConfig
 
 LEAST_DROP = 0.005
-"""Of a drop in accuracy smaller than this (half a point), the share recovered says nothing."""
+"""Where the drop in accuracy is smaller than this (half a point), the share recovered says nothing."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from aafit.report.runs import RunRecord
 from aafit.report.style import GREY, Line, label_ends, line, look, panels, set_epochs, text_width
 
 MANY = 8
-"""So many curves are told apart by lines and markers; more of them (an F-Neuron's weights) by their labels alone."""
+"""Up to so many curves have lines and markers of their own; of more, labels tell which is which."""
 Array = NDArray[np.float64]
 
 

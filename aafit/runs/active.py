@@ -72,7 +72,7 @@ class ActiveRun:
 
     @contextmanager
     def noting(self, test: Split, heldout: Split | None = None) -> Iterator[None]:
-        """Open what its epochs are noted in, and prepare to evaluate them on these images."""
+        """Open the files that its numbers go to, and prepare to evaluate it on these images."""
         splits = {"test": test} if heldout is None else {"heldout": heldout, "test": test}
         with loggers(self.job, self.net, self.epoch) as self._loggers:
             self._evaluators = {name: self._evaluator(split) for name, split in splits.items()}

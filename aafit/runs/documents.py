@@ -10,8 +10,8 @@ activations.safetensors   the adaptive parameters alone, and what they started f
 log.txt                   what the run printed
 done.json                 the results, and the SHA-256 of the files they vouch for; written last
 
-Who writes a document and who reads it both go through this file: a run, the schedule, the report. What another version
-of the program wrote beside the fields named here is passed over.
+Writers and readers of these documents (runs, schedule, report) all go through this file. A field that is not named here
+is ignored: another version of the program may have written it.
 """
 
 import json

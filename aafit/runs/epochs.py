@@ -50,7 +50,7 @@ def train_runs(runs: Sequence[ActiveRun], data: Dataset, own_log: OwnLog) -> Non
 
 
 def _lockstep(runs: Sequence[ActiveRun], data: Dataset) -> Lockstep | None:
-    """What the runs have in common, found once; None where that is nothing."""
+    """What the runs have in common, found once; None for a single run."""
     if len(runs) == 1:
         return None
     few_images, _ = next(evaluation_batches(data.test, batch_size=2, dtype=data_type(runs[0].job.config.precision)))

@@ -32,7 +32,7 @@ class Start:
     swap: Swap | None = None
 
     def to(self, device: torch.device, precision: str) -> "Start":
-        """The same on the run's device, in its arithmetic, laid out as convolutions like it best."""
+        """The same on the run's device, in its arithmetic, in the layout in which convolutions are fastest."""
         for net in (self.net, self.base):
             if net is not None:
                 net.to(device, data_type(precision)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -44,7 +44,7 @@ class Start:
 
 
 def starting_network(job: Job, data: Dataset) -> Start:
-    """Build what `job` trains. The same job gives the same bits each time, so a resumed run knows its start again.
+    """Build what `job` trains. The same job gives the same bits each time, so that a resumed run has the same start.
 
     Raises:
         UserError: the parent is not finished or its files were altered; the checkpoint is for another network, or has

@@ -1,6 +1,6 @@
-"""What a suite costs and in which order its runs go: measured seconds an epoch, and the schedule they lead to.
+"""What a suite costs: the measured seconds of an epoch, and the wall time that follows from them.
 
-Costs come from the metrics of epochs already run; a dry run may time the kinds of run that none was measured of.
+Costs come from the metrics of epochs already run. A dry run may time the kinds of run that have none yet.
 """
 
 import heapq
@@ -30,7 +30,7 @@ Key = tuple[str, int]
 START_SECONDS = 9.0
 """What a run costs beside its epochs: a new process, its data, the first evaluation, the files at the end."""
 COMPARED = 0.55
-"""The same of a run with a base network, whose activations are compared: so much of an epoch on its own besides."""
+"""A run with a base network is first compared with it: that costs this share of an epoch."""
 
 
 def kind_of(run: RunConfig) -> tuple[object, ...]:
@@ -55,7 +55,7 @@ class Costs:
         return median(measured) if measured else None
 
     def guess(self, run: RunConfig) -> float | None:
-        """As `of`; where nothing was measured, what runs of other kinds cost in the mean, None where there are none."""
+        """As `of`; where nothing was measured, the mean of the other kinds; None where there are none."""
         return self.of(run) or (mean(map(median, self._seconds.values())) if self._seconds else None)
 
     @classmethod
@@ -131,7 +131,13 @@ def wall_seconds(
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of the plan; `epoch_seconds` None: not known. Of runs `lockstep` these are the share of each."""
+    """One run of the plan.
+
+    Attributes:
+        epoch_seconds: None where it is not known; in lockstep, the run's share.
+        source: where `epoch_seconds` comes from, in words.
+        lockstep: how many runs go together, this one among them.
+    """
 
     job: Job
     done: bool
@@ -205,8 +211,8 @@ def estimate(
     Starts and changes nothing.
 
     Args:
-        measure: times a few steps of a run on a device and gives its seconds an epoch, its share where it goes
-            in lockstep with as many as the last argument says; called once for each kind that no epoch was measured of.
+        measure: times a run: takes its settings, the device and how many runs go in lockstep, and gives the run's share
+            of the seconds an epoch. Called once for each kind of run that has no measured epoch.
 
     Raises:
         UserError: a folder holds a run with other settings; the device is not here.

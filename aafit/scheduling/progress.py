@@ -83,7 +83,7 @@ class RunState:
         return new
 
     def seconds_left(self, costs: Costs) -> float | None:
-        """None where nothing is known that tells."""
+        """Until the run ends; None where no cost is known."""
         run = self.job.config
         start = START_SECONDS if self.status is Status.WAITING else 0.0
         left = run.end_epoch - (run.start_epoch if self.epoch is None else self.epoch)
@@ -161,7 +161,7 @@ class LiveTable:
 
 
 def overall(states: Mapping[Key, RunState], costs: Costs, slots: int) -> str:
-    """The whole in a line: how many runs stand where, and the time left if all goes on like this."""
+    """All runs in one line: how many have each status, and the time left at this pace."""
     counts = Counter(state.status for state in states.values())
     text = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
     left = {key: state.seconds_left(costs) for key, state in states.items() if state.status in LEFT}

@@ -162,7 +162,7 @@ def test_number(value: float, text: str) -> None:
 
 
 def test_fixed_functions_drawn_as_replaced_are_the_real_ones(suite: Path) -> None:
-    figure = draw_saved(suite / "relu-leaf-tanh" / "seed42", "")
+    figure = draw_saved(suite / "relu-leaf-tanh" / "seed42" / "activations.safetensors", "")
     x, replaced = curve(figure, 4, "replaced function")
     assert replaced == pytest.approx(FIXED["ReLU"]()(torch.tensor(x)).numpy())
     start = next(line for line in figure.axes[4].lines if line.get_label() == "start, before tuning")
