@@ -71,6 +71,7 @@ def _gpus(device: str) -> list[str]:
     """The GPUs that `device` stands for, as CUDA_VISIBLE_DEVICES names them; none for the CPU."""
     kind, _, index = device.partition(":")
     count = torch.cuda.device_count() if kind in ("auto", "cuda") else 0
+    # The driver itself obeys this variable: what it hides is not there for anyone.
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     names = names[:count] if len(names) >= count else [str(number) for number in range(count)]
     if device in ("auto", "cpu"):

@@ -114,7 +114,8 @@ def _row(planned: Planned, epochs: list[float], seconds: float) -> Row:
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder that holds the data set; without it noise is timed, and --check takes what `aafit run` would.",
+    envvar="AAFIT_DATA",
+    help="Folder that holds the data set (environment: AAFIT_DATA); without it noise is timed, and --check downloads.",
 )
 @device_option
 @json_option

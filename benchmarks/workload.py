@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from aafit.data.batches import evaluation_batches
-from aafit.data.datasets import SIZES, Dataset, Split, load_dataset
+from aafit.data.datasets import Dataset, Split, load_dataset
+from aafit.data.noise import noise_like
 from aafit.devices import slots
 from aafit.errors import UserError, check_name
 from aafit.runs.config import RunConfig
@@ -27,7 +28,7 @@ from aafit.runs.start import Start, starting_network
 from aafit.runs.suite import load_suite
 from aafit.training.evaluate import Evaluation, evaluate
 from aafit.training.precision import data_type
-from benchmarks.harness import side_by_side
+from benchmarks.harness import peak_bytes, side_by_side
 
 EVALUATED = 1000
 
@@ -44,7 +45,8 @@ HELD_OUT = 0.2  # the share that `aafit.identify` holds out, unless told otherwi
 images_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder that holds the images [default: where `aafit run` looks for them].",
+    envvar="AAFIT_DATA",
+    help="Folder that holds the images (environment: AAFIT_DATA) [default: a download, kept in the user's cache].",
 )
 base_option = click.option(
     "--base",
@@ -85,19 +87,12 @@ class Sample:
             UserError: the data set is not in `data_dir`.
         """
         if self.data_dir is None:
-            generator = torch.Generator().manual_seed(1)
-            train, test = (self._noise(count, generator) for count in (self.train_images, self.test_images))
-            return Dataset(self.dataset, train, None, test, 10, "noise")
+            return noise_like(self.dataset, self.train_images, self.test_images)
         # Cut here, not by `train_images`: more may be asked for than there are.
         data = load_dataset(self.dataset, self.data_dir)
         test = data.test.at(torch.arange(min(self.test_images, len(data.test))))
         train = data.train.at(torch.arange(self.train_images) % len(data.train))
         return Dataset(self.dataset, train, None, test, data.classes, data.fingerprint)
-
-    def _noise(self, count: int, generator: torch.Generator) -> Split:
-        channels, height, width = SIZES[self.dataset].in_shape
-        images = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, generator=generator)
-        return Split(images, torch.randint(0, 10, (count,), generator=generator))
 
 
 @dataclass(frozen=True)
@@ -206,18 +201,6 @@ def epochs_of(
         "evaluation": [float(seconds) for columns in measured for seconds in columns["evaluation_seconds"][2:]],
         "peak": peak_bytes(),
     }
-
-
-def peak_bytes() -> int | None:
-    """The most memory that this process held: on the GPU where it used one, else resident; None where nobody counts."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    try:
-        # Not getrusage: what it says of a new process begins with the peak of the one that started it.
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import click
 
+from aafit.cli.options import data_dir_option, device_option, runs_dir_option
 from aafit.cli.standalone import Place, run_alone
 from aafit.errors import UserError
-from aafit.identification.identify import TARGETS
-from aafit.networks.surgery import SHARINGS
 from aafit.report.page import draw_activations
-from aafit.runs.config import RunConfig
+from aafit.runs.config import RunConfig, choices
 from aafit.runs.documents import Config, Done, check_finished
 
 
@@ -18,28 +17,19 @@ from aafit.runs.documents import Config, Done, check_finished
 @click.argument("base_folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--cnn", help='Activation of the convolutional layers, as "AHAF as ReLU" [default: as they are].')
 @click.option("--fc", help='Activation of the fully connected layers, as "F-Neuron random" [default: as they are].')
-@click.option("--sharing", type=click.Choice(SHARINGS), default="layer", show_default=True)
+@click.option("--sharing", type=click.Choice(choices("sharing")), default="layer", show_default=True)
 @click.option(
     "--target",
-    type=click.Choice(TARGETS),
+    type=click.Choice(choices("target")),
     default="labels",
     show_default=True,
     help="What is matched: the labels, or the base network's outputs or activations, which needs no labels.",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=30, show_default=True, help="Joint steps at most.")
 @click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True)
-@click.option(
-    "--device", default="auto", show_default=True, help="auto (a GPU if there is one), cpu, cuda, cuda:1, ..."
-)
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds the data set.")
-@click.option(
-    "--runs-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="AAFIT_RUNS",
-    default=Path("runs"),
-    show_default=True,
-    help="Folder of all results (environment: AAFIT_RUNS).",
-)
+@device_option
+@data_dir_option
+@runs_dir_option
 @click.option("--fresh", is_flag=True, help="Set an earlier result of the same run aside and start again.")
 def identify(
     base_folder: Path,

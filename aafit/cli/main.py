@@ -9,22 +9,19 @@ import click
 from rich.console import Console
 
 from aafit.cli.identify import identify
+from aafit.cli.options import data_dir_option, device_option, runs_dir_option
 from aafit.cli.study import study
 from aafit.cli.train import train
-from aafit.data.batches import evaluation_batches
-from aafit.data.datasets import load_dataset
-from aafit.devices import choose_device
 from aafit.errors import UserError
 from aafit.report.page import draw_activations, write_report
-from aafit.runs.documents import ACTIVATIONS, DONE, Config
-from aafit.runs.start import load_run
+from aafit.runs.compare import base_of, compare_runs
+from aafit.runs.config import choices
+from aafit.runs.documents import ACTIVATIONS, DONE
 from aafit.runs.suite import Suite, load_suite, shipped_suites
 from aafit.scheduling.options import RunOptions
 from aafit.scheduling.plan import estimate
 from aafit.scheduling.schedule import run_suite
 from aafit.scheduling.timing import seconds_an_epoch
-from aafit.training.compare import compare as compare_networks
-from aafit.training.precision import PRECISIONS
 from aafit.version import __version__
 
 
@@ -36,24 +33,6 @@ class CommandLine(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             raise click.UsageError(str(error)) from error
-
-
-runs_dir_option = click.option(
-    "--runs-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="AAFIT_RUNS",
-    default=Path("runs"),
-    show_default=True,
-    help="Folder of all results (environment: AAFIT_RUNS).",
-)
-data_dir_option = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    help="Folder that holds the data set; without it $AAFIT_DATA, else a download kept in the user's cache.",
-)
-device_option = click.option(
-    "--device", default="auto", show_default=True, help="auto (a GPU if there is one), cpu, cuda, cuda:1, ..."
-)
 
 
 def _whole_numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -85,7 +64,9 @@ def main() -> None:
 @data_dir_option
 @runs_dir_option
 @click.option("--epochs-scale", type=float, help="Multiply the epochs of all runs, for a shorter try.")
-@click.option("--precision", type=click.Choice(PRECISIONS), help="Arithmetic of all runs instead of the suite's.")
+@click.option(
+    "--precision", type=click.Choice(choices("precision")), help="Arithmetic of all runs instead of the suite's."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and what it will cost; run nothing.")
 @click.option("--fresh", is_flag=True, help="Set what these runs left in the folder aside and start again.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard files too.")
@@ -188,17 +169,10 @@ def compare(run_folder: Path, other: Path | None, data_dir: Path | None, device:
 
     With one RUN_FOLDER: the run's network as it came out of tuning against its base.
     """
-    config = Config.of(run_folder)
-    first, second = (config.parent if other is None else other), run_folder
-    if first is None:
-        raise UserError(f"The run in {run_folder} has no base to compare with; name a second run folder.")
-    if other is not None:
-        first, second = run_folder, other
-    place = choose_device(device)
-    nets = [load_run(folder).float().to(place) for folder in (first, second)]
-    data = load_dataset(config.run.dataset, data_dir).to(place)
+    first, second = (base_of(run_folder), run_folder) if other is None else (run_folder, other)
+    comparison = compare_runs(first, second, data_dir, device)
     click.echo(f"{first}  against  {second}")
-    click.echo(str(compare_networks(nets[0], nets[1], evaluation_batches(data.test))))
+    click.echo(str(comparison))
 
 
 @main.command()

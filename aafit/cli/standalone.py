@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from aafit.errors import UserError
-from aafit.files import make_folder
 from aafit.runs.config import RunConfig
-from aafit.runs.documents import CONFIG, DONE, LOG, Config
+from aafit.runs.documents import CONFIG, DONE, Config
 from aafit.runs.execute import execute
 from aafit.runs.job import Job, set_aside
+from aafit.runs.log import logged
 
 log = logging.getLogger("aafit")
 
@@ -52,15 +52,9 @@ def run_alone(place: Place, config: RunConfig, parent: Path | None) -> Path:
         tensorboard=place.tensorboard,
         wandb=place.wandb,
     )
-    to_file = logging.FileHandler(make_folder(folder) / LOG)
-    to_file.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(to_file)
-    log.info("%s, seed %d", config.name, place.seed)
-    try:
+    with logged(job):
+        log.info("%s, seed %d", config.name, place.seed)
         execute(job)
-    finally:
-        log.removeHandler(to_file)
-        to_file.close()
     return folder
 
 

@@ -11,6 +11,7 @@ import click
 from torch import nn
 
 from aafit.activations import ADAPTIVE, from_text
+from aafit.cli.options import data_dir_option, device_option
 from aafit.devices import choose_device
 from aafit.errors import UserError, nearest
 from aafit.identification.identify import TARGETS
@@ -46,10 +47,8 @@ from aafit.studies.study import study as study_of
 @click.option(
     "--report", type=click.Path(path_type=Path, dir_okay=False), default=Path("study.html"), show_default=True
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="auto (a GPU if there is one), cpu, cuda, cuda:1, ..."
-)
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds the data set of a run.")
+@device_option
+@data_dir_option
 def study(
     network: str,
     batches: str | None,

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
+from aafit.cli.options import data_dir_option
 from aafit.cli.standalone import Place, find_authors_checkpoint, find_run, run_alone
 from aafit.errors import UserError
-from aafit.runs.config import RunConfig
+from aafit.runs.config import RunConfig, choices
 from aafit.runs.documents import Done
-from aafit.training.precision import PRECISIONS
 
 log = logging.getLogger("aafit")
 
@@ -73,7 +73,7 @@ ACTS = {
 @click.option("--tuned", is_flag=True, help="Go on with a network whose adaptive parameters alone were trained.")
 @click.option("--p24sl", is_flag=True, help="LEAF's p2 and p4 learn slowly.")
 @click.option("--dspu4", is_flag=True, help="2SPU-4: first a step on the activations, then one on all else.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="float32", show_default=True)
+@click.option("--precision", type=click.Choice(choices("precision")), default="float32", show_default=True)
 @click.option("--wandb", is_flag=True, help="Write to Weights & Biases too.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard files too.")
 @click.option(
@@ -81,11 +81,7 @@ ACTS = {
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Base checkpoint of the authors' program for --patch_base.",
 )
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    help="Folder that holds the data sets [default: $AAFIT_DATA, else a download].",
-)
+@data_dir_option
 @click.option(
     "--runs-dir",
     type=click.Path(path_type=Path, file_okay=False),

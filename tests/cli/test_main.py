@@ -148,6 +148,16 @@ def test_what_a_user_can_do_wrong(call, tmp_path, arguments, message):
 
 
 @pytest.mark.parametrize(
+    "command",
+    [["run", "--suite", "cpu"], ["train", "base", "--net", "LeNet-5", "--ds", "CIFAR-10", "--acts", "ReLU"]],
+)
+def test_the_environment_names_the_data_folder_where_no_option_does(call, monkeypatch, command):
+    monkeypatch.setenv("AAFIT_DATA", "from-environment")
+    assert_user_error(call(*command), "from-environment does not exist")
+    assert_user_error(call(*command, "--data-dir", "from-option"), "from-option does not exist")
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ('cnn = "LEAF as Tahn"', "Did you mean 'LEAF as Tanh'?"),

@@ -18,7 +18,6 @@ from aafit.errors import UserError
 def small_and_offline(monkeypatch, tmp_path):
     """Files of few records; nothing from this machine's own data folders, and no network."""
     monkeypatch.setattr("aafit.data.file_formats.CIFAR10_RECORDS", RECORDS)
-    monkeypatch.delenv("AAFIT_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(aafit.data.datasets, "FASHION_DEBIAN", tmp_path / "no-debian-package")
     monkeypatch.setattr("time.sleep", lambda seconds: None)
@@ -88,15 +87,13 @@ def test_mnist5k_is_the_packages_digits_split_by_class():
 @pytest.mark.parametrize(
     ("name", "subfolder"), [("CIFAR-10", "cifar-10-batches-bin"), ("Fashion-MNIST", "fashion-mnist")]
 )
-@pytest.mark.parametrize("given", ["the folder itself", "its parent", "environment", "cache"])
+@pytest.mark.parametrize("given", ["the folder itself", "its parent", "cache"])
 def test_where_a_data_set_is_found(name, subfolder, given, cifar10, fashion, tmp_path, monkeypatch):
     folder = None
     if given == "the folder itself":
         folder = tmp_path / "data" / subfolder
     elif given == "its parent":
         folder = tmp_path / "data"
-    elif given == "environment":
-        monkeypatch.setenv("AAFIT_DATA", str(tmp_path / "data"))
     else:
         (tmp_path / "cache").mkdir()
         (tmp_path / "data").rename(tmp_path / "cache" / "aafit")
@@ -111,11 +108,6 @@ def test_where_a_data_set_is_found(name, subfolder, given, cifar10, fashion, tmp
 def test_debians_fashion_mnist_is_used_where_no_folder_is_given(fashion, monkeypatch):
     monkeypatch.setattr(aafit.data.datasets, "FASHION_DEBIAN", fashion)
     assert len(load_dataset("Fashion-MNIST").train) == 60
-
-
-def test_a_given_folder_comes_before_the_environment(cifar10, tmp_path, monkeypatch):
-    monkeypatch.setenv("AAFIT_DATA", str(tmp_path / "missing"))
-    assert len(load_dataset("CIFAR-10", cifar10).test) == RECORDS
 
 
 def test_a_data_set_moves_whole(cifar10):
@@ -226,8 +218,7 @@ def test_more_images_than_there_are(cifar10, holdout, train_images, message):
 
 
 @pytest.mark.parametrize("name", [name for name in DATASETS if name != "MNIST-5k"])
-@pytest.mark.parametrize("environment", [True, False])
-def test_a_folder_that_is_missing_or_a_file_or_empty(name, environment, tmp_path, monkeypatch):
+def test_a_folder_that_is_missing_or_a_file_or_empty(name, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     for folder, message in (
@@ -235,10 +226,8 @@ def test_a_folder_that_is_missing_or_a_file_or_empty(name, environment, tmp_path
         ("file", "file is not a folder. Give the one that holds"),
         ("empty", f"empty does not hold {name}: there is no "),
     ):
-        if environment:
-            monkeypatch.setenv("AAFIT_DATA", str(tmp_path / folder))
         with pytest.raises(UserError) as caught:
-            load_dataset(name, None if environment else tmp_path / folder)
+            load_dataset(name, tmp_path / folder)
         assert str(caught.value).startswith(f"The data folder {tmp_path}/{message}")
         assert "(--data-dir or $AAFIT_DATA)." in str(caught.value)
 

@@ -226,7 +226,6 @@ def test_an_unpacking_that_breaks_off_leaves_nothing_half_done(archive, tmp_path
 def test_a_data_set_that_is_nowhere_is_downloaded(server, tmp_path, monkeypatch):
     monkeypatch.setattr("aafit.data.file_formats.CIFAR10_RECORDS", RECORDS)
     monkeypatch.setattr("aafit.data.datasets.FASHION_DEBIAN", tmp_path / "no-debian-package")
-    monkeypatch.delenv("AAFIT_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = write_cifar10(tmp_path / "cifar-10-batches-bin")
     packed = archive_of({f"{folder.name}/{path.name}": path.read_bytes() for path in folder.iterdir()})
