@@ -8,7 +8,8 @@ from aafit.devices import choose_device
 from aafit.errors import UserError
 from aafit.runs.documents import Config
 from aafit.runs.start import load_run
-from aafit.training.compare import Comparison, compare
+from aafit.training.compare import compare
+from aafit.training.comparison import Comparison
 
 
 def base_of(folder: Path) -> Path:
