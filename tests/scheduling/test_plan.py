@@ -174,7 +174,7 @@ def test_dry_run_with_a_part_done(suite: Suite, tmp_path: Path) -> None:
     assert [planned.epochs_left for planned in again.runs] == [job.config.epochs for job in (base, ahaf, leaf)]
 
 
-def test_dry_run_times_runs_in_step_as_such(tmp_path: Path) -> None:
+def test_dry_run_times_runs_in_lockstep_as_such(tmp_path: Path) -> None:
     timed: list[tuple[str, int]] = []
 
     def measure(run: RunConfig, device: str, lockstep: int) -> float:
