@@ -117,7 +117,7 @@ def test_what_is_not_finished_is_named(runs: Path, tmp_path: Path) -> None:
     ("key", "value", "says"),
     [
         ("parent_hash", "another", "different base networks"),
-        ("data", {"sha256": "another"}, "another copy of MNIST-5k"),
+        ("data", {"sha256": "another", "in_shape": [1, 28, 28], "classes": 10}, "another copy of MNIST-5k"),
     ],
 )
 def test_what_cannot_be_compared(runs: Path, tmp_path: Path, key: str, value: Any, says: str) -> None:
