@@ -29,8 +29,9 @@ from aafit.errors import UserError
 from aafit.identification import CROSS_ENTROPY, Identification, identify
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.gauss_newton import Descent
-from aafit.identification.problem import Images, Problem
+from aafit.identification.problem import Problem
 from aafit.identification.samples import prepare
+from aafit.networks.inputs import Batch
 from aafit.training.evaluate import evaluation_mode
 from aafit.training.precision import arithmetic
 from benchmarks.harness import Command, Row, json_option, markdown_option, report
@@ -51,10 +52,10 @@ class Refit:
     converged: bool
 
 
-def refit(problem: Problem, vector_P: Tensor, sample: Images, seed: int) -> Refit:
+def refit(problem: Problem, vector_P: Tensor, sample: Batch, seed: int) -> Refit:
     """From a vector to the minimum of the mean loss over the sample, by the steps of an identification."""
     # No ridge, and nothing held out but the sample itself: the optimum of this sample is wanted, whatever it is.
-    descent = Descent(problem, sample, None, 0.0, vector_P, 0.0, WORTHWHILE)
+    descent = Descent(problem, sample, 1, 0.0, vector_P, 0.0, WORTHWHILE)
     damping, refused = FIRST_DAMPING, False
     for number in range(MOST_STEPS):
         outcome = descent.step(vector_P, sample, damping, math.inf, seed + number)
@@ -72,13 +73,13 @@ def refits_of(setting: Setting, result: Identification, count: int) -> list[Refi
     coordinates, vector_P, found = Coordinates(net), result.state.vector_P, []
     with evaluation_mode(net):
         arguments = (HELD_OUT, MEMORY, run.batch_size, run.precision, setting.seed)
-        parts = prepare(net, setting.batches(), None, True, *arguments)
+        parts = prepare(net, setting.batches(), None, CROSS_ENTROPY, *arguments)
         problem = Problem(parts.rest, coordinates, CROSS_ENTROPY, run.batch_size, run.precision)
         fitted, n = parts.fitted, len(parts.fitted)
         for number in range(count):
             seed = derived_seed("bootstrap", setting.seed, number)
             drawn_N = torch.randint(n, (n,), generator=torch.Generator().manual_seed(seed))
-            sample = Images(tuple(x[drawn_N] for x in fitted.inputs), fitted.targets[drawn_N])
+            sample = fitted.at(drawn_N)
             found.append(refit(problem, vector_P, sample, seed % (1 << 62)))
     return found
 

@@ -3,7 +3,7 @@
 Axes in names: B image, P element of all parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from textwrap import wrap
 from typing import Any
@@ -13,18 +13,21 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation, FNeuron
 from aafit.activations.piecewise_linear import interpolate
-from aafit.errors import UserError, check_count
+from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates, check_network
-from aafit.identification.losses import CROSS_ENTROPY, check_targets
-from aafit.identification.problem import Images, Problem
+from aafit.identification.losses import Loss
+from aafit.identification.outputs import check_targets, losses_of
+from aafit.identification.problem import Problem
+from aafit.identification.samples import first_samples, outputs_of, with_targets
 from aafit.identification.step_sizes import STUCK, Elements, Setting, examined, step_settings, type_name, verdict
 from aafit.identification.watch import watched
 from aafit.networks.adaptive import adaptive_activations
+from aafit.networks.inputs import Batch, Output
 from aafit.tables import fit_for_json, listed, ranges, table
-from aafit.training.evaluate import Batches, evaluation_mode, own_modes
-from aafit.training.precision import autocast
+from aafit.training.evaluate import evaluation_mode, own_modes
 
 EXACT_OUTPUTS = 2_000
+BATCH = 128  # samples at once, of the base
 WIDTH = 124
 SMALLER_TYPES = (torch.float16, torch.bfloat16)
 
@@ -100,8 +103,11 @@ class Audit:
 
 def audit(
     net: nn.Module,
-    batches: Batches,
+    batches: Iterable[Any],
     *,
+    base: nn.Module | None = None,
+    output: Output | None = None,
+    loss: Loss | str | Callable[[Tensor, Tensor], Tensor] | None = None,
     optimizer: str = "adam",
     lr: float | None = None,
     p24sl: bool = False,
@@ -110,9 +116,10 @@ def audit(
 ) -> Audit:
     """Which adaptive parameters of `net` gradient steps can move, on the first `images` of `batches`.
 
-    Gradient and curvature are of the mean cross-entropy, in evaluation mode, by the parameter itself. The curvature is
-    the diagonal of the Gauss-Newton matrix; where outputs and images are many it is estimated from one label per image
-    drawn from the network's own probabilities, right on average. `net` is left as it was.
+    Gradient and curvature are of the mean loss, in evaluation mode, by the parameter itself. Batches, `output` and
+    `loss` are as for `identify`; the targets are the outputs of `base` where it is given, else the labels. The
+    curvature is the diagonal of the Gauss-Newton matrix; where outputs and images are many it is estimated from one
+    random column an image, right on average. `net` is left as it was.
 
     The step is the first one of `aafit.tune`'s optimizers, from a gradient g: lr |g| / (|g| + eps) of Adam, and
     lr |g| / (sqrt(1 - alpha) |g| + eps) of RMSprop, which no later step of a steady gradient exceeds. For g stands the
@@ -135,7 +142,9 @@ def audit(
     if not activations:
         raise UserError("The network has no adaptive activation to audit: put some in with replace_activations first.")
     groups = step_settings(activations, optimizer, lr, p24sl)
-    data = first_images(batches, images, "audit")
+    data = first_samples(net, batches, images, "audit on", base, output)
+    with evaluation_mode(net, *([] if base is None else [base])):
+        data, made = with_targets(data, base, loss, BATCH, precision, output)
     names = {
         parameter: f"{path}.{own}" if path else own
         for path, activation in activations.items()
@@ -144,13 +153,14 @@ def audit(
     # A row of every parameter's gradient for each image is kept, in float64.
     size = max(1, min(64, 8_000_000 // sum(parameter.numel() for parameter in names)))
     received = {path: _Received(activation) for path, activation in activations.items()}
-    outputs_NK = _watched_outputs(net, data, received, size, precision)
-    check_targets(CROSS_ENTROPY, outputs_NK, data.targets)
+    outputs_NK = _watched_outputs(net, data, received, size, precision, output)
+    check_targets(made, outputs_NK, data.target)
     finite = bool(outputs_NK.isfinite().all()) and all(bool(parameter.isfinite().all()) for parameter in names)
     called = [activation for path, activation in activations.items() if received[path].inputs]
     measured = {}
     if finite and called:
-        measured = _measured(net, called, data, size, precision, exact=outputs_NK.numel() <= EXACT_OUTPUTS)
+        problem = Problem(net, Coordinates(nn.ModuleList(called)), made, size, precision, output)
+        measured = _measured(problem, data, exact=outputs_NK.numel() <= EXACT_OUTPUTS)
     rows, elements = [], {}
     for path, activation in activations.items():
         for own, parameter in activation.named_parameters(recurse=False):
@@ -159,32 +169,10 @@ def audit(
             setting = Setting(optimizer, groups[path, own], len(data), finite, bool(seen.inputs))
             elements[name] = examined(parameter, sums, seen.membership, setting)
             rows.append(_row(name, elements[name], seen, parameter.dtype, optimizer))
-    loss = CROSS_ENTROPY.value(outputs_NK.double(), data.targets).mean().item()
+    mean_loss = losses_of(made, outputs_NK, data.target).mean().item()
     rates = sorted({float(group["lr"]) for group in groups.values()}, reverse=True)
     steps = f"{optimizer} at {rates[0]:g}" + (f", p24sl {rates[1]:g}" if len(rates) > 1 else "")
-    return Audit(tuple(rows), loss, len(data), steps, elements)
-
-
-def first_images(batches: Batches, images: int, what: str) -> Images:
-    """The first `images` of batches of (images, labels), as one.
-
-    Raises:
-        UserError: there are none, or they are not finite.
-    """
-    check_count("number of images", images)
-    parts: list[tuple[Tensor, Tensor]] = []
-    missing = images
-    for x_B, y_B in batches:
-        parts.append((x_B[:missing], y_B[:missing]))
-        missing -= len(parts[-1][1])
-        if missing <= 0:
-            break
-    if missing == images:
-        raise UserError(f"There is nothing to {what} on: the batches hold no image.")
-    data = Images((torch.cat([x for x, _ in parts]),), torch.cat([y for _, y in parts]))
-    if not data.inputs[0].isfinite().all():
-        raise UserError("The images hold values that are not finite (NaN or infinity).")
-    return data
+    return Audit(tuple(rows), mean_loss, len(data), steps, elements)
 
 
 class _Received:
@@ -211,27 +199,25 @@ class _Received:
 
 
 def _watched_outputs(
-    net: nn.Module, data: Images, received: Mapping[str, _Received], size: int, precision: str
+    net: nn.Module,
+    data: Batch,
+    received: Mapping[str, _Received],
+    size: int,
+    precision: str,
+    output: Output | None,
 ) -> Tensor:
-    outputs = []
     with watched(net, received, lambda path, u, y: received[path].add(u)), evaluation_mode(net):
-        for batch in data.batches(size):
-            with autocast(precision, batch.targets.device):
-                outputs.append(net(*batch.inputs))
-    return torch.cat(outputs)
+        return outputs_of(net, data, size, precision, output)
 
 
-def _measured(
-    net: nn.Module, called: Sequence[AdaptiveActivation], data: Images, size: int, precision: str, exact: bool
-) -> dict[nn.Parameter, Tensor]:
+def _measured(problem: Problem, data: Batch, exact: bool) -> dict[nn.Parameter, Tensor]:
     """For each parameter its images' gradients, their squares and the squares of the curvature's columns, (3, ...)."""
-    coordinates = Coordinates(nn.ModuleList(called))
-    problem = Problem(net, coordinates, CROSS_ENTROPY, size, precision)
+    coordinates, net = problem.coordinates, problem.net
     sums_3P = torch.zeros(3, len(coordinates), dtype=torch.float64)
     vector_P, generator = coordinates.read(), torch.Generator().manual_seed(0)
     with own_modes(net):
         net.eval()
-        for batch in data.batches(size):
+        for batch in data.batches(problem.batch_size):
             _, gradients_BP, factors = problem.rows(vector_P, batch, None if exact else 1, generator)
             sums_3P[0] += gradients_BP.sum(0)
             sums_3P[1] += gradients_BP.square().sum(0)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from aafit.identification.losses import CROSS_ENTROPY
-from aafit.identification.problem import Images, Problem
+from aafit.identification.outputs import meant, one_hot
+from aafit.identification.problem import Problem
+from aafit.networks.inputs import Batch
 
 DENSE = 2000
 """Parameters up to which the curvature is a matrix."""
@@ -54,7 +56,7 @@ class Descent:
 
     Attributes:
         problem: The network and its loss.
-        heldout: Images on which no step may do worse.
+        heldout: Batch on which no step may do worse.
         columns: As for `Problem.quadratic`.
         ridge: Weight of half the squared distance from `start_P`, in coordinates, which is added to the loss.
         start_P: The coordinates at the start.
@@ -63,14 +65,14 @@ class Descent:
     """
 
     problem: Problem
-    heldout: Images
+    heldout: Batch
     columns: int | None
     ridge: float
     start_P: Tensor
     variation: float
     worthwhile: float = WORTHWHILE
 
-    def step(self, vector_P: Tensor, sample: Images, damping: float, heldout_loss: float, seed: int) -> Outcome:
+    def step(self, vector_P: Tensor, sample: Batch, damping: float, heldout_loss: float, seed: int) -> Outcome:
         """Search for a better place from `vector_P`, on a sample of the images."""
         dense = len(vector_P) <= DENSE
         make = self._dense if dense else self._matrix_free
@@ -96,7 +98,7 @@ class Descent:
             damping *= 8
         return Outcome(vector_P, False, loss, heldout_loss, damping, predicted, gained, noise, lost)
 
-    def _dense(self, vector_P: Tensor, sample: Images, seed: int) -> "_Model":
+    def _dense(self, vector_P: Tensor, sample: Batch, seed: int) -> "_Model":
         model = self.problem.quadratic(vector_P, sample, self.columns, seed)
         gradient_P = model.gradient_P + self.ridge * (vector_P - self.start_P)
         curvature_PP = model.curvature_PP + self.ridge * torch.eye(len(vector_P), dtype=torch.float64)
@@ -113,7 +115,7 @@ class Descent:
             noise,
         )
 
-    def _matrix_free(self, vector_P: Tensor, sample: Images, seed: int) -> "_Model":
+    def _matrix_free(self, vector_P: Tensor, sample: Batch, seed: int) -> "_Model":
         loss, gradient_P = self.problem.gradient(vector_P, sample)
         gradient_P = gradient_P + self.ridge * (vector_P - self.start_P)
         diagonal_P = self.problem.diagonal(vector_P, sample, seed) + self.ridge
@@ -152,11 +154,32 @@ _Model = tuple[float, Tensor, Callable[[float], Tensor], Callable[[Tensor], Tens
 """Loss, gradient, the step of a damping, the curvature along a step, noise."""
 
 
-def measured(problem: Problem, vector_P: Tensor, images: Images) -> tuple[float, float]:
-    """The mean loss at a vector, and the variation of the outputs."""
-    outputs_NK = problem.outputs(vector_P, images)
-    loss = problem.losses(outputs_NK, images.targets).mean().item()
-    return loss, variation(outputs_NK, problem.loss is CROSS_ENTROPY)
+def measured(problem: Problem, vector_P: Tensor, samples: Batch) -> tuple[float, float]:
+    """The mean loss at a vector, and the variation of the outputs: no more than one batch of them is kept."""
+    total, spread = 0.0, Spread()
+    for batch, outputs in problem.outputs_by_batch(vector_P, samples):
+        total += problem.losses(outputs, batch.target).sum().item()
+        spread.add(meant(problem.loss, outputs))
+    return total / len(samples), spread.variation
+
+
+class Spread:
+    """The standard deviation of each output over the samples, from one batch after another."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, outputs: Tensor) -> None:
+        """The outputs of a batch, (B, ...)."""
+        wide = outputs.double().cpu()
+        self.count += len(wide)
+        self.sum, self.squares = self.sum + wide.sum(0), self.squares + wide.square().sum(0)
+
+    @property
+    def variation(self) -> float:
+        """How much the outputs depend on the sample: their standard deviation over the samples, mean over outputs."""
+        mean = self.sum / self.count
+        return (self.squares / self.count - mean.square()).clamp(min=0).sqrt().mean().item()
 
 
 def scales(diagonal_P: Tensor) -> Tensor:
@@ -203,21 +226,20 @@ def conjugate_gradient_step(
     return step_P / root_P
 
 
-def variation(outputs_NK: Tensor, probabilities: bool) -> float:
-    """How much the outputs depend on the image: their standard deviation over the images, the mean over the outputs.
+def variation(outputs: Tensor) -> float:
+    """How much outputs (N, ...) depend on the sample: their standard deviation over the samples, mean over outputs."""
+    spread = Spread()
+    spread.add(outputs)
+    return spread.variation
+
+
+def perfect_variation(outputs: Tensor, targets: Any) -> float:
+    """The variation of outputs that are the targets: classes, or probabilities or values of the outputs' shape.
 
     Args:
-        probabilities: take the softmax first, as for a cross-entropy, where only that matters.
+        outputs: of a few samples, for their shape.
     """
-    values_NK = outputs_NK.double().softmax(1) if probabilities else outputs_NK.double()
-    return values_NK.std(0, correction=0).mean().item()
-
-
-def perfect_variation(targets: Tensor, outputs: int) -> float:
-    """The variation of outputs that are the targets: classes (N,), probabilities or values (N, K)."""
-    if not targets.is_floating_point():
-        targets = torch.nn.functional.one_hot(targets, outputs)
-    return variation(targets, False)
+    return variation(targets if targets.is_floating_point() else one_hot(outputs, targets))
 
 
 def collapsed(now: float, before: float) -> bool:

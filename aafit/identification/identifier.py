@@ -3,24 +3,30 @@
 import logging
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import isfinite
 
+import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.identification.gauss_newton import DENSE, LEAST, Descent, collapsed, measured, perfect_variation, variation
+from aafit.identification.gauss_newton import DENSE, LEAST, Descent, Spread, collapsed, measured, perfect_variation
 from aafit.identification.layerwise import match_layers
-from aafit.identification.losses import CROSS_ENTROPY, LOSSES
+from aafit.identification.losses import LOSSES
+from aafit.identification.outputs import meant
 from aafit.identification.problem import Problem
 from aafit.identification.result import HEADER, Identification, State, Step
 from aafit.identification.samples import Samples, outputs_of
 from aafit.identification.steepness import logits_changed, smoothest
 from aafit.identification.uncertainty import uncertainty_at
+from aafit.networks.inputs import Batch
 
 log = logging.getLogger(__name__)
 
-FEW = 256  # images are enough to match a layer, or to find what a steepness changes
+FEW = 256  # samples are enough to match a layer, or to find what a steepness changes
+MOST_NUMBERS = 1 << 25  # of outputs of these few samples
 FAR = 0.02  # of the base network's loss
+FAR_OUTPUTS = 0.05  # of the standard deviation of the base network's outputs
 FIRST_SAMPLE = 500
 FIRST_DAMPING = 1e-3
 
@@ -43,14 +49,17 @@ class Identifier:
     def start(self, began: float) -> State:
         """The state before any step."""
         vector_P = self.problem.coordinates.read()
-        few = self.samples.fitted.part(0, FEW)
+        few = self._few
         heldout_loss, depends = self._heldout(vector_P)
         if self.base is not None:
             # The base's outputs depend on the images as they should, those of a far start perhaps no longer.
-            depends = variation(self._base_outputs(), self._probabilities)
+            spread = Spread()
+            for batch in self._raw_few.batches(self.problem.batch_size):
+                spread.add(meant(self.problem.loss, self._base_outputs(batch)))
+            depends = spread.variation
         if self.problem.loss in LOSSES.values():
-            outputs = self.problem.outputs(vector_P, few.part(0, 2)).shape[1]
-            depends = max(depends, LEAST * perfect_variation(self.samples.heldout.targets, outputs))
+            outputs = self.problem.outputs(vector_P, few.part(0, 2))
+            depends = max(depends, LEAST * perfect_variation(outputs, self.samples.heldout.target))
         loss, _ = measured(self.problem, vector_P, few)
         step = Step(0, "start", len(few), loss, heldout_loss, seconds=time.perf_counter() - began)
         log.info("%s\n%s", HEADER, step)
@@ -93,7 +102,7 @@ class Identifier:
         following = replace(state, phase="layers")
         if not self.budget:
             return following
-        few, coordinates = self.samples.fitted.part(0, FEW), self.problem.coordinates
+        few, coordinates = self._few, self.problem.coordinates
 
         def outputs(vector_P: Tensor) -> Tensor:
             return self.problem.outputs(vector_P, few)
@@ -112,7 +121,7 @@ class Identifier:
         after = replace(state, phase="done" if self.target == "activations" else "joint")
         if self.base is None or not (self.target == "activations" or self._is_far(state)):
             return after
-        raw = self.samples.raw[:FEW].split(self.problem.batch_size)
+        raw = list(self._raw_few.batches(self.problem.batch_size))
         self.problem.coordinates.write(state.vector_P)
         matched = tuple(match_layers(self.net, self.base, raw, self.seed))
         vector_P = self.problem.coordinates.read()
@@ -126,7 +135,7 @@ class Identifier:
             f"layers: {why}each activation was matched to the base's from the input on; "
             f"what is left is at most {worst.after:.2%} of a layer's standard deviation ({worst.path})"
         )
-        return self._moved(replace(after, matched=matched), "layers", vector_P, len(self.samples.raw[:FEW]), message)
+        return self._moved(replace(after, matched=matched), "layers", vector_P, len(self._raw_few), message)
 
     def _joint(self, state: State) -> State:
         """One damped step of all parameters together, or a larger sample for the next search."""
@@ -193,24 +202,48 @@ class Identifier:
         )
 
     def _is_far(self, state: State) -> bool:
-        """Whether the loss on the first images is above the base network's by more than FAR of that, and its noise."""
-        few = self.samples.fitted.part(0, FEW)
-        base_N = self.problem.losses(self._base_outputs(), few.targets)
-        excess_N = self.problem.losses(self.problem.outputs(state.vector_P, few), few.targets) - base_N
-        excess, noise = excess_N.mean().item(), 2 * excess_N.std().item() / len(few) ** 0.5
-        # Where a few losses are huge, so is the noise of their mean.
-        noise = min(noise, base_N.mean().item())
-        # A loss that is not a number is far, too.
-        return not excess <= max(noise, FAR * base_N.mean().item())
+        """Whether the loss or the outputs of the first samples are far from the base network's.
 
-    def _base_outputs(self) -> Tensor:
+        The loss: above it by more than FAR of that, and its noise. The outputs: their root mean square difference is
+        more than FAR_OUTPUTS of the base's standard deviation, which the loss may hardly show.
+        """
+        problem, base_N, net_N = self.problem, [], []
+        numbers = total = squares = differences = 0.0
+        outputs = problem.outputs_by_batch(state.vector_P, self._few)
+        for (batch, y), raw in zip(outputs, self._raw_few.batches(problem.batch_size), strict=True):
+            of_base = self._base_outputs(raw)
+            base_N.append(problem.losses(of_base, batch.target))
+            net_N.append(problem.losses(y, batch.target))
+            differences += (y.double() - of_base.double()).square().sum().item()
+            numbers, total = numbers + of_base.numel(), total + of_base.double().sum().item()
+            squares += of_base.double().square().sum().item()
+        base_loss = torch.cat(base_N).mean().item()
+        excess_N = torch.cat(net_N) - torch.cat(base_N)
+        excess, noise = excess_N.mean().item(), 2 * excess_N.std().item() / len(excess_N) ** 0.5
+        # Where a few losses are huge, so is the noise of their mean.
+        noise = min(noise, base_loss)
+        variance = squares / numbers - (total / numbers) ** 2
+        # What is not a number is far, too.
+        near = excess <= max(noise, FAR * base_loss) and differences / numbers <= FAR_OUTPUTS**2 * variance
+        return not near
+
+    def _base_outputs(self, batch: Batch) -> Tensor:
         assert self.base is not None
-        raw, problem = self.samples.raw[:FEW], self.problem
-        return outputs_of(self.base, raw, problem.batch_size, problem.precision)[0]
+        return outputs_of(self.base, batch, self.problem.batch_size, self.problem.precision, self.problem.output)
+
+    @cached_property
+    def _count(self) -> int:
+        """How many samples are few: FEW, unless their outputs are too many to keep."""
+        each = self.problem.outputs(self.problem.coordinates.read(), self.samples.fitted.part(0, 1)).numel()
+        return max(2, min(FEW, MOST_NUMBERS // each))
+
+    @property
+    def _few(self) -> Batch:
+        return self.samples.fitted.part(0, self._count)
+
+    @property
+    def _raw_few(self) -> Batch:
+        return self.samples.raw.part(0, self._count)
 
     def _heldout(self, vector_P: Tensor) -> tuple[float, float]:
         return measured(self.problem, vector_P, self.samples.heldout)
-
-    @property
-    def _probabilities(self) -> bool:
-        return self.problem.loss is CROSS_ENTROPY

@@ -7,19 +7,22 @@ sample, until a step is worth less than the noise of the images -> standard erro
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from aafit.errors import UserError, check_count, check_name
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.identifier import Identifier
-from aafit.identification.losses import CROSS_ENTROPY, LOSSES, Loss
+from aafit.identification.losses import Loss, as_loss
 from aafit.identification.problem import Problem
 from aafit.identification.result import Identification, State
 from aafit.identification.samples import prepare
 from aafit.networks.adaptive import train_only_activations
-from aafit.training.evaluate import Batches, own_modes
+from aafit.networks.inputs import Output
+from aafit.networks.surgery import like_for_like
+from aafit.training.evaluate import own_modes
 
 TARGETS = ("labels", "logits", "activations")
 CURVATURES = ("exact", "sampled")
@@ -28,11 +31,12 @@ ENOUGH = 2  # images for each parameter: with fewer the labels' noise is fitted,
 
 def identify(
     net: nn.Module,
-    batches: Batches,
+    batches: Iterable[Any],
     *,
     base: nn.Module | None = None,
     target: str = "labels",
-    loss: Loss | str = CROSS_ENTROPY,
+    output: Output | None = None,
+    loss: Loss | str | Callable[[Tensor, Tensor], Tensor] | None = None,
     steps: int = 30,
     heldout: float = 0.2,
     curvature: str = "sampled",
@@ -54,20 +58,26 @@ def identify(
     elsewhere.
 
     Args:
-        net: a network with adaptive activations, whose first dimension is the images.
-        batches: (images, labels); gone through once.
+        net: a network with adaptive activations.
+        batches: of samples, gone through once: (inputs, labels), dictionaries with "labels", or what a tokenizer gives,
+            see `aafit.networks.inputs.as_batch`; of sequences all of one length.
         base: the network that `net` was made from. With it a start that is far from it is first brought near, layer by
             layer from the input on, which needs no labels.
-        target: "labels"; "logits" (the outputs of `base`; no labels are looked at); "activations" (those of `base`,
-            layer by layer, and nothing after that).
-        loss: CROSS_ENTROPY, SQUARED_ERROR, their names, or one made by `loss_with_hessian`.
+        target: "labels"; "logits" (the outputs of `base`, whatever they are, without labels); "activations" (those of
+            `base`, layer by layer, and nothing after that).
+        output: from what the network returns to its outputs, as `lambda out: out.last_hidden_state`: (B, K), (B, T, K)
+            or (B, C, H, W).
+        loss: CROSS_ENTROPY, SQUARED_ERROR, their names, one made by `loss_with_hessian`, or a function of outputs and
+            target that gives a number for each sample. By default the cross-entropy; where the target is the base's and
+            the batches have no classes as labels, the squared error. A sample's loss is the mean over its positions;
+            labels of -100 do not count.
         steps: joint steps at most.
         heldout: share of the images held out: no step is kept that does worse on them.
         curvature: "exact", with a backward pass for each output, or "sampled": right on average, with one.
         ridge: weight of half the squared distance from the start, in the coordinates of the steps.
         budget: how much a steepness that cannot move may be lowered, see `smooth_start`; 0 leaves it.
         memory: bytes that the images and the outputs of the frozen prefix may take.
-        batch_size: images at once.
+        batch_size: samples at once.
         precision: of the forward passes, as for `tune`.
         seed: of the order of the images and the random columns.
         state: where an earlier call was, given by its `after_step`; all other arguments must be as they were then.
@@ -79,13 +89,14 @@ def identify(
             Hessian, a target that needs a base where there is none.
 
     Warns:
-        UserWarning: there are fewer than two images to fit on for each parameter.
+        UserWarning: there are fewer than two samples to fit on for each parameter.
     """
     check_name("target", target, TARGETS)
     check_name("curvature", curvature, CURVATURES)
     check_count("number of steps", steps, least=0)
     check_count("batch size", batch_size)
-    loss = _loss(loss)
+    if loss is not None:
+        loss = as_loss(loss)
     if base is None and target != "labels":
         raise UserError(f"The target {target!r} is the base network's: give the network as base=.")
     coordinates = Coordinates(net)
@@ -94,11 +105,10 @@ def identify(
     with own_modes(net, *([] if base is None else [base])):
         net.eval()
         if base is not None:
-            base.eval()
+            base = like_for_like(base, net).eval()
         of_base = None if target == "labels" else base
-        probabilities = loss is CROSS_ENTROPY
-        samples = prepare(net, batches, of_base, probabilities, heldout, memory, batch_size, precision, seed)
-        problem = Problem(samples.rest, coordinates, loss, batch_size, precision)
+        samples = prepare(net, batches, of_base, loss, heldout, memory, batch_size, precision, seed, output)
+        problem = Problem(samples.rest, coordinates, samples.loss, batch_size, precision, output)
         problem.check(samples.fitted)
         problem.check(samples.heldout)
         if target == "labels" and len(samples.fitted) < ENOUGH * len(coordinates):
@@ -118,11 +128,3 @@ def identify(
             if state.phase == "done":
                 return identifier.result(state)
             state = identifier.advance(state)
-
-
-def _loss(loss: Loss | str) -> Loss:
-    if isinstance(loss, Loss):
-        return loss
-    if not isinstance(loss, str):
-        raise UserError(f"The loss {loss!r} has no Hessian by the outputs: make it one with loss_with_hessian.")
-    return LOSSES[check_name("loss", loss, LOSSES)]

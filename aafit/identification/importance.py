@@ -4,6 +4,7 @@ Axes in names: L coordinate of one layer.
 """
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError, check_count
-from aafit.identification.audit import first_images
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.losses import CROSS_ENTROPY, Loss
+from aafit.identification.losses import Loss
 from aafit.identification.problem import Problem, Quadratic
+from aafit.identification.samples import first_samples, with_targets
 from aafit.identification.uncertainty import scaled_inverse
 from aafit.networks.adaptive import adaptive_activations
+from aafit.networks.inputs import Output
 from aafit.tables import fit_for_json, listed, table
-from aafit.training.evaluate import Batches, own_modes
+from aafit.training.evaluate import evaluation_mode
 
 MOST_COORDINATES = 5_000
 MEASURABLE = 1e-6
@@ -83,10 +85,12 @@ class Importance:
 
 def importance(
     net: nn.Module,
-    batches: Batches,
+    batches: Iterable[Any],
     *,
     images: int = 1024,
-    loss: Loss = CROSS_ENTROPY,
+    base: nn.Module | None = None,
+    output: Output | None = None,
+    loss: Loss | str | Callable[[Tensor, Tensor], Tensor] | None = None,
     columns: int | None = None,
     batch_size: int = 128,
     precision: str = "float32",
@@ -112,9 +116,11 @@ def importance(
 
     Args:
         net: a network with adaptive activations.
-        batches: of (images, labels), or of what the loss takes for labels.
+        batches: of any form, as for `identify`.
         images: how many of them.
-        loss: cross-entropy, or another one with its Hessian.
+        base: the network whose outputs are the targets; None: the labels are.
+        output: from what the network returns to its outputs, as for `identify`.
+        loss: as for `identify`.
         columns: of the curvature, as for `Problem.quadratic`; None for the exact one.
         batch_size: images at once.
         precision: of the forward passes, as for `aafit.tune`.
@@ -131,12 +137,12 @@ def importance(
             f"squared: it takes at most {MOST_COORDINATES}. Share them by layer or by channel."
         )
     check_count("batch size", batch_size)
-    data = first_images(batches, images, "predict from")
+    data = first_samples(net, batches, images, "predict from", base, output)
     if len(data) < 2:
         raise UserError("The noise of a gain needs at least 2 images.")
-    with own_modes(net):
-        net.eval()
-        problem = Problem(net, coordinates, loss, batch_size, precision)
+    with evaluation_mode(net, *([] if base is None else [base])):
+        data, made = with_targets(data, base, loss, batch_size, precision, output)
+        problem = Problem(net, coordinates, made, batch_size, precision, output)
         problem.check(data)
         quadratic = problem.quadratic(coordinates.read(), data, columns, seed)
     return importance_of(quadratic, coordinates, tuple(adaptive_activations(net)))

@@ -7,8 +7,9 @@ for each parameter set where channels or neurons have their own.
 Axes in names: E element of an array, Q number of a parameter set, S set.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from aafit.activations import AdaptiveActivation
 from aafit.activations.memory_layout import Layout
 from aafit.identification.watch import watched
 from aafit.networks.adaptive import adaptive_activations
+from aafit.networks.inputs import Batch, as_inputs
 
 ELEMENTS = 1 << 16  # of a layer's output that are fitted, more only to give every set its share
 ROWS = 64  # at least, for a set of its own
@@ -40,21 +42,21 @@ class Matched:
     after: float
 
 
-def match_layers(net: nn.Module, base: nn.Module, inputs: Sequence[Tensor], seed: int = 0) -> list[Matched]:
+def match_layers(net: nn.Module, base: nn.Module, inputs: Iterable[Any], seed: int = 0) -> list[Matched]:
     """Let every adaptive activation of `net`, in place, give what the module of `base` at its path gives.
 
     Args:
         net, base: networks that are built alike, in evaluation mode.
-        inputs: the images, batch after batch.
+        inputs: what `net` is called with, batch after batch, see `aafit.networks.inputs.as_inputs`.
 
     Returns:
         A row for each layer in the order of the network; one that a forward does not call is left out.
     """
-    rows = []
-    for path in _called(net, inputs[0]):
+    batches, rows = [as_inputs(given) for given in inputs], []
+    for path in _called(net, batches[0]):
         activation = net.get_submodule(path)
         assert isinstance(activation, AdaptiveActivation)
-        (received, _), (_, wanted) = _seen(net, path, inputs), _seen(base, path, inputs)
+        (received, _), (_, wanted) = _seen(net, path, batches), _seen(base, path, batches)
         rows.append(Matched(path, *fit_activation(activation, received, wanted, seed)))
     return rows
 
@@ -89,15 +91,15 @@ def fit_activation(activation: AdaptiveActivation, u: Tensor, y: Tensor, seed: i
     return before**0.5 / spread, fit.error() ** 0.5 / spread
 
 
-def _called(net: nn.Module, x_BCHW: Tensor) -> list[str]:
+def _called(net: nn.Module, batch: Batch) -> list[str]:
     """The paths of the adaptive activations in the order in which a forward calls them."""
     order: list[str] = []
     with watched(net, adaptive_activations(net), lambda path, u, y: order.append(path)), torch.no_grad():
-        net(x_BCHW.clone())
+        _call(net, batch)
     return list(dict.fromkeys(order))
 
 
-def _seen(net: nn.Module, path: str, inputs: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def _seen(net: nn.Module, path: str, inputs: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     """What the module at `path` receives and gives, all batches joined."""
     received: list[Tensor] = []
     given: list[Tensor] = []
@@ -108,9 +110,15 @@ def _seen(net: nn.Module, path: str, inputs: Iterable[Tensor]) -> tuple[Tensor, 
         given.append(y.clone())
 
     with watched(net, [path], keep), torch.no_grad():
-        for x_BCHW in inputs:
-            net(x_BCHW.clone())
+        for batch in inputs:
+            _call(net, batch)
     return torch.cat(received), torch.cat(given)
+
+
+def _call(net: nn.Module, batch: Batch) -> None:
+    # Cloned: a network may work in place on what it receives.
+    inputs = batch.cloned()
+    net(*inputs.args, **inputs.kwargs)
 
 
 def _by_sets(array: Tensor) -> Tensor:

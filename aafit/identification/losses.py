@@ -7,75 +7,101 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aafit.errors import UserError
+from aafit.errors import UserError, check_name
+
+MOST_OUTPUTS = 512  # whose Hessian is computed by automatic differentiation
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss by image, convex in the network's outputs.
+    """A loss by row, convex in the network's outputs. A row is a position of a sample, or all of the sample.
 
-    Axes in names: B image, K output, R column.
+    Axes in names: B row, K output, R column.
 
     Attributes:
         value: (outputs_BK, targets) -> loss_B.
-        factor: (outputs_BK, targets) -> F_BKR with F F^T the Hessian of an image's loss by its outputs.
+        factor: (outputs_BK, targets) -> F_BKR with F F^T the Hessian of a row's loss by its outputs.
         sampled: (outputs_BK, targets, columns, generator) -> F_BKR of so many random columns, with F F^T the Hessian
             on average; None where there is no cheap one.
+        whole: The loss takes a sample's outputs as the network gives them, (B, ...); its K are all of their numbers.
     """
 
     name: str
     value: Callable[[Tensor, Tensor], Tensor]
     factor: Callable[[Tensor, Tensor], Tensor]
     sampled: Callable[[Tensor, Tensor, int, torch.Generator], Tensor] | None = None
+    whole: bool = False
 
 
 def loss_with_hessian(
-    name: str, value: Callable[[Tensor, Tensor], Tensor], hessian: Callable[[Tensor, Tensor], Tensor] | None
+    name: str,
+    value: Callable[[Tensor, Tensor], Tensor],
+    hessian: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Loss:
-    """Any loss by image, given with its Hessian by the outputs: hessian(outputs_BK, targets) -> H_BKK.
+    """Any loss, as a function of output and target that gives a number for each sample, (B,), or several, (B, ...).
 
-    Where the Hessian is not positive semidefinite its negative part is left out, as Gauss-Newton needs.
+    Of several the mean is taken. The Hessian by a sample's outputs is hessian(outputs, targets) -> H_BKK, where K
+    counts all of the sample's outputs. Without one it is computed by automatic differentiation, for up to 512 outputs.
+    Where it is not positive semidefinite its negative part is left out, as Gauss-Newton needs.
 
     Raises:
-        UserError: there is no Hessian.
+        UserError: when called, the function gives one number for a whole batch, or the outputs are too many.
     """
-    if not callable(hessian):
-        raise UserError(f"The loss {name!r} has no Hessian by the outputs, which Gauss-Newton needs: give hessian=.")
 
-    def factor(outputs_BK: Tensor, targets: Tensor) -> Tensor:
-        values_BK, vectors_BKK = torch.linalg.eigh(hessian(outputs_BK, targets))
+    def by_sample(outputs: Tensor, targets: Tensor) -> Tensor:
+        values = value(outputs, targets)
+        if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != len(outputs):
+            given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+            raise UserError(
+                f"The loss {name!r} gives {given} for {len(outputs)} samples: let it give a number for each, as "
+                'the losses of torch do with reduction="none".'
+            )
+        return values.flatten(1).mean(1) if values.ndim > 1 else values
+
+    def factor(outputs: Tensor, targets: Tensor) -> Tensor:
+        given = _hessian(by_sample, outputs, targets) if hessian is None else hessian(outputs, targets)
+        values_BK, vectors_BKK = torch.linalg.eigh(given)
         root_BK: Tensor = values_BK.clamp(min=0).sqrt()
         factor_BKR: Tensor = vectors_BKK * root_BK.unsqueeze(1)
         return factor_BKR
 
-    return Loss(name, value, factor)
+    return Loss(name, by_sample, factor, whole=True)
 
 
-def check_targets(loss: Loss, outputs_BK: Tensor, targets: Tensor) -> None:
-    """Whether targets fit outputs, of which a few rows are enough to tell.
+def as_loss(loss: "Loss | str | Callable[[Tensor, Tensor], Tensor]") -> Loss:
+    """A loss from its name or from a function of output and target.
 
     Raises:
-        UserError: they do not.
+        UserError: it is neither.
     """
-    shape, given, classes = tuple(outputs_BK.shape[1:]), tuple(targets.shape[1:]), outputs_BK.shape[-1]
-    whole = not targets.is_floating_point()
-    if loss is CROSS_ENTROPY and whole:
-        if given != ():
-            raise UserError(
-                f"Labels of shape (B, {', '.join(map(str, given))}) do not fit outputs of shape (B, {classes}): "
-                "cross-entropy takes classes of shape (B,), or probabilities of the outputs' shape."
-            )
-        outside = int(((targets < 0) | (targets >= classes)).sum())
-        if outside:
-            raise UserError(
-                f"{outside} of {len(targets)} labels are no class of the network, which has {classes} outputs: give "
-                f"labels from 0 to {classes - 1}; they are {targets.min().item()} to {targets.max().item()}."
-            )
-    elif loss in LOSSES.values() and given != shape:
+    if isinstance(loss, Loss):
+        return loss
+    if callable(loss):
+        return loss_with_hessian(getattr(loss, "__name__", type(loss).__name__), loss)
+    if not isinstance(loss, str):
+        raise UserError(f"The loss {loss!r} is no loss: give a function, or {' or '.join(LOSSES)}.")
+    return LOSSES[check_name("loss", loss, LOSSES)]
+
+
+def _hessian(value: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
+    """The Hessian of each sample's loss by its outputs, (B, K, K): one backward pass for each output."""
+    size = outputs[0].numel()
+    if size > MOST_OUTPUTS:
         raise UserError(
-            f"Targets of shape {tuple(targets.shape)} do not fit outputs of shape (B, {', '.join(map(str, shape))}), "
-            f"as the loss {loss.name!r} needs it."
+            f"The Hessian of a loss that is given as a function is computed for up to {MOST_OUTPUTS} outputs a sample, "
+            f"and the network has {size}: give the loss its Hessian by loss_with_hessian, or take a named one."
         )
+    leaf_BK = outputs.detach().flatten(1).requires_grad_()
+    with torch.enable_grad():
+        total = value(leaf_BK.reshape(outputs.shape), targets).sum()
+        (gradient_BK,) = torch.autograd.grad(total, leaf_BK, create_graph=True)
+        if not gradient_BK.requires_grad:  # linear in the outputs
+            return leaf_BK.new_zeros(len(leaf_BK), size, size)
+        columns = [
+            torch.autograd.grad(gradient_BK[:, k].sum(), leaf_BK, retain_graph=True, materialize_grads=True)[0]
+            for k in range(size)
+        ]
+    return torch.stack(columns, 2)
 
 
 def _cross_entropy(outputs_BK: Tensor, targets: Tensor) -> Tensor:

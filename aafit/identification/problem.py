@@ -1,10 +1,11 @@
-"""Loss, gradient and Gauss-Newton curvature of a network by its adaptive parameters, on given images.
+"""Loss, gradient and Gauss-Newton curvature of a network by its adaptive parameters, on given samples.
 
-Axes in names: N image of all, B image of a batch, K output, R column of the curvature's factor, P coordinate.
+Axes in names: N sample of all, B sample of a batch, P coordinate.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,41 +13,24 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from aafit.activations import AdaptiveActivation
-from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.losses import Loss, check_targets
-from aafit.identification.watch import watched
-from aafit.networks.adaptive import adaptive_activations
+from aafit.identification.losses import Loss
+from aafit.identification.outputs import check_targets, columns_of, curved, gradient_of, losses_of
+from aafit.identification.per_sample import Placement, placements
+from aafit.networks.inputs import Batch, Output, run
 from aafit.training.precision import autocast
 
 
 @dataclass(frozen=True)
-class Images:
-    """What a network, or the part of it behind the frozen prefix, receives, a row an image, and the targets."""
-
-    inputs: tuple[Tensor, ...]
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def part(self, start: int, stop: int) -> "Images":
-        return Images(tuple(x[start:stop] for x in self.inputs), self.targets[start:stop])
-
-    def batches(self, size: int) -> Iterator["Images"]:
-        return (self.part(start, start + size) for start in range(0, len(self), size))
-
-
-@dataclass(frozen=True)
 class Quadratic:
-    """The loss near a vector t: loss + gradient . d + d . curvature . d / 2, the mean over the images.
+    """The loss near a vector t: loss + gradient . d + d . curvature . d / 2, the mean over the samples.
 
     Attributes:
-        loss: Mean over the images.
+        loss: Mean over the samples.
         gradient_P: By the coordinates.
         curvature_PP: Generalised Gauss-Newton: the mean of J^T H J, with J the Jacobian of the outputs and H the
             Hessian of the loss by the outputs.
-        scatter_PP: Mean of the outer products of the images' own gradients.
+        scatter_PP: Mean of the outer products of the samples' own gradients.
         images: How many.
     """
 
@@ -64,54 +48,62 @@ class Problem:
         net: the network, or the part of it behind the frozen prefix.
         coordinates: of its adaptive parameters.
         loss: of the outputs.
-        batch_size: images at once.
+        batch_size: samples at once.
         precision: of the forward passes, as for `aafit.tune`.
+        output: from what the network returns to its outputs, as for `aafit.networks.inputs.run`.
     """
 
     def __init__(
-        self, net: nn.Module, coordinates: Coordinates, loss: Loss, batch_size: int = 128, precision: str = "float32"
+        self,
+        net: nn.Module,
+        coordinates: Coordinates,
+        loss: Loss,
+        batch_size: int = 128,
+        precision: str = "float32",
+        output: Output | None = None,
     ) -> None:
         self.net, self.coordinates, self.loss = net, coordinates, loss
-        self.batch_size, self.precision = batch_size, precision
+        self.batch_size, self.precision, self.output = batch_size, precision, output
+        self._called = _Called(net, output)
         self._names = coordinates.names_in(net)
-        self._ranks: dict[str, int] | None = None
-        self._in_place: bool | None = None
+        self._placements: dict[str, Placement] | None = None
 
-    def check(self, images: Images) -> None:
-        """
+    def check(self, samples: Batch) -> None:
+        """Check that the network runs on the samples and that their targets fit its outputs.
+
         Raises:
-            UserError: the network does not run on the images, or their targets do not fit its outputs.
+            UserError: they do not.
         """
-        few = images.part(0, 2)
-        try:
-            outputs_BK = self.outputs(self.coordinates.read(), few)
-        except (RuntimeError, TypeError, IndexError, NotImplementedError) as error:
-            shapes = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in few.inputs)
-            raise UserError(f"The network does not run on such inputs, {shapes}: {error}") from error
-        check_targets(self.loss, outputs_BK, images.targets)
+        check_targets(self.loss, self.outputs(self.coordinates.read(), samples.part(0, 2)), samples.target)
 
-    def outputs(self, vector_P: Tensor, images: Images) -> Tensor:
-        """The outputs of the network at a vector, (N, K), without gradients."""
+    def outputs(self, vector_P: Tensor, samples: Batch) -> Tensor:
+        """The outputs of the network at a vector, (N, ...), without gradients."""
+        return torch.cat([outputs for _, outputs in self.outputs_by_batch(vector_P, samples)])
+
+    def outputs_by_batch(self, vector_P: Tensor, samples: Batch) -> Iterator[tuple[Batch, Tensor]]:
+        """The same batch after batch, so that not all need to be in memory."""
         tensors = self._named(self.coordinates.tensors(vector_P))
-        with torch.no_grad():
-            return torch.cat([self._run(tensors, batch) for batch in images.batches(self.batch_size)])
+        for batch in samples.batches(self.batch_size):
+            with torch.no_grad():
+                outputs = self._run(tensors, batch)
+            yield batch, outputs
 
-    def losses(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each image, (N,) in float64 on the CPU."""
-        return self.loss.value(outputs_NK.double(), _wide(targets)).cpu()
+    def losses(self, outputs: Tensor, targets: Any) -> Tensor:
+        """The loss of each sample, (N,) in float64 on the CPU."""
+        return losses_of(self.loss, outputs, targets).cpu()
 
-    def quadratic(self, vector_P: Tensor, images: Images, columns: int | None = None, seed: int = 0) -> Quadratic:
+    def quadratic(self, vector_P: Tensor, samples: Batch, columns: int | None = None, seed: int = 0) -> Quadratic:
         """The loss near a vector, from a backward pass for the gradient and one for each column of the curvature.
 
         Args:
-            columns: None for the exact curvature, whose columns are as many as the outputs; else so many columns that
-                are drawn at random, from `seed`, such that the curvature is right on average.
+            columns: None for the exact curvature, whose columns are as many as a sample's outputs; else so many columns
+                that are drawn at random, from `seed`, such that the curvature is right on average.
         """
         P, total = len(self.coordinates), 0.0
         slopes_P = self.coordinates.slopes(vector_P)
         generator = torch.Generator().manual_seed(seed)
         gradient_P, curvature_PP, scatter_PP = torch.zeros(P).double(), *torch.zeros(2, P, P).double()
-        for batch in images.batches(self.batch_size):
+        for batch in samples.batches(self.batch_size):
             loss, gradients_BP, factors = self.rows(vector_P, batch, columns, generator)
             gradients_BP = gradients_BP * slopes_P
             total += loss
@@ -120,32 +112,32 @@ class Problem:
             for rows_BP in factors:
                 rows_BP = rows_BP * slopes_P
                 curvature_PP += rows_BP.T @ rows_BP
-        n = len(images)
+        n = len(samples)
         return Quadratic(total / n, gradient_P / n, curvature_PP / n, scatter_PP / n, n)
 
-    def gradient(self, vector_P: Tensor, images: Images) -> tuple[float, Tensor]:
-        """The mean loss and its gradient by the coordinates, (P,), without a row for each image."""
+    def gradient(self, vector_P: Tensor, samples: Batch) -> tuple[float, Tensor]:
+        """The mean loss and its gradient by the coordinates, (P,), without a row for each sample."""
         slopes_P, total = self.coordinates.slopes(vector_P), 0.0
         gradient_P = torch.zeros(len(self.coordinates)).double()
         tensors = self.coordinates.tensors(vector_P)
-        for batch in images.batches(self.batch_size):
+        for batch in samples.batches(self.batch_size):
             leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
             with torch.enable_grad():
-                loss = self.loss.value(self._run(self._named(leaves), batch).double(), _wide(batch.targets)).sum()
+                loss = losses_of(self.loss, self._run(self._named(leaves), batch), batch.target).sum()
             total += loss.item()
             gradient_P += _flat(torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True))
-        return total / len(images), gradient_P * slopes_P / len(images)
+        return total / len(samples), gradient_P * slopes_P / len(samples)
 
-    def diagonal(self, vector_P: Tensor, images: Images, seed: int = 0) -> Tensor:
-        """An estimate of the curvature's diagonal, (P,), from one random column an image."""
+    def diagonal(self, vector_P: Tensor, samples: Batch, seed: int = 0) -> Tensor:
+        """An estimate of the curvature's diagonal, (P,), from one random column a sample."""
         slopes_P, total_P = self.coordinates.slopes(vector_P), torch.zeros(len(self.coordinates)).double()
         generator = torch.Generator().manual_seed(seed)
-        for batch in images.batches(self.batch_size):
+        for batch in samples.batches(self.batch_size):
             _, _, factors = self.rows(vector_P, batch, 1, generator)
             total_P += sum((rows_BP.square().sum(0) for rows_BP in factors), torch.zeros_like(total_P))
-        return total_P * slopes_P.square() / len(images)
+        return total_P * slopes_P.square() / len(samples)
 
-    def product(self, vector_P: Tensor, images: Images, direction_P: Tensor) -> Tensor:
+    def product(self, vector_P: Tensor, samples: Batch, direction_P: Tensor) -> Tensor:
         """The curvature times a direction, (P,), without the matrix: forward-mode for J d, a backward pass for J^T."""
         slopes_P = self.coordinates.slopes(vector_P)
         tensors = self.coordinates.tensors(vector_P)
@@ -155,121 +147,85 @@ class Problem:
             for (name, tensor), piece in zip(tensors.items(), pieces, strict=True)
         }
         product_P = torch.zeros(len(self.coordinates)).double()
-        for batch in images.batches(self.batch_size):
+        for batch in samples.batches(self.batch_size):
             with torch.no_grad(), forward_ad.dual_level():
                 duals = {name: forward_ad.make_dual(tensor, tangents[name]) for name, tensor in tensors.items()}
-                outputs_BK, change_BK = forward_ad.unpack_dual(self._run(self._named(duals), batch))
-                change_BK = torch.zeros_like(outputs_BK) if change_BK is None else change_BK
-                factor_BKR = self.loss.factor(outputs_BK.double(), _wide(batch.targets))
-                weighted_BR1 = factor_BKR.mT @ change_BK.double().unsqueeze(2)
-                cotangent_BK = (factor_BKR @ weighted_BR1).squeeze(2)
+                outputs, change = forward_ad.unpack_dual(self._run(self._named(duals), batch))
+                change = torch.zeros_like(outputs) if change is None else change
+                cotangent = curved(self.loss, outputs, batch.target, change)
             leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
             with torch.enable_grad():
-                outputs_BK = self._run(self._named(leaves), batch)
+                outputs = self._run(self._named(leaves), batch)
             by_leaves = torch.autograd.grad(
-                outputs_BK, list(leaves.values()), cotangent_BK.to(outputs_BK), materialize_grads=True
+                outputs, list(leaves.values()), cotangent.to(outputs), materialize_grads=True
             )
             product_P += _flat(by_leaves)
-        return product_P * slopes_P / len(images)
+        return product_P * slopes_P / len(samples)
 
     def rows(
-        self, vector_P: Tensor, batch: Images, columns: int | None, generator: torch.Generator
+        self, vector_P: Tensor, batch: Batch, columns: int | None, generator: torch.Generator
     ) -> tuple[float, Tensor, Iterator[Tensor]]:
-        """Of a batch: the sum of its losses, the gradient of each image, and the factor's columns times the Jacobian.
+        """Of a batch: the sum of its losses, the gradient of each sample, and the factor's columns times the Jacobian.
 
         The latter two are by the parameters themselves, before slopes: (B, P), and as many (B, P) as there are columns,
-        computed one after the other. Every image gets parameters of its own, so that one backward pass gives the
-        gradients of all images apart.
+        computed one after the other. Every sample gets parameters of its own, so that one backward pass gives the
+        gradients of all samples apart, summed over their positions.
         """
+        own, spread, places = {}, {}, {}
         with torch.enable_grad():
-            own = self._own_parameters(self.coordinates.tensors(vector_P), batch)
-            outputs_BK = self._run(self._named(own), batch)
-        loss, gradient_BK = self._output_gradient(outputs_BK, batch.targets)
-        wide_BK, targets = outputs_BK.detach().double(), _wide(batch.targets)
-        if columns is not None and self.loss.sampled is not None and columns < outputs_BK.shape[1]:
-            factor_BKR = self.loss.sampled(wide_BK, targets, columns, generator)
-        else:
-            factor_BKR = self.loss.factor(wide_BK, targets)
-        parameters = list(own.values())
+            for name, tensor in self.coordinates.tensors(vector_P).items():
+                activation, places[name] = self._place(name, batch)
+                own[name] = places[name].own(activation, tensor, len(batch)).requires_grad_()
+                spread[name] = places[name].spread(own[name])
+            outputs = self._run(self._named(spread), batch)
+        loss, gradient = gradient_of(self.loss, outputs, batch.target)
 
-        def by_parameters(cotangent_BK: Tensor) -> Tensor:
+        def by_parameters(cotangent: Tensor) -> Tensor:
             gradients = torch.autograd.grad(
-                outputs_BK,
-                parameters,
-                cotangent_BK.to(outputs_BK),
+                outputs,
+                list(own.values()),
+                cotangent.to(outputs),
                 retain_graph=True,
                 # An activation that a forward does not call has no say.
                 materialize_grads=True,
             )
-            return torch.cat([g.reshape(len(batch), -1) for g in gradients], 1).double().cpu()
+            rows = [places[name].rows(g) for name, g in zip(own, gradients, strict=True)]
+            return torch.cat(rows, 1).double().cpu()
 
-        return loss, by_parameters(gradient_BK), map(by_parameters, factor_BKR.unbind(2))
+        factors = columns_of(self.loss, outputs, batch.target, columns, generator)
+        return loss, by_parameters(gradient), map(by_parameters, factors)
 
-    def _output_gradient(self, outputs_BK: Tensor, targets: Tensor) -> tuple[float, Tensor]:
-        wide_BK = outputs_BK.detach().double().requires_grad_()
-        with torch.enable_grad():
-            loss = self.loss.value(wide_BK, _wide(targets)).sum()
-        (gradient_BK,) = torch.autograd.grad(loss, wide_BK)
-        return loss.item(), gradient_BK
-
-    def _own_parameters(self, tensors: dict[str, Tensor], batch: Images) -> dict[str, Tensor]:
-        """The parameters repeated for each image, (B, ...), as broadcasts against what the activation receives."""
-        if self._ranks is None:
-            self._ranks = self._seen_ranks(batch)
-        own = {}
-        for name, tensor in tensors.items():
-            path, activation = self._activation_of(name)
-            sets, beyond = tensor.shape[: len(activation.shape)], tensor.shape[len(activation.shape) :]
-            sets = torch.Size() if sets == (1,) else sets
-            rank = self._ranks.get(path, 1 + len(sets))
-            full = (len(batch), *[1] * (rank - 1 - len(sets)), *sets, *beyond)
-            own[name] = tensor.expand(full).clone().requires_grad_()
-        return own
-
-    def _seen_ranks(self, batch: Images) -> dict[str, int]:
-        """The number of dimensions of what each activation receives."""
-        ranks: dict[str, int] = {}
-        few = batch.part(0, 2)
-
-        def see(path: str, u: Tensor, y: Tensor) -> None:
-            if u.ndim == 0 or len(u) != len(few):
-                raise UserError(
-                    f"The activation {path!r} receives {tuple(u.shape)} for {len(few)} images: its first dimension "
-                    "must be the images, or the gradients of the images cannot be told apart."
-                )
-            ranks[path] = u.ndim
-
-        with watched(self.net, adaptive_activations(self.net), see), torch.no_grad():
-            self._run({}, few)
-        return ranks
-
-    def _activation_of(self, name: str) -> tuple[str, AdaptiveActivation]:
+    def _place(self, name: str, batch: Batch) -> tuple[AdaptiveActivation, Placement]:
+        """The activation that a parameter belongs to, and where the samples are in what it receives."""
+        if self._placements is None:
+            self._placements = placements(self.net, batch, lambda few: self._run({}, few))
         path = self._names[name].rpartition(".")[0]
         activation = self.net.get_submodule(path)
         assert isinstance(activation, AdaptiveActivation)
-        return path, activation
+        sets = len(activation.shape) if activation.shape != (1,) else 0
+        return activation, self._placements.get(path, Placement(1 + sets))
 
-    def _run(self, tensors: dict[str, Tensor], batch: Images) -> Tensor:
-        if self._in_place is None:
-            self._in_place = self._works_in_place(batch.part(0, 2))
-        inputs = tuple(x.clone() for x in batch.inputs) if self._in_place else batch.inputs
-        with autocast(self.precision, batch.targets.device):
-            outputs_BK: Tensor = functional_call(self.net, tensors, inputs)
-        return outputs_BK if outputs_BK.dtype == torch.float64 else outputs_BK.float()
-
-    def _works_in_place(self, few: Images) -> bool:
-        """Whether the network changes what it receives, which is needed again."""
-        inputs = tuple(x.clone() for x in few.inputs)
-        with torch.no_grad(), autocast(self.precision, few.targets.device):
-            self.net(*inputs)
-        return not all(map(torch.equal, inputs, few.inputs))
+    def _run(self, tensors: dict[str, Tensor], batch: Batch) -> Tensor:
+        # Cloned: a network may work in place on what it receives, which is needed again.
+        inputs = Batch(batch.args, batch.kwargs).cloned()
+        named = {f"net.{name}": tensor for name, tensor in tensors.items()}
+        with autocast(self.precision, batch.device):
+            outputs: Tensor = functional_call(self._called, named, (inputs,))
+        return outputs if outputs.dtype == torch.float64 else outputs.float()
 
     def _named(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {self._names[name]: tensor for name, tensor in tensors.items()}
 
 
-def _wide(targets: Tensor) -> Tensor:
-    return targets.double() if targets.is_floating_point() else targets
+class _Called(nn.Module):
+    """`run` as a module, so that functional_call can give its network other parameters."""
+
+    def __init__(self, net: nn.Module, output: Output | None) -> None:
+        super().__init__()
+        self.net, self.output = net, output
+
+    def forward(self, batch: Batch) -> Tensor:
+        return run(self.net, batch, self.output)
 
 
 def _flat(gradients: tuple[Tensor, ...]) -> Tensor:

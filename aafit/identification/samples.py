@@ -1,114 +1,198 @@
-"""The images of an identification: in two parts, one to fit and one held out, seen through the frozen prefix once."""
+"""The samples of an identification: in two parts, one to fit and one held out, seen through the frozen prefix once."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aafit.errors import UserError
-from aafit.identification.problem import Images
+from aafit.errors import UserError, check_count
+from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, as_loss
+from aafit.identification.outputs import meant
+from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.frozen_prefix import split_network
-from aafit.training.evaluate import Batches
+from aafit.networks.inputs import Batch, Output, as_batch, run
 from aafit.training.precision import autocast
 
-LEAST_HELDOUT = 4  # fewer say nothing of how the outputs depend on the images
+LEAST_HELDOUT = 4  # fewer say nothing of how the outputs depend on the samples
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The images as the network receives them, and as its part behind the frozen prefix does.
+    """The samples as the network receives them, and as its part behind the frozen prefix does.
 
     Attributes:
         rest: The part of the network to run on `fitted` and `heldout`: all of it where nothing is kept.
-        raw: The images to fit on, as the whole network receives them.
+        raw: The samples to fit on, as the whole network receives them.
         fitted, heldout: What `rest` receives, in an order drawn from the seed, with the targets.
+        loss: The one that was given; else the squared error where there are no labels, or the cross-entropy.
         memory: Bytes of all that is kept.
     """
 
     rest: nn.Module
-    raw: Tensor
-    fitted: Images
-    heldout: Images
+    raw: Batch
+    fitted: Batch
+    heldout: Batch
+    loss: Loss
     memory: int
 
 
 def prepare(
     net: nn.Module,
-    batches: Batches,
+    batches: Iterable[Any],
     base: nn.Module | None,
-    probabilities: bool,
+    loss: "Loss | str | Callable[[Tensor, Tensor], Tensor] | None",
     heldout: float,
     memory: int,
     batch_size: int,
     precision: str,
     seed: int,
+    output: Output | None = None,
 ) -> Samples:
-    """Gather the images, split them, and compute what is frozen.
+    """Gather the samples, split them, and compute what is frozen.
 
     Args:
         base: the network whose outputs are the targets; None: the labels are.
-        probabilities: take the softmax of its outputs.
-        heldout: share of the images held out.
-        memory: bytes that images and the prefix's outputs may take. Further images are left out; a prefix whose
-            outputs do not fit is computed anew each time.
+        heldout: share of the samples held out.
+        memory: bytes that the samples, the base's outputs and those of the prefix may take. Further samples are left
+            out; a prefix whose outputs do not fit is computed anew each time.
 
     Raises:
-        UserError: no images, images that are not finite, or a part without any.
+        UserError: no samples, samples that are not finite, a network that refuses them, or a part without any.
     """
-    x_N, y_N = _gathered(net, batches, memory)
-    order_N = torch.randperm(len(x_N), generator=torch.Generator().manual_seed(seed)).to(x_N.device)
-    x_N, y_N = x_N[order_N], y_N[order_N]
     if not 0 < heldout < 1:
         raise UserError(f"The share of held-out images is {heldout}; give one between 0 and 1, such as 0.2.")
-    count = round(heldout * len(x_N))
-    if count < LEAST_HELDOUT or count == len(x_N):
+    data = gathered(net, batches, memory, base, output, precision)
+    data = data.at(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.device))
+    count = round(heldout * len(data))
+    if count < LEAST_HELDOUT or count == len(data):
         raise UserError(
-            f"Of {len(x_N)} images a share of {heldout} leaves {count} held out and {len(x_N) - count} to fit on: give "
-            f"more images or another share, so that at least {LEAST_HELDOUT} are held out and one is left."
+            f"Of {len(data)} images a share of {heldout} leaves {count} held out and {len(data) - count} to fit on: "
+            f"give more images or another share, so that at least {LEAST_HELDOUT} are held out and one is left."
         )
-    targets = y_N if base is None else outputs_of(base, x_N, batch_size, precision)[0]
-    if base is not None and probabilities:
-        targets = targets.softmax(1)
-    inputs: tuple[Tensor, ...] = (x_N,)
-    rest = net
-    prefix, behind = split_network(net, (x_N[:2],))
-    if prefix is not None:
-        bytes_each = sum(x[0].numel() * x.element_size() for x in outputs_of(prefix, x_N[:1], 1, precision))
-        if x_N.nbytes + bytes_each * len(x_N) <= memory:
-            inputs, rest = outputs_of(prefix, x_N, batch_size, precision), behind
-    kept = x_N.nbytes + (sum(x.nbytes for x in inputs) if rest is not net else 0)
-    images = Images(inputs, targets)
-    return Samples(rest, x_N[count:], images.part(count, len(x_N)), images.part(0, count), kept)
+    data, made = with_targets(data, base, loss, batch_size, precision, output)
+    seen, rest = data, net
+    kept = sum(x.nbytes for x in data.inputs())
+    prefix, behind = (None, net) if data.kwargs else split_network(net, data.part(0, 2).args)
+    if prefix is not None and _has_all(behind, net):
+        bytes_each = sum(x.nbytes for x in _through(prefix, data.part(0, 1), 1, precision))
+        if kept + bytes_each * len(data) <= memory:
+            seen, rest = Batch(_through(prefix, data, batch_size, precision), {}, data.target), behind
+            kept += sum(x.nbytes for x in seen.inputs())
+    raw = Batch(data.args, data.kwargs).part(count, len(data))
+    return Samples(rest, raw, seen.part(count, len(seen)), seen.part(0, count), made, kept)
 
 
-def _gathered(net: nn.Module, batches: Batches, memory: int) -> tuple[Tensor, Tensor]:
+def gathered(
+    net: nn.Module,
+    batches: Iterable[Any],
+    memory: int | None = None,
+    base: nn.Module | None = None,
+    output: Output | None = None,
+    precision: str = "float32",
+    most: int | None = None,
+    what: str = "identify from",
+) -> Batch:
+    """The samples of all batches as one, on the network's device, as many as the memory or `most` allows.
+
+    Raises:
+        UserError: there are none, or they are not finite.
+    """
     device = next(net.parameters()).device
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    taken = 0
-    for x_B, y_B in batches:
-        if not x_B.isfinite().all():
+    parts: list[Batch] = []
+    count = taken = bytes_each = 0
+    for given in batches:
+        batch = as_batch(given).to(device)
+        if most is not None:
+            batch = batch.part(0, most - count)
+        if not len(batch):
+            continue
+        if not all(x.isfinite().all() for x in batch.inputs()):
             raise UserError("The images hold values that are not finite (NaN or infinity): clean them first.")
-        if taken + x_B.nbytes > memory and images:
-            log.info("memory for %d images only: further ones are left out", sum(map(len, images)))
+        if isinstance(batch.target, Tensor):
+            if batch.target.ndim == 0 or len(batch.target) != len(batch):
+                raise UserError(f"A batch has {len(batch)} images and labels of shape {tuple(batch.target.shape)}.")
+            if not batch.target.is_floating_point():
+                batch = replace(batch, target=batch.target.long())
+        if base is not None and not parts:
+            bytes_each = outputs_of(base, batch.part(0, 1), 1, precision, output).nbytes
+        size = sum(x.nbytes for x in batch.inputs()) + bytes_each * len(batch)
+        if memory is not None and taken + size > memory and parts:
+            log.info("memory for %d images only: further ones are left out", count)
             break
-        images.append(x_B.to(device))
-        labels.append(y_B.to(device) if y_B.is_floating_point() else y_B.to(device).long())
-        taken += x_B.nbytes
-    if not sum(map(len, images)):
-        raise UserError("There is nothing to identify from: the batches hold no image.")
-    return torch.cat(images), torch.cat(labels)
+        parts.append(batch)
+        taken, count = taken + size, count + len(batch)
+        if count == most:
+            break
+    if not parts:
+        raise UserError(f"There is nothing to {what}: the batches hold no image.")
+    if any(isinstance(part.target, Tensor) for part in parts) != all(isinstance(part.target, Tensor) for part in parts):
+        raise UserError("Some of the batches have labels, and others have none.")
+    return Batch.joined(parts)
 
 
-def outputs_of(net: nn.Module, x_N: Tensor, batch_size: int, precision: str) -> tuple[Tensor, ...]:
-    """What a network gives for all images: its tensors, joined."""
-    given: list[tuple[Tensor, ...]] = []
-    with torch.no_grad(), autocast(precision, x_N.device):
-        for x_B in x_N.split(batch_size):
+def first_samples(
+    net: nn.Module, batches: Iterable[Any], most: int, what: str, base: nn.Module | None, output: Output | None
+) -> Batch:
+    """The first samples of batches, at most so many.
+
+    Raises:
+        UserError: there are none, or they are not finite.
+    """
+    check_count("number of images", most)
+    return gathered(net, batches, base=base, output=output, most=most, what=what)
+
+
+def with_targets(
+    data: Batch,
+    base: nn.Module | None,
+    loss: "Loss | str | Callable[[Tensor, Tensor], Tensor] | None",
+    batch_size: int,
+    precision: str,
+    output: Output | None,
+) -> tuple[Batch, Loss]:
+    """The samples with the outputs of a base network as targets, where there is one; and the loss that is meant.
+
+    Where none is given that is the cross-entropy; or the squared error, where the target is the base's and the samples
+    have no classes as labels.
+    """
+    if loss is None:
+        made = CROSS_ENTROPY if base is None or _are_classes(data.target) else SQUARED_ERROR
+    else:
+        made = as_loss(loss)
+    if base is None:
+        return data, made
+    outputs = outputs_of(base, data, batch_size, precision, output)
+    return replace(data, target=meant(made, outputs).to(outputs.dtype)), made
+
+
+def outputs_of(net: nn.Module, data: Batch, batch_size: int, precision: str, output: Output | None = None) -> Tensor:
+    """The outputs of a network for all samples, at least in float32."""
+    given = []
+    with torch.no_grad(), autocast(precision, data.device):
+        for batch in data.batches(batch_size):
             # Cloned: a network may work in place on what it receives.
-            out = net(x_B.clone())
-            given.append(out if isinstance(out, tuple) else (out,))
+            outputs = run(net, batch.cloned(), output)
+            given.append(outputs if outputs.dtype == torch.float64 else outputs.float())
+    return torch.cat(given)
+
+
+def _through(prefix: nn.Module, data: Batch, batch_size: int, precision: str) -> tuple[Tensor, ...]:
+    """What the frozen prefix gives for all samples."""
+    with torch.no_grad(), autocast(precision, data.device):
+        given = [prefix(*batch.cloned().args) for batch in data.batches(batch_size)]
     return tuple(torch.cat(column) for column in zip(*given, strict=True))
+
+
+def _are_classes(target: Any) -> bool:
+    return isinstance(target, Tensor) and not target.is_floating_point()
+
+
+def _has_all(behind: nn.Module, net: nn.Module) -> bool:
+    """Whether the adaptive parameters of the network are in its part behind the prefix, too."""
+    there = {id(parameter) for parameter in behind.parameters()}
+    return all(id(parameter) in there for parameter in adaptive_parameters(net).values())

@@ -4,28 +4,42 @@ With gamma = 2^16 a sigmoid is a step: hardly any input feels its slope, and no 
 values give the same outputs to within what matters, and have a gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError, check_name
 from aafit.identification.coordinates import Coordinates
-from aafit.training.evaluate import Batches, evaluation_mode
+from aafit.identification.losses import CROSS_ENTROPY
+from aafit.identification.outputs import IGNORED, check_targets, class_axis
+from aafit.identification.samples import gathered, outputs_of
+from aafit.networks.inputs import Output
+from aafit.training.evaluate import evaluation_mode
 
 MEASURES = ("logits", "accuracy")
 BISECTIONS = 10
+BATCH = 128  # samples at once
 
 
-def smooth_start(net: nn.Module, batches: Batches, budget: float = 0.02, measure: str = "logits") -> float | None:
+def smooth_start(
+    net: nn.Module,
+    batches: Iterable[Any],
+    budget: float = 0.02,
+    measure: str = "logits",
+    output: Output | None = None,
+) -> float | None:
     """Lower every steepness of `net` (AHAF's gamma, LEAF's p3), in place, as far as an equivalence budget allows.
 
     The ceiling that all of them share is found by bisection of its logarithm, down to 1, on real inputs. Signs stay.
 
     Args:
-        batches: (images, labels); all are used, a few hundred images are enough.
+        batches: of any form, as for `identify`; all are used, a few hundred samples are enough. Labels are needed for
+            "accuracy" alone.
         budget: how much may change. For "logits" the mean absolute difference of the logits, as a share of their
             standard deviation; for "accuracy" the difference of the accuracies.
+        output: from what the network returns to its outputs, as for `identify`.
 
     Returns:
         The ceiling, None where no steepness is above 1 or the budget allows no lower one.
@@ -36,17 +50,14 @@ def smooth_start(net: nn.Module, batches: Batches, budget: float = 0.02, measure
     check_name("measure", measure, MEASURES)
     coordinates = Coordinates(net)
     before_P = coordinates.read()
-    kept = [(x_B, y_B) for x_B, y_B in batches if len(y_B)]
-    if not kept:
-        raise UserError("There is nothing to measure the outputs on: the batches hold no image.")
-    labels_N = torch.cat([y_B for _, y_B in kept])
+    kept = gathered(net, batches, what="measure the outputs on")
 
     def outputs(vector_P: Tensor) -> Tensor:
         coordinates.write(vector_P)
         with evaluation_mode(net):
-            return torch.cat([net(x_B) for x_B, _ in kept])
+            return outputs_of(net, kept, BATCH, "float32", output)
 
-    changed = logits_changed if measure == "logits" else lambda a, b: _accuracy_changed(a, b, labels_N)
+    changed = logits_changed if measure == "logits" else lambda a, b: _accuracy_changed(a, b, kept.target)
     try:
         vector_P, ceiling = smoothest(coordinates, before_P, outputs, budget, changed)
     except BaseException:
@@ -98,6 +109,9 @@ def logits_changed(before_NK: Tensor, after_NK: Tensor) -> float:
     return (after_NK.double() - before_NK.double()).abs().mean().item() / spread if spread else float("inf")
 
 
-def _accuracy_changed(before_NK: Tensor, after_NK: Tensor, labels_N: Tensor) -> float:
-    right = [(logits_NK.argmax(1) == labels_N).double().mean().item() for logits_NK in (before_NK, after_NK)]
+def _accuracy_changed(before: Tensor, after: Tensor, labels: Tensor | None) -> float:
+    check_targets(CROSS_ENTROPY, before, labels)
+    assert labels is not None
+    axis = class_axis(before.shape, labels.shape)
+    right = [(y.argmax(axis) == labels)[labels != IGNORED].double().mean().item() for y in (before, after)]
     return abs(right[1] - right[0])

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.problem import Images, Problem, Quadratic
+from aafit.identification.problem import Problem, Quadratic
+from aafit.networks.inputs import Batch
 from aafit.tables import fit_for_json, table
 
 # Of the largest eigenvalue of the curvature scaled to a diagonal of ones: float32 gradients are good to about 1e-7.
@@ -100,7 +101,7 @@ class Uncertainty:
 
 
 def uncertainty_at(
-    problem: Problem, vector_P: Tensor, images: Images, ridge: float = 0.0, exact: bool = False, seed: int = 0
+    problem: Problem, vector_P: Tensor, images: Batch, ridge: float = 0.0, exact: bool = False, seed: int = 0
 ) -> Uncertainty:
     """`uncertainty` at a vector of a problem, from all of the images or the first 4,000 of them.
 
@@ -113,7 +114,7 @@ def uncertainty_at(
     def errors(model: Quadratic) -> Uncertainty:
         return uncertainty(replace(model, images=len(images)), problem.coordinates, vector_P, ridge_P)
 
-    if exact or problem.outputs(vector_P, some.part(0, 1)).shape[1] <= EXACT_OUTPUTS:
+    if exact or problem.outputs(vector_P, some.part(0, 1)).numel() <= EXACT_OUTPUTS:
         return errors(problem.quadratic(vector_P, some))
     one, other = (problem.quadratic(vector_P, some, DRAWS // 2, seed + half) for half in (0, 1))
     both = errors(replace(one, curvature_PP=(one.curvature_PP + other.curvature_PP) / 2))

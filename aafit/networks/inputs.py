@@ -62,6 +62,19 @@ class Batch:
         rows = len(self)
         return self._mapped(lambda tensor: tensor[start:stop] if _has_rows(tensor, rows) else tensor)
 
+    def at(self, rows_N: Tensor) -> "Batch":
+        """The rows of these numbers; tensors that belong to all rows stay whole."""
+        rows = len(self)
+        return self._mapped(lambda tensor: tensor[rows_N] if _has_rows(tensor, rows) else tensor)
+
+    def batches(self, size: int) -> "Iterator[Batch]":
+        """The same in batches of `size` rows, the last of which may be smaller."""
+        return (self.part(start, start + size) for start in range(0, len(self), size))
+
+    def inputs(self) -> list[Tensor]:
+        """All tensors of the inputs."""
+        return list(_tensors((self.args, self.kwargs)))
+
     @classmethod
     def joined(cls, batches: "Sequence[Batch]") -> "Batch":
         """One batch with the rows of all of them, one after another.

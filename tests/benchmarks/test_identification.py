@@ -18,8 +18,9 @@ from aafit.errors import UserError
 from aafit.identification import identify
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import SQUARED_ERROR
-from aafit.identification.problem import Images, Problem
+from aafit.identification.problem import Problem
 from aafit.identification.samples import prepare
+from aafit.networks.inputs import Batch
 from aafit.runs.config import RunConfig
 from aafit.runs.execute import execute
 from benchmarks import bootstrap, identification, layers_alone
@@ -155,11 +156,11 @@ def test_layers_alone(runs: Path, tmp_path: Path) -> None:
 def test_the_halves_are_those_of_an_identification(runs: Path) -> None:
     setting = setting_of(runs / "cpu" / "base" / "seed42", None, "F-Neuron random", None)
     net = setting.start.net.eval()
-    parts = prepare(net, setting.batches(), None, True, 0.2, 1 << 30, 128, "float32", setting.seed)
+    parts = prepare(net, setting.batches(), None, None, 0.2, 1 << 30, 128, "float32", setting.seed)
     assert (len(parts.fitted), len(parts.heldout)) == (80, 20)
     fitted = torch.cat([x for x, _ in setting.halves.batches(setting.halves.fitted)])
-    assert torch.equal(fitted, parts.raw)
-    assert torch.equal(setting.halves.rest.labels_B, parts.heldout.targets)
+    assert torch.equal(fitted, parts.raw.first)
+    assert torch.equal(setting.halves.rest.labels_B, parts.heldout.target)
     # The start is that of the suite's run, whose first row is the network before any step.
     steps = read_json(runs / "identify" / "random" / "seed42" / "identification.json")["steps"]
     assert setting.halves.on_rest(net).loss == pytest.approx(steps[0]["heldout_loss"], abs=1e-5)
@@ -180,7 +181,7 @@ def test_a_convex_refit_against_the_solution() -> None:
     u = torch.rand(400, 1, generator=generator, dtype=torch.float64) * 4 - 2
     y = (2 * u).sin()
     problem, start = Problem(net, Coordinates(net), SQUARED_ERROR), Coordinates(net).read()
-    found = bootstrap.refit(problem, start, Images((u,), y), seed=0)
+    found = bootstrap.refit(problem, start, Batch((u,), {}, y), seed=0)
     columns = [FNeuron(row.unsqueeze(0), (-2.0, 2.0))(u).detach() for row in torch.eye(5, dtype=torch.float64)]
     expected = torch.linalg.lstsq(torch.cat(columns, 1), y).solution.flatten()
     assert found.converged

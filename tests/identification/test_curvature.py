@@ -16,9 +16,10 @@ from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.gauss_newton import conjugate_gradient_step, dense_step
-from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss
-from aafit.identification.problem import Images, Problem, Quadratic
+from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, as_loss
+from aafit.identification.problem import Problem, Quadratic
 from aafit.networks.adaptive import adaptive_parameters
+from aafit.networks.inputs import Batch
 from aafit.networks.surgery import replace_activations
 
 SHARP = ("gamma", "p3")
@@ -38,34 +39,35 @@ def turned(net: nn.Module) -> Any:
     return net.eval()
 
 
-def case(start: str = "LEAF and AHAF", sharing: Any = "layer", count: int = 6) -> tuple[Any, Images, Tensor]:
+def case(start: str = "LEAF and AHAF", sharing: Any = "layer", count: int = 6) -> tuple[Any, Batch, Tensor]:
     """A convolutional network, images with classes for it, and outputs of other images to use as targets."""
     generator = torch.Generator().manual_seed(2)
     net = turned(network(STARTS[start], torch.float64, sharing))
     x, other = torch.randn(2, count, 2, 4, 4, generator=generator, dtype=torch.float64)
-    return net, Images((x,), torch.randint(3, (count,), generator=generator)), net(other).detach()
+    return net, Batch((x,), {}, torch.randint(3, (count,), generator=generator)), net(other).detach()
 
 
-def by_autograd(net: nn.Module, loss: Loss, images: Images) -> Quadratic:
+def slopes_of(parameters: dict[str, Any]) -> Tensor:
+    """dp/dt at t = asinh(p) of a steepness, 1 of the others."""
+    each = ((1 + p.square()).sqrt() if name.endswith(SHARP) else torch.ones_like(p) for name, p in parameters.items())
+    return torch.cat([slope.flatten() for slope in each]).detach()
+
+
+def by_autograd(net: nn.Module, loss: Loss, images: Batch) -> Quadratic:
     """The same by the Jacobian of the outputs by p, its chain rule to t = asinh(p) for a steepness, and a Hessian."""
     parameters = adaptive_parameters(net)
-    slopes_P = torch.cat(
-        [
-            (1 + p.square()).sqrt().flatten() if name.endswith(SHARP) else p.flatten() * 0 + 1
-            for name, p in parameters.items()
-        ]
-    ).detach()
+    slopes_P = slopes_of(parameters)
 
     def outputs(*tensors: Tensor) -> Any:
-        return functional_call(net, dict(zip(parameters, tensors, strict=True)), images.inputs)
+        return functional_call(net, dict(zip(parameters, tensors, strict=True)), images.args)
 
     pieces = torch.autograd.functional.jacobian(outputs, tuple(p.detach() for p in parameters.values()))
     N = len(images)
     J_NKP = torch.cat([piece.reshape(N, piece.shape[1], -1) for piece in pieces], 2) * slopes_P
-    outputs_NK = net(*images.inputs).detach().requires_grad_()
-    values_N = loss.value(outputs_NK, images.targets)
+    outputs_NK = net(*images.args).detach().requires_grad_()
+    values_N = loss.value(outputs_NK, images.target)
     (g_NK,) = torch.autograd.grad(values_N.sum(), outputs_NK)
-    H_NKK = hessians(loss, outputs_NK.detach(), images.targets)
+    H_NKK = hessians(loss, outputs_NK.detach(), images.target)
     g_NP = torch.einsum("nk,nkp->np", g_NK, J_NKP)
     curvature_PP = torch.einsum("nkp,nkl,nlq->pq", J_NKP, H_NKK, J_NKP)
     return Quadratic(values_N.mean().item(), g_NP.mean(0), curvature_PP / N, g_NP.T @ g_NP / N, N)
@@ -102,7 +104,7 @@ def test_other_losses(name: str) -> None:
     net, images, other = case("AHAF and F-Neuron", "channel")
     targets = other.softmax(1) if name == "probabilities" else other
     loss = {"probabilities": CROSS_ENTROPY, "mean squared error": SQUARED_ERROR, "given": DISTANCE}[name]
-    images = Images(images.inputs, targets)
+    images = Batch(images.args, {}, targets)
     problem, vector_P = problem_of(net, loss)
     expected = by_autograd(net, loss, images)
     same(problem.quadratic(vector_P, images), expected)
@@ -124,14 +126,14 @@ def test_other_networks(kind: str, sharing: Any) -> None:
     if kind == "channels last":
         net, images, _ = case("LEAF and AHAF", sharing)
         net = net.to(memory_format=torch.channels_last)
-        images = Images((images.inputs[0].to(memory_format=torch.channels_last),), images.targets)
+        images = Batch((images.args[0].to(memory_format=torch.channels_last),), {}, images.target)
     else:
         x = torch.randn(*((5, 4) if kind == "linear" else (5, 3, 4)), dtype=torch.float64)
         flat = nn.Identity() if kind == "linear" else nn.Flatten()
         head = nn.Linear(4 if kind == "linear" else 12, 3)
         base = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.SiLU(), flat, head).double()
         starts = {"ReLU": LEAF.like("SiLU"), "SiLU": FNeuron.like("SiLU", pieces=2)}
-        net, images = turned(replace_activations(base, starts, sharing, x)[0]), Images((x,), torch.arange(5) % 3)
+        net, images = turned(replace_activations(base, starts, sharing, x)[0]), Batch((x,), {}, torch.arange(5) % 3)
     problem, vector_P = problem_of(net)
     same(problem.quadratic(vector_P, images), by_autograd(net, CROSS_ENTROPY, images))
 
@@ -150,7 +152,7 @@ def test_sampled_curvature_is_right_on_average() -> None:
     with torch.no_grad():
         net.out.weight.mul_(0.1)
     draws = 4000
-    many = Images((images.inputs[0].repeat(draws, 1, 1, 1),), images.targets.repeat(draws))
+    many = Batch((images.args[0].repeat(draws, 1, 1, 1),), {}, images.target.repeat(draws))
     problem, vector_P = problem_of(net, batch_size=1000)
     exact = problem.quadratic(vector_P, images)
     sampled = problem.quadratic(vector_P, many, columns=1, seed=1)
@@ -175,12 +177,12 @@ def test_float32_and_batches_of_any_size(sharing: str) -> None:
         problem, vector_P = problem_of(net, batch_size=size)
         same(problem.quadratic(vector_P, images), expected)
         assert torch.allclose(problem.product(vector_P, images, direction_P), expected.curvature_PP @ direction_P)
-        assert torch.allclose(problem.outputs(vector_P, images), net(*images.inputs))
-        losses_N = problem.losses(problem.outputs(vector_P, images), images.targets)
-        assert torch.allclose(losses_N, F.cross_entropy(net(*images.inputs), images.targets, reduction="none"))
-    narrow, x = net.float(), images.inputs[0].float()
+        assert torch.allclose(problem.outputs(vector_P, images), net(*images.args))
+        losses_N = problem.losses(problem.outputs(vector_P, images), images.target)
+        assert torch.allclose(losses_N, F.cross_entropy(net(*images.args), images.target, reduction="none"))
+    narrow, x = net.float(), images.args[0].float()
     problem, vector_P = problem_of(narrow)
-    same(problem.quadratic(vector_P, Images((x,), images.targets)), expected, rtol=1e-3, atol=1e-5)
+    same(problem.quadratic(vector_P, Batch((x,), {}, images.target)), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_a_vector_that_is_not_what_the_network_holds() -> None:
@@ -194,19 +196,142 @@ def test_a_vector_that_is_not_what_the_network_holds() -> None:
     same(found, by_autograd(net, CROSS_ENTROPY, images))
 
 
-def test_what_is_given_to_activations_must_be_rows_of_images() -> None:
-    class Joined(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.act, self.out = AHAF.like("SiLU"), nn.Linear(4, 3)
+class Folded(nn.Module):
+    """A network of sequences (B, T, 4) whose first activation receives them in another form."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.out(self.act(x.reshape(-1)).reshape(x.shape))
-            return logits
+    def __init__(self, form: str, outputs: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.form, self.lin, self.act1 = form, nn.Linear(4, 4), LEAF.like("SiLU")
+        self.act2, self.out = AHAF.like("SiLU"), nn.Linear(4, outputs)
 
-    problem, vector_P = problem_of(Joined())
-    with pytest.raises(UserError, match=r"'act' receives \(8,\) for 2 images: its first dimension must be the images"):
-        problem.quadratic(vector_P, Images((torch.randn(3, 4),), torch.arange(3)))
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.lin(x)
+        if self.form == "positions folded":
+            u = self.act1(u.flatten(0, 1)).reshape(u.shape)
+        elif self.form == "positions first":
+            u = self.act1(u.transpose(0, 1)).transpose(0, 1)
+        elif self.form == "positions first, folded":
+            u = self.act1(u.transpose(0, 1).flatten(0, 1)).reshape(x.shape[1], -1, 4).transpose(0, 1)
+        elif self.form == "all in one":
+            u = self.act1(u.reshape(-1)).reshape(u.shape)
+        elif self.form == "called twice":
+            u = self.act1(self.act1(u) + 1)
+        elif self.form == "mixed":
+            u = self.act1(u.mean(0)) + u
+        logits: Tensor = self.out(self.act2(u).mean(1) if self.form != "outputs" else self.act2(u))
+        return logits
+
+
+FORMS = ["positions folded", "positions first", "positions first, folded", "all in one", "called twice", "plain"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_samples_that_are_not_rows_of_what_an_activation_receives(form: str) -> None:
+    net = turned(Folded(form).double())
+    samples = Batch(
+        (torch.randn(7, 5, 4, generator=torch.Generator().manual_seed(1)).double(),), {}, torch.arange(7) % 3
+    )
+    problem, vector_P = problem_of(net)
+    same(problem.quadratic(vector_P, samples), by_autograd(net, CROSS_ENTROPY, samples))
+
+
+def test_samples_that_mix_are_refused() -> None:
+    problem, vector_P = problem_of(turned(Folded("mixed").double()))
+    with pytest.raises(UserError, match=r"'act1' receives \(5, 4\) for 4 samples and \(5, 4\) for half of"):
+        problem.quadratic(vector_P, Batch((torch.randn(5, 5, 4).double(),), {}, torch.arange(5) % 3))
+
+
+def by_positions(net: nn.Module, loss: Any, samples: Batch) -> Quadratic:
+    """Gradient and curvature of the mean of loss(outputs, target), a number for each sample, by autograd throughout."""
+    parameters = adaptive_parameters(net)
+    slopes = {
+        name: (1 + p.square()).sqrt() if name.endswith(SHARP) else torch.ones_like(p) for name, p in parameters.items()
+    }
+    slopes_P = torch.cat([slope.flatten() for slope in slopes.values()]).detach()
+    given = tuple(p.detach() for p in parameters.values())
+    N, gradients, curvature_PP, total = len(samples), [], 0.0, 0.0
+    for n in range(N):
+        one = samples.part(n, n + 1)
+
+        def outputs(*tensors: Tensor, one: Batch = one) -> Any:
+            return functional_call(net, dict(zip(parameters, tensors, strict=True)), one.args, one.kwargs)
+
+        y = outputs(*given).detach()
+        J_KP = torch.cat([p.reshape(y.numel(), -1) for p in torch.autograd.functional.jacobian(outputs, given)], 1)
+        value = lambda y, one=one: loss(y, one.target).sum()  # noqa: E731
+        H = torch.autograd.functional.hessian(value, y).reshape(y.numel(), y.numel())
+        leaf = y.clone().requires_grad_()
+        (g,) = torch.autograd.grad(value(leaf), leaf)
+        J_KP = J_KP * slopes_P
+        gradients.append(g.flatten() @ J_KP)
+        curvature_PP = curvature_PP + J_KP.T @ H @ J_KP
+        total += value(y).item()
+    g_NP = torch.stack(gradients)
+    return Quadratic(total / N, g_NP.mean(0), torch.as_tensor(curvature_PP) / N, g_NP.T @ g_NP / N, N)
+
+
+class Pictures(nn.Module):
+    """Classes for each place of a picture, as a segmentation gives them, called with a keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.conv, self.act, self.out = nn.Conv2d(2, 3, 3, padding=1), AHAF.like("SiLU"), nn.Conv2d(3, 4, 1)
+
+    def forward(self, *, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.out(self.act(self.conv(pixels)))
+        return logits
+
+
+def masked(y: Tensor, target: Tensor) -> Tensor:
+    """F.cross_entropy of one sample, the mean over the labels that count; 0 where none does."""
+    classes_first = y.movedim(-1, 1) if y.ndim == 3 else y
+    each = F.cross_entropy(classes_first, target, reduction="none", ignore_index=-100)
+    return each.sum() / (target != -100).sum().clamp(min=1)
+
+
+@pytest.mark.parametrize("kind", ["sequences", "pictures"])
+@pytest.mark.parametrize("columns", [None, 4000])
+def test_classes_at_positions_some_of_which_do_not_count(kind: str, columns: int | None) -> None:
+    generator = torch.Generator().manual_seed(4)
+    if kind == "sequences":
+        net = turned(Folded("outputs").double())
+        x = torch.randn(6, 5, 4, generator=generator, dtype=torch.float64)
+        labels = torch.randint(3, (6, 5), generator=generator)
+    else:
+        net = turned(Pictures().double())
+        x = torch.randn(6, 2, 3, 4, generator=generator, dtype=torch.float64)
+        labels = torch.randint(4, (6, 3, 4), generator=generator)
+    labels[0, 1:], labels[1] = -100, -100
+    samples = Batch((x,), {}, labels) if kind == "sequences" else Batch((), {"pixels": x}, labels)
+    problem, vector_P = problem_of(net)
+    expected = by_positions(net, masked, samples)
+    same(problem.quadratic(vector_P, samples, columns), expected, rtol=1e-7)
+    direction_P = torch.linspace(-1, 1, len(vector_P), dtype=torch.float64)
+    product_P = problem.product(vector_P, samples, direction_P)
+    assert torch.allclose(product_P, expected.curvature_PP @ direction_P, rtol=1e-6, atol=1e-10)
+    drawn = [problem.quadratic(vector_P, samples, 8, seed).curvature_PP for seed in range(40)]
+    error_PP = torch.stack(drawn).std(0) / 40**0.5
+    assert ((torch.stack(drawn).mean(0) - expected.curvature_PP).abs() <= 5 * error_PP + 1e-10).all()
+
+
+def huber(y: Tensor, target: Tensor) -> Tensor:
+    return F.huber_loss(y, target, reduction="none")
+
+
+def test_a_loss_that_is_a_function_of_output_and_target() -> None:
+    net = turned(Folded("outputs").double())
+    x, target = torch.randn(2, 4, 5, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    samples = Batch((x,), {}, target[..., :3])
+    problem, vector_P = problem_of(net, as_loss(huber))
+    expected = by_positions(net, lambda y, t: huber(y, t).flatten(1).mean(1), samples)
+    same(problem.quadratic(vector_P, samples), expected, rtol=1e-7)
+    squared, _ = problem_of(net, SQUARED_ERROR)
+    expected = by_positions(net, lambda y, t: (y - t).square().flatten(1).mean(1), samples)
+    same(squared.quadratic(vector_P, samples), expected, rtol=1e-7)
+    given = problem_of(net, as_loss(lambda y, t: (y - t).square()))[0].quadratic(vector_P, samples)
+    same(given, expected, rtol=1e-7)
 
 
 SHAPES = st.sampled_from([(1,), (3,), (2, 1, 1), (2, 2, 3)])

@@ -263,6 +263,6 @@ def test_a_forward_that_fails_leaves_the_network_as_it_was() -> None:
             raise RuntimeError("enough")
 
     net.register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="enough"):
+    with pytest.raises(UserError, match="failed: enough"):
         smooth_start(net, problem(size=24))
     assert sharp(net) == [2.0**16]

@@ -1,6 +1,7 @@
 """Factors of the losses' Hessians against autograd's own Hessians."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from identification_helpers import DISTANCE, distance, hessians
 from torch import Tensor
 
 from aafit.errors import UserError
-from aafit.identification.losses import CROSS_ENTROPY, LOSSES, SQUARED_ERROR, Loss, loss_with_hessian
+from aafit.identification.losses import CROSS_ENTROPY, LOSSES, SQUARED_ERROR, Loss, as_loss, loss_with_hessian
 
 
 def drawn(B: int, K: int, seed: int, scale: float = 2.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -108,10 +109,29 @@ def test_the_negative_part_of_a_given_hessian_is_left_out() -> None:
     assert loss.sampled is None
 
 
-def test_a_loss_without_a_hessian() -> None:
-    with pytest.raises(UserError, match="The loss 'absolute' has no Hessian by the outputs") as raised:
-        loss_with_hessian("absolute", distance, None)
-    assert str(raised.value).endswith("give hessian=.")
+def test_without_a_hessian_it_is_autograds() -> None:
+    outputs_BK, _, _, numbers_BK = drawn(3, 4, seed=0)
+    given, own = loss_with_hessian("distance", distance, None), DISTANCE
+    factor_BKR, expected_BKR = given.factor(outputs_BK, numbers_BK), own.factor(outputs_BK, numbers_BK)
+    assert torch.allclose(factor_BKR @ factor_BKR.mT, expected_BKR @ expected_BKR.mT)
+    linear = loss_with_hessian("linear", lambda outputs, targets: outputs)
+    assert not linear.factor(outputs_BK, numbers_BK).any()
+
+
+@pytest.mark.parametrize(
+    ("loss", "size", "says"),
+    [
+        (F.mse_loss, 4, "The loss 'mse_loss' gives shape .* for 3 samples: let it give a number for each"),
+        (lambda outputs, targets: 1.0, 4, "gives a float for 3 samples"),
+        (lambda outputs, targets: outputs.mean(1), 600, "up to 512 outputs a sample, and the network has 600"),
+    ],
+)
+def test_functions_that_are_no_loss_by_sample(loss: Any, size: int, says: str) -> None:
+    outputs_BK = torch.zeros(3, size, dtype=torch.float64)
+    with pytest.raises(UserError, match=says):
+        as_loss(loss).factor(outputs_BK, outputs_BK)
+    with pytest.raises(UserError, match="no loss"):
+        as_loss(3)  # type: ignore[arg-type]
 
 
 def test_a_draw_has_the_curvature_of_a_network_that_is_sure() -> None:

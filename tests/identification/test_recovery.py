@@ -140,7 +140,7 @@ def trained() -> nn.Module:
 
 def depends(net: nn.Module, x: Tensor) -> float:
     with torch.no_grad():
-        return variation(net(x), probabilities=True)
+        return variation(net(x).softmax(1))
 
 
 FAR: dict[str, Any] = {

@@ -11,8 +11,9 @@ from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR
-from aafit.identification.problem import Images, Problem, Quadratic
+from aafit.identification.problem import Problem, Quadratic
 from aafit.identification.uncertainty import scaled_inverse, uncertainty, uncertainty_at
+from aafit.networks.inputs import Batch
 
 CENTRES = torch.linspace(-2, 2, 5, dtype=torch.float64)
 
@@ -22,15 +23,15 @@ def hats(u: Tensor) -> Tensor:
     return (1 - (u.clamp(-2, 2) - CENTRES).abs()).clamp(min=0)
 
 
-def line(images: int = 400) -> tuple[nn.Module, Images]:
+def line(images: int = 400) -> tuple[nn.Module, Batch]:
     """An F-Neuron alone is linear regression on its memberships; its errors grow with |u|."""
     generator = torch.Generator().manual_seed(1)
     u = torch.rand(images, 1, generator=generator, dtype=torch.float64) * 5 - 2.5
     noise = torch.randn(images, 1, generator=generator, dtype=torch.float64) * (0.1 + u.abs())
-    return FNeuron(torch.zeros(1, 5, dtype=torch.float64), (-2.0, 2.0)), Images((u,), u.sin() + noise)
+    return FNeuron(torch.zeros(1, 5, dtype=torch.float64), (-2.0, 2.0)), Batch((u,), {}, u.sin() + noise)
 
 
-def solved(net: nn.Module, data: Images) -> tuple[Coordinates, Quadratic]:
+def solved(net: nn.Module, data: Batch) -> tuple[Coordinates, Quadratic]:
     coordinates = Coordinates(net)
     problem = Problem(net, coordinates, SQUARED_ERROR)
     quadratic = problem.quadratic(coordinates.read(), data)
@@ -43,10 +44,10 @@ def test_linear_regression_against_the_closed_form() -> None:
     net, data = line()
     coordinates, quadratic = solved(net, data)
     found = uncertainty(quadratic, coordinates, coordinates.read())
-    A, n = hats(data.inputs[0]), len(data)
-    weights = torch.linalg.lstsq(A, data.targets).solution.flatten()
+    A, n = hats(data.args[0]), len(data)
+    weights = torch.linalg.lstsq(A, data.target).solution.flatten()
     inverse = torch.linalg.inv(A.T @ A)
-    residuals = (A @ weights - data.targets.flatten()).square()
+    residuals = (A @ weights - data.target.flatten()).square()
     # White's covariance of least squares, for errors of unequal size.
     robust = inverse @ (A.T * residuals) @ A @ inverse
     assert [row.name for row in found.rows] == [f"weight[{i}]" for i in range(5)]
@@ -62,14 +63,14 @@ def test_the_errors_are_those_of_refitting_on_bootstrap_samples() -> None:
     net, data = line()
     coordinates, quadratic = solved(net, data)
     errors = torch.tensor([row.error for row in uncertainty(quadratic, coordinates, coordinates.read()).rows])
-    A, n = hats(data.inputs[0]), len(data)
+    A, n = hats(data.args[0]), len(data)
     generator = torch.Generator().manual_seed(2)
     draws = [torch.randint(n, (n,), generator=generator) for _ in range(400)]
-    refitted = torch.stack([torch.linalg.lstsq(A[at], data.targets[at]).solution.flatten() for at in draws])
+    refitted = torch.stack([torch.linalg.lstsq(A[at], data.target[at]).solution.flatten() for at in draws])
     assert torch.allclose(refitted.std(0).float(), errors, rtol=0.15)
 
 
-def logistic(images: int, seed: int) -> tuple[nn.Module, Images]:
+def logistic(images: int, seed: int) -> tuple[nn.Module, Batch]:
     """Two classes with logits (0, p1 u): labels drawn from the model itself, at p1 = 1."""
     head = nn.Linear(1, 2, bias=False).double()
     with torch.no_grad():
@@ -79,7 +80,7 @@ def logistic(images: int, seed: int) -> tuple[nn.Module, Images]:
     labels = (torch.rand(images, generator=generator, dtype=torch.float64) < (u * 1.0).sigmoid().flatten()).long()
     # With p3 = 0 the sigmoid is 1/2 and LEAF is a line with slope p1 / 2.
     leaf = LEAF(*torch.tensor([2.0, 0.0, 0.0, 0.0], dtype=torch.float64).split(1))
-    return nn.Sequential(leaf, head), Images((u,), labels)
+    return nn.Sequential(leaf, head), Batch((u,), {}, labels)
 
 
 def test_where_the_model_is_true_both_errors_agree_with_logistic_regression() -> None:
@@ -97,7 +98,7 @@ def test_where_the_model_is_true_both_errors_agree_with_logistic_regression() ->
     alone = Coordinates(FNeuron(torch.zeros(1, 3, dtype=torch.float64)))
     alone.names, alone.sharp_P = ["p1"], coordinates.sharp_P[keep]
     (row,) = uncertainty(only, alone, coordinates.read()[keep]).rows
-    u = data.inputs[0].flatten()
+    u = data.args[0].flatten()
     p = u.sigmoid()
     expected = (u.square() / 4 * p * (1 - p)).sum().rsqrt().item()
     assert row.model_error == pytest.approx(expected, rel=1e-9)
@@ -234,7 +235,7 @@ def test_what_cannot_be_used(quadratic: Quadratic, vector: Tensor, ridge: Tensor
         uncertainty(quadratic, leaf(), vector, ridge)
 
 
-def sure(outputs: int, images: int = 600) -> tuple[Problem, Tensor, Images]:
+def sure(outputs: int, images: int = 600) -> tuple[Problem, Tensor, Batch]:
     """A network that is sure of nearly all of its answers, and right."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), LEAF.like("SiLU"), nn.Linear(8, outputs)).double().eval()
@@ -242,7 +243,7 @@ def sure(outputs: int, images: int = 600) -> tuple[Problem, Tensor, Images]:
         net[2].weight.mul_(30)
     x = torch.randn(images, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     coordinates = Coordinates(net)
-    data = Images((x,), net(x).detach().argmax(1))
+    data = Batch((x,), {}, net(x).detach().argmax(1))
     return Problem(net, coordinates, CROSS_ENTROPY), coordinates.read(), data
 
 
