@@ -20,8 +20,8 @@ from aafit.identification.problem import Problem
 from aafit.identification.result import Identification, State
 from aafit.identification.samples import prepare
 from aafit.networks.adaptive import train_only_activations
+from aafit.networks.as_modules import like_for_like
 from aafit.networks.inputs import Output
-from aafit.networks.surgery import like_for_like
 from aafit.training.evaluate import own_modes
 
 TARGETS = ("labels", "logits", "activations")
