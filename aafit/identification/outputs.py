@@ -13,19 +13,7 @@ from torch import Size, Tensor
 
 from aafit.errors import UserError
 from aafit.identification.losses import CROSS_ENTROPY, LOSSES, Loss
-
-IGNORED = -100
-"""A label that does not count, as in F.cross_entropy."""
-
-
-def class_axis(shape: Size, labels: Size | None = None) -> int:
-    """Where the K outputs of a position are: the last axis of (B, K) and (B, T, K), axis 1 of (B, C, H, W) and beyond.
-
-    It is the other one of these two where only that fits the shape of the labels.
-    """
-    axes = (len(shape) - 1, 1) if len(shape) <= 3 else (1, len(shape) - 1)
-    fitting = [axis for axis in axes if labels is not None and labels == shape[:axis] + shape[axis + 1 :]]
-    return fitting[0] if fitting else axes[0]
+from aafit.training.losses import IGNORED, check_labels, class_axis, known_labels
 
 
 @dataclass(frozen=True)
@@ -115,12 +103,12 @@ def curved(loss: Loss, outputs: Tensor, targets: Any, change: Tensor) -> Tensor:
 def meant(loss: Loss, outputs: Tensor) -> Tensor:
     """What matters of the outputs: their probabilities, where the loss is a cross-entropy; in float64."""
     wide = outputs.double()
-    return wide.softmax(class_axis(outputs.shape)) if loss is CROSS_ENTROPY else wide
+    return wide.softmax(_class_axis(outputs.shape)) if loss is CROSS_ENTROPY else wide
 
 
 def one_hot(outputs: Tensor, labels: Tensor) -> Tensor:
     """Labels as the outputs that would be right without doubt, (N, ...); 0 for what is ignored."""
-    axis = class_axis(Size((len(labels), *outputs.shape[1:])), labels.shape)
+    axis = _class_axis(Size((len(labels), *outputs.shape[1:])), labels.shape)
     classes = torch.arange(outputs.shape[axis], device=labels.device)
     return (labels.unsqueeze(axis) == classes.reshape(-1, *[1] * (outputs.ndim - 1 - axis))).double()
 
@@ -129,7 +117,8 @@ def check_targets(loss: Loss, outputs: Tensor, targets: Any) -> None:
     """Check that targets fit outputs, of which a few rows are enough to tell.
 
     Raises:
-        UserError: they do not; there are none; or the first dimension of the outputs is not that of the samples.
+        UserError: they do not; there are none; labels are no class; or the first dimension of the outputs is not that
+            of the samples.
     """
     if not isinstance(targets, Tensor):
         raise UserError(
@@ -140,19 +129,8 @@ def check_targets(loss: Loss, outputs: Tensor, targets: Any) -> None:
         raise UserError("The network gives one number for a whole batch: let output= give one or more for each sample.")
     shape = (len(targets), *outputs.shape[1:])
     if loss is CROSS_ENTROPY and not targets.is_floating_point():
-        axis = class_axis(Size(shape), targets.shape) if len(shape) > 1 else 0
-        if axis == 0 or targets.shape != shape[:axis] + shape[axis + 1 :]:
-            raise UserError(
-                f"Labels of shape {tuple(targets.shape)} do not fit outputs of shape {shape}: cross-entropy takes a "
-                "class for each position, or probabilities of the outputs' shape."
-            )
-        classes = shape[axis]
-        outside = int((((targets < 0) & (targets != IGNORED)) | (targets >= classes)).sum())
-        if outside:
-            raise UserError(
-                f"{outside} of {targets.numel()} labels are no class of the network, which has {classes} outputs: give "
-                f"labels from 0 to {classes - 1}, or {IGNORED} for what does not count."
-            )
+        classes = shape[_class_axis(Size(shape), targets.shape)]
+        check_labels(known_labels(targets, classes)[1], classes)
     elif loss in LOSSES.values() and targets.shape != shape:
         raise UserError(
             f"Targets of shape {tuple(targets.shape)} do not fit outputs of shape {shape}, as the loss {loss.name!r} "
@@ -183,7 +161,23 @@ def _rows(loss: Loss, wide: Tensor, targets: Tensor) -> _Rows:
 
 def _axis(loss: Loss, outputs: Tensor, targets: Tensor) -> int:
     labels = targets.shape if loss is CROSS_ENTROPY and not targets.is_floating_point() else None
-    return class_axis(outputs.shape, labels)
+    # Where there is no axis of classes a sample has one number.
+    return _class_axis(outputs.shape, labels) if outputs.ndim > 1 else 0
+
+
+def _class_axis(shape: Size, labels: Size | None = None) -> int:
+    axis = class_axis(shape, labels)
+    if axis is not None:
+        return axis
+    if labels is None or len(shape) < 2:
+        raise UserError(
+            f"Cross-entropy needs a number for each class, and the outputs have the shape {tuple(shape)}: let output= "
+            'give them, or take loss="mean squared error" where they are numbers.'
+        )
+    raise UserError(
+        f"Labels of shape {tuple(labels)} do not fit outputs of shape {tuple(shape)}: cross-entropy takes a class for "
+        "each position, or probabilities of the outputs' shape."
+    )
 
 
 def _by_position(outputs: Tensor, axis: int) -> Tensor:

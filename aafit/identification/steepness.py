@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from aafit.errors import UserError, check_name
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import CROSS_ENTROPY
-from aafit.identification.outputs import IGNORED, check_targets, class_axis
+from aafit.identification.outputs import check_targets
 from aafit.identification.samples import gathered, outputs_of
 from aafit.networks.inputs import Output
 from aafit.training.evaluate import evaluation_mode
+from aafit.training.losses import IGNORED, class_axis
 
 MEASURES = ("logits", "accuracy")
 BISECTIONS = 10
@@ -113,5 +114,6 @@ def _accuracy_changed(before: Tensor, after: Tensor, labels: Tensor | None) -> f
     check_targets(CROSS_ENTROPY, before, labels)
     assert labels is not None
     axis = class_axis(before.shape, labels.shape)
+    assert axis is not None
     right = [(y.argmax(axis) == labels)[labels != IGNORED].double().mean().item() for y in (before, after)]
     return abs(right[1] - right[0])

@@ -246,7 +246,7 @@ class _Outputs:
         labels = target if isinstance(target, Tensor) and not target.is_floating_point() else None
         if labels is None and self.loss != "cross-entropy" and (self.loss is not None or target is None):
             return
-        axis = class_axis(results[0], labels)
+        axis = class_axis(results[0].shape, None if labels is None else labels.shape)
         if axis is None:
             return
         predicted = [result.argmax(axis) for result in results]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Size, Tensor
 
 from aafit.errors import UserError, check_name
 
@@ -40,19 +40,19 @@ def check_loss(loss: Loss) -> Loss:
     return check_name("loss", loss, LOSSES)
 
 
-def class_axis(output: Tensor, labels: Tensor | None = None) -> int | None:
-    """Where the classes are: the axis without which an output has the shape of the labels; None where there is none.
+def class_axis(shape: Size, labels: Size | None = None) -> int | None:
+    """Where the classes are: the axis without which an output's shape is that of the labels; None where there is none.
 
     The last of (B, K) and (B, T, K), axis 1 of (B, C, H, W) and of outputs with still more axes; the other one of these
     two where only that fits the labels. Without labels the first of these rules alone says it.
     """
-    if output.dim() < 2:
+    if len(shape) < 2:
         return None
-    axes = (output.dim() - 1, 1) if output.dim() <= 3 else (1, output.dim() - 1)
+    axes = (len(shape) - 1, 1) if len(shape) <= 3 else (1, len(shape) - 1)
     if labels is None:
         return axes[0]
     for axis in axes:
-        if labels.shape == output.shape[:axis] + output.shape[axis + 1 :]:
+        if labels == shape[:axis] + shape[axis + 1 :]:
             return axis
     return None
 
@@ -86,9 +86,9 @@ def with_classes(output: Tensor, target: Any) -> tuple[Tensor, Tensor]:
         raise UserError(f"Cross-entropy needs labels, and the batch has {what}.")
     shape = tuple(output.shape)
     if target.is_floating_point() and target.shape == output.shape:
-        axis = class_axis(output)
+        axis = class_axis(output.shape)
     elif not target.is_floating_point() and not target.is_complex():
-        axis = class_axis(output, target)
+        axis = class_axis(output.shape, target.shape)
     else:
         axis = None
     if axis is None:
@@ -200,7 +200,11 @@ def total_metric(metric: Metric, output: Tensor, target: Any) -> tuple[Tensor, T
 
 
 def _has_labels(output: Tensor, target: Any) -> bool:
-    return isinstance(target, Tensor) and not target.is_floating_point() and class_axis(output, target) is not None
+    return (
+        isinstance(target, Tensor)
+        and not target.is_floating_point()
+        and class_axis(output.shape, target.shape) is not None
+    )
 
 
 def _of_rows(value: Any, output: Tensor, what: str) -> tuple[Tensor, Tensor]:

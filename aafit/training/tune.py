@@ -218,7 +218,7 @@ def _with_outputs_of(base: nn.Module, batch: Batch, output: Output | None, loss:
         # Cloned: the first activation may work in place.
         target = run(base, batch.cloned(), output)
     if loss == "cross-entropy":
-        axis = class_axis(target)
+        axis = class_axis(target.shape)
         if axis is None:
             raise UserError(f"The base's outputs of shape {tuple(target.shape)} have no axis of classes.")
         target = target.softmax(axis)

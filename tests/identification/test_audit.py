@@ -269,7 +269,12 @@ def test_it_prints_and_is_fit_for_json() -> None:
         (network(), [(x * math.nan, y) for x, y in problem()], {}, "not finite"),
         (network(), problem(), {"optimizer": "adm"}, "Did you mean 'adam'"),
         (network(), problem(), {"lr": 0.0}, "learning rate 0.0"),
-        (network(), [(x, y + 3) for x, y in problem()], {}, "24 of 24 labels are no class of the network"),
+        (
+            network(),
+            [(x, y + 3) for x, y in problem()],
+            {},
+            "24 of the labels are no class: the network gives 3 classes",
+        ),
         (network(), problem(), {"precision": "int8"}, "Unknown precision"),
     ],
 )

@@ -186,7 +186,7 @@ def scripted() -> nn.Module:
         ({"batches": [(x[:0], y[:0]) for x, y in problem()]}, "There is nothing to identify from"),
         ({"batches": [(x[:1], y[:1]) for x, y in problem()[:1]]}, "Of 1 images a share of 0.2 leaves 0 held out"),
         ({"batches": problem(count=16)}, "Of 16 images a share of 0.2 leaves 3 held out and 13 to fit on: give more"),
-        ({"batches": [(x, y + 1) for x, y in problem()]}, "labels are no class of the network, which has 3 outputs"),
+        ({"batches": [(x, y + 1) for x, y in problem()]}, "of the labels are no class: the network gives 3 classes"),
         (
             {"batches": [(x, y[:, None]) for x, y in problem()]},
             r"Labels of shape \(19, 1\) do not fit outputs",

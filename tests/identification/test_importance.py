@@ -190,7 +190,12 @@ def test_a_gain_of_more_than_the_loss_is_not_believed() -> None:
         (network(), problem(), {"images": 1}, "at least 2 images"),
         (network(), [(x * math.nan, y) for x, y in problem()], {}, "not finite"),
         (FNeuron(torch.zeros(2000, 3)), [], {}, "6000 adaptive parameters"),
-        (network(), [(x, y + 3) for x, y in problem()], {}, "24 of 24 labels are no class of the network"),
+        (
+            network(),
+            [(x, y + 3) for x, y in problem()],
+            {},
+            "24 of the labels are no class: the network gives 3 classes",
+        ),
         (network(), problem(), {"precision": "int8"}, "Unknown precision"),
     ],
 )
