@@ -190,12 +190,15 @@ class _Received:
             return
         left, right = activation.interval
         self.outside += int(((u < left) | (u > right)).sum())
-        with torch.enable_grad():
-            # The output is linear in the weights: its derivative is the sum of the inputs' memberships.
-            weight = activation.weight.detach().clone().requires_grad_()
-            (membership,) = torch.autograd.grad(interpolate(u, weight, activation.line).sum(), weight)
-        before = self.membership
-        self.membership = membership.double().cpu() + (0 if before is None else before)
+        # Beyond the ends of a line that goes on there, memberships have signs of their own and may cancel others.
+        sides = [u <= left, (u > left) & (u < right), u >= right] if activation.line.extended else [torch.ones_like(u)]
+        for side in sides:
+            with torch.enable_grad():
+                # The output is linear in the weights: its derivative is the sum of the inputs' memberships.
+                weight = activation.weight.detach().clone().requires_grad_()
+                (membership,) = torch.autograd.grad((interpolate(u, weight, activation.line) * side).sum(), weight)
+            before = self.membership
+            self.membership = membership.double().abs().cpu() + (0 if before is None else before)
 
 
 def _watched_outputs(

@@ -144,6 +144,18 @@ def test_what_reaches_the_weights(inputs: list[float], outside: float, unreached
     assert (row.outside, row.unreached) == (outside, unreached)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "unreached"),
+    [([-9.0, 9.0], (2,)), ([4.0, -4.0], (1, 2, 3)), ([3.0, 5.0], (0, 1, 2)), ([5.0], (0, 1, 2))],
+)
+def test_what_reaches_the_weights_of_a_line_that_goes_on(inputs: list[float], unreached: tuple[int, ...]) -> None:
+    # At 3 and at 5 the same weight has a half and minus a half of a say: it is reached all the same.
+    given = torch.tensor([inputs, inputs]).double()
+    net, batches = alone(FNeuron.like("Tanh", pieces=3, outside="linear"), given)
+    (row,) = audit(net, batches).rows
+    assert row.unreached == unreached
+
+
 def test_a_dead_layer_has_no_gradient() -> None:
     net, batches = alone(AHAF(-1.0, 1.0), torch.zeros(4, 2))
     for row in audit(net, batches).rows:
