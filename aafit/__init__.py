@@ -46,6 +46,7 @@ from aafit.version import __version__
 if TYPE_CHECKING:
     from aafit.report.shapes import plot_activations
     from aafit.runs.start import load_run
+    from aafit.studies.figure import plot_study
 
 __all__ = [
     "AHAF",
@@ -83,6 +84,7 @@ __all__ = [
     "load_run",
     "loss_with_hessian",
     "plot_activations",
+    "plot_study",
     "replace_activations",
     "restore_activations",
     "save_activations",
@@ -98,6 +100,7 @@ __all__ = [
 _ON_DEMAND = {
     "load_run": ("aafit.runs.start", "experiment"),
     "plot_activations": ("aafit.report.shapes", "plots"),
+    "plot_study": ("aafit.studies.figure", "plots"),
 }
 
 

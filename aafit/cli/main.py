@@ -13,7 +13,7 @@ from aafit.cli.options import data_dir_option, device_option, runs_dir_option
 from aafit.cli.study import study
 from aafit.cli.train import train
 from aafit.errors import UserError
-from aafit.report.page import draw_activations, write_report
+from aafit.report.page import animate_activations, draw_activations, draw_time_axis, write_report
 from aafit.runs.compare import base_of, compare_runs
 from aafit.runs.config import choices
 from aafit.runs.documents import ACTIVATIONS, DONE
@@ -144,7 +144,9 @@ main.add_command(study)
     type=click.Path(path_type=Path, file_okay=False),
     help="Where the pictures go [default: figures/ in each run's folder].",
 )
-def show(folders: tuple[Path, ...], runs_dir: Path, out: Path | None) -> None:
+@click.option("--animate", is_flag=True, help="How the forms came about too, as a GIF.")
+@click.option("--times", is_flag=True, help="One figure of all: test accuracy over the seconds of tuning.")
+def show(folders: tuple[Path, ...], runs_dir: Path, out: Path | None, animate: bool, times: bool) -> None:
     """Draw the activations of finished runs, before and after tuning.
 
     FOLDERS are run folders or folders that hold some; without one, all of the runs folder.
@@ -156,6 +158,11 @@ def show(folders: tuple[Path, ...], runs_dir: Path, out: Path | None) -> None:
         raise UserError(f"No finished run with adaptive activations in {where}; run a suite first.")
     for folder in finished:
         for picture in draw_activations(folder, out or folder / "figures"):
+            click.echo(picture)
+        if animate:
+            click.echo(animate_activations(folder, out or folder / "figures"))
+    if times:
+        for picture in draw_time_axis(finished, out or runs_dir / "figures"):
             click.echo(picture)
 
 

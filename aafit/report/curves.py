@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from aafit.pages.style import BASE_LINE, GREY, Line, label_ends, line, look, panels, set_epochs, text_width
 from aafit.report.groups import Group
 from aafit.report.runs import RunRecord
-from aafit.report.style import BASE_LINE, GREY, Line, label_ends, line, look, panels, set_epochs, text_width
 from aafit.report.summary import activations, status
 
 NEAR_ACCURACY, NEAR_LOSS = 6.0, 2.0

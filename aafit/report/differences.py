@@ -6,8 +6,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from aafit.pages.style import GREY, look, panels, text_width
 from aafit.report.runs import RunRecord, SuiteRuns
-from aafit.report.style import GREY, look, panels, text_width
 from aafit.runs.documents import Difference
 
 MEAN: dict[str, Any] = {"color": "black", "marker": "o", "markersize": 5, "linestyle": ""}

@@ -9,14 +9,17 @@ from typing import Any
 
 from aafit.files import make_folder, write_atomically
 from aafit.pages.html import rendered
+from aafit.pages.style import save
+from aafit.report.animation import animate
 from aafit.report.curves import draw_group
 from aafit.report.differences import draw_differences
 from aafit.report.groups import groups
 from aafit.report.runs import RunRecord, SuiteRuns, read_run, read_suite
+from aafit.report.seeds import draw_seeds
 from aafit.report.shapes import draw_saved
-from aafit.report.style import save
 from aafit.report.summary import activations, status
 from aafit.report.tables import DIVERGED, ResultsTable, csv_rows, duration, results_table
+from aafit.report.time_axis import draw_times
 from aafit.report.trajectories import draw_trajectories
 from aafit.runs.documents import ACTIVATIONS, CurveError
 
@@ -57,6 +60,7 @@ def write_report(suite_folder: Path) -> Report:
         facts=_facts(suite),
         curves=_embedded([path for path in shared if path.name.startswith("curves")]),
         differences=_embedded([path for path in shared if path.name.startswith("differences")]),
+        seeds=_embedded([path for path in shared if path.name.startswith("seeds")]),
         runs=[_section(run, of_run[run.folder]) for runs in suite.by_name().values() for run in runs],
     )
     write_atomically(folder / "report.html", html)
@@ -186,12 +190,28 @@ def draw_activations(run_folder: Path, out: Path) -> list[Path]:
     return _draw_shapes(read_run(run_folder), out)
 
 
+def animate_activations(run_folder: Path, out: Path) -> Path:
+    """How the forms of one run's activations came about, as a GIF; see `animate` for what it raises."""
+    run = read_run(run_folder)
+    return animate(run, out, f"activations-{file_name(run)}")
+
+
+def draw_time_axis(run_folders: Sequence[Path], out: Path) -> list[Path]:
+    """The test accuracy of several runs over the seconds of their tuning, in one figure."""
+    runs = [read_run(folder) for folder in run_folders]
+    names = {f"{run.folder.parent.parent.name}: {run.name}, seed {run.seed}": run for run in runs}
+    return save(draw_times(names), out, "times")
+
+
 def draw_suite_figures(suite: SuiteRuns, out: Path) -> list[Path]:
     """The figures that several runs share: training curves by group, and what the replacements changed."""
     files: list[Path] = []
     for group in groups(suite):
         if any(run.last_epoch is not None for runs in {**group.bases, **group.tuned}.values() for run in runs):
             files += save(draw_group(group), out, f"curves-{_safe(group.key)}")
+    for name, runs in suite.by_name().items():
+        if (over_seeds := draw_seeds(runs)) is not None:
+            files += save(over_seeds, out, f"seeds-{_safe(name)}")
     figure = draw_differences(suite)
     return files if figure is None else files + save(figure, out, "differences")
 

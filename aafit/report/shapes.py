@@ -18,7 +18,7 @@ from aafit.errors import UserError
 from aafit.networks.adaptive import read_activations
 from aafit.networks.inputs import as_batch
 from aafit.networks.kinds import KNOWN
-from aafit.report.style import GREY, look, panels
+from aafit.pages.style import GREY, look, panels
 
 LISTED = 24
 """The weights of an F-Neuron that a layer shares are printed if there are at most so many."""
@@ -107,14 +107,14 @@ def _draw(shown: Sequence[Panel], title: str) -> Figure:
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
-    left, right = _range(panel.after)
+    left, right = curve_range(panel.after)
     # Fewer points where a layer may have tens of thousands of neurons, each with a curve.
     x = np.linspace(left, right, 961 if panel.after.shape == (1,) else 241)
     axes.axhline(0, color="#999999", linewidth=0.6)
     axes.axvline(0, color="#999999", linewidth=0.6)
     if panel.replaced is not None and panel.replaced in REPLACED_FUNCTIONS:
         replaced = REPLACED_FUNCTIONS[panel.replaced]
-        axes.plot(x, _values(replaced, x)[:, 0], label="replaced function", zorder=2, **REPLACED)
+        axes.plot(x, curve_values(replaced, x)[:, 0], label="replaced function", zorder=2, **REPLACED)
     tuned = isinstance(panel.before, AdaptiveActivation)
     if panel.before is not None:
         _curve(axes, panel.before, x, BEFORE, "start, before tuning" if tuned else "the function it started as", "//")
@@ -139,7 +139,7 @@ def _text(panel: Panel) -> list[str]:
 
 def _curve(axes: Axes, function: nn.Module, x: Array, style: dict[str, Any], label: str, hatch: str) -> None:
     """A curve; for parameters of each channel or neuron the median of their curves, and where 90 % of them lie."""
-    values = _values(function, x)
+    values = curve_values(function, x)
     if np.all(values == values[:, :1]):
         axes.plot(x, values[:, 0], label=label, **style)
         return
@@ -149,7 +149,7 @@ def _curve(axes: Axes, function: nn.Module, x: Array, style: dict[str, Any], lab
     axes.fill_between(x, low, high, label=f"{label}: 5 to 95 % of all curves", **band)
 
 
-def _values(function: Callable[[Tensor], Tensor], x: Array) -> Array:
+def curve_values(function: Callable[[Tensor], Tensor], x: Array) -> Array:
     """The function's values at x, (points, curves): a curve for each of the parameters' channels or neurons."""
     shape = function.shape if isinstance(function, AdaptiveActivation) else (1,)
     parameters = function.parameters() if isinstance(function, nn.Module) else iter(())
@@ -162,7 +162,8 @@ def _values(function: Callable[[Tensor], Tensor], x: Array) -> Array:
     return values.reshape(len(x), -1).cpu().numpy()
 
 
-def _range(activation: AdaptiveActivation) -> tuple[float, float]:
+def curve_range(activation: AdaptiveActivation) -> tuple[float, float]:
+    """The inputs over which an activation is drawn."""
     if isinstance(activation, FNeuron):
         left, right = activation.interval
         beyond = 0.12 * (right - left)
@@ -217,7 +218,7 @@ def _inputs(axes: Axes, density: Array, edges: Array) -> None:
 def _histograms(
     net: nn.Module, found: dict[str, AdaptiveActivation], batches: Iterable[Any]
 ) -> dict[str, tuple[Array, Array]]:
-    edges = {path: np.linspace(*_range(activation), 121) for path, activation in found.items()}
+    edges = {path: np.linspace(*curve_range(activation), 121) for path, activation in found.items()}
     counts = {path: np.zeros(120) for path in found}
     totals = dict.fromkeys(found, 0)
 

@@ -5,8 +5,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from aafit.pages.style import GREY, Line, label_ends, line, look, panels, set_epochs, text_width
 from aafit.report.runs import RunRecord
-from aafit.report.style import GREY, Line, label_ends, line, look, panels, set_epochs, text_width
 
 MANY = 8
 """Up to so many curves have lines and markers of their own; of more, labels tell which is which."""

@@ -194,6 +194,11 @@ def _replaced(study: Study) -> str:
 def _tuned(study: Study) -> str:
     found, standings = study.identification, study.standings
     steps = found.steps[-1].number
+    if not steps:
+        return (
+            f"Gauss-Newton, from {found.images:,} samples ({_seconds(found.seconds)}), found nothing for their "
+            f"{len(found.names):,} numbers that does better on the samples it held out, so they stayed as they were."
+        )
     begun = (
         f"Gauss-Newton then set their {len(found.names):,} numbers in {steps} step{'s' * (steps != 1)} "
         f"({_seconds(found.seconds)}) from {found.images:,} samples"

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from aafit.activations import FIXED, LEAF, FNeuron
 from aafit.errors import UserError
+from aafit.pages.style import spread
 from aafit.report.curves import draw_group
 from aafit.report.groups import groups
 from aafit.report.page import write_report
 from aafit.report.runs import read_suite
 from aafit.report.shapes import draw_saved, number, plot_activations
-from aafit.report.style import spread
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,13 @@ def test_duration(seconds: float, text: str) -> None:
 
 def test_the_report_is_complete(suite: Path, report: Report) -> None:
     names = {path.relative_to(suite / "report").as_posix() for path in (report.page, *report.tables, *report.figures)}
-    stems = ["curves-relu-to-tanh-relu", "curves-silu-to-relu", "differences", "trajectories-silu-ahaf-relu-seed42"]
+    stems = [
+        "curves-relu-to-tanh-relu",
+        "curves-silu-to-relu",
+        "differences",
+        "seeds-relu-leaf-tanh",
+        "trajectories-silu-ahaf-relu-seed42",
+    ]
     for run in ("relu-leaf-relu-seed42", "relu-fneuron-seed42", "relu-leaf-tanh-seed42", "relu-leaf-tanh-seed100"):
         stems += [f"activations-{run}", f"trajectories-{run}"]
     expected = {"report.html", "results.md", "results.csv", "results.tex"}

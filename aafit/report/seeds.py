@@ -1,0 +1,43 @@
+"""The forms that came out with different seeds: their mean, and how far they lie apart."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from aafit.networks.adaptive import read_activations
+from aafit.pages.style import look, panels
+from aafit.report.runs import RunRecord
+from aafit.report.shapes import AFTER, BEFORE, curve_range, curve_values
+from aafit.runs.documents import ACTIVATIONS
+
+
+def draw_seeds(runs: Sequence[RunRecord]) -> Figure | None:
+    """Mean over the seeds of each layer's tuned form, and one sample standard deviation; None: fewer than two seeds.
+
+    Where a layer has several curves (channels, neurons), their median counts.
+    """
+    counted = [run for run in runs if run.done is not None and (run.folder / ACTIVATIONS).exists()]
+    if len(counted) < 2:
+        return None
+    saved = [read_activations(run.folder / ACTIVATIONS) for run in counted]
+    columns = min(3, len(saved[0]))
+    title = f"{counted[0].name}: forms of {len(counted)} seeds, mean and standard deviation"
+    with look():
+        figure, axes = panels(
+            -(-len(saved[0]) // columns), columns, (2.9, 2.0), (0.5, 0.15, 0.42, 0.3), title, foot=0.3
+        )
+        for where, layers in zip(axes, zip(*saved, strict=True), strict=False):
+            u = np.linspace(*curve_range(layers[0].tuned), 241)
+            tuned = np.stack([np.median(curve_values(layer.tuned, u), axis=1) for layer in layers])
+            mean, std = tuned.mean(0), tuned.std(0, ddof=1)
+            where.fill_between(u, mean - std, mean + std, color=AFTER["color"], alpha=0.2, linewidth=0, label="one std")
+            if layers[0].start is not None:
+                where.plot(u, np.median(curve_values(layers[0].start, u), axis=1), label="start", **BEFORE)
+            where.plot(u, mean, label="mean of the seeds", **AFTER)
+            where.set_title(f"{layers[0].path}: {layers[0].tuned.text}", fontsize=8)
+            where.set_xlabel("input")
+        for where in axes[len(saved[0]) :]:
+            where.set_axis_off()
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="lower left", ncols=3, borderaxespad=0.4)
+    return figure
