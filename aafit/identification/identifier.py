@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aafit.errors import UserError
 from aafit.identification.gauss_newton import DENSE, LEAST, Descent, Spread, collapsed, measured, perfect_variation
 from aafit.identification.layerwise import match_layers
-from aafit.identification.losses import LOSSES
+from aafit.identification.losses import LOSSES, SQUARED_ERROR
 from aafit.identification.outputs import meant
 from aafit.identification.problem import Problem
 from aafit.identification.result import HEADER, Identification, State, Step
@@ -24,11 +24,15 @@ from aafit.networks.inputs import Batch
 log = logging.getLogger(__name__)
 
 FEW = 256  # samples are enough to match a layer, or to find what a steepness changes
-MOST_NUMBERS = 1 << 25  # of outputs of these few samples
+MOST_NUMBERS = 1 << 20  # of outputs of these few samples: of long sequences and large maps there are fewer
+LEAST_FEW = 8
+ENOUGH_NUMBERS = 1 << 18  # of outputs, to find what a steepness changes
 FAR = 0.02  # of the base network's loss
 FAR_OUTPUTS = 0.05  # of the standard deviation of the base network's outputs
 FIRST_SAMPLE = 500
+LEFT = 0.05  # of the loss that is left: a step that promises less brings the base's outputs hardly nearer
 FIRST_DAMPING = 1e-3
+UNDAMPED = 1e-2  # below it a step goes nearly as far as the curvature says
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Identifier:
         following = replace(state, phase="layers")
         if not self.budget:
             return following
-        few, coordinates = self._few, self.problem.coordinates
+        few, coordinates = self.samples.fitted.part(0, self._count_of(ENOUGH_NUMBERS)), self.problem.coordinates
 
         def outputs(vector_P: Tensor) -> Tensor:
             return self.problem.outputs(vector_P, few)
@@ -153,7 +157,12 @@ class Identifier:
         outcome = descent.step(
             state.vector_P, sample, state.damping, state.steps[-1].heldout_loss, self.seed + len(state.steps)
         )
+        # The squared distance from the base's outputs has hardly any noise, but what the activations cannot be stays.
+        distance = self.target == "logits" and self.problem.loss is SQUARED_ERROR
+        left = distance and outcome.damping < UNDAMPED and outcome.predicted < LEFT * outcome.loss
         larger = 2 * images if outcome.predicted < outcome.noise or not outcome.moved else images
+        if left:
+            larger = len(self.samples.fitted)
         messages = state.messages
         if outcome.collapsed:
             messages = (*messages, "joint: refused a step whose outputs hardly depended on the images any more")
@@ -180,7 +189,7 @@ class Identifier:
             messages=messages,
         )
         # Steps converge quadratically: after one that was worth less than the noise the next is worth nothing.
-        return self._best(state) if whole and outcome.predicted < outcome.noise else state
+        return self._best(state) if whole and (left or outcome.predicted < outcome.noise) else state
 
     def _best(self, state: State, *messages: str) -> State:
         """The end: the present place, or the start where that does better on the held-out images."""
@@ -232,18 +241,21 @@ class Identifier:
         return outputs_of(self.base, batch, self.problem.batch_size, self.problem.precision, self.problem.output)
 
     @cached_property
-    def _count(self) -> int:
-        """How many samples are few: FEW, unless their outputs are too many to keep."""
-        each = self.problem.outputs(self.problem.coordinates.read(), self.samples.fitted.part(0, 1)).numel()
-        return max(2, min(FEW, MOST_NUMBERS // each))
+    def _outputs_each(self) -> int:
+        outputs = self.problem.outputs(self.problem.coordinates.read(), self.samples.fitted.part(0, 1))
+        return max(1, outputs.numel())
+
+    def _count_of(self, numbers: int) -> int:
+        """How many samples have so many outputs: FEW at most, and LEAST_FEW in any case."""
+        return max(LEAST_FEW, min(FEW, numbers // self._outputs_each))
 
     @property
     def _few(self) -> Batch:
-        return self.samples.fitted.part(0, self._count)
+        return self.samples.fitted.part(0, self._count_of(MOST_NUMBERS))
 
     @property
     def _raw_few(self) -> Batch:
-        return self.samples.raw.part(0, self._count)
+        return self.samples.raw.part(0, self._count_of(MOST_NUMBERS))
 
     def _heldout(self, vector_P: Tensor) -> tuple[float, float]:
         return measured(self.problem, vector_P, self.samples.heldout)

@@ -18,12 +18,10 @@ from torch.func import functional_call
 
 from aafit.activations import AdaptiveActivation
 from aafit.activations.memory_layout import Layout
-from aafit.identification.watch import watched
+from aafit.identification.elements import by_sets, calls_of, elements_given, elements_received, some, wanted_of
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.inputs import Batch, as_inputs
+from aafit.networks.inputs import as_inputs
 
-ELEMENTS = 1 << 16  # of a layer's output that are fitted, more only to give every set its share
-ROWS = 64  # at least, for a set of its own
 ITERATIONS = 100
 CONVERGED = 1e-4  # relative decrease of the squared error
 MATCHED = 1e-6  # squared error over the variance of the output: nearer is not worth a steepness that cannot move again
@@ -53,11 +51,15 @@ def match_layers(net: nn.Module, base: nn.Module, inputs: Iterable[Any], seed: i
         A row for each layer in the order of the network; one that a forward does not call is left out.
     """
     batches, rows = [as_inputs(given) for given in inputs], []
-    for path in _called(net, batches[0]):
-        activation = net.get_submodule(path)
-        assert isinstance(activation, AdaptiveActivation)
-        (received, _), (_, wanted) = _seen(net, path, batches), _seen(base, path, batches)
-        rows.append(Matched(path, *fit_activation(activation, received, wanted, seed)))
+    calls = calls_of(net, batches[0])
+    activations = {path: activation for path, activation in adaptive_activations(net).items() if path in calls}
+    wanted = elements_given(base, activations, calls, batches, seed)
+    for path in calls:
+        # Not before: those that came earlier have changed what this one receives.
+        received = elements_received(net, {path: activations[path]}, calls, batches, seed)[path]
+        given_ES = wanted.pop(path).elements_ES
+        before, after = _fitted(activations[path], received.layout, received.elements_ES, given_ES, seed)
+        rows.append(Matched(path, before, after))
     return rows
 
 
@@ -68,7 +70,20 @@ def fit_activation(activation: AdaptiveActivation, u: Tensor, y: Tensor, seed: i
         The root of the mean squared error, over the standard deviation of y, before and after.
     """
     layout = Layout.of(u.contiguous(), activation.shape)
-    u_ES, y_ES = _chosen(_by_sets(layout.read(u.contiguous())), _by_sets(layout.read(y.contiguous())), seed)
+    u_ES, y_ES = (by_sets(layout.read(x.contiguous())) for x in (u, y))
+    return _fitted(activation, layout, *_chosen(u_ES, y_ES, seed), seed)
+
+
+def _chosen(u_ES: Tensor, y_ES: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Elements chosen at random, the same ones of input and output."""
+    wanted = wanted_of(u_ES.shape[1])
+    u_ES, y_ES = (some(x_ES, wanted, torch.Generator().manual_seed(seed)) for x_ES in (u_ES, y_ES))
+    return u_ES, y_ES
+
+
+def _fitted(
+    activation: AdaptiveActivation, layout: Layout, u_ES: Tensor, y_ES: Tensor, seed: int
+) -> tuple[float, float]:
     start = {
         name: layout.read_parameter(parameter.detach().double()).reshape(u_ES.shape[1], -1)
         for name, parameter in activation.named_parameters()
@@ -89,53 +104,6 @@ def fit_activation(activation: AdaptiveActivation, u: Tensor, y: Tensor, seed: i
             parameter.copy_(total / count)
     spread = max(fit.y_ES.std().item(), 1e-300)
     return before**0.5 / spread, fit.error() ** 0.5 / spread
-
-
-def _called(net: nn.Module, batch: Batch) -> list[str]:
-    """The paths of the adaptive activations in the order in which a forward calls them."""
-    order: list[str] = []
-    with watched(net, adaptive_activations(net), lambda path, u, y: order.append(path)), torch.no_grad():
-        _call(net, batch)
-    return list(dict.fromkeys(order))
-
-
-def _seen(net: nn.Module, path: str, inputs: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """What the module at `path` receives and gives, all batches joined."""
-    received: list[Tensor] = []
-    given: list[Tensor] = []
-
-    def keep(_: str, u: Tensor, y: Tensor) -> None:
-        # Cloned: the module itself or what comes next may work in place.
-        received.append(u.clone())
-        given.append(y.clone())
-
-    with watched(net, [path], keep), torch.no_grad():
-        for batch in inputs:
-            _call(net, batch)
-    return torch.cat(received), torch.cat(given)
-
-
-def _call(net: nn.Module, batch: Batch) -> None:
-    # Cloned: a network may work in place on what it receives.
-    inputs = batch.cloned()
-    net(*inputs.args, **inputs.kwargs)
-
-
-def _by_sets(array: Tensor) -> Tensor:
-    """An array as `Layout.read` gives it, (elements,), (rows, sets) or (rows, sets, elements), as (E, S)."""
-    if array.ndim == 1:
-        return array.unsqueeze(1)
-    return array if array.ndim == 2 else array.transpose(1, 2).flatten(0, 1)
-
-
-def _chosen(u_ES: Tensor, y_ES: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Elements chosen at random, the same ones of input and output."""
-    count, sets = u_ES.shape
-    wanted = max(ROWS, ELEMENTS // sets)
-    if wanted >= count:
-        return u_ES, y_ES
-    picked_E = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted].to(u_ES.device)
-    return u_ES[picked_E], y_ES[picked_E]
 
 
 class _Fit:

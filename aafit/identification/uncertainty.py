@@ -21,6 +21,7 @@ NO_CURVATURE = 1e-7
 MOST_IMAGES = 4_000  # that the matrices are made from; the number of all is what the errors depend on
 EXACT_OUTPUTS = 16  # up to which the curvature is exact, with a backward pass for each
 DRAWS = 8  # columns of the curvature for each image, where the outputs are more
+MANY_OUTPUTS = 4_096  # above which a column is a sum over so many outputs that two do
 TAKES_PART = 1e-2  # in a direction without curvature: less is a rounding of the others
 SHOWN = 10
 ALIKE = 0.95
@@ -106,7 +107,8 @@ def uncertainty_at(
     """`uncertainty` at a vector of a problem, from all of the images or the first 4,000 of them.
 
     The curvature is exact for up to 16 outputs, or where `exact` says so. For more it is the mean of 8 random columns
-    for each image, right on average. The noise of that draw is estimated from what each half of the columns gives.
+    for each image, of 2 above 4,096 outputs, right on average. The noise of that draw is estimated from what each half
+    of the columns gives.
     """
     some = images.part(0, MOST_IMAGES)
     ridge_P = torch.full((len(vector_P),), ridge, dtype=torch.float64)
@@ -114,15 +116,17 @@ def uncertainty_at(
     def errors(model: Quadratic) -> Uncertainty:
         return uncertainty(replace(model, images=len(images)), problem.coordinates, vector_P, ridge_P)
 
-    if exact or problem.outputs(vector_P, some.part(0, 1)).numel() <= EXACT_OUTPUTS:
+    outputs = problem.outputs(vector_P, some.part(0, 1)).numel()
+    if exact or outputs <= EXACT_OUTPUTS:
         return errors(problem.quadratic(vector_P, some))
-    one, other = (problem.quadratic(vector_P, some, DRAWS // 2, seed + half) for half in (0, 1))
+    draws = DRAWS if outputs <= MANY_OUTPUTS else 2
+    one, other = (problem.quadratic(vector_P, some, draws // 2, seed + half) for half in (0, 1))
     both = errors(replace(one, curvature_PP=(one.curvature_PP + other.curvature_PP) / 2))
     errors_2P = torch.tensor([[row.error for row in errors(half).rows] for half in (one, other)], dtype=torch.float64)
     errors_2P = errors_2P[:, errors_2P.isfinite().all(0)]
     # The halves differ by twice the standard deviation of their mean, on average.
     share_P = (errors_2P[0] - errors_2P[1]) / errors_2P.sum(0)
-    return replace(both, draws=DRAWS, noise=share_P.square().mean().sqrt().nan_to_num().item())
+    return replace(both, draws=draws, noise=share_P.square().mean().sqrt().nan_to_num().item())
 
 
 def uncertainty(

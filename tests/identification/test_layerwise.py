@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
-from aafit.identification import layerwise
+from aafit.identification import elements
 from aafit.identification.layerwise import fit_activation, match_layers
 from aafit.identification.steepness import smooth_start
 from aafit.networks.adaptive import adaptive_activations, adaptive_parameters
@@ -110,7 +110,7 @@ def test_a_weight_that_no_input_reaches_stays() -> None:
 
 
 def test_many_elements_are_sampled_from_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layerwise, "ELEMENTS", 5000)
+    monkeypatch.setattr(elements, "ELEMENTS", 5000)
     u = drawn(100, 200)
     y = LEAF(*numbers(0.5, 0.2, 3.0, 0.1))(u).detach() + 0.05 * drawn(100, 200, seed=1)
     state, found = torch.get_rng_state(), []
