@@ -213,7 +213,9 @@ class FNeuron(AdaptiveActivation):
         `AdaptiveActivation.fit` for what is the same there.
 
         Args:
-            function, histogram, shape: see `AdaptiveActivation.fit`.
+            function: as for `AdaptiveActivation.fit`.
+            histogram: as there.
+            shape: as there.
             interval: (left, right); by default the one with the least error, within that of the inputs.
             pieces: Number n of inner membership functions, 16 by default: 17 straight lines between 18 values.
             knots: The number of values instead, n + 2.

@@ -19,7 +19,6 @@ from aafit.activations import FNeuron
 from aafit.devices import device_name
 from aafit.errors import UserError
 from aafit.identification import (
-    CROSS_ENTROPY,
     Audit,
     Identification,
     Importance,
@@ -33,7 +32,7 @@ from aafit.identification.coordinates import Coordinates
 from aafit.networks.adaptive import load_activations, save_activations
 from aafit.networks.as_modules import like_for_like
 from aafit.networks.find import found_in
-from aafit.networks.inputs import Batch, as_batch
+from aafit.networks.inputs import Batch, Output, as_batch
 from aafit.networks.make import Replacement
 from aafit.networks.surgery import Sharing, replace_activations
 from aafit.studies.forms import Form, Identified, forms
@@ -62,7 +61,8 @@ def run_study(
     heldout: Iterable[Any] | None = None,
     sharing: Sharing = "layer",
     target: str | None = None,
-    loss: Loss = CROSS_ENTROPY,
+    loss: Loss | None = None,
+    output: Output | None = None,
     steps: int = 30,
     images: int = 1024,
     memory: int = 2 << 30,
@@ -95,7 +95,8 @@ def run_study(
         "replacements": replacements,
         "sharing": sharing,
         "target": target,
-        "loss": loss.name,
+        "loss": None if loss is None else loss.name,
+        "output": output,
         "steps": steps,
         "images": images,
         "seed": seed,
@@ -111,17 +112,22 @@ def run_study(
     start, replacing = _replaced(net, replacements, sharing, sample, store)
     base = like_for_like(net, start)
     paths = [row.path for row in replacing.rows]
+    asked: dict[str, Any] = {"base": None if target == "labels" else base, "output": output, "loss": loss}
 
     tell("inputs", "")
     seen = store.value("inputs", tuple[InputsSeen, ...], lambda: inputs_seen(base, paths, _first(fitted, images)))
     tell("audit", "")
-    audited = store.value("audit", Audit, lambda: audit(start, _given(fitted), images=min(images, 512)))
+    audited = store.value("audit", Audit, lambda: audit(start, fitted, images=min(images, 512), **asked))
     tell("importance", "")
-    worth = store.value("importance", Importance, lambda: importance(start, _given(fitted), images=images, loss=loss))
+    worth = store.value(
+        "importance",
+        Importance,
+        lambda: importance(start, fitted, images=images, **asked),
+    )
     tell("identify", "")
 
     def identified() -> Identified:
-        return _identified(start, base, fitted, store, target, loss, steps, memory, seed, tell)
+        return _identified(start, base, fitted, store, target, loss, output, steps, memory, seed, tell)
 
     way = store.value("identify", Identified, identified)
     identification = way.result
@@ -130,10 +136,9 @@ def run_study(
     compared = store.value(
         "compare",
         Compared,
-        lambda: Compared(*(compare(base, own, _given(judged)) for own in (start, tuned))),
+        lambda: Compared(*(compare(base, own, judged, output=output) for own in (start, tuned))),
     )
-    of_base = target != "labels"
-    ranked = store.value("standings", Standings, lambda: standings(base, start, tuned, judged, loss, of_base=of_base))
+    ranked = store.value("standings", Standings, lambda: standings(base, start, tuned, judged, loss, output))
     tell("forms", "")
     originals = {path: base.get_submodule(path) for path in paths}
     shapes = store.value(
@@ -198,7 +203,8 @@ def _identified(
     batches: list[Batch],
     store: Store,
     target: str,
-    loss: Loss,
+    loss: Loss | None,
+    output: Output | None,
     steps: int,
     memory: int,
     seed: int,
@@ -218,10 +224,11 @@ def _identified(
 
     result = identify(
         deepcopy(start),
-        _given(batches),
+        batches,
         base=base,
         target=target,
         loss=loss,
+        output=output,
         steps=steps,
         memory=memory,
         seed=seed,
@@ -269,11 +276,6 @@ def _first(batches: Iterable[Batch], samples: int) -> list[Batch]:
         chosen.append(batch.part(0, samples) if len(batch) > samples else batch)
         samples -= len(chosen[-1])
     return chosen
-
-
-def _given(batches: Iterable[Batch]) -> list[Any]:
-    """Batches as the parts of the library take them."""
-    return [(*batch.args, batch.target) if not batch.kwargs else batch for batch in batches]
 
 
 def _plain(row: Any) -> FoundLayer:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.identification.losses import Loss
+from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss
 from aafit.networks.inputs import Batch, Output, run
 from aafit.training.evaluate import evaluation_mode
 
@@ -73,18 +73,16 @@ def standings(
     replaced: nn.Module,
     tuned: nn.Module,
     batches: Iterable[Batch],
-    loss: Loss,
+    loss: Loss | None = None,
     output: Output | None = None,
-    of_base: bool = False,
 ) -> Standings:
     """The three networks on `batches`.
 
     Args:
         base, replaced, tuned: the networks.
         batches: the samples held out.
-        loss: by sample.
+        loss: by sample; by default cross-entropy of classes, the mean squared error of other targets.
         output: what is meant of what the networks return, as for `identify`.
-        of_base: the targets are the base's outputs, not those of the batches.
 
     Raises:
         UserError: there is no sample.
@@ -92,9 +90,7 @@ def standings(
     batches = list(batches)
     if not sum(map(len, batches)):
         raise UserError("There is nothing to judge on: the batches hold no sample.")
-    first = _rows(base, batches, loss, output, None, of_base)
-    targets = first.outputs if of_base else None
-    second, third = (_rows(net, batches, loss, output, targets, of_base) for net in (replaced, tuned))
+    first, second, third = (_rows(net, batches, loss, output) for net in (base, replaced, tuned))
     return Standings(
         sum(map(len, batches)),
         _standing(first, first),
@@ -105,26 +101,20 @@ def standings(
     )
 
 
-def _rows(
-    net: nn.Module, batches: Iterable[Batch], loss: Loss, output: Output | None, targets: Tensor | None, of_base: bool
-) -> _Rows:
+def _rows(net: nn.Module, batches: Iterable[Batch], loss: Loss | None, output: Output | None) -> _Rows:
     outputs, losses, right = [], [], []
-    at = 0
     with evaluation_mode(net):
         for batch in batches:
             y = run(net, batch.cloned(), output).detach().cpu().double()
             outputs.append(y)
-            if of_base:
-                target: Tensor | None = y if targets is None else targets[at : at + len(batch)]
-                target = target.softmax(1) if loss.name == "cross-entropy" and target is not None else target
-            else:
-                target = batch.target.cpu() if isinstance(batch.target, Tensor) else None
-            at += len(batch)
-            classes = target is not None and y.dim() == 2 and target.dim() == 1 and not target.is_floating_point()
-            if target is not None and y.dim() == 2 and (classes or target.shape == y.shape):
-                losses.append(loss.value(y, target))
-            if classes and target is not None:
+            target = batch.target.cpu() if isinstance(batch.target, Tensor) else None
+            if target is None or y.dim() != 2:
+                continue
+            if target.dim() == 1 and not target.is_floating_point():
+                losses.append((loss or CROSS_ENTROPY).value(y, target))
                 right.append(((y.argmax(1) == target) & y.isfinite().all(1)).double())
+            elif target.shape == y.shape:
+                losses.append((loss or SQUARED_ERROR).value(y, target.double()))
     return _Rows(torch.cat(outputs), torch.cat(losses) if losses else None, torch.cat(right) if right else None)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from aafit.errors import needs_extra
-from aafit.identification import CROSS_ENTROPY, Loss
+from aafit.identification import Loss
+from aafit.networks.inputs import Output
 from aafit.networks.make import Replacement
 from aafit.networks.surgery import Sharing
 from aafit.studies.parts import PARTS, Tell, run_study
@@ -30,7 +31,8 @@ def study(
     heldout: Iterable[Any] | None = None,
     sharing: Sharing = "layer",
     target: str | None = None,
-    loss: Loss = CROSS_ENTROPY,
+    loss: Loss | None = None,
+    output: Output | None = None,
     steps: int = 30,
     images: int = 1024,
     memory: int = 2 << 30,
@@ -52,7 +54,8 @@ def study(
         heldout: samples to judge on; by default those of `batches`, which is kind to the tuned network.
         sharing: what has parameters of its own: "layer", "channel" or "neuron".
         target: as for `identify`; by default "labels" where the batches have them, else "logits".
-        loss: of `identify`.
+        loss: as for `identify`.
+        output: which tensor is meant of what the network returns, as `lambda out: out.last_hidden_state`.
         steps: of the identification, at most.
         images: samples that histograms, audit and importance look at.
         memory: bytes that the batches may take.
@@ -81,6 +84,7 @@ def study(
             sharing=sharing,
             target=target,
             loss=loss,
+            output=output,
             steps=steps,
             images=images,
             memory=memory,

@@ -164,6 +164,23 @@ def test_a_network_whose_activations_are_functions():
     assert found.origin.facts["judged on"] == "the same samples"
 
 
+def test_inputs_by_keyword_an_object_out_and_no_labels():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = base()
+
+        def forward(self, pixels):
+            return {"scores": self.net(pixels)}
+
+    given = [{"pixels": x} for x, _ in batches(512)]
+    options = {"output": lambda out: out["scores"], "steps": 2, "images": 64}
+    found = run_study(Wrapped().eval(), given, {"net.act1": FNeuron.like("SiLU", pieces=4)}, **options)
+    assert found.standings.base.accuracy is None
+    assert found.standings.tuned.difference < found.standings.replaced.difference
+    assert "of their spread from the base network's" in found.verdict[1]
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

@@ -1,0 +1,80 @@
+"""What the documents show runs as it stands; their links lead somewhere, and they build into a site."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.S | re.M)
+
+
+def blocks_of(page: str) -> list[str]:
+    return BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+
+
+# The README's own blocks begin with a network that is the reader's: tests/benchmarks/test_networks.py gives it one.
+WITH_CODE = [page for page in PAGES if page != "README.md" and blocks_of(page)]
+
+
+# What a page takes for the reader's own.
+GIVEN = {
+    "docs/identification/README.md": """
+from types import SimpleNamespace
+import torch
+from torch import nn
+import aafit
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.act, self.two = nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3)
+    def forward(self, x):
+        return SimpleNamespace(last_hidden_state=self.two(self.act(self.one(x))))
+base, x = Encoder().eval(), torch.randn(64, 4)
+net, _ = aafit.replace_activations(base, {"GELU": aafit.AHAF.like("SiLU")}, sample=x)
+batches = [(x, None)]
+"""
+}
+
+
+@pytest.mark.parametrize("page", WITH_CODE)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "page"}
+    for block in [GIVEN.get(page, ""), *blocks_of(page)]:
+        exec(compile(block, page, "exec"), names)
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch, capsys) -> None:
+    notebook = json.loads((ROOT / "docs" / "tutorial" / "own-network.ipynb").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "notebook"}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "own-network.ipynb", "exec"), names)
+    said = capsys.readouterr().out
+    assert "2 activations (ReLU) were replaced by F-Neuron" in said
+    assert {"study.html", "tuned.safetensors", "forms.svg"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_that_are_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)
+    missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    assert not missing
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=quiet)
+    assert done.returncode == 0, done.stderr[-2000:]
+    text = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
+    assert "replace_activations" in text
