@@ -14,8 +14,10 @@ class UserError(ValueError):
 
 
 def nearest(value: str, valid: Iterable[str]) -> str:
-    """A hint for a name that is not valid: "Did you mean 'X'?" where one is near, and the list of valid names."""
+    """A hint for a name that is not valid: "Did you mean 'X'?" where one is near, and the list of those there are."""
     names = list(valid)
+    if not names:
+        return "There is none to choose from."
     close = get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
     meant = next((name for name in names if close and name.lower() == close[0]), None)
     listed = f"Valid: {', '.join(names)}."

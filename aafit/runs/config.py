@@ -47,7 +47,12 @@ def _interval(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+MOST = 10**9
+"""More epochs, images or pieces than anybody has: what is larger is a slip of the keyboard."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Positive = Annotated[int, Field(ge=1, le=MOST)]
 Activation = Annotated[str, AfterValidator(_activation)]
 
 
@@ -75,7 +80,7 @@ class RunConfig(BaseModel):
     sharing: Literal["layer", "channel", "neuron"] = "layer"
     interval: Annotated[tuple[Finite, Finite], AfterValidator(_interval)] = (-4.0, 4.0)
     """F-Neuron: where its inner membership functions lie."""
-    pieces: int = Field(16, ge=1)
+    pieces: Positive = 16
     """F-Neuron: the number of inner membership functions; two more lie at the ends."""
 
     train: Literal["all", "activations", "none"] = "all"
@@ -84,23 +89,31 @@ class RunConfig(BaseModel):
     held-out ones, where an epoch is one of its steps."""
     target: Literal["labels", "logits", "activations"] = "labels"
     """Gauss-Newton: what is matched, the labels or the base network."""
-    start_epoch: int = Field(0, ge=0)
-    epochs: int = Field(ge=0)
+    heldout: float = Field(0.2, gt=0, lt=1)
+    """Gauss-Newton: the share of its images that no step is fitted to."""
+    curvature: Literal["exact", "sampled"] = "sampled"
+    """Gauss-Newton: see `aafit.identify`, as for the next two."""
+    ridge: float = Field(0.0, ge=0, allow_inf_nan=False)
+    budget: float = Field(0.005, ge=0, allow_inf_nan=False)
+    start_epoch: Count = 0
+    epochs: Count
     optimizer: Literal["adam", "rmsprop"] = "adam"
     lr: float | None = Field(None, gt=0, allow_inf_nan=False)
     """None: 1e-3 for Adam, 1e-4 for RMSprop."""
-    batch_size: int = Field(128, ge=1)
+    batch_size: Positive = 128
     p24sl: bool = False
     """LEAF's p2 and p4 learn slowly: lr/1000 with Adam, lr/10 with RMSprop."""
     dspu4: bool = False
     """2SPU-4: each minibatch steps the activations' parameters first, then, after a new forward, all others."""
     precision: Literal["float32", "tf32", "bf16", "float64"] = "float32"
+    resume_optimizer: bool = False
+    """Go on with what the parent's optimizer knew of its parameters; else the optimizer starts afresh."""
 
     augment: bool = True
     shuffle: bool = True
-    holdout: int = Field(0, ge=0)
+    holdout: Count = 0
     """Train images kept aside, to choose the epoch on."""
-    train_images: int | None = Field(None, ge=1)
+    train_images: Positive | None = None
     """Train on so many images only, for short checks; None: on all."""
 
     @property
@@ -129,8 +142,19 @@ class RunConfig(BaseModel):
                 f"method = 'gauss-newton' identifies adaptive activations alone, but train is {self.train!r}: set "
                 "train = 'activations'."
             )
-        if self.target != "labels" and self.method != "gauss-newton":
-            raise UserError(f"target = {self.target!r} needs method = 'gauss-newton', but method is {self.method!r}.")
+        for key in ("target", "heldout", "curvature", "ridge", "budget"):
+            if self.method != "gauss-newton" and getattr(self, key) != type(self).model_fields[key].default:
+                raise UserError(
+                    f"{key} = {getattr(self, key)!r} needs method = 'gauss-newton', but method is {self.method!r}."
+                )
+        if self.method == "gauss-newton" and not self.epochs:
+            raise UserError("method = 'gauss-newton' needs a step at least, but epochs = 0: set epochs to 1 or more.")
+        if self.resume_optimizer and (self.method != "gradient" or self.train == "none"):
+            raise UserError(
+                "resume_optimizer = true goes on with gradient steps, but "
+                + (f"method = {self.method!r}" if self.method != "gradient" else "train = 'none'")
+                + " takes none: drop it."
+            )
         if self.train == "none" and self.epochs:
             raise UserError(f"train = 'none' trains nothing, but epochs = {self.epochs}: set epochs = 0.")
         return self

@@ -6,6 +6,7 @@ state.pt                  what a stopped run goes on from; gone once the run is 
 compare.json              what the replacement changed
 identification.json       what an identification went through: its steps, the parameters and their standard errors
 network.safetensors       all parameters after the last epoch
+optimizer.pt              what the optimizer knew at the end, for a run that goes on from there
 activations.safetensors   the adaptive parameters alone, and what they started from
 log.txt                   what the run printed
 done.json                 the results, and the SHA-256 of the files they vouch for; written last
@@ -29,7 +30,7 @@ from aafit.tables import fit_for_json
 CONFIG, COMPARISON, DONE = "config.json", "compare.json", "done.json"
 METRICS, STATE, LOG = "metrics.csv", "state.pt", "log.txt"
 IDENTIFICATION = "identification.json"
-NETWORK, ACTIVATIONS = "network.safetensors", "activations.safetensors"
+NETWORK, ACTIVATIONS, OPTIMIZER = "network.safetensors", "activations.safetensors", "optimizer.pt"
 
 
 class Part(BaseModel):

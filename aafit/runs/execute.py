@@ -24,6 +24,7 @@ from aafit.runs.epochs import identify_run, train_runs
 from aafit.runs.folder import finish, load_progress, locked, write_config
 from aafit.runs.job import Job, is_done, verdict
 from aafit.runs.log import printing_to_log
+from aafit.runs.optimizer import parents_optimizer, resume_optimizers
 from aafit.runs.start import Start, starting_network
 from aafit.tables import fit_for_json
 from aafit.training.compare import compare
@@ -74,7 +75,16 @@ def execute(*jobs: Job, data: Dataset | None = None) -> None:
         for run in runs:
             with own_log(run.job):
                 replaced = {row.path: row.old for row in run.start.swap.rows} if run.start.swap else {}
-                finish(run.job, run.net, run.starting_values, replaced, run.seconds, run.tuned, run.diverged)
+                finish(
+                    run.job,
+                    run.net,
+                    run.starting_values,
+                    replaced,
+                    run.seconds,
+                    run.tuned,
+                    run.diverged,
+                    run.optimizers,
+                )
     _tell_verdicts(jobs)
 
 
@@ -88,7 +98,13 @@ def _tell_verdicts(jobs: Sequence[Job]) -> None:
 def begin(job: Job, data: Dataset, device: torch.device) -> ActiveRun:
     """The network that a run starts from, compared with its base; what is trained of it, from where the run was."""
     # Before anything is written: what cannot be used, parent or checkpoint, leaves no folder that refuses a better one.
+    kept = parents_optimizer(job)
     start = starting_network(job, data).to(device, job.config.precision)
+    if kept is not None and start.swap is not None:
+        raise UserError(
+            f"resume_optimizer = true, but the activations of the run in {job.parent} are replaced: an optimizer "
+            "starts afresh then; drop resume_optimizer."
+        )
     write_config(job, device, data)
     starting_values = start.values()
     compare_with_base(job, start, data)
@@ -100,7 +116,10 @@ def begin(job: Job, data: Dataset, device: torch.device) -> ActiveRun:
         if trained:
             run.optimizers = make_optimizers(start.net, settings.optimizer, settings.lr, settings.p24sl, settings.dspu4)
         log.info("%d parameters to train for %d epochs on %s", run.tuned, settings.epochs, device)
-        run.epoch, run.seconds = load_progress(job, start.net, run.optimizers, device) or (None, 0.0)
+        progress = load_progress(job, start.net, run.optimizers, device)
+        if progress is None and kept is not None:
+            resume_optimizers(start.net, run.optimizers, kept)
+        run.epoch, run.seconds = progress or (None, 0.0)
     return run
 
 

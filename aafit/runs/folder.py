@@ -1,7 +1,7 @@
 """What a run writes into its folder, see documents.py: its lock, settings, progress and results."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from aafit.runs.documents import (
     IDENTIFICATION,
     METRICS,
     NETWORK,
+    OPTIMIZER,
     STATE,
     Comparison,
     Config,
@@ -34,6 +35,7 @@ from aafit.runs.documents import (
 )
 from aafit.runs.job import Job
 from aafit.runs.metrics import Logger, MetricsFile, TensorBoardLogger, WandbLogger, read_columns
+from aafit.runs.optimizer import save_optimizers
 from aafit.version import __version__
 
 COLUMNS = (
@@ -207,6 +209,7 @@ def finish(
     seconds: float,
     tuned: int,
     diverged: int | None = None,
+    optimizers: Sequence[torch.optim.Optimizer] = (),
 ) -> None:
     """Save what came out and, last, `done.json`, which makes the run finished.
 
@@ -216,12 +219,16 @@ def finish(
         seconds: spent training.
         tuned: number of parameters trained.
         diverged: the epoch after which the loss was not finite: then there is a verdict, and no network to go on with.
+        optimizers: of the training, none where nothing was trained by gradient steps.
     """
     folder = job.folder
     files = [CONFIG, METRICS]
     if diverged is None:
         save_network(folder / NETWORK, net)
         files.append(NETWORK)
+    if optimizers and diverged is None:
+        save_optimizers(folder, net, optimizers)
+        files.append(OPTIMIZER)
     if start and diverged is None:
         save_activations(net, folder / ACTIVATIONS, start=start, replaced=replaced)
         files.append(ACTIVATIONS)

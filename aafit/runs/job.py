@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ from aafit.errors import UserError
 from aafit.files import cannot_write, sha256_of
 from aafit.runs.config import RunConfig
 from aafit.runs.documents import CONFIG, Done, diverged, load_json
-from aafit.runs.suite import Suite
+from aafit.runs.suite import SEEDS, Suite
 from aafit.training.tune import LEARNING_RATES
 
 NOT_IN_RESULT = {"name", "stage", "parent", "init_from", "lr"}
 """Settings that do not themselves decide the result: labels, and what is hashed by its content or as it resolves."""
 
 OF_GAUSS_NEWTON = ("method", "target")
+
+ADDED_LATER = ("heldout", "curvature", "ridge", "budget", "resume_optimizer")
+"""Settings newer than some run folders: they count only where they are in use, so that older runs keep their hash."""
 
 OWN_SETTINGS = {"name", "stage", "fc", "sharing", "interval", "pieces", "optimizer", "lr", "p24sl"}
 """Settings in which runs may differ that go in lockstep: how their activations are made, and tuned."""
@@ -33,7 +36,7 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     config: RunConfig
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=SEEDS)
     folder: Path
     parent: Path | None = None
     parent_hash: str | None = None
@@ -57,10 +60,16 @@ class Job(BaseModel):
         # Named only where it is in use, so that runs done before there was a choice keep their hash.
         if self.config.method == "gradient":
             settings = {key: value for key, value in settings.items() if key not in OF_GAUSS_NEWTON}
+        defaults = _defaults(ADDED_LATER)
+        settings = {key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}
         settings |= {"lr": self.learning_rate, "seed": self.seed, "parent": self.parent_hash}
         if self.config.init_from is not None:
             settings["init_from"] = _content(self.config.init_from)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _defaults(keys: Iterable[str]) -> dict[str, Any]:
+    return {key: RunConfig.model_fields[key].default for key in keys}
 
 
 def _content(checkpoint: Path) -> str:
@@ -145,8 +154,7 @@ def differences(stored: Mapping[str, Any], job: Job) -> list[str]:
     """What differs between a run folder's config.json and a job, as texts: "epochs: 30 there, 20 here"."""
     if stored.get("hash") == job.settings_hash:
         return []
-    defaults = {key: RunConfig.model_fields[key].default for key in OF_GAUSS_NEWTON}
-    there = {**defaults, **stored.get("run", {}), "seed": stored.get("seed")}
+    there = {**_defaults((*OF_GAUSS_NEWTON, *ADDED_LATER)), **stored.get("run", {}), "seed": stored.get("seed")}
     if there.get("lr", 0) is None:
         there["lr"] = LEARNING_RATES.get(there.get("optimizer", ""))
     here = {**job.config.model_dump(mode="json"), "lr": job.learning_rate, "seed": job.seed}

@@ -15,6 +15,9 @@ from aafit.runs.config import RunConfig, folder_name
 
 __all__ = ["RunConfig", "Suite", "load_suite", "shipped_suites"]
 
+SEEDS = 2**64
+"""A seed is below this: torch's generators take no larger one."""
+
 SHIPPED = Path(__file__).parent.parent / "suites"
 
 TOP_LEVEL = {
@@ -53,10 +56,10 @@ class Suite:
         if (
             not self.seeds
             or len(set(self.seeds)) < len(self.seeds)
-            or not all(0 <= seed < 2**32 for seed in self.seeds)
+            or not all(0 <= seed < SEEDS for seed in self.seeds)
         ):
             raise UserError(
-                f"Suite {self.name!r}: seeds = {list(self.seeds)} must be different whole numbers, 0 or more."
+                f"Suite {self.name!r}: seeds = {list(self.seeds)} must be different whole numbers from 0 to 2^64 - 1."
             )
         order = _parents_first({run.name: run.parent for run in _unique(self.runs, self.name)}, self.name)
         object.__setattr__(self, "runs", tuple(sorted(self.runs, key=lambda run: order.index(run.name))))
@@ -98,7 +101,8 @@ class Suite:
         for run in self.runs:
             epochs = max(1, round(run.epochs * factor)) if run.epochs else 0
             start = ends.get(run.parent, run.start_epoch)
-            runs.append(run.model_copy(update={"start_epoch": start, "epochs": epochs}))
+            scaled = run.model_dump(mode="json") | {"start_epoch": start, "epochs": epochs}
+            runs.append(RunConfig.checked(scaled, f"Suite {self.name!r}: run {run.name!r}"))
             ends[run.name] = start + epochs
         return replace(self, runs=tuple(runs))
 

@@ -34,6 +34,11 @@ def test_the_hash_stays() -> None:
     assert job().settings_hash == "ca205b1c1845c8a9f3f3f74a3410b727a13e14b8097acacd9cfe31a7e3a3a080"
 
 
+def test_the_hash_of_an_identification_stays() -> None:
+    found = job(train="activations", method="gauss-newton", cnn="LEAF as ReLU")
+    assert found.settings_hash == "f10858af664f89978afa09b01e0018aaae19e276f660c1f6e96b96b674135630"
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"name": "other"}, {"stage": "7"}, {"lr": 1e-3}],
@@ -57,6 +62,7 @@ def test_where_it_runs_does_not_make_another_run(tmp_path: Path) -> None:
         ({"p24sl": True}, "p24sl: false there, true here"),
         ({"interval": (-2.0, 2.0)}, "interval: [-4.0, 4.0] there, [-2.0, 2.0] here"),
         ({"train_images": 100}, "train_images: null there, 100 here"),
+        ({"resume_optimizer": True}, "resume_optimizer: false there, true here"),
     ],
 )
 def test_another_run(settings: dict[str, Any], said: str) -> None:
