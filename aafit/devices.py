@@ -9,6 +9,8 @@ import torch
 
 from aafit.errors import UserError
 
+PROCESSORS = Path("/proc/cpuinfo")
+
 ON_CPU = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -93,8 +95,18 @@ def device_name(device: torch.device) -> str:
 
 
 def processor_name() -> str:
+    return _of_processor("model name") or platform.processor() or platform.machine()
+
+
+def has_bf16_arithmetic() -> bool:
+    """Whether the processor multiplies in bf16 by itself (AVX512-BF16, AMX), as far as the system tells."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(_of_processor("flags").split()))
+
+
+def _of_processor(key: str) -> str:
+    """What Linux says of the first processor; nothing on other systems."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = PROCESSORS.read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")

@@ -6,18 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
+from aafit.cli.commands import commands, show_commands
 from aafit.cli.identify import identify
-from aafit.cli.options import data_dir_option, device_option, runs_dir_option
+from aafit.cli.options import (
+    Precision,
+    data_dir_option,
+    device_option,
+    fresh_option,
+    runs_dir_option,
+    tensorboard_option,
+    wandb_option,
+)
 from aafit.cli.study import study
 from aafit.cli.train import train
+from aafit.devices import slots
 from aafit.errors import UserError
 from aafit.report.page import animate_activations, draw_activations, draw_time_axis, write_report
 from aafit.runs.compare import base_of, compare_runs
-from aafit.runs.config import choices
 from aafit.runs.documents import ACTIVATIONS, DONE
+from aafit.runs.job import jobs_of
 from aafit.runs.suite import Suite, load_suite, shipped_suites
+from aafit.scheduling.bf16 import time_bf16
 from aafit.scheduling.options import RunOptions
 from aafit.scheduling.plan import estimate
 from aafit.scheduling.schedule import run_suite
@@ -64,14 +76,15 @@ def main() -> None:
 @data_dir_option
 @runs_dir_option
 @click.option("--epochs-scale", type=float, help="Multiply the epochs of all runs, for a shorter try.")
-@click.option(
-    "--precision", type=click.Choice(choices("precision")), help="Arithmetic of all runs instead of the suite's."
-)
+@click.option("--precision", type=Precision(), help="Arithmetic of all runs instead of the suite's.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and what it will cost; run nothing.")
-@click.option("--fresh", is_flag=True, help="Set what these runs left in the folder aside and start again.")
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard files too.")
-@click.option("--wandb", is_flag=True, help="Write to Weights & Biases too.")
+@click.option("--print-commands", is_flag=True, help="Print a command for each run, to run by hand; run nothing.")
+@fresh_option
+@tensorboard_option
+@wandb_option
+@click.pass_context
 def run(
+    context: click.Context,
     suite_name: str,
     seeds: tuple[int, ...] | None,
     only: str | None,
@@ -82,6 +95,7 @@ def run(
     epochs_scale: float | None,
     precision: str | None,
     dry_run: bool,
+    print_commands: bool,
     fresh: bool,
     tensorboard: bool,
     wandb: bool,
@@ -92,16 +106,37 @@ def run(
     """
     suite = _chosen(load_suite(suite_name), seeds, only, epochs_scale, precision)
     options = RunOptions(jobs=jobs, device=device, data_dir=data_dir, fresh=fresh, tensorboard=tensorboard, wandb=wandb)
+    if print_commands:
+        elsewhere = _words(context, {"runs_dir", "data_dir"})
+        again = ["suite_name", "seeds", "only", "epochs_scale", "precision", "device"]
+        click.echo(commands(suite, device, elsewhere, [*_words(context, set(again)), *elsewhere]))
+        return
     console = _console()
     if dry_run:
         console.print(estimate(suite, runs_dir, options, measure=seconds_an_epoch))
         return
+    begun = any(job.folder.exists() for job in jobs_of(suite, runs_dir).values())
+    faster = None if begun else time_bf16(suite.runs, slots(device, jobs)[0].device, seconds_an_epoch)
+    if faster is not None:
+        console.print(str(faster), soft_wrap=True)
     summary = run_suite(suite, runs_dir, options, console=console)
     console.print(summary)
     if not summary.stopped:
         _report(runs_dir / suite.name, console)
     if not summary.ok:
         sys.exit(130 if summary.stopped else 1)
+
+
+def _words(context: click.Context, names: set[str]) -> list[str]:
+    """Those of these options that the command line has, as words of another one."""
+    words = []
+    for option in context.command.params:
+        name = option.name or ""
+        if name in names and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            value = context.params[name]
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            words += [option.opts[0], str(text.absolute() if isinstance(text, Path) else text)]
+    return words
 
 
 def _chosen(
@@ -146,7 +181,10 @@ main.add_command(study)
 )
 @click.option("--animate", is_flag=True, help="How the forms came about too, as a GIF.")
 @click.option("--times", is_flag=True, help="One figure of all: test accuracy over the seconds of tuning.")
-def show(folders: tuple[Path, ...], runs_dir: Path, out: Path | None, animate: bool, times: bool) -> None:
+@click.option("--print-commands", is_flag=True, help="Print a command for each run, to run by hand; draw nothing.")
+def show(
+    folders: tuple[Path, ...], runs_dir: Path, out: Path | None, animate: bool, times: bool, print_commands: bool
+) -> None:
     """Draw the activations of finished runs, before and after tuning.
 
     FOLDERS are run folders or folders that hold some; without one, all of the runs folder.
@@ -156,6 +194,9 @@ def show(folders: tuple[Path, ...], runs_dir: Path, out: Path | None, animate: b
     if not finished:
         where = ", ".join(map(str, folders or (runs_dir,)))
         raise UserError(f"No finished run with adaptive activations in {where}; run a suite first.")
+    if print_commands:
+        click.echo(show_commands(finished, out))
+        return
     for folder in finished:
         for picture in draw_activations(folder, out or folder / "figures"):
             click.echo(picture)

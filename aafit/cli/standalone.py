@@ -1,23 +1,18 @@
-"""One run outside of a suite, in this process, going on from any finished run that fits."""
+"""One run outside of a suite's schedule, in this process."""
 
 import logging
-import os
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from aafit.errors import UserError
 from aafit.runs.config import RunConfig
-from aafit.runs.documents import CONFIG, DONE, Config
+from aafit.runs.documents import Config
 from aafit.runs.execute import execute
-from aafit.runs.job import Job, set_aside
+from aafit.runs.job import Job, check_same_settings, set_aside
 from aafit.runs.log import logged
 
 log = logging.getLogger("aafit")
 
-SUITE = "individual"
+INDIVIDUAL = "individual"
 
 
 @dataclass(frozen=True)
@@ -28,73 +23,46 @@ class Place:
     seed: int
     data_dir: Path | None
     device: str
-    tensorboard: bool
-    wandb: bool
     fresh: bool
+    threads: int | None = None
+    tensorboard: bool = False
+    wandb: bool = False
+    suite: str = INDIVIDUAL
 
+    def job(self, config: RunConfig, parent: Path | None = None, parent_hash: str | None = None) -> Job:
+        """The run in its folder, `<runs_dir>/<suite>/<name>/seed<k>`; a parent's hash is read from its folder."""
+        if parent is not None and parent_hash is None:
+            parent_hash = Config.of(parent).hash
+        return Job(
+            config=config,
+            seed=self.seed,
+            folder=self.runs_dir.absolute() / self.suite / config.name / f"seed{self.seed}",
+            parent=parent,
+            parent_hash=parent_hash,
+            data_dir=self.data_dir,
+            device=self.device,
+            threads=self.threads,
+            tensorboard=self.tensorboard,
+            wandb=self.wandb,
+        )
 
-def run_alone(place: Place, config: RunConfig, parent: Path | None) -> Path:
-    """Do the run, or what is left of it, and return its folder, `<runs_dir>/individual/<name>/seed<k>`.
+    def check(self, job: Job) -> None:
+        """Refuse a folder that holds another run, before anything is trained.
 
-    What it logs goes to the terminal and to its log.txt.
-    """
-    folder = place.runs_dir.absolute() / SUITE / config.name / f"seed{place.seed}"
-    if place.fresh:
-        set_aside(folder)
-    job = Job(
-        config=config,
-        seed=place.seed,
-        folder=folder,
-        parent=parent,
-        parent_hash=None if parent is None else Config.of(parent).hash,
-        data_dir=place.data_dir,
-        device=place.device,
-        tensorboard=place.tensorboard,
-        wandb=place.wandb,
-    )
-    with logged(job):
-        log.info("%s, seed %d", config.name, place.seed)
-        execute(job)
-    return folder
+        Raises:
+            UserError: it does, and is not to be set aside.
+        """
+        if not self.fresh:
+            check_same_settings(job)
 
+    def run(self, job: Job) -> Path:
+        """Do the run, or what is left of it, and return its folder.
 
-def find_run(place: Place, wanted: Mapping[str, Any], end_epoch: int, patched: bool) -> Path:
-    """The folder of a finished run with these settings that ended at `end_epoch`; runs outside of suites go first.
-
-    `patched`: whether its activations were replaced in a base network, or it was trained from its beginning.
-
-    Raises:
-        UserError: there is none.
-    """
-    files = place.runs_dir.absolute().glob(f"*/*/seed{place.seed}/{CONFIG}")
-    for file in sorted(files, key=lambda file: (file.parts[-4] != SUITE, file)):
-        if not (file.parent / DONE).exists():
-            continue
-        config = Config.of(file.parent)
-        settings = config.run.model_dump(mode="json")
-        fits = all(settings[key] == value for key, value in wanted.items())
-        if fits and config.run.end_epoch == end_epoch and (config.parent is not None) == patched:
-            log.info("going on from %s", file.parent)
-            return file.parent
-    told = ", ".join(f"{key} {value}" for key, value in wanted.items() if value is not None)
-    kind = "with replaced activations" if patched else "trained from its beginning"
-    raise UserError(
-        f"No finished run {kind} ends at epoch {end_epoch} in {place.runs_dir} ({told}, seed {place.seed}): "
-        "run it first."
-    )
-
-
-def find_authors_checkpoint(place: Place, common: Mapping[str, Any], act: str, epoch: int) -> Path | None:
-    """A file like kerasnet_cifar10_ReLU_base_adam_100ep_checkp.bin under the runs folder or $SRGK_RUNS_PATH."""
-    data_set = {"Fashion-MNIST": "F-MNIST"}.get(common["dataset"], common["dataset"])
-    wanted = f"{common['network']}_{data_set}_{act}_base_{common['optimizer']}_{epoch}ep_checkp.bin"
-    for folder in (place.runs_dir, Path(os.environ.get("SRGK_RUNS_PATH", place.runs_dir))):
-        for file in sorted(folder.rglob("*_checkp.bin")):
-            if _plain(file.name) == _plain(wanted):
-                return file
-    return None
-
-
-def _plain(name: str) -> str:
-    """The authors write names of networks and data sets in lower case and without hyphens."""
-    return re.sub(r"[^a-z0-9_.]", "", name.lower())
+        What it logs goes to the terminal and to its log.txt.
+        """
+        if self.fresh:
+            set_aside(job.folder)
+        with logged(job):
+            log.info("%s, seed %d", job.config.name, job.seed)
+            execute(job)
+        return job.folder

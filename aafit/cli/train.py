@@ -1,43 +1,44 @@
 """One run by the authors' command line: `experiments/train_individual.py TYPE --net ... --acts ...`."""
 
 import logging
-from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
 
-from aafit.cli.options import data_dir_option
-from aafit.cli.standalone import Place, find_authors_checkpoint, find_run, run_alone
-from aafit.errors import UserError
-from aafit.runs.config import RunConfig, choices
+from aafit.cli.authors import ACTS, DATASETS, FUNCTIONS, NETWORKS, STARTS, TYPES
+from aafit.cli.flags import Flags
+from aafit.cli.options import (
+    Precision,
+    data_dir_option,
+    form_options,
+    fresh_option,
+    gauss_newton_options,
+    runs_dir_option,
+    seed_option,
+    tensorboard_option,
+    threads_option,
+    wandb_option,
+)
+from aafit.cli.planned import plan
+from aafit.cli.standalone import INDIVIDUAL, Place
 from aafit.runs.documents import Done
 
 log = logging.getLogger("aafit")
-
-FAMILIES = {"base": None, "ahaf": "AHAF", "leaf": "LEAF", "fuzzy_ffn": "F-Neuron"}
-TYPES = [*FAMILIES, "ahaf_shared", "leaf_shared", "fuzzy_ffn_shared"]
-NETWORKS = ["LeNet-5", "KerasNet"]
-DATASETS = {"F-MNIST": "Fashion-MNIST", "CIFAR-10": "CIFAR-10"}
-ACTS = {
-    "ReLU": ["ReLU"],
-    "SiLU": ["SiLU"],
-    "Tanh": ["Tanh"],
-    "Sigmoid": ["Sigmoid"],
-    "Random": ["Random"],
-    "all": ["ReLU", "SiLU", "Tanh", "Sigmoid"],
-    "all_lus": ["ReLU", "SiLU"],
-    "all_bfs": ["Tanh", "Sigmoid"],
-}
 
 
 @click.command(short_help="One run by the authors' command line.")
 @click.argument("kind", metavar="TYPE", type=click.Choice(TYPES))
 @click.option("--net", type=click.Choice([*NETWORKS, "all"]), default="all", show_default=True)
-@click.option("--ds", type=click.Choice([*DATASETS, "all"]), default="all", show_default=True, help="Data set.")
+@click.option(
+    "--ds",
+    type=click.Choice([*DATASETS, "all"]),
+    default="all",
+    show_default=True,
+    help="Data set; all: F-MNIST and CIFAR-10.",
+)
 @click.option("--opt", type=click.Choice(["rmsprop", "adam"]), default="rmsprop", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True)
+@seed_option
 @click.option("--bs", type=click.IntRange(min=1), default=64, show_default=True, help="Batch size.")
 @click.option(
     "--dev",
@@ -53,143 +54,87 @@ ACTS = {
     show_default=True,
     help="Activation, or what an adaptive one starts as.",
 )
-@click.option(
-    "--act_cnn",
-    type=click.Choice(["ReLU", "SiLU", "Tanh", "Sigmoid", "Random"]),
-    help="The same for the CNN layers where it differs.",
-)
+@click.option("--act_cnn", type=click.Choice(STARTS), help="The same for the CNN layers where it differs.")
 @click.option("--start_ep", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--end_ep", type=click.IntRange(min=0), default=100, show_default=True, help="Equal to --start_ep: only evaluate."
 )
 @click.option("--patch_base", is_flag=True, help="Load the base network at --start_ep and replace its activations.")
 @click.option("--patched", is_flag=True, help="Go on with a network whose activations were replaced.")
-@click.option(
-    "--patched_from_af",
-    type=click.Choice(["ReLU", "SiLU", "Tanh", "Sigmoid"]),
-    help="Activation of the base [default: --acts].",
-)
+@click.option("--patched_from_af", type=click.Choice(FUNCTIONS), help="Activation of the base [default: --acts].")
 @click.option("--tune_aaf", is_flag=True, help="Train the adaptive parameters alone.")
 @click.option("--tuned", is_flag=True, help="Go on with a network whose adaptive parameters alone were trained.")
 @click.option("--p24sl", is_flag=True, help="LEAF's p2 and p4 learn slowly.")
 @click.option("--dspu4", is_flag=True, help="2SPU-4: first a step on the activations, then one on all else.")
-@click.option("--precision", type=click.Choice(choices("precision")), default="float32", show_default=True)
-@click.option("--wandb", is_flag=True, help="Write to Weights & Biases too.")
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard files too.")
+@click.option("--precision", type=Precision(), default="float32", show_default=True)
+@wandb_option
+@tensorboard_option
 @click.option(
     "--init-from",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Base checkpoint of the authors' program for --patch_base.",
+    help="Checkpoint of the authors' program: of the base with --patch_base, else of the network to go on with.",
 )
-@data_dir_option
+@click.option("--from", "from_run", metavar="SUITE/RUN", help="The finished run to go on from, or its folder.")
+@click.option("--cnn", help='Activation of the CNN layers, as "LEAF as HardTanh", instead of what TYPE and --acts say.')
+@click.option("--fc", help="The same of the fully connected layers.")
+@form_options
 @click.option(
-    "--runs-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar=["AAFIT_RUNS", "SRGK_RUNS_PATH"],
-    default=Path("runs"),
+    "--method",
+    type=click.Choice(["gradient", "gauss-newton"]),
+    default="gradient",
     show_default=True,
+    help="gauss-newton: the activations are identified, an epoch is a step.",
 )
-@click.option("--fresh", is_flag=True, help="Set an earlier result of the same run aside and start again.")
+@gauss_newton_options
+@click.option(
+    "--train",
+    type=click.Choice(["all", "activations", "none"]),
+    help="What trains [default: all; with --tune_aaf activations; without an epoch none].",
+)
+@click.option("--lr", type=float, help="Learning rate [default: 1e-3 with adam, 1e-4 with rmsprop].")
+@click.option("--holdout", type=click.IntRange(min=0), default=0, help="Train images kept aside [default: 0].")
+@click.option("--train-images", type=click.IntRange(min=1), help="Train on so many images only.")
+@click.option("--no-augment", is_flag=True, help="Take the train images as they are.")
+@click.option("--no-shuffle", is_flag=True, help="Take the train images in their order.")
+@click.option("--new-optimizer", is_flag=True, help="Where a run goes on, start its optimizer afresh.")
+@click.option("--folder", metavar="SUITE/RUN", help="Folder of the result [default: individual/ and all flags].")
+@click.option("--stage", default="", help="The step of an experiment that it belongs to, for tables.")
+@data_dir_option
+@runs_dir_option
+@threads_option
+@fresh_option
 def train(
-    kind: str,
-    net: str,
-    ds: str,
-    opt: str,
-    seed: int,
-    bs: int,
     dev: str,
-    acts: str,
-    act_cnn: str | None,
-    start_ep: int,
-    end_ep: int,
-    patch_base: bool,
-    patched: bool,
-    patched_from_af: str | None,
-    tune_aaf: bool,
-    tuned: bool,
-    p24sl: bool,
-    dspu4: bool,
-    precision: str,
     wandb: bool,
     tensorboard: bool,
-    init_from: Path | None,
     data_dir: Path | None,
     runs_dir: Path,
+    threads: int | None,
     fresh: bool,
+    **flags: Any,
 ) -> None:
     """Train or tune one network (or each of several), as the authors' train_individual.py does.
 
     Results go to RUNS_DIR/individual. TYPE with _shared has one parameter set for a layer, without it one for every
-    neuron.
+    neuron. Without --patch_base a run from --start_ep on goes on with network and optimizer of the finished run that
+    the other flags describe.
     """
-    if end_ep < start_ep:
-        raise UserError(f"--end_ep {end_ep} lies before --start_ep {start_ep}.")
-    if init_from is not None and not patch_base:
-        raise UserError("--init-from gives the base network whose activations are replaced: it needs --patch_base.")
+    said = Flags(**flags)
     place = Place(
-        runs_dir, seed, data_dir, "cpu" if dev == "cpu" else "auto", tensorboard=tensorboard, wandb=wandb, fresh=fresh
+        runs_dir,
+        said.seed,
+        data_dir,
+        "cpu" if dev == "cpu" else "auto",
+        fresh,
+        threads,
+        tensorboard=tensorboard,
+        wandb=wandb,
+        suite=INDIVIDUAL if said.folder is None else said.folder.split("/")[0],
     )
-    flags = {"patched": patched, "tuned": tuned, "tune": tune_aaf, "p24sl": p24sl, "dspu4": dspu4}
-    nets = NETWORKS if net == "all" else [net]
-    data_sets = list(DATASETS) if ds == "all" else [ds]
-    for network, data_set, act in product(nets, data_sets, ACTS[acts]):
-        base = patched_from_af or act
-        common = {
-            "network": network,
-            "dataset": DATASETS[data_set],
-            "optimizer": opt,
-            "batch_size": bs,
-            "precision": precision,
-        }
-        texts = _activations(kind, act, act_cnn, base)
-        parent = None
-        if patch_base:
-            parent = _base(place, common, base, start_ep, init_from)
-        elif start_ep > 0:
-            parent = find_run(place, common | texts | ({"train": "activations"} if tuned else {}), start_ep, patched)
-        name = [network, data_set, kind, act]
-        name += [f"cnn_{act_cnn}"] * (act_cnn is not None) + [f"from_{base}"] * patch_base
-        name += [*(flag for flag, given in flags.items() if given), opt, f"bs{bs}"]
-        name += [precision] * (precision != "float32") + [f"{start_ep}-{end_ep}"]
-        train = "none" if start_ep == end_ep else "activations" if tune_aaf else "all"
-        settings = {"train": train, "start_epoch": start_ep, "epochs": end_ep - start_ep, "p24sl": p24sl}
-        config = RunConfig.checked({"name": "-".join(name), **common, **texts, **settings, "dspu4": dspu4})
-        folder = run_alone(place, config, parent)
+    jobs = {job.folder: job for one in plan(said, place) for job in (one.imported, one.job) if job is not None}
+    for job in jobs.values():
+        place.check(job)
+    for job in jobs.values():
+        folder = place.run(job)
         result = Done.of(folder).result
         log.info("test accuracy %.2f%%, loss %.4f: %s", 100 * (result.last_accuracy or 0), result.last_loss, folder)
-
-
-def _activations(kind: str, act: str, act_cnn: str | None, base: str) -> dict[str, str]:
-    """The settings cnn, fc and sharing that a TYPE with its --acts and --act_cnn stands for."""
-    family, cnn = FAMILIES[kind.removesuffix("_shared")], act_cnn or act
-    if family is None:
-        return {"cnn": cnn, "fc": act, "sharing": "layer"}
-    sharing = "layer" if kind.endswith("_shared") else "neuron"
-    if family == "F-Neuron":
-        # F-Neurons are for the fully connected layers: the CNN layers keep a fixed function.
-        return {"cnn": act_cnn or base, "fc": _adaptive(family, act), "sharing": sharing}
-    return {"cnn": _adaptive(family, cnn), "fc": _adaptive(family, act), "sharing": sharing}
-
-
-def _adaptive(family: str, act: str) -> str:
-    return f"{family} random" if act == "Random" else f"{family} as {act}"
-
-
-def _base(place: Place, common: dict[str, Any], act: str, epoch: int, init_from: Path | None) -> Path:
-    """The folder of the base network with the function `act` everywhere, trained for `epoch` epochs.
-
-    It is looked for among the finished runs, then among checkpoints of the authors' program, which are imported.
-    """
-    if init_from is None:
-        try:
-            wanted = {key: common[key] for key in ("network", "dataset", "optimizer")} | {"cnn": act, "fc": act}
-            return find_run(place, wanted | {"init_from": None}, epoch, patched=False)
-        except UserError as error:
-            init_from = find_authors_checkpoint(place, common, act, epoch)
-            if init_from is None:
-                raise UserError(f"{error} A checkpoint of the authors' program can be named by --init-from.") from None
-    log.info("base network: %s", init_from)
-    settings = {"cnn": act, "fc": act, "train": "none", "start_epoch": epoch, "epochs": 0}
-    name = f"{common['network']}-{common['dataset']}-base-{act}-imported-{epoch}"
-    config = RunConfig.checked({"name": name, **common, **settings, "init_from": init_from.absolute()})
-    return run_alone(replace(place, fresh=False), config, None)

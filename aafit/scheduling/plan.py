@@ -6,7 +6,7 @@ Costs come from the metrics of epochs already run. A dry run may time the kinds 
 import heapq
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 
@@ -22,6 +22,7 @@ from aafit.runs.job import Job, is_done, jobs_of, lockstep_groups
 from aafit.runs.metrics import read_columns
 from aafit.runs.start import trained_parameters
 from aafit.runs.suite import Suite
+from aafit.scheduling.bf16 import Bf16, time_bf16
 from aafit.scheduling.options import RunOptions
 
 Key = tuple[str, int]
@@ -156,6 +157,13 @@ class Planned:
         epochs = self.epochs_left + (0.0 if self.job.parent is None or begun else COMPARED * self.lockstep)
         return START_SECONDS + epochs * (self.epoch_seconds or 0.0)
 
+    def in_bf16(self, share: float) -> "Planned":
+        """The same where an epoch takes this share of its time, if it trains in float32."""
+        run = self.job.config
+        if self.epoch_seconds is None or run.precision != "float32" or run.method != "gradient":
+            return self
+        return replace(self, epoch_seconds=self.epoch_seconds * share)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -164,6 +172,8 @@ class Estimate:
     runs: tuple[Planned, ...]
     slots: int
     wall_seconds: float
+    bf16: Bf16 | None = None
+    bf16_wall_seconds: float = 0.0
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(
@@ -186,6 +196,9 @@ class Estimate:
             )
         yield table
         yield self.sentence()
+        if self.bf16 is not None:
+            saved = self.wall_seconds - self.bf16_wall_seconds
+            yield f"{self.bf16} That would save about {clock(saved)} of the {clock(self.wall_seconds)}."
 
     def sentence(self) -> str:
         left = [planned for planned in self.runs if not planned.done]
@@ -235,8 +248,19 @@ def estimate(
             seconds, source = timed[kind], "timed now"
         together = len(lockstep.get(key, [key]))
         planned[key] = Planned(job, done, left, trained_parameters(job.config), seconds, source, together)
-    remaining = {key: run.seconds for key, run in planned.items() if not run.done}
-    return Estimate(tuple(planned.values()), len(places), wall_seconds(remaining, parents_of(table), len(places)))
+    remaining = {key: run for key, run in planned.items() if not run.done}
+
+    def wall(runs: Mapping[Key, Planned]) -> float:
+        seconds = {key: run.seconds for key, run in runs.items()}
+        return wall_seconds(seconds, parents_of(table), len(places))
+
+    # A suite that has begun keeps its arithmetic.
+    begun = any(run.done or run.epochs_left < run.job.config.epochs for run in planned.values())
+    bf16 = None if begun or measure is None else time_bf16(suite.runs, places[0].device, measure)
+    if bf16 is None:
+        return Estimate(tuple(planned.values()), len(places), wall(remaining))
+    faster = {key: run.in_bf16(bf16.share) for key, run in remaining.items()}
+    return Estimate(tuple(planned.values()), len(places), wall(remaining), bf16, wall(faster))
 
 
 def clock(seconds: float) -> str:

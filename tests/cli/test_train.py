@@ -62,8 +62,10 @@ def test_base_patch_tune_go_on_and_evaluate(call, tmp_path):
         "base --acts all_lus --end_ep 1",
         "leaf_shared --acts Tanh --act_cnn ReLU --start_ep 1 --end_ep 2 --tune_aaf --p24sl --patch_base "
         "--patched_from_af ReLU",
-        "leaf_shared --acts Tanh --act_cnn ReLU --start_ep 2 --end_ep 3 --tune_aaf --p24sl --patched --tuned",
-        "leaf_shared --acts Tanh --act_cnn ReLU --start_ep 3 --end_ep 3 --patched --tuned",
+        "leaf_shared --acts Tanh --act_cnn ReLU --start_ep 2 --end_ep 3 --tune_aaf --p24sl --patched --tuned "
+        "--patched_from_af ReLU",
+        "leaf_shared --acts Tanh --act_cnn ReLU --start_ep 3 --end_ep 3 --patched --tuned --p24sl "
+        "--patched_from_af ReLU",
         "fuzzy_ffn --acts Random --start_ep 1 --end_ep 1 --patch_base --patched_from_af SiLU",
     ):
         result = call(command)
@@ -75,8 +77,8 @@ def test_base_patch_tune_go_on_and_evaluate(call, tmp_path):
         for name in (
             "base-ReLU-adam-bs64-0-1",
             "leaf_shared-Tanh-cnn_ReLU-from_ReLU-tune-p24sl-adam-bs64-1-2",
-            "leaf_shared-Tanh-cnn_ReLU-patched-tuned-tune-p24sl-adam-bs64-2-3",
-            "leaf_shared-Tanh-cnn_ReLU-patched-tuned-adam-bs64-3-3",
+            "leaf_shared-Tanh-cnn_ReLU-from_ReLU-patched-tuned-tune-p24sl-adam-bs64-2-3",
+            "leaf_shared-Tanh-cnn_ReLU-from_ReLU-patched-tuned-p24sl-adam-bs64-3-3",
             "fuzzy_ffn-Random-from_SiLU-adam-bs64-1-1",
         )
     )
@@ -109,8 +111,9 @@ def test_a_base_checkpoint_of_the_authors_is_imported(call, tmp_path, named):
         write_authors_checkpoint(tmp_path / "runs" / "lenet5_fmnist_ReLU_base_adam_100ep_checkp.bin")
     result = call(patch)
     assert result.exit_code == 0, result.output
+    (imported,) = tmp_path.glob("runs/individual/LeNet-5-F-MNIST-base-ReLU-imported-*-100")
     assert set(runs(tmp_path)) == {
-        "LeNet-5-Fashion-MNIST-base-ReLU-imported-100",
+        imported.name,
         "LeNet-5-F-MNIST-ahaf_shared-ReLU-from_ReLU-tune-adam-bs64-100-101",
     }
 
@@ -126,7 +129,18 @@ def test_a_base_checkpoint_of_the_authors_is_imported(call, tmp_path, named):
         ("fuzzy_ffn --acts Random", "Unknown activation 'Random'"),
         ("base --start_ep 5 --end_ep 3", "--end_ep 3 lies before --start_ep 5"),
         ("base --tune_aaf", "trains adaptive activations only"),
-        ("ahaf --acts ReLU --dspu4 --tune_aaf", "dspu4 = true needs train = 'all'"),
+        ("ahaf --acts all_bfs", "Unknown activation 'AHAF as Tanh'"),
+        ("base --acts ReLU --seed 18446744073709551616", "18446744073709551616 is not in the range"),
+        ("base --acts ReLU --end_ep 99999999999999999999", "epochs = 99999999999999999999 is not valid"),
+        ("base --acts ReLU --start_ep -1", "-1 is not in the range"),
+        ("base --acts ReLU --precision fp16", "'fp16' is not supported: AHAF and LEAF as ReLU start at 2^16"),
+        ("base --acts ReLU --precision fp46", "Did you mean 'fp64'?"),
+        ("base --acts all --folder mine/base", "--folder mine/base is for one run, but these flags describe 4"),
+        ("base --acts ReLU --folder mine", "--folder mine is not of the form SUITE/RUN"),
+        ("base --acts ReLU --folder ../base", "'..' cannot be a folder's name"),
+        ("ahaf --acts ReLU --start_ep 1 --patched --patch_base", "give one"),
+        ("ahaf --acts ReLU --patched", "say after which epoch, by --start_ep"),
+        ("ahaf --acts ReLU --start_ep 1 --from mine/none", "There is no finished run in"),
         (
             "leaf --acts ReLU --start_ep 7 --end_ep 9 --patch_base",
             "No finished run trained from its beginning ends at epoch 7",
