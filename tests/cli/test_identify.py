@@ -99,9 +99,48 @@ def test_the_command_line(base, tmp_path):
     )
 
 
+def test_the_command_line_says_all_that_a_suite_can(base, tmp_path):
+    arguments = ["identify", str(base.folder), "--fc", "F-Neuron as Tanh", "--interval", "-3", "3.5", "--pieces", "6"]
+    arguments += [
+        "--heldout",
+        "0.3",
+        "--curvature",
+        "exact",
+        "--ridge",
+        "0.01",
+        "--budget",
+        "0.01",
+        "--target",
+        "logits",
+    ]
+    arguments += [
+        "--batch-size",
+        "50",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--runs-dir",
+        str(tmp_path),
+    ]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    (folder,) = tmp_path.glob("individual/*/seed42")
+    run = load_json(folder / "config.json")["run"]
+    told = {"interval": [-3.0, 3.5], "pieces": 6, "heldout": 0.3, "curvature": "exact", "ridge": 0.01, "budget": 0.01}
+    assert run | told | {"target": "logits", "batch_size": 50, "holdout": 400} == run
+    steps = load_json(folder / "identification.json")
+    assert (steps["images"], steps["heldout_images"], len(steps["values"])) == (280, 120, 8)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--fc", "F-Neuron as Tanh", "--interval", "3", "-3"], "interval = [3, -3] is empty"),
+        (["--fc", "AHAF as ReLU", "--heldout", "1"], "heldout = 1.0 is not valid"),
+        (["--fc", "AHAF as ReLU", "--ridge", "-1"], "ridge = -1.0 is not valid"),
         ([], "Nothing to replace was given"),
         (["--fc", "LEAF as Tank"], "Tanh"),
         (["--fc", "AHAF as ReLU", "--steps", "0"], "--steps"),
