@@ -1,5 +1,7 @@
 """The authors' flags, and those that a suite's settings need besides."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -97,8 +99,13 @@ class Flags:
         words += [f"holdout{self.holdout}"] * (self.holdout > 0)
         values = given({key: getattr(self, key) for key in IN_NAME})
         words += [f"{key}_{_plain(value)}" for key, value in values.items()]
-        name = "-".join([*words, f"{self.start_ep}-{self.end_ep}"])
-        return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{sha256(name.encode()).hexdigest()[:8]}"
+        return name_of([*words, f"{self.start_ep}-{self.end_ep}"])
+
+
+def name_of(words: Sequence[str]) -> str:
+    """A folder's name with these words; one that would be too long ends in what tells it from all others."""
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "_", "-".join(words))
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _plain(value: object) -> str:

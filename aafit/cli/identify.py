@@ -1,11 +1,11 @@
 """The command `aafit identify`: other activations for a finished run's network, identified by Gauss-Newton."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
+from aafit.cli.flags import name_of
 from aafit.cli.options import (
     Precision,
     data_dir_option,
@@ -86,7 +86,7 @@ def identify(
             **base.model_dump(mode="json", include=set(KEPT)),
             **texts,
             **chosen,
-            "name": re.sub(r"[^A-Za-z0-9._+-]+", "_", "-".join([*words, "identified"])),
+            "name": name_of([*words, "identified"]),
             "train": "activations",
             "method": "gauss-newton",
             "start_epoch": base.end_epoch,
