@@ -95,7 +95,7 @@ def run_study(
         "replacements": replacements,
         "sharing": sharing,
         "target": target,
-        "loss": None if loss is None else loss.name,
+        "loss": loss,
         "output": output,
         "steps": steps,
         "images": images,
@@ -315,5 +315,5 @@ def _facts(
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {_short(item)}" for key, item in value.items()) + "}"
-    name = getattr(value, "__name__", None)
+    name = getattr(value, "__name__", getattr(value, "name", None))
     return name if isinstance(name, str) else str(value)

@@ -5,7 +5,9 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any, TypeVar
 
 import torch
@@ -122,7 +124,8 @@ def tensors_of(value: Any) -> Iterable[Tensor]:
 def study_key(net: nn.Module, data: Mapping[str, str | None], arguments: Mapping[str, Any]) -> str:
     """SHA-256 of all that a study depends on: the network, the data by their fingerprints, the arguments, the version.
 
-    A module among the arguments counts with its values, a function with its name and its code.
+    A module among the arguments counts with its values, a function with its name and its code, but not with what it has
+    captured from around it.
     """
     content = {
         "version": __version__,
@@ -133,6 +136,12 @@ def study_key(net: nn.Module, data: Mapping[str, str | None], arguments: Mapping
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _program(code: CodeType) -> list[Any]:
+    """What a function does, without where it is in memory: its code, the names and the constants in it."""
+    constants = [_program(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
+    return [hashlib.sha256(code.co_code).hexdigest(), *code.co_names, *constants]
+
+
 def _told(value: Any) -> Any:
     if isinstance(value, Mapping):
         return [[_told(key), _told(item)] for key, item in value.items()]
@@ -140,7 +149,11 @@ def _told(value: Any) -> Any:
         return [str(value), fingerprint(value, ())]
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
+    if is_dataclass(value):
+        return [_told(getattr(value, field.name)) for field in fields(value)]
     code = getattr(value, "__code__", None)
     if code is not None:
-        return [value.__module__, value.__qualname__, hashlib.sha256(code.co_code).hexdigest(), repr(code.co_consts)]
+        return [value.__module__, value.__qualname__, *_program(code)]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

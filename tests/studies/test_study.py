@@ -9,9 +9,10 @@ from torch import nn
 
 from aafit import LEAF, FNeuron
 from aafit.errors import UserError
-from aafit.identification import identify
+from aafit.identification import CROSS_ENTROPY, SQUARED_ERROR, identify
 from aafit.studies import parts as module
 from aafit.studies.parts import run_study
+from aafit.studies.store import study_key
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,21 @@ def test_another_network_or_data_is_another_study(folder, found):
         run_study(base(), batches(512), REPLACEMENTS, **(options | {"heldout": None})).folder,
     }
     assert len(folders) == 4
+
+
+def test_the_key_knows_functions_by_what_they_do():
+    def key(**arguments):
+        return study_key(nn.ReLU(), {}, arguments)
+
+    assert key(output=lambda out: out.a) != key(output=lambda out: out.b)
+    assert key(output=lambda out: out[0]) != key(output=lambda out: out[1])
+    # Another object with the same program, as in another process.
+    again = [eval("lambda out: (lambda x: x)(out)") for _ in range(2)]
+    assert key(output=again[0]) == key(output=again[1])
+    assert len({key(loss=None), key(loss=CROSS_ENTROPY), key(loss=SQUARED_ERROR)}) == 3
+    assert key(make=torch.relu) != key(make=torch.tanh)
+    assert key(make=FNeuron.like("ReLU")) == key(make=FNeuron.like("ReLU"))
+    assert key(make=FNeuron.like("ReLU")) != key(make=FNeuron.like("ReLU", interval=(-3, 3)))
 
 
 def test_what_was_drawn_at_random_is_kept(tmp_path):
