@@ -34,13 +34,21 @@ def do(job: dict) -> None:
     settings_hash = json.loads((fake / "hashes.json").read_text())[str(folder)]
     if behaviour == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    events = fake / "events.txt"
+    earlier = sum(f"{run['name']} start " in line for line in events.open()) if events.exists() else 0
     note("start", run["name"])
     print("hello from", run["name"], "threads", job["threads"], os.environ.get("OMP_NUM_THREADS"), flush=True)
+    print("GPUs", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
     if job["parent"]:
         assert (Path(job["parent"]) / "done.json").exists(), "started before its parent was done"
     if behaviour == "fail":
         print("what went before", file=sys.stderr)
         sys.exit("the reason in one sentence")
+    if behaviour == "kills what is under it" or (behaviour == "the same once" and earlier == 0):
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
+    while behaviour == "waits" and not (fake / "go").exists():
+        time.sleep(0.02)
     if behaviour == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "silent":

@@ -124,3 +124,21 @@ def test_a_missing_extra_is_one_sentence(program: str, sentence: str) -> None:
     done = without_extras(program)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].removeprefix("ImportError: ") == sentence
+
+
+MAY_NAME_PICKLE = {
+    "from pickle import UnpicklingError": "the error of a checkpoint that asks to run code",
+    "import cloudpickle": "what Slurm's jobs are made of",
+    "cloudpickle.register_pickle_by_value(process)": "writes code of this package, reads none",
+    "ray.cloudpickle.register_pickle_by_value(process)": "the same",
+}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_nothing_that_a_stranger_wrote_is_unpickled(name: str) -> None:
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        text = ast.unparse(node) if isinstance(node, ast.Call | ast.Import | ast.ImportFrom) else ""
+        if text.startswith("torch.load("):
+            assert "weights_only=True" in text, f"{name}: {text}"
+        names = text.partition("(")[0] if isinstance(node, ast.Call) else text
+        assert "pickle" not in names or text in MAY_NAME_PICKLE, f"{name}: {text}"

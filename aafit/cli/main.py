@@ -30,6 +30,7 @@ from aafit.runs.documents import ACTIVATIONS, DONE
 from aafit.runs.job import jobs_of
 from aafit.runs.suite import Suite, load_suite, shipped_suites
 from aafit.scheduling.bf16 import time_bf16
+from aafit.scheduling.engines.choose import ENGINES
 from aafit.scheduling.options import RunOptions
 from aafit.scheduling.plan import estimate
 from aafit.scheduling.schedule import run_suite
@@ -72,6 +73,8 @@ def main() -> None:
 @click.option("--seeds", callback=_whole_numbers, help="Seeds instead of the suite's, for example 42,100.")
 @click.option("--only", help="Only these runs or stages, and what they come from: stage4,base-relu.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes side by side (default: one a core, or one a GPU).")
+@click.option("--engine", type=click.Choice(ENGINES), default="local", show_default=True, help="Where the runs go.")
+@click.option("--address", help="The Ray cluster, host:port (default: the one that this machine belongs to).")
 @device_option
 @data_dir_option
 @runs_dir_option
@@ -89,6 +92,8 @@ def run(
     seeds: tuple[int, ...] | None,
     only: str | None,
     jobs: int | None,
+    engine: str,
+    address: str | None,
     device: str,
     data_dir: Path | None,
     runs_dir: Path,
@@ -105,7 +110,16 @@ def run(
     What is finished is skipped, what was stopped goes on.
     """
     suite = _chosen(load_suite(suite_name), seeds, only, epochs_scale, precision)
-    options = RunOptions(jobs=jobs, device=device, data_dir=data_dir, fresh=fresh, tensorboard=tensorboard, wandb=wandb)
+    options = RunOptions(
+        engine=engine,
+        address=address,
+        jobs=jobs,
+        device=device,
+        data_dir=data_dir,
+        fresh=fresh,
+        tensorboard=tensorboard,
+        wandb=wandb,
+    )
     if print_commands:
         elsewhere = _words(context, {"runs_dir", "data_dir"})
         again = ["suite_name", "seeds", "only", "epochs_scale", "precision", "device"]

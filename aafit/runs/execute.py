@@ -21,8 +21,9 @@ from aafit.networks.adaptive import adaptive_activations, train_only_activations
 from aafit.runs.active import ActiveRun
 from aafit.runs.documents import METRICS, Comparison
 from aafit.runs.epochs import identify_run, train_runs
-from aafit.runs.folder import finish, load_progress, locked, write_config
+from aafit.runs.folder import finish, load_progress, write_config
 from aafit.runs.job import Job, is_done, verdict
+from aafit.runs.lock import locked
 from aafit.runs.log import printing_to_log
 from aafit.runs.optimizer import parents_optimizer, resume_optimizers
 from aafit.runs.start import Start, starting_network
@@ -37,13 +38,14 @@ log = logging.getLogger("aafit")
 AUDITED = 256  # images to look at the parameters on
 
 
-def execute(*jobs: Job, data: Dataset | None = None) -> None:
+def execute(*jobs: Job, data: Dataset | None = None, patience: float = 0.0) -> None:
     """Do one run, or what is left of it; or several in lockstep, of one `lockstep_group`.
 
     What is finished is left as it is. Where there are several, each prints to its folder's log.txt.
 
     Args:
         data: the images, where they are there already; otherwise the first job's data set is loaded.
+        patience: how long to wait for a folder that another process works in, in seconds.
 
     Raises:
         UserError: another process works in a folder; it holds a run with other settings; the data, the parent's
@@ -53,7 +55,7 @@ def execute(*jobs: Job, data: Dataset | None = None) -> None:
     own_log = printing_to_log if len(jobs) > 1 else nullcontext
     with ExitStack() as held:
         for job in jobs:
-            held.enter_context(locked(job.folder))
+            held.enter_context(locked(job.folder, patience))
         held.enter_context(arithmetic(first.config.precision, first.threads))
         left = [job for job in jobs if not is_done(job) and verdict(job) is None]
         if not left:

@@ -1,4 +1,4 @@
-"""What a run writes into its folder, see documents.py: its lock, settings, progress and results."""
+"""What a run writes into its folder, see documents.py: its settings, progress and results."""
 
 import platform
 from collections.abc import Iterator, Sequence
@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from aafit.data.datasets import Dataset
 from aafit.devices import device_name
 from aafit.errors import UserError
-from aafit.files import make_folder, sha256_of
+from aafit.files import sha256_of
 from aafit.networks.adaptive import adaptive_parameters, save_activations
 from aafit.runs.checkpoint import load_state, save_network, save_state
 from aafit.runs.documents import (
@@ -51,24 +50,6 @@ COLUMNS = (
     "seconds",
     "evaluation_seconds",
 )
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """The run folder for this process alone; the system lets go of it when the process ends, however it ends.
-
-    Raises:
-        UserError: another process has it, or the folder cannot be made.
-    """
-    lock = FileLock(make_folder(folder) / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"Another process is running in {folder}; wait for it, or stop it first.") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def write_config(job: Job, device: torch.device, data: Dataset) -> None:

@@ -205,5 +205,10 @@ def lockstep_group(job: Job) -> str | None:
 
 def lockstep_groups(jobs: Mapping[tuple[str, int], Job]) -> dict[tuple[str, int], list[tuple[str, int]]]:
     """For each job, by run and seed, the jobs that can go in lockstep with it, itself among them."""
-    of = {key: lockstep_group(job) for key, job in jobs.items()}
-    return {key: [other for other in jobs if of[other] == of[key]] if of[key] else [key] for key in jobs}
+    alike: dict[str, list[tuple[str, int]]] = {}
+    groups = {}
+    for key, job in jobs.items():
+        group = lockstep_group(job)
+        groups[key] = [] if group is None else alike.setdefault(group, [])
+        groups[key].append(key)
+    return groups

@@ -6,9 +6,11 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How the runs of a suite are done on this machine.
+    """How the runs of a suite are done.
 
     Attributes:
+        engine: what starts the processes: "local", "ray" or "slurm".
+        address: of the Ray cluster, host:port; by default the one that this machine belongs to.
         jobs: processes at once; by default one for each usable core, or for each GPU.
         device: "auto" (the GPUs where there are some), "cpu", "cuda" or "cuda:1".
         data_dir: where the data sets are; by default they are looked for, or downloaded.
@@ -17,6 +19,8 @@ class RunOptions:
         wandb: write to Weights & Biases too.
     """
 
+    engine: str = "local"
+    address: str | None = None
     jobs: int | None = None
     device: str = "auto"
     data_dir: Path | None = None

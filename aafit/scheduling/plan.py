@@ -98,6 +98,14 @@ def parents_of(jobs: Mapping[Key, Job]) -> dict[Key, Key | None]:
     return {key: (job.config.parent, job.seed) if job.config.parent is not None else None for key, job in jobs.items()}
 
 
+def children_of(parents: Mapping[Key, Key | None]) -> dict[Key, list[Key]]:
+    children: dict[Key, list[Key]] = {key: [] for key in parents}
+    for key, parent in parents.items():
+        if parent in children:
+            children[parent].append(key)
+    return children
+
+
 def chains(seconds: Mapping[Key, float], parents: Mapping[Key, Key | None]) -> dict[Key, float]:
     """For each run the seconds from its start to the end of the longest chain of runs that come from it."""
     longest = dict(seconds)
@@ -117,16 +125,22 @@ def wall_seconds(
         seconds: of each run that is left; runs that are not in it count as finished. Parents come before children.
         running: those that have their process already.
     """
-    longest, now = chains(seconds, parents), 0.0
-    waiting, first = set(seconds), set(running)
+    longest, now, first = chains(seconds, parents), 0.0, set(running)
+    children = children_of({key: parents[key] for key in seconds})
+
+    def rank(key: Key) -> tuple[bool, float, Key]:
+        return key not in first, -longest[key], key
+
+    ready = [rank(key) for key in seconds if parents[key] not in seconds]
+    heapq.heapify(ready)
     ends: list[tuple[float, Key]] = []
-    while waiting or ends:
-        unfinished = waiting | {key for _, key in ends}
-        ready = [key for key in waiting if parents[key] not in unfinished]
-        for key in sorted(ready, key=lambda key: (key in first, longest[key], key), reverse=True)[: slots - len(ends)]:
+    while ready or ends:
+        while ready and len(ends) < max(slots, 1):
+            *_, key = heapq.heappop(ready)
             heapq.heappush(ends, (now + seconds[key], key))
-            waiting.remove(key)
-        now, _ = heapq.heappop(ends)
+        now, ended = heapq.heappop(ends)
+        for child in children[ended]:
+            heapq.heappush(ready, rank(child))
     return now
 
 

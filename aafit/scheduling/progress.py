@@ -111,6 +111,10 @@ def view_for(console: Console) -> View:
     return LiveTable(console) if console.is_terminal else PlainLines(console)
 
 
+DRAWING_SHARE = 0.02
+"""The share of its time that a schedule may spend on showing its runs."""
+
+
 class LiveTable:
     """One table of all runs, redrawn in place, with a line on the whole below it."""
 
@@ -118,7 +122,7 @@ class LiveTable:
         self.console = console
         self.live = Live(console=console, auto_refresh=False, transient=True)
         self.began = time.monotonic()
-        self.drawn = -1.0
+        self.due = self.affordable = 0.0
 
     def __enter__(self) -> Self:
         self.live.start()
@@ -128,15 +132,17 @@ class LiveTable:
         self.live.stop()
 
     def started(self, state: RunState) -> None:
-        self.drawn = -1.0
+        self.due = 0.0
 
     def ended(self, state: RunState) -> None:
-        self.drawn = -1.0
+        self.due = 0.0
 
     def update(self, states: Mapping[Key, RunState], costs: Costs, slots: int) -> None:
-        if time.monotonic() - self.drawn >= 1:
-            self.drawn = time.monotonic()
+        began = time.monotonic()
+        if began >= max(self.due, self.affordable):
             self.live.update(self.table(states, costs, slots), refresh=True)
+            self.due = began + 1
+            self.affordable = began + (time.monotonic() - began) / DRAWING_SHARE
 
     def table(self, states: Mapping[Key, RunState], costs: Costs, slots: int) -> Group:
         table = Table("run", "seed", "status", "epoch", "test accuracy", "time left")
@@ -179,6 +185,7 @@ class PlainLines:
     def __init__(self, console: Console, every: float = 10.0) -> None:
         self.console, self.every = console, every
         self.told: dict[Key, tuple[float, int | None]] = {}
+        self.affordable = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -196,6 +203,9 @@ class PlainLines:
         self.line(state, f"{state.status}{spent}{accuracy}{': ' if state.message else ''}{state.message}")
 
     def update(self, states: Mapping[Key, RunState], costs: Costs, slots: int) -> None:
+        began = time.monotonic()
+        if began < self.affordable:
+            return
         for key, state in states.items():
             told_at, told = self.told.get(key, (0.0, None))
             new = state.status is Status.RUNNING and state.epoch is not None and state.epoch != told
@@ -208,6 +218,7 @@ class PlainLines:
                     + ("diverged" if state.accuracy is None else f"test accuracy {state.accuracy:.2%}")
                     + ("" if left is None else f", {clock(left)} left"),
                 )
+        self.affordable = began + (time.monotonic() - began) / DRAWING_SHARE
 
     def line(self, state: RunState, text: str) -> None:
         line = f"{time.strftime('%H:%M:%S')} {state.job.config.name} (seed {state.job.seed}): {text}"

@@ -1,4 +1,4 @@
-"""A suite on the processes of one machine: each run in a process, a child as soon as its parent is done.
+"""A suite on the processes of an engine: each run in a process, a child as soon as its parent is done.
 
 Runs that have all but the adaptive activations in common go in lockstep in one process, see `aafit.training.lockstep`.
 
@@ -6,11 +6,12 @@ The run folders are the truth: a run that is finished there is skipped, an unfin
 again completes what was stopped. A run that fails takes along only the runs that come from it.
 """
 
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,22 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from aafit.data.datasets import load_dataset
-from aafit.devices import Slot, choose_device, device_name, slots
 from aafit.files import make_folder
 from aafit.runs.documents import DONE, LOG
-from aafit.runs.folder import locked
-from aafit.runs.job import Job, is_done, jobs_of, lockstep_groups, set_aside
+from aafit.runs.job import Job, is_done, jobs_of, set_aside
+from aafit.runs.lock import locked
 from aafit.runs.suite import Suite
+from aafit.scheduling.engines.choose import open_engine
+from aafit.scheduling.engines.engine import End, Engine, Process
+from aafit.scheduling.engines.process import GRACE_SECONDS
 from aafit.scheduling.options import RunOptions
-from aafit.scheduling.plan import START_SECONDS, Costs, Key, chains, clock, parents_of
+from aafit.scheduling.order import Order
+from aafit.scheduling.plan import Costs, Key, clock
 from aafit.scheduling.progress import STYLES, RunState, Status, View, view_for
-from aafit.scheduling.worker import WORKER, Process
 
-GRACE_SECONDS = 15.0
-"""How long a stopped process may take to end by itself."""
 POLL_SECONDS = 0.1
+LOOK_SECONDS = 1.0
+"""How often the folders of the running runs are read."""
 
 
 @dataclass(frozen=True)
@@ -88,36 +90,39 @@ def run_suite(
     options: RunOptions = RunOptions(),  # noqa: B008 - it cannot be changed
     *,
     console: Console | None = None,
-    worker: Sequence[str] = WORKER,
+    engine: Engine | None = None,
 ) -> Summary:
     """Do all runs of a suite that are not done yet, side by side, until all ended or a signal stops them.
 
     Args:
         console: where the runs are shown meanwhile.
-        worker: the command that does runs; it gets the list of their jobs as a line of JSON on a standard input that
-            stays open for as long as this process lives.
+        engine: starts the worker processes, instead of the one that the options name; left open.
 
     Raises:
         UserError: before anything has started: a folder holds a run with other settings or cannot be written, the data
-            is not there, the device is not.
+            is not there, the device is not, or the engine cannot be used.
     """
-    places = slots(options.device, options.jobs)
-    table = jobs_of(suite, runs_dir, data_dir=options.data_dir, tensorboard=options.tensorboard, wandb=options.wandb)
-    states = {key: RunState(job) for key, job in table.items()}
-    if options.fresh:
-        _set_aside([job.folder for job in table.values() if job.folder.exists()])
-    for state in states.values():
-        if is_done(state.job):
-            state.status = Status.ALREADY_DONE
-    missing = [state.job for state in states.values() if state.status is Status.WAITING]
-    for job in missing:
-        make_folder(job.folder)
-    configs = [job.config for job in missing]
-    for needs in dict.fromkeys((one.dataset, options.data_dir, one.holdout, one.train_images) for one in configs):
-        load_dataset(*needs)
-    costs = Costs.measured(runs_dir, device_name(choose_device(places[0].device)))
-    with view_for(console or Console()) as view:
-        return _Schedule(states, costs, places, view, worker).run()
+    with ExitStack() as opened:
+        if engine is None:
+            engine = open_engine(options.engine, options.address, options.device, options.jobs)
+            opened.callback(engine.close)
+        table = jobs_of(
+            suite, runs_dir, data_dir=options.data_dir, tensorboard=options.tensorboard, wandb=options.wandb
+        )
+        states = {key: RunState(job) for key, job in table.items()}
+        if options.fresh:
+            _set_aside([job.folder for job in table.values() if job.folder.exists()])
+        for state in states.values():
+            if is_done(state.job):
+                state.status = Status.ALREADY_DONE
+        missing = [state.job for state in states.values() if state.status is Status.WAITING]
+        for job in missing:
+            make_folder(job.folder)
+        if missing:
+            engine.check(missing)
+        costs = Costs.measured(runs_dir, engine.device)
+        with view_for(console or Console()) as view:
+            return _Schedule(states, costs, engine, view).run()
 
 
 def _set_aside(folders: list[Path]) -> None:
@@ -129,19 +134,23 @@ def _set_aside(folders: list[Path]) -> None:
         set_aside(folder)
 
 
+@dataclass(frozen=True)
+class _Started:
+    """Runs that are in one process, and since when."""
+
+    process: Process
+    keys: tuple[Key, ...]
+    began: float
+
+
 class _Schedule:
     """The runs, the processes they are in, and the loop that starts and ends them."""
 
-    def __init__(
-        self, states: Mapping[Key, RunState], costs: Costs, places: list[Slot], view: View, worker: Sequence[str]
-    ) -> None:
-        self.states, self.costs, self.view, self.worker = states, costs, view, worker
-        self.free, self.slots = list(places), len(places)
-        self.parents = parents_of({key: state.job for key, state in states.items()})
-        self.groups = lockstep_groups({key: state.job for key, state in states.items()})
-        self.alone: set[Key] = set()
-        """Runs whose process failed: one of several must not take the others along."""
-        self.running: dict[Key, Process] = {}
+    def __init__(self, states: Mapping[Key, RunState], costs: Costs, engine: Engine, view: View) -> None:
+        self.states, self.costs, self.engine, self.view = states, costs, engine, view
+        self.order = Order(states, costs)
+        self.running: dict[Key, _Started] = {}
+        self.looked = -LOOK_SECONDS
 
     def run(self) -> Summary:
         began = time.monotonic()
@@ -149,13 +158,11 @@ class _Schedule:
             state.refresh()
         with _signals() as asked:
             try:
-                while not asked and any(
-                    state.status in (Status.WAITING, Status.RUNNING) for state in self.states.values()
-                ):
+                while not asked and (self.running or self.order.ready):
                     self._start_ready()
                     self._look()
-                    self.view.update(self.states, self.costs, self.slots)
-                    if self.running:
+                    self.view.update(self.states, self.costs, self.engine.slots)
+                    if self.running or self.order.ready:
                         time.sleep(POLL_SECONDS)
             finally:
                 self._stop(asked)
@@ -163,65 +170,50 @@ class _Schedule:
         return Summary(tuple(outcomes), time.monotonic() - began, bool(asked))
 
     def _start_ready(self) -> None:
-        """Fill the free slots; what has the longest chain of runs before its end goes first, so that none ends late."""
-        known = {
-            key: state.seconds_left(self.costs) for key, state in self.states.items() if state.status is Status.WAITING
-        }
-        cost = {key: START_SECONDS if left is None else left for key, left in known.items()}
-        longest = chains({key: sum(cost[other] for other in self._lockstep(key)) for key in cost}, self.parents)
-        for key in sorted(known, key=lambda key: -longest[key]):
-            state, parent = self.states[key], self.parents[key]
-            before = self.states[parent] if parent is not None else None
-            if before is not None and before.status in (Status.FAILED, Status.NOT_RUN):
-                failed = f"{before.job.config.name} failed."
-                self._end(state, Status.NOT_RUN, failed if before.status is Status.FAILED else before.message)
-            elif state.status is not Status.WAITING:
-                pass  # started with another one, in lockstep
-            elif self.free and (before is None or before.status in (Status.DONE, Status.ALREADY_DONE)):
-                self._start(self._lockstep(key))
+        free = self.engine.slots - len({id(started) for started in self.running.values()})
+        while self.order.ready and free > 0:
+            self._start(self.order.take())
+            free -= 1
 
-    def _lockstep(self, key: Key) -> list[Key]:
-        """The waiting runs, this one among them, that can go in one process."""
-        if key in self.alone:
-            return [key]
-        waiting = {other for other in self.groups[key] if self.states[other].status is Status.WAITING}
-        return [other for other in self.groups[key] if other in waiting - self.alone]
-
-    def _start(self, keys: list[Key]) -> None:
-        place, states = self.free.pop(0), [self.states[key] for key in keys]
+    def _start(self, keys: tuple[Key, ...]) -> None:
+        states = [self.states[key] for key in keys]
         try:
-            process = Process([state.job for state in states], place, self.worker)
+            started = _Started(self.engine.start([state.job for state in states]), keys, time.monotonic())
         except OSError as error:
-            self.free.append(place)
-            for state in states:
-                self._end(state, Status.FAILED, f"it cannot be started: {error}.")
+            for key in keys:
+                self._fail(key, f"it cannot be started: {error}.")
             return
         for key, state in zip(keys, states, strict=True):
-            self.running[key] = process
+            self.running[key] = started
             state.status = Status.RUNNING
             self.view.started(state)
 
     def _look(self) -> None:
-        for key, process in list(self.running.items()):
-            state, code = self.states[key], process.popen.poll()
-            if state.refresh() and state.epoch_seconds is not None:
+        """See what ended and, every second, how far the others are."""
+        due = time.monotonic() - self.looked >= LOOK_SECONDS
+        if due:
+            self.looked = time.monotonic()
+        ends = {id(started): started.process.end() for started in self.running.values()}
+        for key, started in list(self.running.items()):
+            state, end = self.states[key], ends[id(started)]
+            if (due or end is not None) and state.refresh() and state.epoch_seconds is not None:
                 self.costs.add(state.job.config, state.epoch_seconds)
-            state.seconds = time.monotonic() - process.began
-            if code is not None:
-                self._take_back(key)
-                if code == 0 and (state.job.folder / DONE).exists():
+            state.seconds = time.monotonic() - started.began
+            if end is not None:
+                del self.running[key]
+                if _finished(state, end):
                     self._end(state, Status.DONE, "")
-                elif len(process.jobs) > 1:
-                    self.alone.add(key)
+                    self.order.done(key)
+                elif len(started.keys) > 1:
                     state.status = Status.WAITING
+                    self.order.again_alone(key)
                 else:
-                    self._end(state, Status.FAILED, process.why(code))
+                    self._fail(key, end.why)
 
-    def _take_back(self, key: Key) -> None:
-        process = self.running.pop(key)
-        if process not in self.running.values():
-            process.close()
-            self.free.append(process.place)
+    def _fail(self, key: Key, why: str) -> None:
+        self._end(self.states[key], Status.FAILED, why)
+        for below in self.order.below(key):
+            self._end(self.states[below], Status.NOT_RUN, f"{key[0]} failed.")
 
     def _end(self, state: RunState, status: Status, message: str) -> None:
         state.status, state.message = status, message
@@ -229,21 +221,32 @@ class _Schedule:
 
     def _stop(self, asked: list[int]) -> None:
         """End every process still running: politely, and after a while, or when asked again, at once."""
-        for process in self.running.values():
-            process.popen.terminate()
+        left = {id(started): started.process for started in self.running.values()}
+        for process in left.values():
+            process.stop(at_once=False)
         times, deadline = len(asked), time.monotonic() + GRACE_SECONDS
-        while any(process.popen.poll() is None for process in self.running.values()):
+        ends: dict[int, End] = {}
+        while left:
+            for number, process in list(left.items()):
+                if (end := process.end()) is not None:
+                    ends[number] = end
+                    del left[number]
             if time.monotonic() > deadline or len(asked) > times:
-                for process in self.running.values():
-                    process.popen.kill()
-            time.sleep(POLL_SECONDS)
-        for key in list(self.running):
-            finished = self.running[key].popen.returncode == 0 and (self.states[key].job.folder / DONE).exists()
-            self._take_back(key)
+                for process in left.values():
+                    process.stop(at_once=True)
+            if left:
+                time.sleep(POLL_SECONDS)
+        for key, started in self.running.items():
+            finished = _finished(self.states[key], ends[id(started)])
             self._end(self.states[key], Status.DONE if finished else Status.STOPPED, "")
         for state in self.states.values():
             if state.status is Status.WAITING:
                 state.status = Status.STOPPED
+
+
+def _finished(state: RunState, end: End) -> bool:
+    # A folder that another machine writes to is up to date once it is listed; a single file of it may not be.
+    return end.ok and DONE in os.listdir(state.job.folder)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from aafit.networks.models import build
 from aafit.networks.surgery import replace_activations
 from aafit.runs import folder as run_folder
 from aafit.runs.execute import execute
-from aafit.runs.folder import locked
 from aafit.runs.job import lockstep_group
+from aafit.runs.lock import locked
 from aafit.runs.suite import Suite
 from aafit.scheduling.options import RunOptions
 from aafit.scheduling.schedule import run_suite

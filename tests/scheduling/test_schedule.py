@@ -1,7 +1,6 @@
 """The schedule, with a worker that writes run folders without training: order, failure, skipping, stopping."""
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -12,98 +11,37 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fake_suite import BASE, CHILD, LONG, OTHER, SUITE, Fake, alive, local, run, statuses
 from rich.console import Console
 from small_runs import write_config
 
+import aafit.scheduling.engines.local
 import aafit.scheduling.schedule
 from aafit.data.datasets import load_dataset
 from aafit.devices import processor_name
 from aafit.errors import UserError
-from aafit.runs.folder import locked
 from aafit.runs.job import jobs_of
+from aafit.runs.lock import locked
 from aafit.runs.suite import RunConfig, Suite, load_suite
 from aafit.scheduling.options import RunOptions
 from aafit.scheduling.plan import Costs
 from aafit.scheduling.progress import LiveTable, RunState, Status, overall
 from aafit.scheduling.schedule import Summary, run_suite
 
-WORKER = (sys.executable, "-S", str(Path(__file__).parents[1] / "fake_worker.py"))
-
-TUNED = {"fc": "LEAF as Tanh", "train": "activations"}
-
-
-def run(name: str, parent: RunConfig | None = None, epochs: int = 1, **settings: object) -> RunConfig:
-    values = {"name": name, "epochs": epochs, "dataset": "MNIST-5k", **settings}
-    if parent is not None:
-        values |= {"parent": parent.name, "start_epoch": parent.end_epoch, **TUNED}
-    return RunConfig.checked(values)
-
-
-BASE = run("base")
-OTHER = run("other")
-CHILD = run("child", BASE)
-GRANDCHILD = run("grandchild", CHILD)
-LONG = run("long", BASE, epochs=20)
-SUITE = Suite("fake", (BASE, OTHER, CHILD, GRANDCHILD, LONG))
-
-
-class Fake:
-    """A runs folder with the fake worker's files beside it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.runs = folder, folder / "runs"
-        self.output = io.StringIO()
-        self.prepare(SUITE, {})
-
-    def prepare(self, suite: Suite, behaviour: dict[str, str]) -> None:
-        hashes = {str(job.folder): job.settings_hash for job in jobs_of(suite, self.runs).values()}
-        (self.folder / "hashes.json").write_text(json.dumps(hashes))
-        (self.folder / "behaviour.json").write_text(json.dumps(behaviour))
-
-    def __call__(self, suite: Suite = SUITE, jobs: int = 2, fresh: bool = False, **behaviour: str) -> Summary:
-        self.prepare(suite, behaviour)
-        console = Console(file=self.output, width=200)
-        options = RunOptions(jobs=jobs, device="cpu", fresh=fresh)
-        return run_suite(suite, self.runs, options, console=console, worker=WORKER)
-
-    def events(self, event: str = "start") -> dict[str, tuple[float, int]]:
-        """When the last such event of each run was, and in which process."""
-        file = self.folder / "events.txt"
-        lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
-        return {name: (float(at), int(process)) for name, what, at, process in lines if what == event}
-
-    def wait_for(self, *names: str) -> None:
-        end = time.monotonic() + 120
-        while not set(names) <= set(self.events()):
-            assert time.monotonic() < end, f"only {self.events()} started"
-            time.sleep(0.02)
-
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     monkeypatch.setenv("FAKE", str(tmp_path))
     monkeypatch.setattr(aafit.scheduling.schedule, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(
-        aafit.scheduling.schedule, "load_dataset", lambda *needs: None
-    )  # reading it takes longer than all the rest
+    # Reading it takes longer than all the rest.
+    monkeypatch.setattr(aafit.scheduling.engines.local, "load_dataset", lambda *needs: None)
     return Fake(tmp_path)
-
-
-def statuses(summary: Summary) -> dict[str, str]:
-    return {outcome.job.config.name: str(outcome.status) for outcome in summary.outcomes}
 
 
 def printed(summary: Summary) -> str:
     console = Console(file=io.StringIO(), width=200, record=True)
     console.print(summary)
     return console.export_text()
-
-
-def alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_all_runs_each_after_its_parent(fake: Fake) -> None:
@@ -206,9 +144,8 @@ def test_a_worker_that_cannot_start(fake: Fake) -> None:
     summary = run_suite(
         Suite("fake", (OTHER,)),
         fake.runs,
-        RunOptions(jobs=1, device="cpu"),
         console=Console(file=fake.output),
-        worker=["/no/such"],
+        engine=local(1, ["/no/such"]),
     )
     assert statuses(summary) == {"other": "failed"}
     assert "cannot be started" in summary.outcomes[0].message
@@ -242,15 +179,15 @@ def test_a_runs_folder_that_cannot_be_written(fake: Fake) -> None:
 def test_missing_data_is_said_before_anything_starts(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aafit.scheduling.schedule, "load_dataset", load_dataset)
+    monkeypatch.setattr(aafit.scheduling.engines.local, "load_dataset", load_dataset)
     suite = Suite("fake", (RunConfig(name="base", epochs=1),))
     with pytest.raises(UserError, match="CIFAR-10"):
         run_suite(
             suite,
             fake.runs,
-            RunOptions(jobs=1, device="cpu", data_dir=tmp_path / "gone"),
+            RunOptions(data_dir=tmp_path / "gone"),
             console=Console(file=fake.output),
-            worker=WORKER,
+            engine=local(),
         )
 
 
@@ -289,12 +226,12 @@ def test_a_signal_stops_all_and_the_same_command_goes_on(
 def test_no_process_outlives_a_killed_scheduler(fake: Fake) -> None:
     fake.prepare(SUITE, {"base": "stubborn", "other": "stubborn"})
     program = (
-        "import sys, pathlib; sys.path[:0] = sys.argv[1:3]\n"
-        "from test_schedule import SUITE, WORKER, RunOptions, run_suite\n"
-        "run_suite(SUITE, pathlib.Path(sys.argv[3]), RunOptions(jobs=2, device='cpu'), worker=WORKER)"
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1])\n"
+        "from fake_suite import SUITE, local, run_suite\n"
+        "run_suite(SUITE, pathlib.Path(sys.argv[2]), engine=local())"
     )
     scheduler = subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, (Path(__file__).parent, Path(__file__).parents[1], fake.runs))],
+        [sys.executable, "-c", program, str(Path(__file__).parents[1]), str(fake.runs)],
         stdout=subprocess.DEVNULL,
     )
     try:
@@ -353,6 +290,6 @@ def test_time_left_needs_something_measured(fake: Fake) -> None:
 
 def test_a_live_terminal(fake: Fake) -> None:
     console = Console(file=fake.output, force_terminal=True, width=100, height=40)
-    summary = run_suite(SUITE, fake.runs, RunOptions(jobs=2, device="cpu"), console=console, worker=WORKER)
+    summary = run_suite(SUITE, fake.runs, console=console, engine=local())
     assert summary.ok
     assert "test accuracy" in fake.output.getvalue()

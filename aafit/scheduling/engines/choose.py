@@ -1,0 +1,31 @@
+"""The engines by name."""
+
+from aafit.errors import UserError, check_name, needs_extra
+from aafit.scheduling.engines.engine import Engine
+from aafit.scheduling.engines.local import LocalEngine
+
+ENGINES = ("local", "ray", "slurm")
+
+
+def open_engine(name: str, address: str | None, device: str, jobs: int | None) -> Engine:
+    """The engine `name` of `ENGINES`; the rest is as in `aafit.scheduling.options.RunOptions`.
+
+    Raises:
+        UserError: there is no such engine, its package is not installed, or its cluster cannot be used.
+    """
+    check_name("engine", name, ENGINES)
+    if address is not None and name != "ray":
+        raise UserError(f"--address {address} is of a Ray cluster: give --engine ray too.")
+    try:
+        with needs_extra(f"--engine {name}", name):
+            if name == "ray":
+                from aafit.scheduling.engines.ray import RayEngine
+
+                return RayEngine(address or "auto", device, jobs)
+            if name == "slurm":
+                from aafit.scheduling.engines.slurm import SlurmEngine
+
+                return SlurmEngine(device, jobs)
+    except ImportError as error:
+        raise UserError(str(error)) from error
+    return LocalEngine(device, jobs)

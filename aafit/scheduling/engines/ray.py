@@ -1,0 +1,170 @@
+"""The engine of a Ray cluster: the worker process of one or several jobs is a Ray task.
+
+The task only starts the process and waits for it: it ends with its Ray worker, the Ray worker with its raylet. Ray
+itself tries nothing again, see resume.py.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import Any
+
+from aafit.devices import ON_CPU, processor_name
+from aafit.errors import UserError
+from aafit.runs.documents import LOG
+from aafit.runs.job import Job
+from aafit.scheduling.engines import process
+from aafit.scheduling.engines.engine import PATIENT, WORKER, End, as_told
+from aafit.scheduling.engines.node import COMMAND, accept, probe
+from aafit.scheduling.engines.resume import Death, ResumedProcess
+
+# Ray reads these when it is imported: it reports no usage, a task without a GPU sees none, and an address where
+# there is no cluster is given up soon.
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_NUM_REDIS_GET_RETRIES": "2",
+}
+
+import ray
+from ray import exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+DIED = (
+    exceptions.WorkerCrashedError,
+    exceptions.NodeDiedError,
+    exceptions.OutOfMemoryError,
+    exceptions.ObjectLostError,
+    exceptions.LocalRayletDiedError,
+)
+
+LOOK_SECONDS = 5.0
+"""How often it is looked how many nodes there are."""
+
+ASK_SECONDS = 300.0
+"""How long a node may take to say what it is: it may have to download the data."""
+
+
+class RayTask:
+    """A Ray task that runs a worker process to its end."""
+
+    def __init__(self, reference: Any) -> None:
+        self.reference = reference
+
+    def end(self) -> End | Death | None:
+        if not ray.wait([self.reference], timeout=0)[0]:
+            return None
+        try:
+            return End(*ray.get(self.reference))
+        except exceptions.TaskCancelledError:
+            return End(False, "it was stopped.")
+        except DIED as error:
+            return Death(type(error).__name__)
+        except exceptions.RayTaskError as error:
+            return End(False, f"it cannot be started: {error.cause}.")
+
+    def stop(self, *, at_once: bool) -> None:
+        ray.cancel(self.reference, force=at_once)
+
+
+class RayEngine:
+    """Worker processes on the nodes of a Ray cluster.
+
+    Args:
+        address: of the cluster: "auto" (the one this machine belongs to), or host:port.
+        device: "cpu", "cuda", or "auto": the GPUs where the cluster has some.
+        jobs: processes at once, by default one for each core; on GPUs, so many share each.
+        command: what does the jobs.
+
+    Raises:
+        UserError: there is no cluster at the address, it runs another version of Ray or Python, or it has no GPU.
+    """
+
+    def __init__(
+        self, address: str = "auto", device: str = "auto", jobs: int | None = None, command: Sequence[str] = WORKER
+    ) -> None:
+        if device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"--device {device} is not valid with --engine ray: give auto, cpu or cuda.")
+        try:
+            check_address(address)
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"There is no Ray cluster at {address}: start one with `ray start --head`, "
+                "or give the --address host:port of one."
+            ) from error
+        except RuntimeError as error:
+            raise UserError(f"The Ray cluster at {address} cannot be used: {str(error).splitlines()[0]}") from error
+        # The nodes get the code of process.py itself: they need not import this package only to wait.
+        ray.cloudpickle.register_pickle_by_value(process)
+        self.jobs, self.command, self.device = jobs, command, processor_name()
+        self.looked, self.fits = -LOOK_SECONDS, 0
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if device == "cuda" and not gpus:
+            self.close()
+            raise UserError("--device cuda cannot be used here: the Ray cluster has no GPU.")
+        self.on_gpu = bool(gpus) and device != "cpu"
+        share = 1 / (jobs or 1) if self.on_gpu else 0
+        self.work = ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(process.run_to_end)
+        self.ask = ray.remote(num_cpus=0, max_retries=0)(process.ask)
+        self.environment = {} if self.on_gpu else ON_CPU | {"CUDA_VISIBLE_DEVICES": ""}
+
+    @property
+    def slots(self) -> int:
+        """What fits on the nodes that are there now; --jobs where it is given, so that an autoscaler sees the need."""
+        if self.jobs and not self.on_gpu:
+            return self.jobs
+        if time.monotonic() - self.looked >= LOOK_SECONDS:
+            self.looked = time.monotonic()
+            kind, each = ("GPU", self.jobs or 1) if self.on_gpu else ("CPU", 1)
+            self.fits = sum(int(node["Resources"].get(kind, 0)) * each for node in nodes())
+        return self.fits
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        with probe(jobs, "cuda" if self.on_gpu else "cpu") as question:
+            answers = {}
+            for node in nodes():
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                asked = self.ask.options(scheduling_strategy=there).remote(
+                    COMMAND, question.model_dump_json(), self.environment
+                )
+                answers[asked] = node["NodeManagerAddress"]
+            try:
+                found = {name: ray.get(asked, timeout=ASK_SECONDS) for asked, name in answers.items()}
+            except exceptions.RayError as error:
+                told = str(error).strip().splitlines()[0]
+                raise UserError(f"A node of the Ray cluster does not answer ({told}); see `ray status`.") from error
+        for name, answered in found.items():
+            fit = accept(name, answered, question.file.parent)
+            if not (fit.token or ip_address(name).is_loopback):
+                raise UserError(
+                    f"The Ray node {name} takes commands from whoever can reach it: set RAY_AUTH_MODE=token for "
+                    "`ray start` on each node and here, see docs/cluster.md."
+                )
+            self.device = fit.device
+
+    def start(self, jobs: Sequence[Job]) -> ResumedProcess:
+        told = as_told(jobs, "cuda" if self.on_gpu else "cpu", None if self.on_gpu else 1)
+        log = str(jobs[0].folder / LOG)
+        command = (*self.command, *PATIENT)
+        return ResumedProcess(jobs, lambda: RayTask(self.work.remote(command, told, self.environment, log)))
+
+    def close(self) -> None:
+        ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Let go soon of an address that nothing listens at: Ray itself tries for minutes.
+
+    Raises:
+        OSError, ValueError: nothing does, or it is not host:port.
+    """
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+
+def nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]

@@ -1,0 +1,140 @@
+"""Engines of other machines: two Ray nodes on this one, and submitit's local executor in the place of Slurm."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from fake_suite import SUITE, WORKER, Fake, alive, statuses
+
+import aafit.scheduling.schedule
+from aafit.scheduling.engines import resume
+from aafit.scheduling.engines.engine import Engine
+from aafit.scheduling.schedule import Summary
+
+MISSING = [name for name in ("ray", "submitit") if find_spec(name) is None]
+
+# Ray opens sockets and files that it leaves to the collector.
+pytestmark = [
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[object]:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "include_log_monitor": False, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **small})
+    cluster.small = small
+    cluster.second = cluster.add_node(**small)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    monkeypatch.setattr(aafit.scheduling.schedule, "POLL_SECONDS", 0.02)
+    return Fake(tmp_path)
+
+
+def on_ray(fake: Fake, cluster: object) -> Engine:
+    from aafit.scheduling.engines.ray import RayEngine
+
+    return RayEngine(cluster.address, "cpu", command=WORKER)
+
+
+def on_slurm(fake: Fake, cluster: object) -> Engine:
+    from aafit.scheduling.engines.slurm import SlurmEngine
+
+    return SlurmEngine("cpu", 2, WORKER, cluster="local")
+
+
+@pytest.fixture(params=[on_ray])
+def engine(request: pytest.FixtureRequest, fake: Fake) -> Iterator[Engine]:
+    opened = request.param(fake, request.getfixturevalue("cluster") if request.param is on_ray else None)
+    opened.environment = {**opened.environment, "FAKE": str(fake.folder)}
+    opened.check = lambda jobs: None  # reading the data takes longer than all the rest
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("engine", [on_ray, on_slurm], indirect=True)
+def test_all_runs_each_after_its_parent(engine: Engine, fake: Fake) -> None:
+    assert statuses(fake(engine=engine)) == dict.fromkeys(["base", "other", "child", "grandchild", "long"], "done")
+    starts, ends = fake.events("start"), fake.events("end")
+    for name, parent in (("child", "base"), ("grandchild", "child"), ("long", "base")):
+        assert starts[name][0] > ends[parent][0]
+    log = (fake.runs / "fake/base/seed42/log.txt").read_text()
+    assert "hello from base threads 1 1\nGPUs \n" in log, "a single thread, and no GPU"
+
+
+def test_a_machine_that_dies_is_no_fault_of_the_run_and_an_error_is(
+    engine: Engine, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "DEATHS", 3)
+    behaviour = {"base": "the same once", "other": "fail", "child": "killed", "long": "kills what is under it"}
+    summary = fake(engine=engine, **behaviour)
+    wanted = {"base": "done", "other": "failed", "child": "failed", "grandchild": "not run", "long": "failed"}
+    assert statuses(summary) == wanted
+    starts = [name for name, what, *_ in fake.all_events() if what == "start"]
+    assert {name: starts.count(name) for name in behaviour} == {"base": 2, "other": 1, "child": 1, "long": 3}
+    messages = {outcome.job.config.name: outcome.message for outcome in summary.outcomes}
+    assert messages["other"] == "the reason in one sentence"
+    assert messages["child"] == "it was ended by SIGKILL (not enough memory?)."
+    assert "what it ran on died 3 times before an epoch was done" in messages["long"]
+
+
+def test_a_signal_stops_all_and_the_same_command_goes_on(engine: Engine, fake: Fake) -> None:
+    def ask() -> None:
+        fake.wait_for("long")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    summary = fake(engine=engine, long="hang")
+    asking.join()
+    assert summary.stopped
+    assert statuses(summary)["long"] == "stopped"
+    assert not any(alive(process) for _, process in fake.events().values())
+    assert fake(engine=engine).ok
+
+
+def test_a_node_that_is_lost_and_another_that_comes(cluster: object, fake: Fake) -> None:
+    engine = on_ray(fake, cluster)
+    engine.environment = {**engine.environment, "FAKE": str(fake.folder)}
+    engine.check = lambda jobs: None
+
+    summaries: list[Summary] = []
+    running = threading.Thread(target=lambda: summaries.append(fake(engine=engine, base="waits", other="waits")))
+    running.start()
+    try:
+        fake.wait_for("base", "other")
+        cluster.remove_node(cluster.second, allow_graceful=False)
+        cluster.second = cluster.add_node(**cluster.small)
+    finally:
+        (fake.folder / "go").touch()
+        running.join()
+        engine.close()
+    assert summaries[0].ok
+    starts = [name for name, what, *_ in fake.all_events() if what == "start"]
+    assert starts.count("base") + starts.count("other") == 3, "one of the two was on the lost node"
+
+
+def test_a_cluster_that_is_fit(cluster: object, fake: Fake) -> None:
+    from aafit.runs.job import jobs_of
+    from aafit.scheduling.engines.ray import RayEngine
+
+    fit = RayEngine(cluster.address, "cpu")
+    try:
+        jobs = list(jobs_of(SUITE, fake.runs).values())
+        fit.check(jobs)
+        assert fit.slots == 2
+    finally:
+        fit.close()
