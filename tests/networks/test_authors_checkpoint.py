@@ -192,7 +192,7 @@ def without(tensors: Tensors, *names: str) -> Tensors:
         (
             lambda t: t | {"act7.gamma": torch.ones(1), "act7.beta": torch.ones(512)},
             {},
-            r"one shape; got \(1,\) and \(512,\)",
+            r"one shape; got \(1,\), \(512,\)",
         ),
         (lambda t: t | {"act7.gamma": torch.ones(1), "act7.beta": torch.ones(1) / 0}, {}, "beta must be finite"),
     ],
