@@ -44,6 +44,7 @@ LOOK_SECONDS = 5.0
 """How often it is looked how many nodes there are."""
 
 ASK_SECONDS = 300.0
+LOST_SECONDS = 60
 """How long a node may take to say what it is: it may have to download the data."""
 
 
@@ -130,12 +131,16 @@ class RayEngine:
                 asked = self.ask.options(scheduling_strategy=there).remote(
                     COMMAND, question.model_dump_json(), self.environment
                 )
-                answers[asked] = node["NodeManagerAddress"]
-            try:
-                found = {name: ray.get(asked, timeout=ASK_SECONDS) for asked, name in answers.items()}
-            except exceptions.RayError as error:
-                told = str(error).strip().splitlines()[0]
-                raise UserError(f"A node of the Ray cluster does not answer ({told}); see `ray status`.") from error
+                answers[asked] = node
+            found = {}
+            for asked, node in answers.items():
+                try:
+                    found[node["NodeManagerAddress"]] = ray.get(asked, timeout=ASK_SECONDS)
+                except exceptions.RayError as error:
+                    if isinstance(error, exceptions.TaskUnschedulableError) and is_lost(node["NodeID"]):
+                        continue
+                    told = str(error).strip().splitlines()[0]
+                    raise UserError(f"A node of the Ray cluster does not answer ({told}); see `ray status`.") from error
         for name, answered in found.items():
             fit = accept(name, answered, question.file.parent)
             if not (fit.token or ip_address(name).is_loopback):
@@ -164,6 +169,16 @@ def check_address(address: str) -> None:
     if address != "auto":
         host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), timeout=5).close()
+
+
+def is_lost(node: str) -> bool:
+    """Whether a node that takes no task is gone: it stays in the list for some seconds."""
+    until = time.monotonic() + LOST_SECONDS
+    while time.monotonic() < until:
+        if node not in {each["NodeID"] for each in nodes()}:
+            return True
+        time.sleep(0.5)
+    return False
 
 
 def nodes() -> list[dict[str, Any]]:
