@@ -46,7 +46,8 @@ def computed(formula: Formula | Callable[..., Tensor], u: Tensor, *parameters: T
     shape and the dtype of u.
     """
     if not isinstance(formula, Formula):
-        return _plain(formula, u, *parameters)
+        with unseen():
+            return _plain(formula, u, *parameters)
     if needs_plain(u, *parameters):
         with unseen():
             return _plain(formula.forward, u, *parameters)

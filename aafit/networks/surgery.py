@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from aafit.activations import ADAPTIVE, AdaptiveActivation
+from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError, check_name, nearest
 from aafit.networks.as_modules import check_same_outputs, take_fused_step, with_modules
 from aafit.networks.call_sites import CallSites, close_call_sites, learn_order
@@ -144,7 +144,7 @@ def replace_activations(
         rows.append(Replaced(row.path, activation_name(old), name, row.calls, shape, type(new).__name__))
     if calls:
         # The first forward of what is compiled takes seconds, and no watch sees a call in it.
-        silent = {at: old for at, old in originals.items() if type(net.get_submodule(at)) in ADAPTIVE.values()}
+        silent = {at: old for at, old in originals.items() if isinstance(net.get_submodule(at), AdaptiveActivation)}
         learn_order(net, partial(forward_of_sample, sample=sample), silent)
     kept = [Kept(row.path, row.kind, why_kept(row)) for row in found if row.path not in key_of]
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

@@ -20,6 +20,7 @@ from aafit.networks.inputs import as_batch
 from aafit.networks.kinds import KNOWN
 from aafit.pages.style import GREY, look, panels
 
+WIDEST = 58  # letters of a heading that a panel has room for
 LISTED = 24
 """The weights of an F-Neuron that a layer shares are printed if there are at most so many."""
 BEFORE: dict[str, Any] = {"color": "#E07B00", "linestyle": (0, (5, 2)), "linewidth": 1.3, "zorder": 4}
@@ -134,7 +135,10 @@ def _text(panel: Panel) -> list[str]:
     """What stands above a panel: the layer, what was replaced by what, and the parameters."""
     text = f"{panel.replaced} → {panel.after.text}" if panel.replaced else panel.after.text
     before = panel.before if isinstance(panel.before, AdaptiveActivation) else None
-    return [f"{panel.path}: {text}", *_annotation(panel.after, before)]
+    heading = f"{panel.path}: {text}"
+    # A long path would run into the next panel.
+    lines = [heading] if len(heading) <= WIDEST else [panel.path, text]
+    return [*lines, *_annotation(panel.after, before)]
 
 
 def _curve(axes: Axes, function: nn.Module, x: Array, style: dict[str, Any], label: str, hatch: str) -> None:

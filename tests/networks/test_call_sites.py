@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from written import FORMS, NOT_FOUND, Swish, Written, written
 
-from aafit.activations import AHAF, LEAF, FNeuron
+from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_activations, load_activations, save_activations
 from aafit.networks.as_modules import like_for_like
@@ -138,6 +139,23 @@ def test_a_call_that_is_recomputed_outside_of_its_forward_is_refused(reentrant: 
     assert torch.isfinite(net.eval()(X)).all()
     with pytest.raises(UserError, match=r"'relu_1' in Net is recomputed .* by torch.utils.checkpoint"):
         net.train()(X)
+
+
+class Hinge(AdaptiveActivation):
+    """An activation of one's own whose formula calls what a watch looks for."""
+
+    family = "Hinge"
+    starts: ClassVar = {"ReLU": (1.0,)}
+
+    @staticmethod
+    def formula(u: Tensor, a: Tensor) -> Tensor:
+        return a * torch.relu(u)
+
+
+def test_what_an_activation_calls_itself_is_no_call_of_the_network() -> None:
+    base = written(lambda net, x: F.gelu(net.relu(x)))
+    net, _ = replace_activations(base, {"relu": Hinge.like("ReLU"), "GELU": LEAF.like("SiLU")}, sample=X)
+    torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(X), net(X))
 
 
 class Pickled(Written):
