@@ -1,9 +1,8 @@
 """Turn tuned adaptive activations into fixed functions or fixed tables, which have nothing left to train."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,18 +11,11 @@ from torch import Tensor, nn
 from aafit.activations import AdaptiveActivation, FNeuron
 from aafit.errors import UserError, check_name
 from aafit.networks.call_sites import probe_of
-from aafit.networks.kinds import FUNCTIONS, activation_name
+from aafit.networks.kinds import KNOWN, activation_name
+from aafit.networks.nearest import nearest_functions
 from aafit.networks.observe import forward_of_sample
 from aafit.networks.surgery import put_activation
 from aafit.tables import table
-
-FIXED_FUNCTIONS: Mapping[str, Callable[[], nn.Module]] = {
-    "Identity": nn.Identity,
-    "GELU (tanh)": partial(nn.GELU, approximate="tanh"),
-    # A threshold has no usual settings.
-    **{name: getattr(nn, name) for name in sorted({*FUNCTIONS.values()} - {"Threshold"})},
-}
-"""What an activation can become as a function: the elementwise activations of torch, with their usual settings."""
 
 WAYS = ("function", "table")
 GRID = 4001
@@ -123,9 +115,10 @@ def freeze_activations(
 ) -> tuple[nn.Module, Freeze]:
     """A copy of `net` whose adaptive activations are fixed, and the report of what they became, with the errors.
 
-    As "function", each becomes that one of `FIXED_FUNCTIONS` that is nearest to it in the mean square: one for the
-    whole layer, however its parameters are shared. As "table", each becomes a `Table` of 512 segments with the sharing
-    that it had; an F-Neuron becomes its own table, the same function to rounding. `net` itself is left as it was.
+    As "function", each becomes the function nearest to it in the mean square, of those that torch has (`KNOWN`): one
+    for the whole layer, however its parameters are shared. As "table", each becomes a `Table` of 512 segments with the
+    sharing that it had; an F-Neuron becomes its own table, the same function to rounding. `net` itself is left as it
+    was.
 
     Args:
         net: a network with adaptive activations.
@@ -216,10 +209,7 @@ def _grid(activation: AdaptiveActivation, interval: tuple[float, float]) -> Tens
 
 
 def _nearest(u: Tensor, y: Tensor) -> nn.Module:
-    """The fixed function whose mean squared difference from y is the least."""
-    modules = [make() for make in FIXED_FUNCTIONS.values()]
-    errors = [(module(u) - y).square().mean().item() for module in modules]
-    return modules[errors.index(min(errors))]
+    return deepcopy(KNOWN[nearest_functions(u, y)[0].name])
 
 
 def _tabulated(activation: AdaptiveActivation, ends: tuple[float, float]) -> Table:

@@ -46,27 +46,15 @@ FUNCTIONS: dict[str, str] = {
 GATES = ("Sigmoid", "Tanh", "Hardsigmoid", "Hardtanh")
 """What multiplies another signal in an attention, a squeeze-excite or an LSTM."""
 
-KNOWN: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+KNOWN: Mapping[str, nn.Module] = MappingProxyType(
     {
-        "ReLU": torch.relu,
-        "ReLU6": F.relu6,
-        "LeakyReLU": F.leaky_relu,
-        "ELU": F.elu,
-        "SELU": F.selu,
-        "GELU": F.gelu,
-        "GELU (tanh)": lambda u: F.gelu(u, approximate="tanh"),
-        "SiLU": F.silu,
-        "Mish": F.mish,
-        "Softplus": F.softplus,
-        "Softsign": F.softsign,
-        "Hardswish": F.hardswish,
-        "Hardtanh": F.hardtanh,
-        "Hardsigmoid": F.hardsigmoid,
-        "Tanh": torch.tanh,
-        "Sigmoid": torch.sigmoid,
+        "Identity": nn.Identity(),
+        "GELU (tanh)": nn.GELU(approximate="tanh"),
+        # A threshold has no usual settings, and with them CELU is ELU.
+        **{name: getattr(nn, name)() for name in sorted({*FUNCTIONS.values()} - {"Threshold", "CELU"})},
     }
 )
-"""The fixed functions that a form can be told by."""
+"""The fixed functions that a form can be told by: the elementwise activations of torch, with their usual settings."""
 
 
 def is_activation(module: nn.Module) -> bool:

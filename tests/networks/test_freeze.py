@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
-from aafit.networks.freeze import FIXED_FUNCTIONS, Table, freeze_activations
+from aafit.networks.freeze import Table, freeze_activations
+from aafit.networks.kinds import KNOWN
 
 
 def network(act: nn.Module, other: nn.Module | None = None) -> nn.Sequential:
@@ -45,9 +46,10 @@ def test_the_nearest_function(act: AdaptiveActivation, name: str, error: float, 
     (row,) = report.rows
     assert (row.path, row.new) == ("1", name)
     assert row.rms <= row.max_abs < error
-    assert type(frozen[1]) is type(FIXED_FUNCTIONS[name]())
+    assert type(frozen[1]) is type(KNOWN[name])
     assert not changed(net, before)
     assert isinstance(net[1], AdaptiveActivation)
+    assert frozen[1] is not KNOWN[name]
     assert torch.allclose(frozen(inputs() / 4), net(inputs() / 4), atol=error)
     assert name in str(report)
     assert "even grid" in str(report)
