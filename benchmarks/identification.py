@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_parameters
@@ -35,11 +35,12 @@ POINTS = 0.5  # of test accuracy below its base network that an identification m
 SHARE_OF_TIME = 0.1
 AGREE = 1e-3  # in loss, from two starts of a convex problem
 NETWORKS = ("base", "replaced", "recipe", "longer", "identified")
+NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One replacement: the finished runs that tuned it, by network ("recipe", "longer", "identified")."""
+    """One replacement and its finished runs by network: "identified", and "recipe" and "longer" where they were run."""
 
     name: str
     base: Path
@@ -59,15 +60,13 @@ class Case:
         run = self.runs.get(network)
         return (None, None) if run is None else (100 * _last(run, "test_accuracy"), Loss(_last(run, "test_loss")))
 
-    def seconds(self, network: str) -> float:
+    def seconds(self, network: str) -> float | None:
+        if network not in self.runs:
+            return None
         # Of an identification metrics.csv does not count the attempts between two steps that led nowhere.
         run = self.runs[network]
         assert run.done is not None
         return run.done.seconds if network == "identified" else float(np.nansum(run.columns["seconds"]))
-
-    @property
-    def fastest_epoch(self) -> float:
-        return float(np.nanmin(self.runs["recipe"].columns["seconds"]))
 
 
 @dataclass(frozen=True)
@@ -80,17 +79,18 @@ class OnHeldOut:
 
 
 def cases_of(recipe: SuiteRuns, identified: SuiteRuns, longer: SuiteRuns | None) -> tuple[list[Case], list[str]]:
-    """The replacements that both suites have, in the order of the stages, and the names of those not finished."""
-    suites = {"recipe": recipe, "identified": identified} | ({"longer": longer} if longer else {})
+    """The replacements that were identified, in the order of the stages, and the names of those not identified."""
+    suites = {"identified": identified, "recipe": recipe} | ({"longer": longer} if longer else {})
     by_key = {network: {(run.name, run.seed): run for run in suite.runs} for network, suite in suites.items()}
     found, unfinished = [], []
-    ordered = [run for runs in recipe.by_name().values() for run in runs if run.settings.parent]
+    every = {**by_key["identified"], **by_key["recipe"]}.values()
+    ordered = sorted((run for run in every if run.settings.parent), key=lambda run: run.settings.stage)
     seeds = Counter(run.name for run in ordered)
     for run in ordered:
         key = (run.name, run.seed)
         name = run.name if seeds[run.name] == 1 else f"{run.name} (seed {run.seed})"
         runs = {network: runs[key] for network, runs in by_key.items() if key in runs and runs[key].done}
-        if not {"recipe", "identified"} <= runs.keys():
+        if "identified" not in runs:
             unfinished.append(name)
             continue
         found.append(Case(name, identified.folder / str(run.settings.parent) / run.folder.name, runs))
@@ -112,12 +112,11 @@ def on_heldout(case: Case, data_dir: Path | None) -> OnHeldOut:
                 f"{other.folder} and {case.identified.folder} come from different base networks or held "
                 "different images out: their figures cannot be compared."
             )
-    start, same = (
-        {key: value for key, value in load_tensors(other.folder / ACTIVATIONS).items() if "start." in key}
-        for other in (case.identified, case.runs["recipe"])
-    )
-    if start.keys() != same.keys() or not all(torch.equal(value, same[key]) for key, value in start.items()):
-        raise UserError(f"{case.runs['recipe'].folder} and {case.identified.folder} do not start alike.")
+    start = _start(case.identified)
+    for other in case.runs.values():
+        same = _start(other)
+        if start.keys() != same.keys() or not all(torch.equal(value, same[key]) for key, value in start.items()):
+            raise UserError(f"{other.folder} and {case.identified.folder} do not start alike.")
     noted = load_json(case.identified.folder / IDENTIFICATION)
     heldout = heldout_of(run, config.data.sha256, data_dir)
     heldout = heldout.at(torch.arange(noted["images"] + noted["heldout_images"]))
@@ -133,6 +132,10 @@ def on_heldout(case: Case, data_dir: Path | None) -> OnHeldOut:
     return OnHeldOut(rest, fitted, abs(rest["identified"].loss - _last(case.identified, "heldout_loss")))
 
 
+def _start(run: RunRecord) -> dict[str, Tensor]:
+    return {key: value for key, value in load_tensors(run.folder / ACTIVATIONS).items() if "start." in key}
+
+
 def _last(run: RunRecord, column: str) -> float:
     return float(run.columns[column][-1])
 
@@ -143,36 +146,56 @@ def cost(case: Case) -> Row:
     "fastest": had all epochs of the recipe been as fast as its fastest; "in epochs": the identification's seconds in
     epochs of that speed; "of recipe" and "of fastest": its share of the recipe's seconds, as run and at that speed.
     """
-    recipe, seconds, fastest = case.runs["recipe"], case.seconds("identified"), case.fastest_epoch
-    epochs = int(np.isfinite(recipe.columns["seconds"]).sum())
-    longer = case.runs.get("longer")
-    return {
+    recipe, seconds = case.runs.get("recipe"), case.seconds("identified")
+    row: dict[str, str | float | None] = {
         "replacement": case.name,
-        "epochs": epochs,
-        "recipe, s": case.seconds("recipe"),
-        "fastest, s": epochs * fastest,
-        "longer, s": case.seconds("longer") if longer else None,
+        "epochs": None,
+        "recipe, s": NOT_RUN,
+        "fastest, s": None,
+        "longer, s": case.seconds("longer"),
         "steps": len(case.identified.columns["epoch"]) - 1,
         "identified, s": seconds,
+        "in epochs": None,
+        "of recipe": None,
+        "of fastest": None,
+    }
+    if recipe is None or seconds is None:
+        return row
+    of_epochs = recipe.columns["seconds"]
+    epochs, spent, fastest = int(np.isfinite(of_epochs).sum()), float(np.nansum(of_epochs)), float(np.nanmin(of_epochs))
+    return row | {
+        "epochs": epochs,
+        "recipe, s": spent,
+        "fastest, s": epochs * fastest,
         "in epochs": seconds / fastest,
-        "of recipe": seconds / case.seconds("recipe"),
+        "of recipe": seconds / spent,
         "of fastest": seconds / (epochs * fastest),
     }
 
 
-def verdict(case: Case, rest: dict[str, Evaluation]) -> dict[str, str | float | bool]:
-    """What was to be reached, and whether it was.
+def verdict(case: Case, rest: dict[str, Evaluation]) -> Row:
+    """What was to be reached, and whether it was; None where the recipe was not run.
 
     Points of test accuracy above the base network; the held-out loss above the recipe's; the time as a share of the
     recipe's at its fastest epoch.
     """
-    base, recipe, identified = (case.test(network)[0] or 0.0 for network in ("base", "recipe", "identified"))
-    share = float(str(cost(case)["of fastest"]))
-    return {
+    base, identified = (case.test(network)[0] or 0.0 for network in ("base", "identified"))
+    row: dict[str, str | float | bool | None] = {
         "replacement": case.name,
         "identified, points": identified - base,
-        "recipe, points": recipe - base,
+        "recipe, points": NOT_RUN,
         f"within {POINTS}": identified >= base - POINTS,
+        "held-out loss": None,
+        "no worse": None,
+        "time": None,
+        "at most a tenth": None,
+    }
+    recipe = case.test("recipe")[0]
+    if recipe is None:
+        return row
+    share = float(str(cost(case)["of fastest"]))
+    return row | {
+        "recipe, points": recipe - base,
         "held-out loss": Loss(rest["identified"].loss - rest["recipe"].loss),
         "no worse": rest["identified"].loss <= rest["recipe"].loss,
         "time": share,
@@ -205,10 +228,11 @@ def wall(told: Report, identified: SuiteRuns, cases: list[Case]) -> None:
     runs = [run for run in identified.runs if run.settings.parent and run.done]
     began = min(datetime.fromisoformat(run.environment["started"]) for run in runs)
     ended = max(datetime.fromisoformat(run.done.finished) for run in runs if run.done)
+    spent = sum(case.seconds("identified") or 0.0 for case in cases)
     told.say(
         f"The identifications of the suite {identified.name!r} took {(ended - began).total_seconds() / 60:.1f} minutes "
         f"from the first start to the last end, base networks given, comparisons and tests counted ({len(runs)} runs); "
-        f"by themselves {sum(case.seconds('identified') for case in cases) / 60:.1f} minutes, one after the other."
+        f"by themselves {spent / 60:.1f} minutes, one after the other."
     )
 
 
@@ -234,7 +258,7 @@ def main(
     long = read_suite(runs_dir / longer) if (runs_dir / longer).is_dir() else None
     cases, unfinished = cases_of(suites[recipe], suites[identified], long)
     if not cases:
-        raise UserError(f"The suites {recipe!r} and {identified!r} have no replacement that both have finished.")
+        raise UserError(f"The suite {identified!r} has no replacement that is finished.")
     with report(json_path, markdown_path) as told:
         found = {case.name: on_heldout(case, data_dir) for case in cases}
         _figures(told, cases, found)
@@ -253,14 +277,14 @@ def main(
         )
         if rows := starts(cases, found):
             told.table("F-Neuron: difference in loss between its two starts, once identified", rows)
-        for key in verdicts[0]:
-            if isinstance(verdicts[0][key], bool):
-                told.say(f"{key}: {sum(bool(row[key]) for row in verdicts)} of {len(cases)}")
+        for key in (f"within {POINTS}", "no worse", "at most a tenth"):
+            judged = [row[key] for row in verdicts if row[key] is not None]
+            told.say(f"{key}: {sum(map(bool, judged))} of {len(judged)}")
         wall(told, suites[identified], cases)
         worst = max(on.difference for on in found.values())
         told.say(f"The held-out losses differ from those that the identifications noted by at most {worst:.1e}.")
         if unfinished:
-            told.say(f"Not finished in both suites, and not counted: {', '.join(unfinished)}")
+            told.say(f"Not identified, and not counted: {', '.join(unfinished)}")
 
 
 def _figures(told: Report, cases: list[Case], found: dict[str, OnHeldOut]) -> None:
@@ -268,6 +292,7 @@ def _figures(told: Report, cases: list[Case], found: dict[str, OnHeldOut]) -> No
     for case in cases:
         for network in NETWORKS:
             accuracy, loss = case.test(network)
+            empty = NOT_RUN if network == "recipe" and network not in case.runs else None
             there = found[case.name].rest.get(network)
             figures = {
                 "Test accuracy, %": accuracy,
@@ -279,7 +304,7 @@ def _figures(told: Report, cases: list[Case], found: dict[str, OnHeldOut]) -> No
                 rows = tables.setdefault(title, [])
                 if network == NETWORKS[0]:
                     rows.append({"replacement": case.name})
-                rows[-1] = {**rows[-1], network: figure}
+                rows[-1] = {**rows[-1], network: empty if figure is None else figure}
     for title, rows in tables.items():
         told.table(title, rows)
 

@@ -114,6 +114,21 @@ def test_what_is_not_finished_is_named(runs: Path, tmp_path: Path) -> None:
     assert content["notes"][-1].endswith("not counted: random")
 
 
+def test_a_recipe_that_was_not_run_is_called_that(runs: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    shutil.rmtree(copy / "cpu" / "tanh")
+    shutil.rmtree(copy / "longer")
+    tables = told(identification.main, tmp_path, ["--runs-dir", str(copy)])["tables"]
+    for title in ("Test accuracy, %", "Test loss", "Loss on held-out images not fitted"):
+        recipe = {row["replacement"]: row["recipe"] for row in tables[title]}
+        assert recipe["tanh"] == "not run" != recipe["random"]
+    costs = {row["replacement"]: row for row in tables["Cost of training and of identification"]}
+    assert costs["tanh"]["recipe, s"] == "not run"
+    assert costs["tanh"]["in epochs"] is None
+    assert costs["random"]["in epochs"] > 0
+
+
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
@@ -237,7 +252,7 @@ def test_markdown() -> None:
         (
             identification.main,
             ["--runs-dir", "{runs}", "--recipe", "longer", "--identified", "empty"],
-            "no replacement",
+            "has no replacement",
         ),
         (bootstrap.main, ["--base", "{base}", "--cnn", "nothing"], "Unknown activation"),
         (bootstrap.main, ["--base", "{base}", "--fc", "SiLU"], "both fixed"),

@@ -64,6 +64,21 @@ def test_the_cpu_suite_is_the_paper_but_shorter_and_with_held_out_images() -> No
     assert all(run.epochs <= paper.run(run.name).epochs / 3 for run in suite.runs)
 
 
+def test_the_suites_behind_the_results_are_the_paper_with_held_out_images() -> None:
+    results = Path(__file__).parents[2] / "docs" / "results"
+    paper, full, identified = (
+        load_suite("paper"),
+        load_suite(results / "full.toml"),
+        load_suite(results / "full-identify.toml"),
+    )
+    assert full.runs == tuple(run.model_copy(update={"holdout": 5000}) for run in paper.runs)
+    for run, other in zip(full.runs, identified.runs, strict=True):
+        # p24sl is a matter of gradient steps.
+        by_method = {"method", "epochs", "start_epoch", "p24sl"} if run.parent else set()
+        assert run.model_dump(exclude=by_method) == other.model_dump(exclude=by_method)
+        assert other.method == ("gauss-newton" if run.parent else run.method)
+
+
 def test_demo_needs_no_download_and_is_short() -> None:
     suite = load_suite("demo")
     assert {run.dataset for run in suite.runs} == {"MNIST-5k"}
