@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation, FNeuron
 from aafit.activations.piecewise_linear import interpolate
-from aafit.errors import UserError
+from aafit.errors import UserError, check_count
 from aafit.identification.coordinates import Coordinates, check_network
 from aafit.identification.losses import Loss
 from aafit.identification.outputs import check_targets, losses_of
@@ -27,7 +27,6 @@ from aafit.tables import fit_for_json, listed, ranges, table
 from aafit.training.evaluate import evaluation_mode, own_modes
 
 EXACT_OUTPUTS = 2_000
-BATCH = 128  # samples at once, of the base
 WIDTH = 124
 SMALLER_TYPES = (torch.float16, torch.bfloat16)
 
@@ -112,6 +111,7 @@ def audit(
     lr: float | None = None,
     p24sl: bool = False,
     images: int = 512,
+    batch_size: int = 64,
     precision: str = "float32",
 ) -> Audit:
     """Which adaptive parameters of `net` gradient steps can move, on the first `images` of `batches`.
@@ -119,7 +119,8 @@ def audit(
     Gradient and curvature are of the mean loss, in evaluation mode, by the parameter itself. Batches, `output` and
     `loss` are as for `identify`; the targets are the outputs of `base` where it is given, else the labels. The
     curvature is the diagonal of the Gauss-Newton matrix; where outputs and images are many it is estimated from one
-    random column an image, right on average. `net` is left as it was.
+    random column an image, right on average. The network gets `batch_size` images at once, or fewer where its
+    parameters are many. `net` is left as it was.
 
     The step is the first one of `aafit.tune`'s optimizers, from a gradient g: lr |g| / (|g| + eps) of Adam, and
     lr |g| / (sqrt(1 - alpha) |g| + eps) of RMSprop, which no later step of a steady gradient exceeds. For g stands the
@@ -134,24 +135,26 @@ def audit(
     - It moves.
 
     Raises:
-        UserError: no adaptive activation, a scripted network, no images, images that are not finite or that the network
-            refuses, labels that do not fit its outputs, or an unknown optimizer or precision.
+        UserError: no adaptive activation, a scripted network, no images, a batch size below 1, images that are not
+            finite or that the network refuses, labels that do not fit its outputs, or an unknown optimizer or
+            precision.
     """
     check_network(net)
+    check_count("batch size", batch_size)
     activations = adaptive_activations(net)
     if not activations:
         raise UserError("The network has no adaptive activation to audit: put some in with replace_activations first.")
     groups = step_settings(activations, optimizer, lr, p24sl)
     data = first_samples(net, batches, images, "audit on", base, output)
     with evaluation_mode(net, *([] if base is None else [base])):
-        data, made = with_targets(data, base, loss, BATCH, precision, output)
+        data, made = with_targets(data, base, loss, batch_size, precision, output)
     names = {
         parameter: f"{path}.{own}" if path else own
         for path, activation in activations.items()
         for own, parameter in activation.named_parameters(recurse=False)
     }
     # A row of every parameter's gradient for each image is kept, in float64.
-    size = max(1, min(64, 8_000_000 // sum(parameter.numel() for parameter in names)))
+    size = max(1, min(batch_size, 8_000_000 // sum(parameter.numel() for parameter in names)))
     received = {path: _Received(activation) for path, activation in activations.items()}
     outputs_NK = _watched_outputs(net, data, received, size, precision, output)
     check_targets(made, outputs_NK, data.target)

@@ -16,7 +16,7 @@ from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import Loss
 from aafit.identification.problem import Problem, Quadratic
 from aafit.identification.samples import first_samples, with_targets
-from aafit.identification.uncertainty import scaled_inverse
+from aafit.identification.uncertainty import draws_for, scaled_inverse
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.inputs import Output
 from aafit.tables import fit_for_json, listed, table
@@ -121,7 +121,8 @@ def importance(
         base: the network whose outputs are the targets; None: the labels are.
         output: from what the network returns to its outputs, as for `identify`.
         loss: as for `identify`.
-        columns: of the curvature, as for `Problem.quadratic`; None for the exact one.
+        columns: of the curvature, drawn at random for each image; None: the exact curvature where an image has up to 16
+            outputs, else 8 columns, 2 above 4,096 outputs.
         batch_size: images at once.
         precision: of the forward passes, as for `aafit.tune`.
         seed: of the sampled columns.
@@ -144,6 +145,7 @@ def importance(
         data, made = with_targets(data, base, loss, batch_size, precision, output)
         problem = Problem(net, coordinates, made, batch_size, precision, output)
         problem.check(data)
+        columns = columns or draws_for(problem, coordinates.read(), data)
         quadratic = problem.quadratic(coordinates.read(), data, columns, seed)
     return importance_of(quadratic, coordinates, tuple(adaptive_activations(net)))
 

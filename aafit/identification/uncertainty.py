@@ -116,10 +116,9 @@ def uncertainty_at(
     def errors(model: Quadratic) -> Uncertainty:
         return uncertainty(replace(model, images=len(images)), problem.coordinates, vector_P, ridge_P)
 
-    outputs = problem.outputs(vector_P, some.part(0, 1)).numel()
-    if exact or outputs <= EXACT_OUTPUTS:
+    draws = None if exact else draws_for(problem, vector_P, some)
+    if draws is None:
         return errors(problem.quadratic(vector_P, some))
-    draws = DRAWS if outputs <= MANY_OUTPUTS else 2
     one, other = (problem.quadratic(vector_P, some, draws // 2, seed + half) for half in (0, 1))
     both = errors(replace(one, curvature_PP=(one.curvature_PP + other.curvature_PP) / 2))
     errors_2P = torch.tensor([[row.error for row in errors(half).rows] for half in (one, other)], dtype=torch.float64)
@@ -127,6 +126,12 @@ def uncertainty_at(
     # The halves differ by twice the standard deviation of their mean, on average.
     share_P = (errors_2P[0] - errors_2P[1]) / errors_2P.sum(0)
     return replace(both, draws=draws, noise=share_P.square().mean().sqrt().nan_to_num().item())
+
+
+def draws_for(problem: Problem, vector_P: Tensor, samples: Batch) -> int | None:
+    """Random columns of the curvature for each sample; None: it has so few outputs that all are affordable."""
+    outputs = problem.outputs(vector_P, samples.part(0, 1)).numel()
+    return None if outputs <= EXACT_OUTPUTS else DRAWS if outputs <= MANY_OUTPUTS else 2
 
 
 def uncertainty(

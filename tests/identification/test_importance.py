@@ -161,6 +161,14 @@ def test_sampled_columns_are_right_on_average() -> None:
     assert sampled.together.gain == pytest.approx(exact.together.gain, rel=0.3)
 
 
+def test_the_curvature_of_many_outputs_is_drawn() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), AHAF.like("SiLU"), nn.Linear(4, 300))
+    batches = [(torch.randn(20, 3), torch.randn(20, 300))]
+    found, drawn = importance(net, batches, loss=SQUARED_ERROR), importance(net, batches, columns=8, loss=SQUARED_ERROR)
+    exact = importance(net, batches, columns=300, loss=SQUARED_ERROR)
+    assert found == drawn != exact
+
+
 def test_a_loss_that_is_not_finite() -> None:
     with pytest.raises(UserError, match="derivatives are not finite"):
         importance_of(given([math.nan] * 6, torch.eye(6)), Coordinates(LEAF_TWO), ("one", "two"))
