@@ -16,12 +16,12 @@ from aafit.identification import (
     Identification,
     Importance,
     Loss,
-    audit,
-    identify,
-    importance,
     loss_with_hessian,
     smooth_start,
 )
+from aafit.identification.audit import audit
+from aafit.identification.identify import identify
+from aafit.identification.importance import importance
 from aafit.networks.adaptive import (
     adaptive_activations,
     adaptive_parameters,

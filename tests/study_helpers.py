@@ -7,8 +7,8 @@ import torch
 from small import Small, problem
 from torch import nn
 
+import aafit
 from aafit import AHAF, FNeuron
-from aafit.studies.parts import run_study
 from aafit.studies.result import Study
 
 REPLACEMENTS = {"act1": FNeuron.like("ReLU", pieces=4), "act2": AHAF.like("SiLU")}
@@ -34,7 +34,8 @@ def batches(first: int, count: int = 256) -> list[tuple[torch.Tensor, torch.Tens
     return list(zip(x.split(64), (difference > -0.1).long().add((difference > 0.1).long()).split(64), strict=True))
 
 
-def studied(within: Path | None = None, replacements: Any = None, **options: Any) -> Study:
-    """The study of `base`, on data of its own."""
-    given = {"steps": 4, "images": 96} | options
-    return run_study(base(), batches(512), replacements or REPLACEMENTS, heldout=batches(768), within=within, **given)
+def studied(folder: Path | None = None, replacements: Any = None, **options: Any) -> Study:
+    """The study of `base`, on data of its own; with a folder its page is there as study.html."""
+    given = {"heldout": batches(768), "steps": 4, "images": 96} | options
+    report = None if folder is None else folder / "study.html"
+    return aafit.study(base(), batches(512), replacements or REPLACEMENTS, report=report, **given)

@@ -13,11 +13,12 @@ from torch import nn
 from aafit.activations import ADAPTIVE, from_text
 from aafit.cli.options import data_dir_option, device_option
 from aafit.devices import choose_device
-from aafit.errors import UserError, nearest
+from aafit.errors import UserError, check_name, nearest
 from aafit.identification.identify import TARGETS
 from aafit.networks.make import Replacement
 from aafit.networks.surgery import SHARINGS
 from aafit.runs.fresh import material_of
+from aafit.studies.figure import KINDS, write_figure
 from aafit.studies.study import study as study_of
 
 
@@ -35,6 +36,7 @@ from aafit.studies.study import study as study_of
     help='As "ReLU=LEAF", "features.*=F-Neuron" (fitted to what stood there) or "act7=F-Neuron as Tanh"; can be given '
     'again [default: "*=F-Neuron"].',
 )
+@click.option("--output", "outputs", help="module:function from what the network returns to the tensor that is meant.")
 @click.option("--sharing", type=click.Choice(SHARINGS), default="layer", show_default=True)
 @click.option("--target", type=click.Choice(TARGETS), help="[default: the labels, where there are some, else logits]")
 @click.option(
@@ -47,6 +49,11 @@ from aafit.studies.study import study as study_of
 @click.option(
     "--report", type=click.Path(path_type=Path, dir_okay=False), default=Path("study.html"), show_default=True
 )
+@click.option(
+    "--figure",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The forms of all layers in one figure for a paper, as .svg, .pdf or .png.",
+)
 @device_option
 @data_dir_option
 def study(
@@ -54,12 +61,14 @@ def study(
     batches: str | None,
     heldout: str | None,
     replaced: tuple[str, ...],
+    outputs: str | None,
     sharing: Any,
     target: str | None,
     steps: int,
     images: int,
     seed: int,
     report: Path,
+    figure: Path | None,
     device: str,
     data_dir: Path | None,
 ) -> None:
@@ -70,6 +79,8 @@ def study(
     NETWORK is the folder of a finished run. The page goes to --report, with a folder beside it from which the same
     command goes on after a stop.
     """
+    if figure is not None:
+        check_name("kind of figure", figure.suffix.removeprefix("."), KINDS)
     if Path(network).is_dir():
         if batches is not None:
             raise UserError(f"{network} is a run's folder, which has its own batches: leave {batches} out.")
@@ -89,6 +100,7 @@ def study(
         heldout=judged,
         sharing=sharing,
         target=target,
+        output=None if outputs is None else _function(outputs),
         steps=steps,
         images=images,
         seed=seed,
@@ -97,6 +109,8 @@ def study(
     )
     click.echo(str(found))
     click.echo(found.page)
+    if figure is not None:
+        click.echo(write_figure(found, figure))
 
 
 def _network(text: str, device: str) -> nn.Module:
@@ -115,6 +129,19 @@ def _iterable(text: str) -> Iterable[Any]:
 
 def _given(text: str) -> Any:
     """What module:name is; where it is a function, what that returns."""
+    value = _named(text)
+    return value() if callable(value) and not isinstance(value, nn.Module) else value
+
+
+def _function(text: str) -> Any:
+    function = _named(text)
+    if not callable(function):
+        raise UserError(f"{text} is a {type(function).__name__}: it must be a function of what the network returns.")
+    return function
+
+
+def _named(text: str) -> Any:
+    """What module:name is."""
     module_name, _, name = text.partition(":")
     if not name:
         raise UserError(f"{text} is neither a run's folder nor module:function.")
@@ -131,8 +158,7 @@ def _given(text: str) -> Any:
     if not hasattr(module, name):
         names = [own for own in vars(module) if not own.startswith("_")]
         raise UserError(f"The module {module_name!r} has no {name!r}. {nearest(name, names)}")
-    value = getattr(module, name)
-    return value() if callable(value) and not isinstance(value, nn.Module) else value
+    return getattr(module, name)
 
 
 def _replacement(text: str) -> tuple[str, Replacement]:

@@ -1,12 +1,55 @@
 """A page of one file: a template with its style and script in it, and nothing from anywhere else."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aafit.version import __version__
+
+Cell = Any
+"""A value, (text, what it is sorted by), or markup."""
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table that its reader can sort and filter.
+
+    Attributes:
+        anchor: Its id in the page.
+        caption: What it shows.
+        columns: (heading, classes): "number" is set to the right, "optional" is left out on a telephone.
+        rows: A cell for each column.
+        search: The label of the field that filters it; empty: it has none.
+    """
+
+    anchor: str
+    caption: str
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    search: str = ""
+
+    @classmethod
+    def filled(
+        cls,
+        anchor: str,
+        caption: str,
+        columns: Sequence[tuple[str, str]],
+        rows: Sequence[Sequence[Cell]],
+        search: str = "",
+    ) -> "PageTable":
+        """A table without the columns in which every cell is empty."""
+        kept = [at for at in range(len(columns)) if not rows or any(row[at] != "" for row in rows)]
+        return cls(
+            anchor,
+            caption,
+            tuple(columns[at] for at in kept),
+            tuple(tuple(row[at] for at in kept) for row in rows),
+            search,
+        )
 
 
 def rendered(template: str, **values: Any) -> str:

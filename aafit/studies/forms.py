@@ -3,7 +3,7 @@
 Axes in names: U point of a curve, P parameter of one layer, S step, C curve of one layer.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from aafit.activations import AdaptiveActivation
 from aafit.identification import Identification
 from aafit.identification.coordinates import Coordinates
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.kinds import KNOWN
+from aafit.networks.nearest import Near, distance, nearest_functions, rms
 from aafit.studies.inputs import InputsSeen
 
 POINTS = 121
@@ -35,14 +35,6 @@ class Identified:
 
 
 @dataclass(frozen=True)
-class Near:
-    """A known function, and its distance: root mean squared difference over the inputs, by the form's deviation."""
-
-    name: str
-    distance: float
-
-
-@dataclass(frozen=True)
 class Form:
     """The form of one layer's activation; where it has several (channels, neurons), their median.
 
@@ -55,7 +47,7 @@ class Form:
         error_U: The standard error of `tuned_U`; NaN where the samples do not determine it; None: not known.
         low_U, high_U: Where 90 % of the layer's curves are, None where it has one.
         steps_SU: After each step of the identification.
-        nearest: The nearest known function, and those that are as near.
+        nearest: The nearest known function, and those that are as near; a constant, where that is nearer.
         changed: From the start to the end, as `Near.distance`.
         error: The root mean square of `error_U` over the inputs, by the form's deviation; None: not known.
     """
@@ -123,7 +115,7 @@ def forms(
                 low_U,
                 high_U,
                 torch.stack(curves[path]),
-                nearest_functions(at, seen),
+                nearest(at, seen),
                 distance(first, at, seen.weights),
                 None if error_U is None else _mean_error(error_U, u_U, at, seen),
             )
@@ -171,29 +163,25 @@ def errors(activation: AdaptiveActivation, u_U: Tensor, covariance_PP: Tensor) -
     return torch.where(touched_U, torch.nan, variance_U.sqrt())
 
 
-def distance(form: Tensor, other: Tensor, weights: Tensor) -> float:
-    """The root mean squared difference, weighted, over the deviation of `form`; infinite where that is constant."""
-    mean = (weights * form).sum()
-    deviation = (weights * (form - mean).square()).sum().sqrt().item()
-    difference = (weights * (form - other).square()).sum().sqrt().item()
-    return difference / deviation if deviation > 0 else 0.0 if difference == 0 else float("inf")
+def nearest(form: Tensor, seen: InputsSeen) -> tuple[Near, ...]:
+    """What a form, given at the centres of the histogram, is nearest to; see `Form.nearest`.
 
-
-def nearest_functions(
-    form: Tensor, seen: InputsSeen, known: Mapping[str, Callable[[Tensor], Tensor]] = KNOWN
-) -> tuple[Near, ...]:
-    """The known functions nearest to a form given at the centres of the histogram; see `Form.nearest`."""
-    rows = [Near(name, distance(form, function(seen.centres), seen.weights)) for name, function in known.items()]
-    rows.sort(key=lambda row: row.distance)
-    least = rows[0].distance
-    return tuple(row for row in rows if row.distance <= least + max(AS_NEAR, SHARE * least))
+    A constant counts as a known function: the mean of the form, which is nearer than all others where the form is flat.
+    """
+    mean = (seen.weights * form).sum()
+    known = nearest_functions(seen.centres, form, seen.weights)
+    flat = Near(f"the constant {mean:.3g}", rms(form - mean, seen.weights), distance(form, mean, seen.weights))
+    if flat.rms < known[0].rms:
+        return (flat,)
+    least = known[0].distance
+    return tuple(row for row in known if row.distance <= least + max(AS_NEAR, SHARE * least))
 
 
 def _mean_error(error_U: Tensor, u_U: Tensor, form: Tensor, seen: InputsSeen) -> float | None:
     at = torch.bucketize(seen.centres, u_U).clamp(max=len(u_U) - 1)
     square = error_U[at].square()
     known = ~square.isnan()
-    deviation = (seen.weights * (form - (seen.weights * form).sum()).square()).sum().sqrt().item()
+    deviation = rms(form - (seen.weights * form).sum(), seen.weights)
     share = seen.weights[known].sum().item()
     if share == 0 or deviation == 0:
         return None

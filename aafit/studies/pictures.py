@@ -49,7 +49,8 @@ def _curves(form: Form, frame: Frame, with_error: bool) -> list[str]:
         parts.append(f'<path class="band" d="{frame.band(u, low.tolist(), high.tolist())}"/>')
     parts += [
         f'<path class="{name}" d="{frame.path(u, curve.tolist())}"/>'
-        for name, curve in (("replaced", form.replaced_U), ("start", form.start_U), ("tuned", form.tuned_U))
+        # The dashes over the thick line, so that both are seen where they are the same.
+        for name, curve in (("replaced", form.replaced_U), ("tuned", form.tuned_U), ("start", form.start_U))
     ]
     return [
         f'<svg x="{frame.left}" y="{frame.top}" width="{frame.width}" height="{frame.height}" '

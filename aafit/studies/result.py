@@ -16,6 +16,8 @@ from aafit.training.comparison import Comparison
 
 CLOSE = 0.01
 """A form this near to a known function can be called by its name."""
+FLAT = 1 - 1e-9
+"""A function that is this far away is no nearer than a constant."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Replacing:
 
 @dataclass(frozen=True)
 class Compared:
-    """The base against the replaced network, and against the tuned one, on the samples held out."""
+    """The base against the replaced network, and against the tuned one, on the first samples to judge on."""
 
     replaced: Comparison
     tuned: Comparison
@@ -73,8 +75,8 @@ class Study:
         found: The activations of the network.
         inputs: What those that were replaced receive, in the base network.
         replacing: What was replaced.
-        compared: The base, the replaced and the tuned network on the samples held out, layer by layer.
-        standings: The same three, and what tuning gained.
+        compared: The base, the replaced and the tuned network on the first samples to judge on, layer by layer.
+        standings: The same three on all of them, and what tuning gained.
         audit: Of the parameters as they were put in.
         importance: What adapting each layer alone can be expected to gain, from there.
         identification: Its steps and the parameters with their errors.
@@ -121,6 +123,7 @@ class Study:
                 },
                 "standings": {
                     "samples": self.standings.samples,
+                    "held_out": self.standings.held_out,
                     **{name: vars(getattr(self.standings, name)) for name in ("base", "replaced", "tuned")},
                     **{
                         name: None if gain is None else vars(gain)
@@ -162,8 +165,10 @@ class Study:
 
 
 def nearest_text(form: Form) -> str:
-    """ "SiLU, 0.8%", or all that are as near."""
-    return "; ".join(f"{near.name}, {near.distance:.1%}" for near in form.nearest)
+    """ "SiLU, 0.8%", or all that are as near; a constant without its distance, which is all of the form's spread."""
+    return "; ".join(
+        near.name if near.distance >= FLAT else f"{near.name}, {near.distance:.1%}" for near in form.nearest
+    )
 
 
 def _listed(row: Any) -> dict[str, Any]:
@@ -182,8 +187,7 @@ def _replaced(study: Study) -> str:
     parts = []
     if standings.base.accuracy is not None and standings.replaced.accuracy is not None:
         parts.append(
-            f"accuracy on {standings.samples:,} held-out samples went from {standings.base.accuracy:.2%} to "
-            f"{standings.replaced.accuracy:.2%}"
+            f"accuracy on {_judged(study)} went from {standings.base.accuracy:.2%} to {standings.replaced.accuracy:.2%}"
         )
     parts.append(f"the outputs moved by {standings.replaced.difference:.2%} of their spread")
     if standings.replaced.agreement is not None:
@@ -196,8 +200,9 @@ def _tuned(study: Study) -> str:
     steps = found.steps[-1].number
     if not steps:
         return (
-            f"Gauss-Newton, from {found.images:,} samples ({_seconds(found.seconds)}), found nothing for their "
-            f"{len(found.names):,} numbers that does better on the samples it held out, so they stayed as they were."
+            f"Gauss-Newton ({_seconds(found.seconds)}) found no step of their {len(found.names):,} numbers "
+            f"that was above the noise of its {found.images:,} samples and better on held-out ones, "
+            "so they stayed as they were."
         )
     begun = (
         f"Gauss-Newton then set their {len(found.names):,} numbers in {steps} step{'s' * (steps != 1)} "
@@ -213,10 +218,15 @@ def _tuned(study: Study) -> str:
     if standings.loss_gain is not None and tuned.loss is not None:
         gain = standings.loss_gain
         return (
-            f"{begun}: the held-out loss is {tuned.loss:.4g}, {gain.value:+.2g} ± {gain.error:.1g} against the base "
-            f"network, {_sure(gain, gain.value < 0)}."
+            f"{begun}: the loss on {_judged(study)} is {tuned.loss:.4g}, {gain.value:+.2g} ± {gain.error:.1g} against "
+            f"the base network, {_sure(gain, gain.value < 0)}."
         )
     return f"{begun}: the outputs are {tuned.difference:.2%} of their spread from the base network's."
+
+
+def _judged(study: Study) -> str:
+    samples = f"{study.standings.samples:,}"
+    return f"{samples} held-out samples" if study.standings.held_out else f"the {samples} samples it was tuned on"
 
 
 def _sure(gain: Gain, better: bool) -> str:
@@ -234,18 +244,22 @@ def _forms(study: Study) -> str:
     expected = (
         "" if gain is None or not gain.significant else f" (expected gain in loss {gain.gain:.2g} ± {gain.error:.1g})"
     )
-    told = f"The form of {most.path} changed most, by {most.changed:.1%}{expected}, and is nearest to {_names(most)}"
+    if most.changed > 0:
+        told = (
+            f"The form of {most.path} changed most, by {most.changed:.1%}{expected}, and is nearest to {_names(most)}"
+        )
+    else:
+        told = "So no form changed"
     if len(study.forms) == 1:
         return f"{told}."
-    count = "none" if not close else str(len(close)) if len(close) < len(study.forms) else "all"
-    return (
-        f"{told}; {count} of the {len(study.forms)} layers {'is' if count == '1' else 'are'} within 1% of a known one."
-    )
+    are = "is" if len(close) == 1 else "are"
+    return f"{told}; {len(close)} of the {len(study.forms)} layers {are} within 1% of a known function."
 
 
 def _names(form: Form) -> str:
     names = [near.name for near in form.nearest]
-    return f"{_and(names[:3])} ({form.nearest[0].distance:.1%} away)"
+    away = form.nearest[0].distance
+    return _and(names[:3]) if away >= FLAT else f"{_and(names[:3])} ({away:.1%} away)"
 
 
 def _and(parts: list[str]) -> str:

@@ -49,9 +49,13 @@ class Gain:
 
 @dataclass(frozen=True)
 class Standings:
-    """The three networks; the gains are those of the tuned one over the base (loss: below 0 is better)."""
+    """The three networks; the gains are those of the tuned one over the base (loss: below 0 is better).
+
+    `held_out`: whether the samples took no part in the identification.
+    """
 
     samples: int
+    held_out: bool
     base: Standing
     replaced: Standing
     tuned: Standing
@@ -73,6 +77,7 @@ def standings(
     replaced: nn.Module,
     tuned: nn.Module,
     batches: Iterable[Batch],
+    held_out: bool,
     loss: Loss | None = None,
     output: Output | None = None,
 ) -> Standings:
@@ -80,7 +85,8 @@ def standings(
 
     Args:
         base, replaced, tuned: the networks.
-        batches: the samples held out.
+        batches: the samples to judge on.
+        held_out: whether they took no part in the identification.
         loss: by sample; by default cross-entropy of classes, the mean squared error of other targets.
         output: what is meant of what the networks return, as for `identify`.
 
@@ -93,6 +99,7 @@ def standings(
     first, second, third = (_rows(net, batches, loss, output) for net in (base, replaced, tuned))
     return Standings(
         sum(map(len, batches)),
+        held_out,
         _standing(first, first),
         _standing(second, first),
         _standing(third, first),

@@ -4,13 +4,12 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import CodeType
 from typing import Any, TypeVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from aafit.errors import UserError
 from aafit.files import make_folder, write_atomically
 from aafit.networks.adaptive import fingerprint
-from aafit.networks.inputs import Batch
+from aafit.studies.asked import Asked
+from aafit.studies.samples import Samples
 from aafit.studies.values import decoded, encoded
 from aafit.version import __version__
 
@@ -30,10 +30,13 @@ class Store:
     """The parts of one study in the folder `within`/<first 12 digits of its key>; without a folder nothing is kept.
 
     Attributes:
+        key: Of all that the study depends on.
+        folder: None where nothing is kept.
         seconds: What each part took, by its name, when it was done.
     """
 
     def __init__(self, within: Path | None, key: str) -> None:
+        self.key = key
         self.folder = None if within is None else make_folder(within / key[:12])
         self.seconds: dict[str, float] = {}
 
@@ -96,33 +99,8 @@ def _damaged(path: Path) -> UserError:
     return UserError(f"{path} is damaged: delete the folder {path.parent}, and the study begins anew.")
 
 
-def data_fingerprint(batches: Iterable[Batch]) -> str:
-    """SHA-256 of the inputs and targets of all batches, in their order."""
-    digest = hashlib.sha256()
-    for batch in batches:
-        for tensor in tensors_of(batch):
-            digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        digest.update(b"|")
-    return digest.hexdigest()
-
-
-def tensors_of(value: Any) -> Iterable[Tensor]:
-    """All tensors of a batch, or of what is in it."""
-    if isinstance(value, Batch):
-        yield from tensors_of((value.args, value.kwargs, value.target))
-    elif isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from tensors_of(inner)
-    elif isinstance(value, (tuple, list)):
-        for inner in value:
-            yield from tensors_of(inner)
-
-
-def study_key(net: nn.Module, data: Mapping[str, str | None], arguments: Mapping[str, Any]) -> str:
-    """SHA-256 of all that a study depends on: the network, the data by their fingerprints, the arguments, the version.
+def study_key(net: nn.Module, samples: Samples, asked: Asked) -> str:
+    """SHA-256 of all that a study depends on: the network, the samples, what is asked, the version.
 
     A module among the arguments counts with its values, a function with its name and its code, but not with what it has
     captured from around it.
@@ -130,8 +108,8 @@ def study_key(net: nn.Module, data: Mapping[str, str | None], arguments: Mapping
     content = {
         "version": __version__,
         "network": [str(net), fingerprint(net, ())],
-        "data": dict(data),
-        "arguments": {name: _told(value) for name, value in arguments.items()},
+        "data": [samples.fitted_sha256, samples.heldout_sha256],
+        "asked": {name: _told(value) for name, value in vars(asked).items()},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -12,13 +12,17 @@ from typing import Any
 
 from torch import nn
 
-from aafit.errors import needs_extra
+from aafit.activations import FNeuron
+from aafit.errors import UserError, needs_extra
 from aafit.identification import Loss
 from aafit.networks.inputs import Output
 from aafit.networks.make import Replacement
 from aafit.networks.surgery import Sharing
-from aafit.studies.parts import PARTS, Tell, run_study
+from aafit.studies.asked import Asked
+from aafit.studies.parts import PARTS, Tell, run_parts
 from aafit.studies.result import Study
+from aafit.studies.samples import Samples
+from aafit.studies.store import Store, study_key
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +61,7 @@ def study(
         loss: as for `identify`.
         output: which tensor is meant of what the network returns, as `lambda out: out.last_hidden_state`.
         steps: of the identification, at most.
-        images: samples that histograms, audit and importance look at.
+        images: samples that histograms, audit, importance and the comparison of layers look at.
         memory: bytes that the batches may take.
         seed: of the order of the samples and the random columns of the curvature.
         report: the HTML file to write; None: no page is written and nothing is kept.
@@ -71,49 +75,67 @@ def study(
             memory; `report` is there and is not the page of this study, or cannot be written to.
         ImportError: a report is asked for, and jinja2 is not installed.
     """
-    path = None if report is None else Path(report)
-    if path is not None:
+    page = None if report is None else Path(report)
+    if page is not None:
         with needs_extra("The page of a study", "plots"):
             from aafit.studies.page import check_page, write_study_page
+    samples = Samples.gathered(batches, heldout, memory)
+    target = target or ("labels" if samples.labelled else "logits")
+    if target == "labels" and not samples.labelled:
+        raise UserError("The batches hold no labels: give batches of (inputs, labels), or target='logits'.")
+    asked = Asked(
+        {"*": FNeuron} if replacements is None else replacements,
+        sharing,
+        target,
+        loss,
+        output,
+        steps,
+        images,
+        memory,
+        seed,
+    )
+    key = study_key(net, samples, asked)
+    if page is not None:
+        check_page(page, key)
+    store = Store(None if page is None else page.with_suffix(".parts"), key)
     with _progress() as tell:
-        found = run_study(
-            net,
-            batches,
-            replacements,
-            heldout=heldout,
-            sharing=sharing,
-            target=target,
-            loss=loss,
-            output=output,
-            steps=steps,
-            images=images,
-            memory=memory,
-            seed=seed,
-            within=None if path is None else path.with_suffix(".parts"),
-            command=command,
-            begin=lambda key: None if path is None else check_page(path, key),
-            tell=tell,
-        )
-    return found if path is None else replace(found, page=write_study_page(found, path))
+        found = run_parts(net, samples, asked, store, command, tell)
+    return found if page is None else replace(found, page=write_study_page(found, page))
 
 
 @contextmanager
 def _progress() -> Iterator[Tell]:
-    """A bar on a terminal that rich can draw on; a line of the log for each part, and each of its steps, elsewhere."""
+    """A bar on a terminal that rich can draw on; elsewhere a line of the log for each part, and what the parts log."""
     if not (sys.stdout.isatty() and find_spec("rich")):
         began = time.perf_counter()
-        yield lambda part, text: log.info(
-            "%7.1f s  %s", time.perf_counter() - began, f"{part}: {text}" if text else part
-        )
+
+        def line(part: str, step: str) -> None:
+            # The identification logs its steps itself.
+            if not step:
+                log.info("%7.1f s  %s", time.perf_counter() - began, part)
+
+        yield line
+        log.info("%7.1f s  done", time.perf_counter() - began)
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[text]}"))
-    with Progress(*columns) as bars:
-        task = bars.add_task("study", total=len(PARTS), text="")
+    columns = (TextColumn("{task.description:10}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[step]}"))
+    with _silent(logging.getLogger("aafit")), Progress(*columns) as bars:
+        task = bars.add_task("", total=len(PARTS), step="")
 
-        def tell(part: str, text: str) -> None:
-            bars.update(task, description=part, completed=PARTS.index(part), text=text)
+        def show(part: str, step: str) -> None:
+            bars.update(task, description=part, completed=PARTS.index(part), step=step)
 
-        yield tell
-        bars.update(task, description="done", completed=len(PARTS), text="")
+        yield show
+        bars.update(task, description="done", completed=len(PARTS), step="")
+
+
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """Without its plain lines, which would break a bar."""
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -8,11 +8,19 @@ from aafit.cli.main import main
 from aafit.runs.execute import execute
 
 PROGRAM = """
+import torch
 from study_helpers import base, batches
 def network(): return base()
 def fit(): return batches(512)
 def more(): return batches(768)
 number = 3
+class Wrapped(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = base()
+    def forward(self, x):
+        return {"scores": self.net(x)}
+def scores(out): return out["scores"]
 """
 
 
@@ -30,13 +38,29 @@ def program(tmp_path, monkeypatch):
 def test_a_program_of_ones_own(program):
     options = ["--replace", "act1=LEAF as ReLU", "--replace", "act2=AHAF as SiLU", "--steps", "1", "--images", "32"]
     done = study(
-        "own_program:network", "own_program:fit", "--heldout", "own_program:more", *options, "--report", "a.html"
+        "own_program:network",
+        "own_program:fit",
+        "--heldout",
+        "own_program:more",
+        *options,
+        "--report",
+        "a.html",
+        "--figure",
+        "forms.pdf",
     )
     assert done.exit_code == 0, done.output
     assert "\n2 activations (ReLU) were replaced by" in done.output
-    assert done.output.splitlines()[-1] == "a.html"
+    assert done.output.splitlines()[-2:] == ["a.html", "forms.pdf"]
+    assert (program / "forms.pdf").read_bytes().startswith(b"%PDF")
     assert "accuracy on 256 held-out samples" in done.output
     assert (program / "a.html").exists()
+
+
+def test_a_network_that_returns_more_than_a_tensor(program):
+    options = ["--replace", "net.act2=AHAF as SiLU", "--steps", "1", "--images", "32", "--report", "a.html"]
+    done = study("own_program:Wrapped", "own_program:fit", "--output", "own_program:scores", *options)
+    assert done.exit_code == 0, done.output
+    assert "accuracy on the 256 samples it was tuned on went" in done.output
 
 
 def test_a_finished_run(tmp_path):
@@ -60,6 +84,8 @@ def test_a_finished_run(tmp_path):
         (["own_program:network", "own_program:number"], "own_program:number gives a int: it must give batches"),
         (["own_program:network", "own_program:fit", "--replace", "ReLU"], "is not of the form WHAT=BY"),
         (["own_program:network", "own_program:fit", "--replace", "ReLU=LEAF as Relu"], "Did you mean 'LEAF as ReLU'?"),
+        (["own_program:network", "own_program:fit", "--output", "own_program:number"], "must be a function"),
+        (["own_program:network", "own_program:fit", "--figure", "a.gif"], "Unknown kind of figure 'gif'"),
         ([".", "own_program:fit"], "which has its own batches: leave own_program:fit out"),
     ],
 )

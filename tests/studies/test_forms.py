@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 from aafit import AHAF, LEAF, FNeuron
 from aafit.networks.inputs import Batch
-from aafit.networks.kinds import KNOWN
-from aafit.studies.forms import distance, errors, nearest_functions, points, values
+from aafit.studies.forms import errors, nearest, points, values
 from aafit.studies.inputs import inputs_seen
 
 
@@ -20,22 +19,18 @@ def seen():
     return row
 
 
-@pytest.mark.parametrize("name", [name for name in KNOWN if name not in ("LeakyReLU", "GELU (tanh)")])
-def test_a_known_function_is_nearest_to_itself(seen, name):
-    rows = nearest_functions(KNOWN[name](seen.centres), seen)
-    assert rows[0].name == name
-    assert rows[0].distance < 1e-12
-
-
-def test_what_is_as_near_is_named_too(seen):
-    assert [row.name for row in nearest_functions(F.gelu(seen.centres), seen)] == ["GELU", "GELU (tanh)"]
-
-
-def test_the_distance_is_a_share_of_the_deviation(seen):
-    u = seen.centres
-    deviation = ((seen.weights * u.square()).sum() - (seen.weights * u).sum() ** 2).sqrt()
-    assert distance(u, u + 0.3, seen.weights) == pytest.approx(0.3 / deviation.item(), rel=1e-6)
-    assert distance(torch.ones_like(u), u, seen.weights) == float("inf")
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        (F.silu, ["SiLU"]),
+        (F.gelu, ["GELU", "GELU (tanh)"]),
+        (lambda u: u, ["Identity"]),
+        (torch.zeros_like, ["the constant 0"]),
+        (lambda u: 0.3 + 0.01 * torch.sin(7 * u), ["the constant 0.3"]),
+    ],
+)
+def test_what_a_form_is_nearest_to_and_all_that_are_as_near(form, names, seen):
+    assert [row.name for row in nearest(form(seen.centres), seen)] == names
 
 
 @pytest.mark.parametrize("activation", [AHAF.like("SiLU"), LEAF.like("Tanh"), FNeuron.like("Tanh", pieces=3)])

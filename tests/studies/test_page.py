@@ -14,6 +14,7 @@ from study_helpers import REPLACEMENTS, base, batches, studied
 import aafit
 from aafit.errors import UserError
 from aafit.studies.page import study_page, write_study_page
+from aafit.studies.parts import PARTS
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_one_call_makes_the_page_and_the_next_finds_all(tmp_path, caplog):
         first = aafit.study(base(), batches(512), REPLACEMENTS, **options)
     assert first.page == tmp_path / "net.html"
     assert first.folder.parent == tmp_path / "net.parts"
-    assert re.search(r"s  identify: step 1", caplog.text)
+    assert re.findall(r"\d s  (\w+)$", caplog.text, re.M) == [*PARTS, "done"]
     again = aafit.study(base(), batches(512), REPLACEMENTS, **options)
     assert again.as_dict() == first.as_dict()
     with pytest.raises(UserError, match="is not the page of this study"):

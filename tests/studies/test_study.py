@@ -7,12 +7,19 @@ import torch
 from study_helpers import REPLACEMENTS, base, batches, studied
 from torch import nn
 
+import aafit
 from aafit import LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.identification import CROSS_ENTROPY, SQUARED_ERROR, identify
 from aafit.studies import parts as module
-from aafit.studies.parts import run_study
+from aafit.studies.asked import Asked
+from aafit.studies.samples import Samples
 from aafit.studies.store import study_key
+
+
+def asked(**given):
+    names = ("replacements", "sharing", "target", "loss", "output", "steps", "images", "memory", "seed")
+    return Asked(**(dict.fromkeys(names) | {"replacements": REPLACEMENTS} | given))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,7 @@ def test_it_finds_replaces_and_judges(found):
         for x, y in batches(768):
             right, images = right + int((net(x).argmax(1) == y).sum()), images + len(y)
     assert found.standings.base.accuracy == right / images
-    assert found.compared.replaced.base_accuracy == right / images
+    assert (found.standings.samples, found.compared.replaced.images) == (256, 96)
     assert found.standings.base.difference == 0
     assert found.standings.replaced.difference > 0.01
     assert found.standings.accuracy_gain.value == pytest.approx(
@@ -53,10 +60,10 @@ def test_forms_are_of_the_start_of_each_step_and_of_the_end(found):
         assert torch.equal(form.replaced_U, form.u_U.relu())
 
 
-def test_the_network_is_left_as_it_was(folder):
+def test_the_network_is_left_as_it_was():
     net = base()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    run_study(net, batches(512), REPLACEMENTS, heldout=batches(768), within=folder, steps=4, images=96)
+    aafit.study(net, batches(512), REPLACEMENTS, heldout=batches(768), steps=4, images=96)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(parameter.requires_grad for parameter in net.parameters())
 
@@ -114,29 +121,34 @@ def test_a_stopped_identification_goes_on_to_the_same_bits(found, tmp_path, monk
         {"seed": 1},
         {"images": 64},
         {"sharing": "channel"},
+        {"memory": 1 << 20},
     ],
 )
-def test_other_arguments_are_another_study(folder, found, change):
-    assert studied(folder, **change).folder != found.folder
+def test_other_arguments_are_another_study(change):
+    samples = Samples.gathered(batches(512), None, 1 << 30)
+    assert study_key(base(), samples, asked(**change)) != study_key(base(), samples, asked())
 
 
-def test_another_network_or_data_is_another_study(folder, found):
+def test_another_network_or_data_is_another_study():
     other = base()
     with torch.no_grad():
         other.out.bias += 1e-3
-    options = {"heldout": batches(768), "within": folder, "steps": 4, "images": 96}
-    folders = {
-        found.folder,
-        run_study(other, batches(512), REPLACEMENTS, **options).folder,
-        run_study(base(), batches(512, 200), REPLACEMENTS, **options).folder,
-        run_study(base(), batches(512), REPLACEMENTS, **(options | {"heldout": None})).folder,
-    }
-    assert len(folders) == 4
+    given = [
+        (base(), batches(512), None),
+        (other, batches(512), None),
+        (base(), batches(512, 200), None),
+        (base(), batches(512), batches(768)),
+    ]
+    keys = {study_key(net, Samples.gathered(fit, more, 1 << 30), asked()) for net, fit, more in given}
+    assert len(keys) == len(given)
+    assert keys == {study_key(net, Samples.gathered(fit, more, 1 << 30), asked()) for net, fit, more in given}
 
 
 def test_the_key_knows_functions_by_what_they_do():
-    def key(**arguments):
-        return study_key(nn.ReLU(), {}, arguments)
+    samples = Samples([], [], "", None)
+
+    def key(make=None, **arguments):
+        return study_key(nn.ReLU(), samples, asked(replacements={"*": make}, **arguments))
 
     assert key(output=lambda out: out.a) != key(output=lambda out: out.b)
     assert key(output=lambda out: out[0]) != key(output=lambda out: out[1])
@@ -166,6 +178,23 @@ def test_channels_have_curves_of_their_own():
     assert (form.tuned_U <= form.high_U).all()
 
 
+def test_no_more_samples_at_once_than_in_a_batch():
+    class Counting(nn.Module):
+        most = 0
+
+        def __init__(self):
+            super().__init__()
+            self.net = base()
+
+        def forward(self, x):
+            Counting.most = max(Counting.most, len(x))
+            return self.net(x)
+
+    given = [(x[at : at + 7], y[at : at + 7]) for x, y in batches(512) for at in range(0, 56, 7)]
+    aafit.study(Counting().eval(), given, {"net.act2": LEAF.like("ReLU")}, steps=1, images=64)
+    assert Counting.most == 7
+
+
 def test_a_network_whose_activations_are_functions():
     class Called(nn.Module):
         def __init__(self):
@@ -175,7 +204,7 @@ def test_a_network_whose_activations_are_functions():
         def forward(self, x):
             return self.two(torch.relu(self.one(x.flatten(1))))
 
-    found = run_study(Called().eval(), batches(512), {"*": FNeuron.like("ReLU", pieces=4)}, steps=2, images=64)
+    found = aafit.study(Called().eval(), batches(512), {"*": FNeuron.like("ReLU", pieces=4)}, steps=2, images=64)
     assert [form.path for form in found.forms] == ["relu_1"]
     assert found.origin.facts["judged on"] == "the same samples"
 
@@ -191,7 +220,7 @@ def test_inputs_by_keyword_an_object_out_and_no_labels():
 
     given = [{"pixels": x} for x, _ in batches(512)]
     options = {"output": lambda out: out["scores"], "steps": 2, "images": 64}
-    found = run_study(Wrapped().eval(), given, {"net.act1": FNeuron.like("SiLU", pieces=4)}, **options)
+    found = aafit.study(Wrapped().eval(), given, {"net.act1": FNeuron.like("SiLU", pieces=4)}, **options)
     assert found.standings.base.accuracy is None
     assert found.standings.tuned.difference < found.standings.replaced.difference
     assert "of their spread from the base network's" in found.verdict[1]
@@ -207,7 +236,7 @@ def test_inputs_by_keyword_an_object_out_and_no_labels():
 )
 def test_batches_that_cannot_be_studied_are_refused(given, sentence):
     with pytest.raises(UserError, match=sentence):
-        run_study(base(), given, REPLACEMENTS, target="labels")
+        aafit.study(base(), given, REPLACEMENTS, target="labels")
 
 
 def test_batches_without_end_are_refused():
@@ -216,7 +245,7 @@ def test_batches_without_end_are_refused():
             yield torch.zeros(100, 2, 4, 4), torch.zeros(100).long()
 
     with pytest.raises(UserError, match="The batches take more than"):
-        run_study(base(), endless(), REPLACEMENTS, memory=1 << 20)
+        aafit.study(base(), endless(), REPLACEMENTS, memory=1 << 20)
 
 
 def test_a_damaged_part_is_named(tmp_path, monkeypatch):
