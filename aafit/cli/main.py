@@ -194,10 +194,17 @@ main.add_command(study)
     help="Where the pictures go [default: figures/ in each run's folder].",
 )
 @click.option("--animate", is_flag=True, help="How the forms came about too, as a GIF.")
+@click.option("--mp4", is_flag=True, help="The same as an MP4 (needs ffmpeg).")
 @click.option("--times", is_flag=True, help="One figure of all: test accuracy over the seconds of tuning.")
 @click.option("--print-commands", is_flag=True, help="Print a command for each run, to run by hand; draw nothing.")
 def show(
-    folders: tuple[Path, ...], runs_dir: Path, out: Path | None, animate: bool, times: bool, print_commands: bool
+    folders: tuple[Path, ...],
+    runs_dir: Path,
+    out: Path | None,
+    animate: bool,
+    mp4: bool,
+    times: bool,
+    print_commands: bool,
 ) -> None:
     """Draw the activations of finished runs, before and after tuning.
 
@@ -214,8 +221,8 @@ def show(
     for folder in finished:
         for picture in draw_activations(folder, out or folder / "figures"):
             click.echo(picture)
-        if animate:
-            click.echo(animate_activations(folder, out or folder / "figures"))
+        for video in [False] * animate + [True] * mp4:
+            click.echo(animate_activations(folder, out or folder / "figures", video))
     if times:
         for picture in draw_time_axis(finished, out or runs_dir / "figures"):
             click.echo(picture)

@@ -14,6 +14,7 @@ from aafit.report.animation import animate
 from aafit.report.curves import draw_group
 from aafit.report.differences import draw_differences
 from aafit.report.groups import groups
+from aafit.report.overview import strips
 from aafit.report.runs import RunRecord, SuiteRuns, read_run, read_suite
 from aafit.report.seeds import draw_seeds
 from aafit.report.shapes import draw_saved
@@ -56,6 +57,7 @@ def write_report(suite_folder: Path) -> Report:
         short=_short,
         suite=suite,
         verdict=_verdict(suite, table),
+        strips=strips(table.rows),
         table=table,
         facts=_facts(suite),
         curves=_embedded([path for path in shared if path.name.startswith("curves")]),
@@ -190,10 +192,10 @@ def draw_activations(run_folder: Path, out: Path) -> list[Path]:
     return _draw_shapes(read_run(run_folder), out)
 
 
-def animate_activations(run_folder: Path, out: Path) -> Path:
-    """How the forms of one run's activations came about, as a GIF; see `animate` for what it raises."""
+def animate_activations(run_folder: Path, out: Path, video: bool = False) -> Path:
+    """How the forms of one run's activations came about, as a GIF or an MP4; see `animate` for what it raises."""
     run = read_run(run_folder)
-    return animate(run, out, f"activations-{file_name(run)}")
+    return animate(run, out, f"activations-{file_name(run)}", video)
 
 
 def draw_time_axis(run_folders: Sequence[Path], out: Path) -> list[Path]:

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from aafit.networks.adaptive import read_activations
-from aafit.pages.style import look, panels
+from aafit.pages.style import START, TUNED, UNSURE, look, panels
 from aafit.report.runs import RunRecord
-from aafit.report.shapes import AFTER, BEFORE, curve_range, curve_values
+from aafit.report.shapes import curve_range, curve_values
 from aafit.runs.documents import ACTIVATIONS
 
 
@@ -31,10 +31,10 @@ def draw_seeds(runs: Sequence[RunRecord]) -> Figure | None:
             u = np.linspace(*curve_range(layers[0].tuned), 241)
             tuned = np.stack([np.median(curve_values(layer.tuned, u), axis=1) for layer in layers])
             mean, std = tuned.mean(0), tuned.std(0, ddof=1)
-            where.fill_between(u, mean - std, mean + std, color=AFTER["color"], alpha=0.2, linewidth=0, label="one std")
+            where.fill_between(u, mean - std, mean + std, label="one std", **UNSURE)
             if layers[0].start is not None:
-                where.plot(u, np.median(curve_values(layers[0].start, u), axis=1), label="start", **BEFORE)
-            where.plot(u, mean, label="mean of the seeds", **AFTER)
+                where.plot(u, np.median(curve_values(layers[0].start, u), axis=1), label="start", **START)
+            where.plot(u, mean, label="mean of the seeds", **TUNED)
             where.set_title(f"{layers[0].path}: {layers[0].tuned.text}", fontsize=8)
             where.set_xlabel("input")
         for where in axes[len(saved[0]) :]:

@@ -18,14 +18,11 @@ from aafit.errors import UserError
 from aafit.networks.adaptive import read_activations
 from aafit.networks.inputs import as_batch
 from aafit.networks.kinds import KNOWN
-from aafit.pages.style import GREY, look, panels
+from aafit.pages.style import GREY, REPLACED, START, TUNED, look, panels
 
 WIDEST = 58  # letters of a heading that a panel has room for
 LISTED = 24
 """The weights of an F-Neuron that a layer shares are printed if there are at most so many."""
-BEFORE: dict[str, Any] = {"color": "#E07B00", "linestyle": (0, (5, 2)), "linewidth": 1.3, "zorder": 4}
-AFTER: dict[str, Any] = {"color": "black", "linestyle": "-", "linewidth": 2.0, "zorder": 3}
-REPLACED: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 1.5)), "linewidth": 1.3}
 Array = NDArray[np.float64]
 REPLACED_FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     **KNOWN,
@@ -115,11 +112,11 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.axvline(0, color="#999999", linewidth=0.6)
     if panel.replaced is not None and panel.replaced in REPLACED_FUNCTIONS:
         replaced = REPLACED_FUNCTIONS[panel.replaced]
-        axes.plot(x, curve_values(replaced, x)[:, 0], label="replaced function", zorder=2, **REPLACED)
+        axes.plot(x, curve_values(replaced, x)[:, 0], label="replaced function", **REPLACED)
     tuned = isinstance(panel.before, AdaptiveActivation)
     if panel.before is not None:
-        _curve(axes, panel.before, x, BEFORE, "start, before tuning" if tuned else "the function it started as", "//")
-    _curve(axes, panel.after, x, AFTER, "after tuning" if tuned else "now", "")
+        _curve(axes, panel.before, x, START, "start, before tuning" if tuned else "the function it started as", "//")
+    _curve(axes, panel.after, x, TUNED, "after tuning" if tuned else "now", "")
     if isinstance(panel.after, FNeuron) and panel.after.shape == (1,):
         centres = np.linspace(*panel.after.interval, panel.after.pieces + 2)
         knots = panel.after.weight.detach().double().cpu().numpy().reshape(-1)

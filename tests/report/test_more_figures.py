@@ -1,5 +1,8 @@
 """Forms over seeds, over epochs and over time; the forms of a study in one figure."""
 
+import shutil
+import struct
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from aafit.report.runs import read_run, read_suite
 from aafit.report.seeds import draw_seeds
 from aafit.report.shapes import curve_values
 from aafit.report.time_axis import draw_times
+from aafit.studies.figure import write_figure
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,31 @@ def test_an_animation_has_a_picture_an_epoch(suite: Path, tmp_path: Path) -> Non
         animate_activations(suite / "base-relu" / "seed42", tmp_path)
 
 
+def test_an_animation_as_a_video(suite: Path, tmp_path: Path) -> None:
+    if shutil.which("ffmpeg") is None and find_spec("imageio_ffmpeg") is None:
+        pytest.skip("no ffmpeg here: pip install imageio-ffmpeg")
+    made = animate_activations(suite / "relu-leaf-tanh" / "seed42", tmp_path, video=True)
+    content = made.read_bytes()
+    assert made.suffix == ".mp4"
+    assert content[4:8] == b"ftyp"
+    # One of its pictures for each picture of the GIF, and the last for as long as there.
+    with Image.open(animate_activations(suite / "relu-leaf-tanh" / "seed42", tmp_path)) as moving:
+        milliseconds = sum(
+            (moving.seek(at), moving.info["duration"])[1]  # type: ignore[func-returns-value]
+            for at in range(moving.n_frames)
+        )
+    scale, length = struct.unpack(">II", content[content.index(b"mvhd") + 16 :][:8])
+    assert length / scale == pytest.approx(milliseconds / 1000, abs=0.15)
+
+
+def test_a_video_without_ffmpeg_is_one_sentence(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aafit.report.animation.shutil.which", lambda program: None)
+    monkeypatch.setattr("aafit.report.animation.find_spec", lambda package: None)
+    with pytest.raises(UserError, match=r"An MP4 needs ffmpeg: install it, or pip install 'aafit\[video\]'"):
+        animate_activations(suite / "relu-leaf-tanh" / "seed42", tmp_path, video=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_time_is_that_of_tuning(suite: Path) -> None:
     run = read_run(suite / "relu-leaf-tanh" / "seed42")
     figure = draw_times({"a run": run})
@@ -76,3 +105,13 @@ def test_the_forms_of_a_study_in_one_figure() -> None:
         tuned = next(line for line in axes.lines if line.get_label() == "tuned")
         assert np.array_equal(np.asarray(tuned.get_ydata()), form.tuned_U.numpy())
         assert form.path in axes.get_title(loc="left")
+
+
+def test_a_figure_of_a_study_is_a_file_that_is_not_overwritten(tmp_path: Path) -> None:
+    found = studied(steps=1)
+    made = write_figure(found, tmp_path / "new" / "forms.svg")
+    assert write_figure(found, made) == made
+    made.write_text("mine")
+    with pytest.raises(UserError, match="is not this figure"):
+        write_figure(found, made)
+    assert made.read_text() == "mine"

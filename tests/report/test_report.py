@@ -186,6 +186,8 @@ def test_the_page_in_a_browser(report: Report, tmp_path: Path) -> None:
         opened.get(moved.as_uri())
         check_page(opened)
         show(opened, 1200)
+        picture = opened.find_element(By.CSS_SELECTOR, ".strips").rect
+        assert picture["y"] + picture["height"] < 900
         rows = "#results-table tbody tr:not([hidden])"
         before = [row.text for row in opened.find_elements(By.CSS_SELECTOR, rows)]
         opened.find_elements(By.CSS_SELECTOR, "#results-table th button")[1].click()
