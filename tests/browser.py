@@ -3,13 +3,19 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-ACCESSIBILITY = (Path(__file__).parent / "accessibility.js").read_text()
+AXE = (files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
+VIOLATIONS = """
+const done = arguments[arguments.length - 1];
+axe.run().then(found => done(found.violations.map(one => `${one.id}, ${one.help}: ${one.nodes[0].html}`)), done);
+"""
+MORE = (Path(__file__).parent / "accessibility.js").read_text()
 
 
 @contextmanager
@@ -53,8 +59,9 @@ def check_page(opened: webdriver.Chrome) -> None:
     """What holds of every page: it needs nothing else, is silent, fits a telephone, and can be read by all."""
     assert opened.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)") == []
     assert opened.get_log("browser") == []
+    opened.execute_script(AXE)
     for width, dark in ((400, False), (1200, True), (1200, False)):
         show(opened, width, dark)
         assert opened.execute_script("return document.documentElement.scrollWidth") <= width
-        wrong = opened.execute_script(ACCESSIBILITY)
+        wrong = opened.execute_async_script(VIOLATIONS) + opened.execute_script(MORE)
         assert not wrong, "\n".join(wrong)

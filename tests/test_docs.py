@@ -3,11 +3,17 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+
+import aafit
+from aafit.cli.main import main
+from aafit.runs.suite import load_suite
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -18,12 +24,30 @@ def blocks_of(page: str) -> list[str]:
     return BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
 
 
-# The README's own blocks begin with a network that is the reader's: tests/benchmarks/test_networks.py gives it one.
-WITH_CODE = [page for page in PAGES if page != "README.md" and blocks_of(page)]
+WITH_CODE = [page for page in PAGES if blocks_of(page)]
 
 
 # What a page takes for the reader's own.
 GIVEN = {
+    "README.md": """
+import torch
+from torch import nn
+from aafit.data.datasets import load_dataset
+train = load_dataset("MNIST-5k").train
+x, y = train.images_BHWC.permute(0, 3, 1, 2).float() / 255, train.labels_B
+def load_pretrained():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for x_B, y_B in zip(x[:2000].split(50), y[:2000].split(50)):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x_B), y_B).backward()
+        optimizer.step()
+    return net.eval()
+images = x[:100]
+batches = list(zip(images.split(50), y[:100].split(50)))
+fresh_batches, more = [(x[2000:2400], y[2000:2400])], [(x[2400:2600], y[2400:2600])]
+""",
     "docs/identification/README.md": """
 from types import SimpleNamespace
 import torch
@@ -38,7 +62,7 @@ class Encoder(nn.Module):
 base, x = Encoder().eval(), torch.randn(64, 4)
 net, _ = aafit.replace_activations(base, {"GELU": aafit.AHAF.like("SiLU")}, sample=x)
 batches = [(x, None)]
-"""
+""",
 }
 
 
@@ -48,6 +72,44 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page: str, tmp_path: Path, m
     names: dict[str, object] = {"__name__": "page"}
     for block in [GIVEN.get(page, ""), *blocks_of(page)]:
         exec(compile(block, page, "exec"), names)
+
+
+COMMANDS = {
+    "./run_experiment_all.sh": ["run"],
+    "./show_aaf_all.sh": ["show"],
+    "./run_experiment.sh experiments/train_individual.py": ["train"],
+    "aafit": [],
+}
+
+
+def commands_of(page: str) -> list[tuple[str, list[str]]]:
+    """The commands of this program in a page: in its blocks of shell, and in the text between backticks."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"^```shell\n(.*?)^```", text, re.S | re.M) for line in block.splitlines()]
+    text = re.sub(r"```.*?```", "", text, flags=re.S)
+    lines += [line for line in re.findall(r"`([^`\n]+)`", text) if line.startswith(("./", "aafit ")) and " " in line]
+    found = []
+    for line in lines:
+        for start, words in COMMANDS.items():
+            if line.startswith(f"{start} ") or line == start:
+                found.append((line, [*words, *shlex.split(line[len(start) :], comments=True)]))
+    return found
+
+
+@pytest.mark.parametrize(("line", "words"), [command for page in PAGES for command in commands_of(page)])
+def test_the_commands_of_a_page_are_understood(line: str, words: list[str], monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    if len(words) == 1 or "|" in words:
+        assert {*words} - {"|"} <= {*main.commands}, line
+        return
+    try:
+        context = main.commands[words[0]].make_context(words[0], words[1:])
+    except click.exceptions.Exit:
+        assert "--help" in words
+        return
+    suite = context.params.get("suite_name")
+    if suite not in (None, "my.toml"):
+        load_suite(suite)
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -77,4 +139,5 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=quiet)
     assert done.returncode == 0, done.stderr[-2000:]
     text = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
-    assert "replace_activations" in text
+    names = set(aafit.__all__) - {"__version__"}
+    assert {name for name in names if f'id="aafit.{name}"' not in text} == set()
