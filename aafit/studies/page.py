@@ -127,6 +127,8 @@ def _numbers(study: Study) -> list[tuple[str, str]]:
             numbers.append((f"{standing.accuracy:.2%}", f"accuracy, {name}"))
         elif standing.loss is not None:
             numbers.append((f"{standing.loss:.4g}", f"loss, {name}"))
+        elif standing is not own.base:
+            numbers.append((f"{standing.difference:.2%}", f"of their spread that the outputs moved, {name}"))
     if own.accuracy_gain is not None:
         gain = own.accuracy_gain
         numbers.append((f"{100 * gain.value:+.2f} ± {100 * gain.error:.2f}", "points, tuned against base"))

@@ -13,6 +13,7 @@ from aafit.errors import UserError
 from aafit.identification import CROSS_ENTROPY, SQUARED_ERROR, identify
 from aafit.studies import parts as module
 from aafit.studies.asked import Asked
+from aafit.studies.page import study_page
 from aafit.studies.samples import Samples
 from aafit.studies.store import study_key
 
@@ -224,6 +225,7 @@ def test_inputs_by_keyword_an_object_out_and_no_labels():
     assert found.standings.base.accuracy is None
     assert found.standings.tuned.difference < found.standings.replaced.difference
     assert "of their spread from the base network's" in found.verdict[1]
+    assert f"{found.standings.tuned.difference:.2%}</strong> <span>of their spread" in study_page(found)
 
 
 @pytest.mark.parametrize(
