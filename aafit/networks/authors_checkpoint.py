@@ -2,6 +2,7 @@
 
 import io
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -84,6 +85,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     try:
+        # torch itself reads over the checksums that it writes; the files of versions before 1.6 are no archives.
+        if zipfile.is_zipfile(archive := io.BytesIO(content)) and zipfile.ZipFile(archive).testzip() is not None:
+            raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
             checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     # Damaged bytes can end in any error at all: the file is a program for torch's unpickler.

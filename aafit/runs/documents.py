@@ -12,10 +12,13 @@ log.txt                   what the run printed
 done.json                 the results, and the SHA-256 of the files they vouch for; written last
 
 Writers and readers of these documents (runs, schedule, report) all go through this file. A field that is not named here
-is ignored: another version of the program may have written it.
+is ignored: another version of the program may have written it. The JSON documents end with a SHA-256 of all else in
+them, so that a bit that a disk flips is told from a result; those of a version before that have none, and no `format`.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -26,6 +29,9 @@ from aafit.errors import UserError
 from aafit.files import sha256_of, write_atomically
 from aafit.runs.config import RunConfig
 from aafit.tables import fit_for_json
+
+FORMAT = 2
+"""Of the JSON documents: since 2 they carry a checksum."""
 
 CONFIG, COMPARISON, DONE = "config.json", "compare.json", "done.json"
 METRICS, STATE, LOG = "metrics.csv", "state.pt", "log.txt"
@@ -53,15 +59,18 @@ class Document(Part):
         """
         path = folder / cls.file
         try:
-            return cls.model_validate_json(path.read_bytes())
+            content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+        _checked(path, content)
+        try:
+            return cls.model_validate_json(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "its content"
-            raise UserError(f"{path} is damaged: {where}: {first['msg']}. Run it again with --fresh.") from error
+            raise _damaged(path, f"{where}: {first['msg']}") from error
 
     @classmethod
     def of(cls, folder: Path) -> Self:
@@ -89,7 +98,11 @@ class Data(Part):
 
 
 class Config(Document):
-    """All that decides the result of a run, the hash of it, and where the run was done."""
+    """All that decides the result of a run, the hash of it, and where the run was done.
+
+    Attributes:
+        parent: the folder of the run that it comes from, from its own folder: both can be moved together.
+    """
 
     file = CONFIG
 
@@ -100,6 +113,10 @@ class Config(Document):
     parent_hash: str | None = None
     data: Data
     environment: dict[str, str | int] = {}
+
+    def parent_of(self, folder: Path) -> Path | None:
+        """Where the parent of the run in `folder` is, None where it has none."""
+        return None if self.parent is None else Path(os.path.normpath(folder / self.parent))
 
 
 class Difference(Part):
@@ -207,19 +224,45 @@ def load_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file, whatever is in it.
 
     Raises:
-        UserError: there is no such file, or it does not hold a JSON object.
+        UserError: there is no such file, it does not hold a JSON object, or was altered since it was written.
     """
     try:
-        content = json.loads(path.read_text())
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: it is not JSON ({error}). Run it again with --fresh.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it does not hold a JSON object. Run it again with --fresh.")
-    return content
+    return _checked(path, content)
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object for people and programs; a number that is not finite becomes null."""
-    write_atomically(path, json.dumps(fit_for_json(dict(content)), indent=2, allow_nan=False) + "\n")
+    whole = {"format": FORMAT, **fit_for_json(dict(content)), "checksum": ""}
+    text = json.dumps(whole, indent=2, allow_nan=False) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    before, _, after = text.rpartition('"checksum": ""')
+    write_atomically(path, f'{before}"checksum": "{digest}"{after}')
+
+
+def _checked(path: Path, content: bytes) -> dict[str, Any]:
+    """The JSON object that `save_json` was given, or an earlier version wrote.
+
+    Raises:
+        UserError: it is not JSON, no object, or not what was written.
+    """
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise _damaged(path, f"it is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise _damaged(path, "it does not hold a JSON object")
+    # Two fields tell that there is a checksum, so that no flipped bit can hide it.
+    known, digest = found.pop("format", None), found.pop("checksum", None)
+    if known is None and digest is None:
+        return found
+    before, _, after = content.rpartition(f'"checksum": "{digest}"'.encode())
+    if hashlib.sha256(before + b'"checksum": ""' + after).hexdigest() != digest:
+        raise _damaged(path, "it is not what was written")
+    return found
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} is damaged: {what}. Run it again with --fresh.")

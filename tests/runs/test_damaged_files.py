@@ -1,12 +1,14 @@
 """Files that a disk or a transfer has damaged, of every kind that the program reads: refused in one sentence.
 
-A bit is flipped, or the file cut, at a random place. What carries a checksum, its own or in done.json, is refused
-always. Of the rest, TOML, done.json and the authors' checkpoints, a changed digit can leave a valid file with another
-value: it is refused, or read without an error of any other kind.
+A bit is flipped, or the file cut, at a random place. All that a program wrote carries a checksum, its own or in
+done.json, and is refused always, unless what it holds is the same: a time in an archive's header. A suite is written by
+a person: a changed digit in it can leave a valid file with another value, so that it is refused, or read without an
+error of any other kind.
 
 A subset of the 1,000 goes each time; `DAMAGED=1000 pytest tests/runs/test_damaged_files.py` does them all.
 """
 
+import hashlib
 import os
 import random
 import shutil
@@ -24,7 +26,7 @@ from aafit.errors import UserError
 from aafit.networks.authors_checkpoint import load_authors_checkpoint
 from aafit.networks.models import build
 from aafit.runs.checkpoint import load_state, save_state
-from aafit.runs.documents import Done, check_finished
+from aafit.runs.documents import Comparison, Config, check_finished, load_json, save_json
 from aafit.runs.execute import execute
 from aafit.runs.start import load_run
 from aafit.runs.suite import SHIPPED, load_suite
@@ -45,10 +47,24 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net = build("LeNet-5", (1, 28, 28), 10)
     torch.save({"net": net.state_dict(), "opts": []}, folder / "base.bin")
     save_state(folder / "state.pt", {"net": net.state_dict(), "epoch": 1, "optimizers": []})
+    shutil.copytree(folder / RUN, folder / BEGUN, ignore=shutil.ignore_patterns("done.json"))
+    save_json(folder / "identification.json", {"steps": [{"number": 1, "loss": 0.1 + 0.2}], "values": {}})
     return folder
 
 
 RUN = "runs/suite/child/seed42"
+BEGUN = "begun"
+"""The folder of a run that is not finished, so that nothing else vouches for its documents."""
+
+
+def imported(folder: Path) -> str:
+    """What decides how the network of the authors' checkpoint computes, as a digest."""
+    tensors = load_authors_checkpoint(folder / "base.bin").state_dict()
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
 
 CHECKED: dict[str, Callable[[Path], object]] = {
     "state.pt": lambda folder: load_state(folder / "state.pt", torch.device("cpu")),
@@ -58,14 +74,17 @@ CHECKED: dict[str, Callable[[Path], object]] = {
         f"{RUN}/{name}": lambda folder: load_run(folder / RUN)
         for name in ("config.json", "metrics.csv", "compare.json", "network.safetensors", "activations.safetensors")
     },
+    f"{RUN}/done.json": lambda folder: check_finished(folder / RUN),
+    f"{BEGUN}/config.json": lambda folder: Config.of(folder / BEGUN),
+    f"{BEGUN}/compare.json": lambda folder: Comparison.of(folder / BEGUN),
+    "identification.json": lambda folder: load_json(folder / "identification.json"),
+    "base.bin": imported,
 }
 UNCHECKED: dict[str, Callable[[Path], object]] = {
     "suite.toml": lambda folder: load_suite(folder / "suite.toml"),
-    "base.bin": lambda folder: load_authors_checkpoint(folder / "base.bin"),
-    f"{RUN}/done.json": lambda folder: (Done.read(folder / RUN), check_finished(folder / RUN)),
 }
 
-SAME_IF_INTACT = {name for name in CHECKED if name.endswith(".gz")}
+SAME_IF_INTACT = {name for name in CHECKED if name.endswith((".gz", ".bin"))}
 
 
 def damages(content: bytes, count: int, seed: int) -> Iterator[bytes]:
@@ -93,7 +112,7 @@ def test_damaged_files(name: str, whole: Path) -> None:
         for damaged in damages(content, each, seed=len(name)):
             file.write_bytes(damaged)
             with suppress(UserError):
-                # A bit of gzip's own header, such as its time, changes nothing of the images.
+                # A bit of an archive's own header, such as its time, changes nothing of what is in it.
                 accepted += read(whole) != intact or name not in SAME_IF_INTACT
     finally:
         file.write_bytes(content)

@@ -62,6 +62,17 @@ def test_a_document_comes_back(tmp_path: Path, document: Any) -> None:
     assert type(document).of(tmp_path) == document
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.file)
+def test_no_bit_of_a_document_can_change(tmp_path: Path, document: Any) -> None:
+    document.write(tmp_path)
+    file = tmp_path / document.file
+    content = file.read_bytes()
+    for at in range(len(content)):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+        with pytest.raises(UserError, match="is damaged"):
+            type(document).read(tmp_path)
+
+
 def test_documents_of_an_earlier_version_are_read(tmp_path: Path) -> None:
     # Before there were other methods, verdicts and figures of diverged networks; and with a key of its own.
     run = {"name": "child", "parent": "base", "cnn": "LEAF as ReLU", "train": "activations", "epochs": 2, "lr": None}
@@ -86,13 +97,15 @@ def test_documents_of_an_earlier_version_are_read(tmp_path: Path) -> None:
         ('{"hash": "ab", "seed": 1, "data": {"sha256": "", "in_shape": [1, 2, 3], "classes": 10}}', "run"),
         ('{"hash": "ab", "seed": 1, "run": {"name": "x"}}', r"run\.epochs"),
         ('{"hash": "ab", "seed": 1, "run": {"name": "x", "epochs": 1, "other": 1}}', r"run\.other"),
-        ("[]", "its content"),
-        ("{", "its content"),
+        ("[]", "it does not hold a JSON object"),
+        ("{", "it is not JSON"),
+        ('{"format": 2, "hash": "ab"}', "it is not what was written"),
+        ('{"hash": "ab", "checksum": "00"}', "it is not what was written"),
     ],
 )
 def test_what_is_wrong_in_a_document_is_named(tmp_path: Path, content: str, where: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=rf"config\.json is damaged: {where}: .*--fresh"):
+    with pytest.raises(UserError, match=rf"config\.json is damaged: {where}.*--fresh"):
         Config.read(tmp_path)
 
 
