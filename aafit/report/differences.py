@@ -20,13 +20,18 @@ LARGEST: dict[str, Any] = {
 }
 
 
+MARKED = 20
+"""So many seeds of a run have marks: more would hide each other."""
+
+
 def draw_differences(suite: SuiteRuns) -> Figure | None:
     """Mean and largest absolute difference from the base network for every run (rows) and layer (panels), log scale.
 
-    Every seed has its own marks. None where no run replaced anything.
+    Every seed has its own marks; of more than `MARKED` seeds only some do, from the first on. None where no run
+    replaced anything.
     """
     names = {name: [run for run in runs if run.comparison] for name, runs in suite.by_name().items()}
-    names = {name: runs for name, runs in names.items() if runs}
+    names = {name: runs[:MARKED] for name, runs in names.items() if runs}
     if not names:
         return None
     # The run with the most layers knows their order.

@@ -24,6 +24,9 @@ from aafit.report.time_axis import draw_times
 from aafit.report.trajectories import draw_trajectories
 from aafit.runs.documents import ACTIVATIONS, CurveError
 
+SHOWN = 100
+"""So many runs of a suite have a part of the page each, with pictures: more would be no page to read."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -51,7 +54,8 @@ def write_report(suite_folder: Path) -> Report:
     for name, text in tables.items():
         write_atomically(folder / name, text)
     shared = draw_suite_figures(suite, folder / "figures")
-    of_run = {run.folder: draw_run_figures(run, folder / "figures") for run in suite.runs}
+    shown = shown_runs(suite)
+    of_run = {run.folder: draw_run_figures(run, folder / "figures") for run in shown}
     html = rendered(
         "suite.html",
         short=_short,
@@ -63,11 +67,20 @@ def write_report(suite_folder: Path) -> Report:
         curves=_embedded([path for path in shared if path.name.startswith("curves")]),
         differences=_embedded([path for path in shared if path.name.startswith("differences")]),
         seeds=_embedded([path for path in shared if path.name.startswith("seeds")]),
-        runs=[_section(run, of_run[run.folder]) for runs in suite.by_name().values() for run in runs],
+        runs=[_section(run, of_run[run.folder]) for run in shown],
+        anchors={run.name: _anchor(run) for run in reversed(shown)},
+        not_shown=len(suite.runs) - len(shown),
     )
     write_atomically(folder / "report.html", html)
     figures = (*shared, *(path for paths in of_run.values() for path in paths))
     return Report(folder / "report.html", tuple(folder / name for name in tables), figures, table)
+
+
+def shown_runs(suite: SuiteRuns) -> list[RunRecord]:
+    """The runs that the page shows one by one: all, or of a suite of more than `SHOWN` the first seed of each."""
+    names = suite.by_name().values()
+    runs = [run for seeds in names for run in seeds]
+    return runs if len(runs) <= SHOWN else [seeds[0] for seeds in names][:SHOWN]
 
 
 def _verdict(suite: SuiteRuns, table: ResultsTable) -> list[str]:
@@ -145,7 +158,7 @@ def _section(run: RunRecord, figures: Sequence[Path]) -> dict[str, Any]:
     return {
         "title": run.name if run.name else run.folder.name,
         "seed": run.seed,
-        "anchor": f"{run.name}-seed{run.seed}",
+        "anchor": _anchor(run),
         "stage": run.settings.stage,
         "parent": run.settings.parent,
         "activations": "; ".join(activations(run.settings)),
@@ -155,6 +168,10 @@ def _section(run: RunRecord, figures: Sequence[Path]) -> dict[str, Any]:
         "errors": _errors(run),
         "figures": _embedded(figures),
     }
+
+
+def _anchor(run: RunRecord) -> str:
+    return f"{run.name}-seed{run.seed}"
 
 
 def _percent(share: float | None) -> str:

@@ -6,6 +6,7 @@ Every number of a file that should be there is checked; a file that was cut shor
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,10 @@ class SuiteRuns:
 
     def by_name(self) -> dict[str, list[RunRecord]]:
         """The seeds' runs of each name, in the order of the stages, a parent before its children."""
+        return {name: list(runs) for name, runs in self._by_name.items()}
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[RunRecord]]:
         names: dict[str, list[RunRecord]] = {}
         for run in sorted(self.runs, key=self._order):
             names.setdefault(run.name, []).append(run)
@@ -72,8 +77,11 @@ class SuiteRuns:
 
     def parent(self, run: RunRecord) -> RunRecord | None:
         """The run that this one began from, of the same seed."""
-        wanted = (run.settings.parent, run.seed)
-        return next((other for other in self.runs if (other.name, other.seed) == wanted), None)
+        return None if run.settings.parent is None else self._by_key.get((run.settings.parent, run.seed))
+
+    @cached_property
+    def _by_key(self) -> dict[tuple[str, int], RunRecord]:
+        return {(run.name, run.seed): run for run in self.runs}
 
     def ancestors(self, run: RunRecord) -> list[RunRecord]:
         """The parent, its parent, ... as far as they are there."""

@@ -11,18 +11,24 @@ from aafit.report.runs import RunRecord
 from aafit.report.shapes import curve_range, curve_values
 from aafit.runs.documents import ACTIVATIONS
 
+MOST = 100
+"""So many seeds tell the spread."""
+
 
 def draw_seeds(runs: Sequence[RunRecord]) -> Figure | None:
     """Mean over the seeds of each layer's tuned form, and one sample standard deviation; None: fewer than two seeds.
 
-    Where a layer has several curves (channels, neurons), their median counts.
+    Where a layer has several curves (channels, neurons), their median counts. Of more than `MOST` seeds the first are
+    shown.
     """
     counted = [run for run in runs if run.done is not None and (run.folder / ACTIVATIONS).exists()]
+    whole, counted = len(counted), counted[:MOST]
     if len(counted) < 2:
         return None
     saved = [read_activations(run.folder / ACTIVATIONS) for run in counted]
     columns = min(3, len(saved[0]))
-    title = f"{counted[0].name}: forms of {len(counted)} seeds, mean and standard deviation"
+    of = f"{len(counted)} seeds" if whole == len(counted) else f"the first {len(counted)} of {whole:,} seeds"
+    title = f"{counted[0].name}: forms of {of}, mean and standard deviation"
     with look():
         figure, axes = panels(
             -(-len(saved[0]) // columns), columns, (2.9, 2.0), (0.5, 0.15, 0.42, 0.3), title, foot=0.3

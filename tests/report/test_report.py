@@ -12,10 +12,12 @@ from xml.etree import ElementTree
 import pytest
 from browser import browser, check_page, show
 from fake_runs import write_run, write_suite
+from matplotlib.text import Text
 from rich.console import Console
 from selenium.webdriver.common.by import By
 
 from aafit.errors import UserError
+from aafit.report import page, seeds
 from aafit.report.page import Report, draw_activations, write_report
 from aafit.report.runs import read_run, read_suite
 from aafit.report.tables import csv_rows, duration, results_table
@@ -167,6 +169,28 @@ def test_the_report_is_complete(suite: Path, report: Report) -> None:
             ElementTree.parse(path)
         else:
             assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_of_very_many_runs_the_page_shows_the_first_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in (3, 4, 5):
+        write_run(tmp_path / "many", "base", "ReLU", seed=seed, epochs=2)
+        options: dict[str, Any] = {"parent": "base", "seed": seed, "start": 2, "epochs": 2}
+        write_run(tmp_path / "many", "child", "LEAF as ReLU", stage="2", accuracy=(0.8, 0.7, 0.75), **options)
+    monkeypatch.setattr(page, "SHOWN", 4)
+    monkeypatch.setattr(seeds, "MOST", 2)
+    made = write_report(tmp_path / "many")
+    text = made.page.read_text()
+    assert re.findall(r'<section class="run" id="([^"]*)"', text) == ["base-seed3", "child-seed3"]
+    assert set(re.findall(r'href="#([a-z]+-seed\d)"', text)) == {"base-seed3", "child-seed3"}
+    assert "The other 4 runs have no pictures here" in text
+    assert {re.sub(r".*(seed\d|seeds).*", r"\1", path.name) for path in made.figures if "seed" in path.name} == {
+        "seed3",
+        "seeds",
+    }
+    figure = seeds.draw_seeds(read_suite(tmp_path / "many").by_name()["child"])
+    assert figure is not None
+    assert any("the first 2 of 3 seeds" in text.get_text() for text in figure.findobj(Text))
+    assert [row["seeds"] for row in csv_table(tmp_path / "many").values()] == ["3 4 5", "3 4 5"]
 
 
 def test_the_page_needs_nothing_else_and_escapes(report: Report) -> None:
