@@ -49,7 +49,7 @@ class Fake:
         self.prepare(SUITE, {})
 
     def prepare(self, suite: Suite, behaviour: dict[str, str]) -> None:
-        hashes = {str(job.folder): job.settings_hash for job in jobs_of(suite, self.runs).values()}
+        hashes = {f"{key[0]}/seed{key[1]}": job.settings_hash for key, job in jobs_of(suite, self.runs).items()}
         (self.folder / "hashes.json").write_text(json.dumps(hashes))
         (self.folder / "behaviour.json").write_text(json.dumps(behaviour))
 

@@ -1,6 +1,6 @@
 """Stands in for `aafit.scheduling.worker`: writes run folders without training, or misbehaves as `$FAKE` says.
 
-`$FAKE` is a folder with `hashes.json` ({run folder: settings hash}), `behaviour.json` ({run: what it does}) and
+`$FAKE` is a folder with `hashes.json` ({run/seed<k>: settings hash}), `behaviour.json` ({run: what it does}) and
 `events.txt`, to which a line "<run> <start|end> <time> <process>" is added. Several jobs are done one after the other.
 """
 
@@ -31,7 +31,7 @@ def end_with_the_scheduler() -> None:
 def do(job: dict) -> None:
     run, folder = job["config"], Path(job["folder"])
     behaviour = json.loads((fake / "behaviour.json").read_text()).get(run["name"], "")
-    settings_hash = json.loads((fake / "hashes.json").read_text())[str(folder)]
+    settings_hash = json.loads((fake / "hashes.json").read_text())["/".join(folder.parts[-2:])]
     if behaviour == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     events = fake / "events.txt"
@@ -39,6 +39,7 @@ def do(job: dict) -> None:
     note("start", run["name"])
     print("hello from", run["name"], "threads", job["threads"], os.environ.get("OMP_NUM_THREADS"), flush=True)
     print("GPUs", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+    print("in", folder, sorted(os.listdir(folder)), flush=True)
     if job["parent"]:
         assert (Path(job["parent"]) / "done.json").exists(), "started before its parent was done"
     if behaviour == "fail":
@@ -47,6 +48,14 @@ def do(job: dict) -> None:
     if behaviour == "kills what is under it" or (behaviour == "the same once" and earlier == 0):
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(600)
+    if behaviour == "dies after an epoch" and earlier == 0:
+        (folder / "state.pt").write_text("after an epoch")
+        while not (fake / "runs/fake" / run["name"] / "seed42/state.pt").exists():
+            time.sleep(0.02)
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
+    if behaviour == "dies after an epoch":
+        (folder / "state.pt").unlink()
     while behaviour == "waits" and not (fake / "go").exists():
         time.sleep(0.02)
     if behaviour == "killed":

@@ -98,9 +98,10 @@ def read_finished(folder: Path) -> Finished:
     """
     if not (folder / DONE).exists():
         raise UserError(f"There is no finished run in {folder}; run it first.")
-    line = [Config.of(folder)]
-    while (parent := line[-1].parent) is not None:
+    line, place = [Config.of(folder)], folder
+    while (parent := line[-1].parent_of(place)) is not None:
         line.append(Config.of(parent))
+        place = parent
     return Finished(folder, line[0].hash, tuple(config.run for config in line))
 
 

@@ -75,6 +75,7 @@ def main() -> None:
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes side by side (default: one a core, or one a GPU).")
 @click.option("--engine", type=click.Choice(ENGINES), default="local", show_default=True, help="Where the runs go.")
 @click.option("--address", help="The Ray cluster, host:port (default: the one that this machine belongs to).")
+@click.option("--own-disks", is_flag=True, help="The Ray nodes do not see the runs folder: bring back what they write.")
 @device_option
 @data_dir_option
 @runs_dir_option
@@ -94,6 +95,7 @@ def run(
     jobs: int | None,
     engine: str,
     address: str | None,
+    own_disks: bool,
     device: str,
     data_dir: Path | None,
     runs_dir: Path,
@@ -113,6 +115,7 @@ def run(
     options = RunOptions(
         engine=engine,
         address=address,
+        own_disks=own_disks,
         jobs=jobs,
         device=device,
         data_dir=data_dir,

@@ -18,7 +18,7 @@ def base_of(folder: Path) -> Path:
     Raises:
         UserError: it comes from none.
     """
-    parent = Config.of(folder).parent
+    parent = Config.of(folder).parent_of(folder)
     if parent is None:
         raise UserError(f"The run in {folder} has no base to compare with; name a second run folder.")
     return parent

@@ -1,5 +1,6 @@
 """What a run writes into its folder, see documents.py: its settings, progress and results."""
 
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ def write_config(job: Job, device: torch.device, data: Dataset) -> None:
         hash=job.settings_hash,
         run=job.config,
         seed=job.seed,
-        parent=job.parent,
+        parent=Path(os.path.relpath(job.parent, job.folder)) if job.parent else None,
         parent_hash=job.parent_hash,
         data=Data(sha256=data.fingerprint, in_shape=data.in_shape, classes=data.classes),
         environment=_environment(device),

@@ -11,6 +11,7 @@ class RunOptions:
     Attributes:
         engine: what starts the processes: "local", "ray" or "slurm".
         address: of the Ray cluster, host:port; by default the one that this machine belongs to.
+        own_disks: the nodes of a Ray cluster do not see the runs folder, see `aafit.scheduling.engines.carried`.
         jobs: processes at once; by default one for each usable core, or for each GPU.
         device: "auto" (the GPUs where there are some), "cpu", "cuda" or "cuda:1".
         data_dir: where the data sets are; by default they are looked for, or downloaded.
@@ -21,6 +22,7 @@ class RunOptions:
 
     engine: str = "local"
     address: str | None = None
+    own_disks: bool = False
     jobs: int | None = None
     device: str = "auto"
     data_dir: Path | None = None

@@ -20,6 +20,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from aafit.errors import UserError
 from aafit.files import make_folder
 from aafit.runs.documents import DONE, LOG
 from aafit.runs.job import Job, is_done, jobs_of, set_aside
@@ -104,7 +105,9 @@ def run_suite(
     """
     with ExitStack() as opened:
         if engine is None:
-            engine = open_engine(options.engine, options.address, options.device, options.jobs)
+            engine = open_engine(
+                options.engine, options.address, options.device, options.jobs, own_disks=options.own_disks
+            )
             opened.callback(engine.close)
         table = jobs_of(
             suite, runs_dir, data_dir=options.data_dir, tensorboard=options.tensorboard, wandb=options.wandb
@@ -179,9 +182,10 @@ class _Schedule:
         states = [self.states[key] for key in keys]
         try:
             started = _Started(self.engine.start([state.job for state in states]), keys, time.monotonic())
-        except OSError as error:
+        except (OSError, UserError) as error:
+            why = str(error) if isinstance(error, UserError) else f"it cannot be started: {error}."
             for key in keys:
-                self._fail(key, f"it cannot be started: {error}.")
+                self._fail(key, why)
             return
         for key, state in zip(keys, states, strict=True):
             self.running[key] = started

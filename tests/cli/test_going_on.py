@@ -88,7 +88,7 @@ def test_two_runs_that_fit_are_told_apart_by_name(call, tmp_path):
     call(PATCH, refused="More than one finished run is what the flags describe")
     call(f"{MORE} --lr 0.02 --from mine/two --folder mine/three")
     config = json.loads((tmp_path / "runs" / "mine" / "three" / "seed42" / "config.json").read_text())
-    assert config["parent"].endswith("mine/two/seed42")
+    assert config["parent"] == "../../two/seed42"
     call(f"{PATCH} --from mine/two", refused="--from mine/two is not the run that the flags describe (end_epoch: 2")
 
 

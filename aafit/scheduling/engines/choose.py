@@ -7,7 +7,7 @@ from aafit.scheduling.engines.local import LocalEngine
 ENGINES = ("local", "ray", "slurm")
 
 
-def open_engine(name: str, address: str | None, device: str, jobs: int | None) -> Engine:
+def open_engine(name: str, address: str | None, device: str, jobs: int | None, *, own_disks: bool = False) -> Engine:
     """The engine `name` of `ENGINES`; the rest is as in `aafit.scheduling.options.RunOptions`.
 
     Raises:
@@ -16,12 +16,14 @@ def open_engine(name: str, address: str | None, device: str, jobs: int | None) -
     check_name("engine", name, ENGINES)
     if address is not None and name != "ray":
         raise UserError(f"--address {address} is of a Ray cluster: give --engine ray too.")
+    if own_disks and name != "ray":
+        raise UserError("--own-disks is for the nodes of a Ray cluster: give --engine ray too, or drop it.")
     try:
         with needs_extra(f"--engine {name}", name):
             if name == "ray":
                 from aafit.scheduling.engines.ray import RayEngine
 
-                return RayEngine(address or "auto", device, jobs)
+                return RayEngine(address or "auto", device, jobs, own_disks=own_disks)
             if name == "slurm":
                 from aafit.scheduling.engines.slurm import SlurmEngine
 

@@ -35,7 +35,13 @@ class Process(Protocol):
 
 
 class Engine(Protocol):
-    """Starts worker processes."""
+    """Starts worker processes.
+
+    Attributes:
+        command: what does the jobs, see `WORKER`.
+    """
+
+    command: Sequence[str]
 
     @property
     def slots(self) -> int:
@@ -56,7 +62,7 @@ class Engine(Protocol):
         """Start the process of one job, or of several in lockstep; it prints to the log of the first.
 
         Raises:
-            OSError: it cannot be started.
+            OSError, UserError: it cannot be started.
         """
 
     def close(self) -> None:

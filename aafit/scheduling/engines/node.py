@@ -30,11 +30,12 @@ Data = tuple[str, Path | None, int, int | None]
 
 
 class Question(BaseModel):
-    """What to look at: a file of the runs folder and what is in it, the data, the device."""
+    """What to look at: a file of the runs folder and what is in it, the data, imported networks, the device."""
 
     file: Path
     content: str
     data: tuple[Data, ...]
+    checkpoints: tuple[Path, ...]
     device: str
 
 
@@ -43,7 +44,7 @@ class Node(BaseModel):
 
     Attributes:
         sees_runs: it reads what was written into the runs folder, and can write there.
-        data: why a data set cannot be read there, in a sentence.
+        data: why a data set or an imported network cannot be read there, in a sentence.
         device: what its device is called.
         token: its Ray takes commands only from who has the token.
     """
@@ -80,6 +81,9 @@ def answer(question: Question) -> Node:
     try:
         for needs in question.data:
             load_dataset(*needs)
+        for checkpoint in question.checkpoints:
+            if not os.access(checkpoint, os.R_OK):
+                raise UserError(f"The checkpoint {checkpoint} cannot be read.")
         device, missing = device_name(choose_device(question.device)), ""
     except UserError as error:
         device, missing = "", str(error)
@@ -96,16 +100,20 @@ def probe(jobs: Sequence[Job], device: str) -> Iterator[Question]:
     """
     folder = make_folder(jobs[0].folder.parents[2])
     content = uuid4().hex
+    checkpoints = dict.fromkeys(job.config.init_from for job in jobs if job.config.init_from is not None)
     file = folder / f".{content}.seen"
     write_atomically(file, content)
     try:
-        yield Question(file=file, content=content, data=data_of(jobs), device=device)
+        yield Question(file=file, content=content, data=data_of(jobs), checkpoints=tuple(checkpoints), device=device)
     finally:
         file.unlink(missing_ok=True)
 
 
-def accept(name: str, answered: tuple[int, str, str], runs: Path) -> Node:
+def accept(name: str, answered: tuple[int, str, str], runs: Path, *, own_disks: bool = False) -> Node:
     """What the machine `name` answered, if it is fit for the jobs.
+
+    Args:
+        own_disks: it need not see the runs folder.
 
     Raises:
         UserError: it is not; the message says why and what to do.
@@ -119,8 +127,11 @@ def accept(name: str, answered: tuple[int, str, str], runs: Path) -> Node:
     for package, theirs, ours in (("aafit", node.aafit, aafit), ("torch", node.torch, its_torch)):
         if theirs != ours:
             raise UserError(f"{name} has {package} {theirs}, this machine {ours}: install the same on both.")
-    if not node.sees_runs:
-        raise UserError(f"{name} cannot see or write {runs}: give a folder as --runs-dir that all machines share.")
+    if not (node.sees_runs or own_disks):
+        raise UserError(
+            f"{name} cannot see or write {runs}: give a folder as --runs-dir that all machines share, or, with "
+            "--engine ray, --own-disks."
+        )
     if node.data:
         raise UserError(f"On {name}: {node.data}")
     return node

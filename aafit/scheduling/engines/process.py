@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 PYTHON = "{python}"
 """In a command, the interpreter of the machine that runs it."""
@@ -23,6 +24,15 @@ GRACE_SECONDS = 15.0
 """How long a stopped process may take to end by itself."""
 
 POLL_SECONDS = 0.1
+
+PLACE = "{place}"
+"""In what a worker is told, the folder on its machine's own disk that the runs folder is there."""
+
+BROUGHT_SECONDS = 10.0
+"""How often what a run has written on such a disk is brought back."""
+
+Files = dict[str, bytes]
+"""The content of files by their paths below the runs folder."""
 
 
 class WorkerProcess:
@@ -85,12 +95,67 @@ def run_to_end(command: Sequence[str], told: str, environment: Mapping[str, str]
             time.sleep(POLL_SECONDS)
         return code == 0, process.why(code)
     finally:
-        if process.code() is None:
-            process.stop(at_once=False)
-            try:
-                process.popen.wait(GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.stop(at_once=True)
+        _end(process)
+
+
+def run_on_own_disk(
+    command: Sequence[str], told: str, environment: Mapping[str, str], log: str, folders: Sequence[str], files: Files
+) -> Iterator[tuple[Files, tuple[bool, str] | None]]:
+    """Run a worker process on this machine's own disk, where it finds `files` and nothing else.
+
+    Args:
+        folders: those of its runs, below the runs folder.
+
+    Yields:
+        What is new in these folders, every few seconds; at last with whether it ended well, and why not.
+    """
+    with TemporaryDirectory(prefix="aafit-") as place:
+        for folder in folders:
+            Path(place, folder).mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            Path(place, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(place, name).write_bytes(content)
+        seen: dict[str, tuple[int, int]] = {}
+        new_files(place, folders, seen)
+        process = WorkerProcess(command, told.replace(PLACE, place), environment, log.replace(PLACE, place))
+        try:
+            due = time.monotonic() + BROUGHT_SECONDS
+            while (code := process.code()) is None:
+                time.sleep(POLL_SECONDS)
+                if time.monotonic() >= due:
+                    yield new_files(place, folders, seen), None
+                    due = time.monotonic() + BROUGHT_SECONDS
+            yield new_files(place, folders, seen), (code == 0, process.why(code))
+        finally:
+            _end(process)
+
+
+def new_files(place: str, folders: Sequence[str], seen: dict[str, tuple[int, int]]) -> Files:
+    """The files of these folders that are not as they were `seen` before, without leases and files half written.
+
+    What a state was saved after is read after it, so that it holds no less.
+    """
+    found = {}
+    for folder in folders:
+        paths = [
+            path for path in Path(place, folder).rglob("*") if path.is_file() and not path.name.startswith("lease")
+        ]
+        for path in sorted(paths, key=lambda path: (path.suffix != ".pt", path.name)):
+            name = path.relative_to(place).as_posix()
+            with suppress(FileNotFoundError):
+                now = path.stat().st_mtime_ns, path.stat().st_size
+                if not path.name.startswith(".") and seen.get(name) != now:
+                    found[name], seen[name] = path.read_bytes(), now
+    return found
+
+
+def _end(process: WorkerProcess) -> None:
+    if process.code() is None:
+        process.stop(at_once=False)
+        try:
+            process.popen.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.stop(at_once=True)
 
 
 def ask(command: Sequence[str], text: str, environment: Mapping[str, str]) -> tuple[int, str, str]:

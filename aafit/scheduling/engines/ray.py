@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Sequence
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 from aafit.devices import ON_CPU, processor_name
@@ -16,6 +17,7 @@ from aafit.errors import UserError
 from aafit.runs.documents import LOG
 from aafit.runs.job import Job
 from aafit.scheduling.engines import process
+from aafit.scheduling.engines.carried import CarriedProcess, as_placed, folders_of, packed, runs_folder, unpack
 from aafit.scheduling.engines.engine import PATIENT, WORKER, End, as_told
 from aafit.scheduling.engines.node import COMMAND, accept, probe
 from aafit.scheduling.engines.resume import Death, ResumedProcess
@@ -59,15 +61,32 @@ class RayTask:
             return None
         try:
             return End(*ray.get(self.reference))
-        except exceptions.TaskCancelledError:
-            return End(False, "it was stopped.")
-        except DIED as error:
-            return Death(type(error).__name__)
-        except exceptions.RayTaskError as error:
-            return End(False, f"it cannot be started: {error.cause}.")
+        except exceptions.RayError as error:
+            return failed(error)
 
     def stop(self, *, at_once: bool) -> None:
         ray.cancel(self.reference, force=at_once)
+
+
+class CarriedTask(RayTask):
+    """The same on the node's own disk: what it yields is put into the runs folder."""
+
+    def __init__(self, generator: Any, runs: Path) -> None:
+        super().__init__(generator)
+        self.runs = runs
+
+    def end(self) -> End | Death | None:
+        while ray.wait([self.reference], timeout=0)[0]:
+            try:
+                files, ended = ray.get(next(self.reference))
+            except StopIteration:
+                return Death("its node was lost")
+            except exceptions.RayError as error:
+                return failed(error)
+            unpack(self.runs, files)
+            if ended is not None:
+                return End(*ended)
+        return None
 
 
 class RayEngine:
@@ -78,13 +97,20 @@ class RayEngine:
         device: "cpu", "cuda", or "auto": the GPUs where the cluster has some.
         jobs: processes at once, by default one for each core; on GPUs, so many share each.
         command: what does the jobs.
+        own_disks: the nodes do not see the runs folder: they do the runs on disks of their own, see carried.py.
 
     Raises:
         UserError: there is no cluster at the address, it runs another version of Ray or Python, or it has no GPU.
     """
 
     def __init__(
-        self, address: str = "auto", device: str = "auto", jobs: int | None = None, command: Sequence[str] = WORKER
+        self,
+        address: str = "auto",
+        device: str = "auto",
+        jobs: int | None = None,
+        command: Sequence[str] = WORKER,
+        *,
+        own_disks: bool = False,
     ) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise UserError(f"--device {device} is not valid with --engine ray: give auto, cpu or cuda.")
@@ -100,7 +126,7 @@ class RayEngine:
             raise UserError(f"The Ray cluster at {address} cannot be used: {str(error).splitlines()[0]}") from error
         # The nodes get the code of process.py itself: they need not import this package only to wait.
         ray.cloudpickle.register_pickle_by_value(process)
-        self.jobs, self.command, self.device = jobs, command, processor_name()
+        self.jobs, self.command, self.own_disks, self.device = jobs, command, own_disks, processor_name()
         self.looked, self.fits = -LOOK_SECONDS, 0
         gpus = ray.cluster_resources().get("GPU", 0)
         if device == "cuda" and not gpus:
@@ -108,7 +134,8 @@ class RayEngine:
             raise UserError("--device cuda cannot be used here: the Ray cluster has no GPU.")
         self.on_gpu = bool(gpus) and device != "cpu"
         share = 1 / (jobs or 1) if self.on_gpu else 0
-        self.work = ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(process.run_to_end)
+        work: Any = process.run_on_own_disk if own_disks else process.run_to_end
+        self.work: Any = ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(work)
         self.ask = ray.remote(num_cpus=0, max_retries=0)(process.ask)
         self.environment = {} if self.on_gpu else ON_CPU | {"CUDA_VISIBLE_DEVICES": ""}
 
@@ -132,17 +159,17 @@ class RayEngine:
                     COMMAND, question.model_dump_json(), self.environment
                 )
                 answers[asked] = node
-            found = {}
+            found = []
             for asked, node in answers.items():
                 try:
-                    found[node["NodeManagerAddress"]] = ray.get(asked, timeout=ASK_SECONDS)
+                    found.append((node["NodeManagerAddress"], ray.get(asked, timeout=ASK_SECONDS)))
                 except exceptions.RayError as error:
                     if isinstance(error, exceptions.TaskUnschedulableError) and is_lost(node["NodeID"]):
                         continue
                     told = str(error).strip().splitlines()[0]
                     raise UserError(f"A node of the Ray cluster does not answer ({told}); see `ray status`.") from error
-        for name, answered in found.items():
-            fit = accept(name, answered, question.file.parent)
+        for name, answered in found:
+            fit = accept(name, answered, question.file.parent, own_disks=self.own_disks)
             if not (fit.token or ip_address(name).is_loopback):
                 raise UserError(
                     f"The Ray node {name} takes commands from whoever can reach it: set RAY_AUTH_MODE=token for "
@@ -151,13 +178,27 @@ class RayEngine:
             self.device = fit.device
 
     def start(self, jobs: Sequence[Job]) -> ResumedProcess:
-        told = as_told(jobs, "cuda" if self.on_gpu else "cpu", None if self.on_gpu else 1)
-        log = str(jobs[0].folder / LOG)
-        command = (*self.command, *PATIENT)
-        return ResumedProcess(jobs, lambda: RayTask(self.work.remote(command, told, self.environment, log)))
+        placed = as_placed(jobs) if self.own_disks else jobs
+        told = as_told(placed, "cuda" if self.on_gpu else "cpu", None if self.on_gpu else 1)
+        what = (*self.command, *PATIENT), told, self.environment, str(placed[0].folder / LOG)
+        if not self.own_disks:
+            return ResumedProcess(jobs, lambda: RayTask(self.work.remote(*what)))
+        folders, runs = folders_of(jobs), runs_folder(jobs)
+        return CarriedProcess(jobs, lambda: CarriedTask(self.work.remote(*what, folders, packed(jobs)), runs))
 
     def close(self) -> None:
         ray.shutdown()
+
+
+def failed(error: exceptions.RayError) -> End | Death:
+    """How a task ended that gave no answer."""
+    if isinstance(error, exceptions.TaskCancelledError):
+        return End(False, "it was stopped.")
+    if isinstance(error, exceptions.RayTaskError):
+        return End(False, f"it cannot be started: {error.cause}.")
+    if isinstance(error, DIED):
+        return Death(type(error).__name__)
+    raise error
 
 
 def check_address(address: str) -> None:

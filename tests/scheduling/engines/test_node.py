@@ -77,6 +77,24 @@ def test_an_engine_that_cannot_be_used(
         open_engine(engine, address, device, None)
 
 
+@pytest.mark.parametrize("engine", ["local", "slurm"])
+def test_disks_of_their_own_are_for_ray(engine: str) -> None:
+    with pytest.raises(UserError, match="--own-disks is for the nodes of a Ray cluster"):
+        open_engine(engine, None, "cpu", None, own_disks=True)
+
+
+def test_a_node_with_a_disk_of_its_own_is_fit() -> None:
+    blind = FIT.model_copy(update={"sees_runs": False})
+    assert accept("node-1", (0, blind.model_dump_json(), ""), Path("/runs"), own_disks=True) == blind
+
+
+def test_a_node_without_the_checkpoint_to_begin_from(jobs: list[Job], tmp_path: Path) -> None:
+    with probe(jobs, "cpu") as question:
+        node = answer(question.model_copy(update={"checkpoints": (tmp_path / "base.bin",)}))
+    with pytest.raises(UserError, match=r"On node-1: The checkpoint .*base\.bin cannot be read\."):
+        accept("node-1", (0, node.model_dump_json(), ""), tmp_path)
+
+
 @pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("slurm", "submitit")])
 def test_an_engine_whose_package_is_not_installed(engine: str, package: str) -> None:
     program = (

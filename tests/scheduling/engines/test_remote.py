@@ -1,6 +1,7 @@
 """Engines of other machines: two Ray nodes on this one, and submitit's local executor in the place of Slurm."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ import pytest
 from fake_suite import SUITE, WORKER, Fake, alive, statuses
 
 import aafit.scheduling.schedule
-from aafit.scheduling.engines import resume
+from aafit.runs.lock import locked
+from aafit.scheduling.engines import process, resume
 from aafit.scheduling.engines.engine import Engine
 from aafit.scheduling.schedule import Summary
 
@@ -125,6 +127,35 @@ def test_a_node_that_is_lost_and_another_that_comes(cluster: object, fake: Fake)
     assert summaries[0].ok
     starts = [name for name, what, *_ in fake.all_events() if what == "start"]
     assert starts.count("base") + starts.count("other") == 3, "one of the two was on the lost node"
+
+
+def test_nodes_with_disks_of_their_own(cluster: object, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aafit.scheduling.engines.ray import RayEngine
+
+    monkeypatch.setattr(process, "BROUGHT_SECONDS", 0.2)
+    engine = RayEngine(cluster.address, "cpu", command=WORKER, own_disks=True)
+    engine.environment = {**engine.environment, "FAKE": str(fake.folder)}
+    engine.check = lambda jobs: None
+    try:
+        summary = fake(engine=engine, long="dies after an epoch", other="fail")
+        with locked(fake.runs / "fake/other/seed42"):
+            held = fake(engine=engine)
+    finally:
+        engine.close()
+    assert statuses(summary) == {**dict.fromkeys(["base", "child", "grandchild", "long"], "done"), "other": "failed"}
+    for job in (outcome.job for outcome in summary.outcomes):
+        log = (job.folder / "log.txt").read_text()
+        assert f"hello from {job.config.name}" in log
+        assert f"in {fake.runs}" not in log, "it is done on the node's own disk"
+    long = fake.runs / "fake/long/seed42"
+    assert "'state.pt'" in (long / "log.txt").read_text(), "what was brought back is taken along again"
+    assert len((long / "metrics.csv").read_text().splitlines()) == 22
+    assert not (long / "state.pt").exists()
+    places = re.findall(r"in (/\S+)/fake/long/seed42", (long / "log.txt").read_text())
+    assert len(places) == 2
+    assert not Path(places[-1]).exists(), "nothing is left on the node"
+    refused = {outcome.job.config.name: outcome.message for outcome in held.outcomes}
+    assert "Another process is running in" in refused["other"]
 
 
 def test_a_cluster_that_is_fit(cluster: object, fake: Fake) -> None:
