@@ -1,0 +1,137 @@
+"""A plan of 10,000 runs whose workers only sleep: what the schedule takes of memory and of a core, and its report.
+
+    ./run_experiment.sh benchmarks/many_runs.py
+
+The runs are those of a suite with as many seeds as that takes, in processes of this machine. Their folders are as those
+of real ones, with made-up numbers. A try that is stopped goes on with the same --folder.
+"""
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+import aafit
+from aafit.networks.models import build
+from aafit.report.page import write_report
+from aafit.runs.documents import Comparison, Difference
+from aafit.runs.job import jobs_of
+from aafit.runs.suite import Suite, load_suite
+from aafit.scheduling.engines.local import LocalEngine
+from aafit.scheduling.options import RunOptions
+from aafit.scheduling.schedule import run_suite
+from benchmarks.harness import Command, call, json_option, peak_bytes, report
+from benchmarks.sleeper import LAYERS
+
+SLEEPER = (sys.executable, "-S", "-E", str(Path(__file__).with_name("sleeper.py")))
+
+
+def prepare(suite: Suite, runs_dir: Path, template: Path, seconds: float) -> None:
+    """What the sleeping workers of a suite need, see sleeper.py."""
+    template.mkdir(parents=True, exist_ok=True)
+    jobs = jobs_of(suite, runs_dir)
+    lines = [f"{name}/seed{seed} {job.settings_hash}\n" for (name, seed), job in jobs.items()]
+    (template / "hashes.txt").write_text("".join(lines))
+    (template / "seconds.txt").write_text(f"{seconds}\n")
+    torch.manual_seed(0)
+    net, _ = aafit.replace_activations(build("KerasNet", (1, 28, 28), 10), {"ReLU": aafit.LEAF.like("ReLU")})
+    start = {name: value.clone() for name, value in aafit.networks.adaptive.adaptive_parameters(net).items()}
+    aafit.networks.adaptive.save_activations(
+        net, template / "activations.safetensors", start=start, replaced=dict.fromkeys(LAYERS, "ReLU")
+    )
+    layers = tuple(Difference(path=layer, max_abs=0.5, mean_abs=0.1) for layer in LAYERS)
+    Comparison(
+        layers=layers,
+        logits=Difference(path="logits", max_abs=0.5, mean_abs=0.1),
+        agreement=0.9,
+        base_accuracy=0.8,
+        base_loss=0.7,
+        replaced_accuracy=0.6,
+        replaced_loss=0.9,
+        images=1000,
+    ).write(template)
+
+
+def many(suite_name: str, count: int) -> Suite:
+    """The suite with so many seeds that it has at least `count` runs."""
+    suite = load_suite(suite_name)
+    return suite.with_seeds(list(islice(range(1, count + 1), -(-count // len(suite.runs)))))
+
+
+def schedule(suite_name: str, count: int, folder: str, jobs: int, seconds: float, minutes: float) -> dict[str, Any]:
+    """Do the runs, or what is left of them, for so many minutes at most; what that took of this process."""
+    suite, runs_dir = many(suite_name, count), Path(folder) / "runs"
+    prepare(suite, runs_dir, Path(folder) / "template", seconds)
+    os.environ["SLEEPER"] = str(Path(folder) / "template")
+    engine = LocalEngine("cpu", jobs, SLEEPER)
+    timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGINT))
+    timer.daemon = True
+    timer.start()
+    spent, began = time.process_time(), time.monotonic()
+    with (Path(folder) / "schedule.txt").open("a") as log:
+        from rich.console import Console
+
+        summary = run_suite(suite, runs_dir, RunOptions(), console=Console(file=log, width=160), engine=engine)
+    wall = time.monotonic() - began
+    timer.cancel()
+    done = sum(outcome.status in ("done", "already done") for outcome in summary.outcomes)
+    now = sum(outcome.status == "done" for outcome in summary.outcomes)
+    return {
+        "runs": len(summary.outcomes),
+        "done": done,
+        "done now": now,
+        "s": wall,
+        "CPU s": time.process_time() - spent,
+        "share of a core": (time.process_time() - spent) / wall,
+        "peak MB": (peak_bytes() or 0) / 1e6,
+    }
+
+
+def reported(folder: str) -> dict[str, Any]:
+    """Make the report; what that took."""
+    spent, began = time.process_time(), time.monotonic()
+    made = write_report(Path(folder))
+    return {
+        "s": time.monotonic() - began,
+        "CPU s": time.process_time() - spent,
+        "peak MB": (peak_bytes() or 0) / 1e6,
+        "page MB": made.page.stat().st_size / 1e6,
+        "figures": len(made.figures),
+    }
+
+
+@click.command(cls=Command)
+@click.option("--suite", default="demo", show_default=True)
+@click.option("--runs", "count", type=click.IntRange(min=1), default=10_000, show_default=True)
+@click.option("--jobs", type=click.IntRange(min=1), default=64, show_default=True, help="Processes at once.")
+@click.option("--seconds", type=float, default=4.0, show_default=True, help="That each run sleeps.")
+@click.option("--minutes", type=float, default=60.0, show_default=True, help="To stop the schedule after.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Where the runs go, to be kept.")
+@json_option
+def main(
+    suite: str, count: int, jobs: int, seconds: float, minutes: float, folder: Path | None, json_path: Path | None
+) -> None:
+    """Time a schedule of many runs that only sleep, and the report of them."""
+    with report(json_path) as told, tempfile.TemporaryDirectory() as temporary:
+        where = (folder or Path(temporary)).absolute()
+        asked: dict[str, Any] = {"suite_name": suite, "count": count, "folder": str(where), "jobs": jobs}
+        row = call("benchmarks.many_runs:schedule", **asked, seconds=seconds, minutes=minutes)
+        told.table(f"Schedule: {jobs} processes at once, {seconds:g} s each", [row])
+        if row["done"] < row["runs"]:
+            told.say("Stopped; the same command goes on.")
+            return
+        told.table(
+            "Report", [call("benchmarks.many_runs:reported", folder=str(where / "runs" / many(suite, count).name))]
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What `storm.py` kills: a schedule of real runs, and its worker processes, each with a witness that it is alone.
+
+`python -m benchmarks.witness worker` is `aafit.scheduling.worker`, which besides holds a lock of the system for each
+run folder that it works in. The system takes such a lock from whoever dies, and from nobody else: it does not depend on
+what it is a witness of. `python -m benchmarks.witness schedule`, with a `Schedule` as JSON on its standard input, does
+a suite by such workers.
+"""
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+from pydantic import BaseModel
+from rich.console import Console
+
+from aafit.runs import execute
+from aafit.runs.lock import locked
+from aafit.runs.suite import Suite, load_suite
+from aafit.scheduling import worker
+from aafit.scheduling.engines.choose import open_engine
+from aafit.scheduling.engines.process import PYTHON
+from aafit.scheduling.options import RunOptions
+from aafit.scheduling.schedule import run_suite
+
+FOLDER = "AAFIT_WITNESS"
+"""The environment variable that names the folder of the witnesses' locks."""
+
+TWICE = "twice.txt"
+"""In it, the run folders that two processes worked in at once."""
+
+WORKER = (PYTHON, "-m", "benchmarks.witness", "worker")
+
+
+class Schedule(BaseModel):
+    """What `aafit run` is told on its command line."""
+
+    suite: str
+    seeds: tuple[int, ...] | None
+    epochs_scale: float | None
+    engine: str
+    address: str | None = None
+    jobs: int | None = None
+    runs_dir: Path
+
+    def chosen(self) -> Suite:
+        suite = load_suite(self.suite)
+        suite = suite if self.seeds is None else suite.with_seeds(self.seeds)
+        return suite if self.epochs_scale is None else suite.scaled(self.epochs_scale)
+
+    def run(self) -> int:
+        """Do the suite; 0 when all is done."""
+        engine = open_engine(self.engine, self.address, "cpu", self.jobs)
+        engine.command = WORKER
+        try:
+            console = Console(width=200)
+            summary = run_suite(self.chosen(), self.runs_dir, RunOptions(), console=console, engine=engine)
+            console.print(summary)
+        finally:
+            engine.close()
+        return 0 if summary.ok else 1
+
+
+@contextmanager
+def witnessed(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """`locked`, and a note of whoever else works in the folder meanwhile."""
+    witnesses = Path(os.environ[FOLDER])
+    with locked(folder, patience), (witnesses / sha256(str(folder).encode()).hexdigest()).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with (witnesses / TWICE).open("a") as note:
+                note.write(f"{folder}\n")
+        yield
+
+
+def main(what: str) -> int:
+    if what == "schedule":
+        return Schedule.model_validate_json(sys.stdin.read()).run()
+    execute.locked = witnessed
+    return worker.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv.pop()))
