@@ -1,21 +1,17 @@
 """The benchmarks of the schedule and its engines, with a few runs that sleep for no time."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
 
+from aafit.scheduling.engines.local import LocalEngine
 from benchmarks import many_runs
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}
+from benchmarks.weather import MARK
 
 
 def told(command: Any, tmp_path: Path, *options: str) -> dict[str, Any]:
@@ -47,15 +43,18 @@ def test_many_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (schedule["done"], schedule["done now"]) == (6, 0), "the folders are those of finished runs"
 
 
-@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
-def test_what_an_engine_costs(tmp_path: Path) -> None:
-    file = tmp_path / "told.json"
-    command = [sys.executable, str(ROOT / "benchmarks/engine_cost.py"), "--seconds", "0.5", "--runs", "2"]
-    done = subprocess.run(
-        [*command, "--repeats", "1", "--json", str(file)], cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT
-    )
-    assert done.returncode == 0, done.stderr
-    (start,), (cost,) = json.loads(file.read_text())["tables"].values()
+def test_what_an_engine_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both engines are this machine's here: a cluster takes longer to start than all the rest."""
+    pytest.importorskip("ray")
+    from benchmarks import engine_cost
+
+    monkeypatch.setattr(engine_cost, "RayNodes", Mock)
+    monkeypatch.setattr(engine_cost, "RayEngine", lambda *_, command: LocalEngine("cpu", 2, command))
+    for name in ("SLEEPER", MARK):
+        monkeypatch.setenv(name, "")
+    (start,), (cost,) = told(engine_cost.main, tmp_path, "--seconds", "0.3", "--runs", "4", "--repeats", "1").values()
     assert all(value > 0 for value in start.values())
-    assert cost["local, s"] >= 0.5
-    assert cost["ray, s"] >= 0.5
+    for engine in ("local", "ray"):
+        assert cost[f"{engine}, s"] >= 0.6
+        assert cost[f"{engine}, s a run beside its sleep"] == pytest.approx(cost[f"{engine}, s"] / 2 - 0.3)
+    assert cost["ray over local"] == pytest.approx(cost["ray, s"] / cost["local, s"] - 1)
