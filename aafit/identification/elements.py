@@ -5,8 +5,9 @@ Axes in names: E element of an array, S set.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation
 from aafit.activations.memory_layout import Layout
-from aafit.identification.watch import watched
+from aafit.identification.watch import receiving, watched
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.inputs import Batch
 
@@ -52,7 +53,7 @@ def elements_received(
         batches: of inputs; each gives its share of the elements.
         seed: of the choice, which is the same for `elements_given`.
     """
-    return _seen(net, activations, calls, batches, seed, lambda u, y: u)
+    return _seen(net, activations, calls, batches, seed, partial(receiving, net, activations))
 
 
 def elements_given(
@@ -63,7 +64,11 @@ def elements_given(
     seed: int,
 ) -> dict[str, Elements]:
     """The same of what they give."""
-    return _seen(net, activations, calls, batches, seed, lambda u, y: y)
+
+    def giving(see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
+        return watched(net, activations, lambda path, u, y: see(path, y))
+
+    return _seen(net, activations, calls, batches, seed, giving)
 
 
 def by_sets(array: Tensor) -> Tensor:
@@ -95,7 +100,7 @@ def _seen(
     calls: Mapping[str, int],
     batches: Sequence[Batch],
     seed: int,
-    part: Callable[[Tensor, Tensor], Tensor],
+    watch: Callable[[Callable[[str, Tensor], None]], AbstractContextManager[None]],
 ) -> dict[str, Elements]:
     layouts: dict[str, Layout] = {}
     kept: dict[str, list[Tensor]] = {path: [] for path in activations}
@@ -103,10 +108,10 @@ def _seen(
     left: Counter[str] = Counter()
     share = 0.0
 
-    def see(path: str, u: Tensor, y: Tensor) -> None:
+    def see(path: str, x: Tensor) -> None:
         if not left[path]:
             return
-        x = part(u, y).contiguous()
+        x = x.contiguous()
         layouts[path] = Layout.of(x, activations[path].shape)
         x_ES = by_sets(layouts[path].read(x))
         wanted = ceil(wanted_of(x_ES.shape[1]) * share / calls[path])
@@ -120,7 +125,7 @@ def _seen(
         share = len(batch) / samples
         left.clear()
         left.update({path: calls[path] for path in activations})
-        with watched(net, activations, see), torch.no_grad(), suppress(_AllSeen):
+        with watch(see), torch.no_grad(), suppress(_AllSeen):
             _call(net, batch)
     return {path: Elements(layouts[path], torch.cat(pieces)) for path, pieces in kept.items()}
 

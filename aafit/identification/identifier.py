@@ -126,17 +126,23 @@ class Identifier:
         if self.base is None or not (self.target == "activations" or self._is_far(state)):
             return after
         raw = list(self._raw_few.batches(self.problem.batch_size))
-        self.problem.coordinates.write(state.vector_P)
-        matched = tuple(match_layers(self.net, self.base, raw, self.seed))
-        vector_P = self.problem.coordinates.read()
-        heldout_loss, depends = self._heldout(vector_P)
-        worse = heldout_loss >= state.steps[-1].heldout_loss or collapsed(depends, state.variation)
+        tried = []
+        for inputs_of_base in (False, True):
+            self.problem.coordinates.write(state.vector_P)
+            matched = tuple(match_layers(self.net, self.base, raw, self.seed, inputs_of_base))
+            vector_P = self.problem.coordinates.read()
+            heldout_loss, depends = self._heldout(vector_P)
+            flat = collapsed(depends, state.variation)
+            tried.append((flat or not isfinite(heldout_loss), heldout_loss, flat, vector_P, matched))
+        _, heldout_loss, flat, vector_P, matched = min(tried, key=lambda one: one[:2])
+        worse = heldout_loss >= state.steps[-1].heldout_loss or flat
         if self.target != "activations" and worse:
             return replace(after, messages=(*state.messages, "layers: matching them did not bring the start nearer"))
         worst = max(matched, key=lambda row: row.after)
         why = "" if self.target == "activations" else "the start is far from the base network, so "
         message = (
-            f"layers: {why}each activation was matched to the base's from the input on; "
+            f"layers: {why}each activation was matched to the base's "
+            f"{'on the inputs that it has there' if matched is tried[1][-1] else 'from the input on'}; "
             f"what is left is at most {worst.after:.2%} of a layer's standard deviation ({worst.path})"
         )
         return self._moved(replace(after, matched=matched), "layers", vector_P, len(self._raw_few), message)

@@ -1,8 +1,9 @@
 """Bring a far start near: let each activation give what the base network's gives there, from the input on.
 
 No labels are needed, and each layer is a problem of the few numbers of its activation: least squares over the elements
-of its output, with the inputs that it receives once the layers before it are done. Solved by Levenberg-Marquardt, apart
-for each parameter set where channels or neurons have their own.
+of its output, with the inputs that it receives once the layers before it are done, or with those that it has in the
+base. The first lets a layer make up for what those before it left, the second keeps it from following their errors.
+Solved by Levenberg-Marquardt, apart for each parameter set where channels or neurons have their own.
 
 Axes in names: E element of an array, Q number of a parameter set, S set.
 """
@@ -40,12 +41,15 @@ class Matched:
     after: float
 
 
-def match_layers(net: nn.Module, base: nn.Module, inputs: Iterable[Any], seed: int = 0) -> list[Matched]:
+def match_layers(
+    net: nn.Module, base: nn.Module, inputs: Iterable[Any], seed: int = 0, inputs_of_base: bool = False
+) -> list[Matched]:
     """Let every adaptive activation of `net`, in place, give what the module of `base` at its path gives.
 
     Args:
         net, base: networks that are built alike, in evaluation mode.
         inputs: what `net` is called with, batch after batch, see `aafit.networks.inputs.as_inputs`.
+        inputs_of_base: for the inputs that the activation has in `base`, instead of those that it receives in `net`.
 
     Returns:
         A row for each layer in the order of the network; one that a forward does not call is left out.
@@ -54,9 +58,13 @@ def match_layers(net: nn.Module, base: nn.Module, inputs: Iterable[Any], seed: i
     calls = calls_of(net, batches[0])
     activations = {path: activation for path, activation in adaptive_activations(net).items() if path in calls}
     wanted = elements_given(base, activations, calls, batches, seed)
+    in_base = elements_received(base, activations, calls, batches, seed) if inputs_of_base else None
     for path in calls:
-        # Not before: those that came earlier have changed what this one receives.
-        received = elements_received(net, {path: activations[path]}, calls, batches, seed)[path]
+        if in_base is None:
+            # Not before: those that came earlier have changed what this one receives.
+            received = elements_received(net, {path: activations[path]}, calls, batches, seed)[path]
+        else:
+            received = in_base.pop(path)
         given_ES = wanted.pop(path).elements_ES
         before, after = _fitted(activations[path], received.layout, received.elements_ES, given_ES, seed)
         rows.append(Matched(path, before, after))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
 from aafit.identification import elements
+from aafit.identification.identify import identify
 from aafit.identification.layerwise import fit_activation, match_layers
 from aafit.identification.steepness import smooth_start
 from aafit.networks.adaptive import adaptive_activations, adaptive_parameters
@@ -145,6 +146,61 @@ def test_layers_are_matched_from_the_input_on(sharing: str) -> None:
     assert all(torch.equal(tensor, frozen[name]) for name, tensor in base.state_dict().items())
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in frozen.items())
     assert not any(module._forward_hooks for part in (net, base) for module in part.modules())
+
+
+class Steps(nn.Module):
+    """Layers beside what passes by them, as transformers have them; the activations work in place."""
+
+    def __init__(self, gelu: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gelu, self.out = gelu, nn.Linear(6, 3)
+        self.into = nn.ModuleList(nn.Linear(6, 12) for _ in range(4))
+        self.acts = nn.ModuleList(nn.GELU() if gelu else nn.ReLU(inplace=True) for _ in range(4))
+        self.back = nn.ModuleList(nn.Linear(12, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for into, act, back in zip(self.into, self.acts, self.back, strict=True):
+            x = (x if self.gelu else 0) + back(act(into(2 * x)))
+        y: Tensor = self.out(x)
+        return y
+
+
+def test_layers_are_matched_on_the_inputs_that_they_have_in_the_base() -> None:
+    base, x = Steps(gelu=False).double().eval(), drawn(500, 6)
+    net: Any = replace_activations(base, {"ReLU": AHAF.like("SiLU")})[0]
+    rows = match_layers(net, base, [x[:250], x[250:]], inputs_of_base=True)
+    assert [row.path for row in rows] == [f"acts.{at}" for at in range(4)]
+    given, u = [], x
+    for at in range(4):
+        given.append(base.into[at](2 * u).detach())
+        u = base.back[at](given[-1].relu())
+    for act, u in zip(net.acts, given, strict=True):
+        alone = AHAF.like("SiLU").double()
+        fit_activation(alone, u, u.relu())
+        # Of other elements, as many.
+        assert torch.allclose(act(u), alone(u), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("gelu", "new", "said"),
+    [
+        (True, LEAF.like("ReLU"), "on the inputs that it has there"),
+        (False, AHAF(torch.tensor(0.1), torch.tensor(0.5)), "from the input on"),
+    ],
+)
+def test_the_inputs_are_those_that_do_better_on_what_is_held_out(gelu: bool, new: Any, said: str) -> None:
+    base, batches = Steps(gelu).eval(), [drawn(600, 6).float()]
+    net: Any = replace_activations(base, {"*": new})[0]
+    found = identify(net, batches, base=base, target="activations")
+    (message,) = (text for text in found.state.messages if text.startswith("layers"))
+    losses = []
+    for inputs_of_base in (False, True):
+        other = replace_activations(base, {"*": new})[0].eval()
+        match_layers(other, base, batches, inputs_of_base=inputs_of_base)
+        losses.append((other(batches[0]) - base(batches[0])).square().mean().item())
+    assert said in message
+    assert (losses[1] < losses[0]) == (said == "on the inputs that it has there")
 
 
 def test_the_same_function_is_left_alone() -> None:
