@@ -11,15 +11,11 @@ Inside torch.compile no places can be seen: there the calls of an owner are told
 forward of the sample.
 """
 
-import hashlib
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from functools import cache, lru_cache, wraps
-from inspect import unwrap
-from pathlib import Path
-from types import CodeType, FrameType
+from functools import cache, wraps
+from types import FrameType
 from typing import Any
 
 import torch
@@ -29,25 +25,15 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 
 from aafit.errors import UserError
 from aafit.networks.kinds import CalledFunction, called_kind
-
-_TORCH = f"{Path(torch.__file__).parent}/"
-_ITS_NETWORKS = f"{_TORCH}nn/modules/"
-_NO_NETWORKS = tuple(f"{_ITS_NETWORKS}{name}.py" for name in ("module", "activation"))
-_CALLS_FORWARDS = (f"{_ITS_NETWORKS}module.py", __file__)
-_OURS = (__file__, str(Path(__file__).with_name("observe.py")), str(Path(__file__).parents[1] / "activations") + "/")
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where a call stands: the name of its function in the program, the instruction's offset, and the code's digest."""
-
-    function: str
-    offset: int
-    digest: str
-
-
-Place = tuple[Step, ...]
-"""The call of an activation, and the calls that lead there, outwards to the forward of the owner."""
+from aafit.networks.places import (
+    Place,
+    Step,
+    calling_frames,
+    check_same_program,
+    digest,
+    place_of,
+    through_checkpoint,
+)
 
 
 @dataclass(frozen=True)
@@ -236,7 +222,7 @@ class Watch(TorchFunctionMode):
 
     def _at(self, frames: list[FrameType]) -> str | None:
         name = _site_at(self.owner._call_sites.sites, frames) if frames else None
-        if name is not None and _through_checkpoint(frames):
+        if name is not None and through_checkpoint(frames):
             raise UserError(
                 f"The call of {name!r} in {type(self.owner).__name__} is recomputed in the backward pass by "
                 "torch.utils.checkpoint, outside of the forward in which it is replaced: checkpoint modules as a whole "
@@ -296,50 +282,6 @@ _OTHER_ORDER = (
 )
 
 
-def calling_frames(owner: nn.Module) -> list[FrameType]:
-    """The frames of a network's own program from the innermost to the forward of `owner`.
-
-    Frames of torch's functions are left out, and of what watches them; there may be none.
-    """
-    forward = getattr(unwrap(type(owner).forward), "__code__", None)
-    frames: list[FrameType] = []
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not _is_of_torch(file) and not file.startswith(_OURS):
-            frames.append(frame)
-            if frame.f_code is forward:
-                break
-        elif frames and file in _CALLS_FORWARDS:
-            break
-        frame = frame.f_back
-    return frames
-
-
-def _is_of_torch(file: str) -> bool:
-    return file.startswith(_TORCH) and (not file.startswith(_ITS_NETWORKS) or file in _NO_NETWORKS)
-
-
-def _through_checkpoint(frames: list[FrameType]) -> bool:
-    """Whether torch.utils.checkpoint is between the innermost of these frames and the outermost."""
-    frame: FrameType | None = frames[0]
-    while frame is not None and frame is not frames[-1]:
-        if frame.f_code.co_filename == f"{_TORCH}utils/checkpoint.py":
-            return True
-        frame = frame.f_back
-    return False
-
-
-def place_of(frames: Iterable[FrameType]) -> Place:
-    """The place of the call that these frames are making."""
-    return tuple(Step(frame.f_code.co_qualname, frame.f_lasti, _digest(frame.f_code)) for frame in frames)
-
-
-@lru_cache(maxsize=4096)
-def _digest(code: CodeType) -> str:
-    return hashlib.sha256(code.co_code).hexdigest()[:16]
-
-
 def _site_at(sites: tuple[Site, ...], frames: list[FrameType]) -> str | None:
     """The name of the site whose call these frames are making, None where it is none of them."""
     code, offset = frames[0].f_code, frames[0].f_lasti
@@ -347,21 +289,13 @@ def _site_at(sites: tuple[Site, ...], frames: list[FrameType]) -> str | None:
     here = [site for site in there if site.place[0].offset == offset]
     # The hash of a program takes long; all sites of one function are of one program, but "<lambda>" is no name of one.
     if code.co_name.startswith("<"):
-        here = [site for site in here if site.place[0].digest == _digest(code)]
+        here = [site for site in here if site.place[0].digest == digest(code)]
     elif there:
-        _check_same_program((here or there)[0].place[0], code)
+        check_same_program((here or there)[0].place[0], code)
     if not here:
         return None
     place = place_of(frames)
     return next((site.name for site in here if site.place == place[: len(site.place)]), None)
-
-
-def _check_same_program(step: Step, code: CodeType) -> None:
-    if step.digest != _digest(code):
-        raise UserError(
-            f"The program of {step.function} ({Path(code.co_filename).name}:{code.co_firstlineno}) is not the one "
-            "whose activations were replaced, or Python has another version now: replace them again from the base."
-        )
 
 
 def _module_at(net: nn.Module, path: str) -> nn.Module:

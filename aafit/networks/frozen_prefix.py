@@ -4,9 +4,12 @@ The first part gives the same for an image however the activations are tuned, so
 """
 
 import logging
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import handle_torch_function
 
 from aafit.activations import AdaptiveActivation
 
@@ -18,6 +21,19 @@ class _Tracer(fx.Tracer):
         # What consists of nothing else is taken as it is: its program may look at its input, as our own SiLU's does.
         childless = next(m.children(), None) is None
         return childless or isinstance(m, AdaptiveActivation) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> Any:
+        """A call in the graph. One of a method, x.relu(), passes what watches the calls of functions, as it does in a
+        forward: it may stand for a call of a module."""
+        make = super().create_proxy
+        if kind != "call_method" or not torch._C._is_torch_function_mode_enabled():
+            return make(kind, target, args, kwargs, *more, **options)
+
+        @wraps(getattr(Tensor, target), updated=())
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return make(kind, target, args, kwargs, *more, **options)
+
+        return handle_torch_function(method, args[:1], *args, **kwargs)
 
 
 def split_network(net: nn.Module, sample: tuple[Tensor, ...]) -> tuple[nn.Module | None, nn.Module]:

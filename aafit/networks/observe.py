@@ -1,11 +1,8 @@
 """What one forward of a sample shows of a network's activations: where each is called, and what it receives."""
 
-import linecache
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -14,10 +11,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from aafit.errors import UserError
-from aafit.networks.call_sites import Place, calling_frames, place_of, probe_of, show_unnamed_calls
+from aafit.networks.call_sites import probe_of, show_unnamed_calls
 from aafit.networks.inputs import as_inputs
 from aafit.networks.kinds import GATES, activation_name, called_kind, function_name, is_activation
 from aafit.networks.own_classes import each_its_own, elementwise_kind, may_be_an_activation
+from aafit.networks.places import Place, calling_frames, line_of, place_of
 
 MOVES_AXES = (
     "permute",
@@ -34,6 +32,7 @@ MOVES_AXES = (
     "mT",
     "T",
 )
+KEPT = 1 << 16  # elements of what a module receives that may be an activation
 _PRODUCTS = ("matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention")
 _TIMES = ("mul", "__mul__", "__rmul__", "__imul__", "multiply")
 
@@ -179,7 +178,7 @@ class _Observer(TorchFunctionMode):
                 # Of a module that is one of the candidates it is known only later whether it is an activation.
                 self._note(activation_name(module), received, path, "", {}, bool(getattr(module, "inplace", False)))
                 if path in self._candidates:
-                    self._received.setdefault(path, received.detach()[:8].clone() if received.dim() else received)
+                    self._received.setdefault(path, _few_rows(received))
             self._around.append(path)
 
         return hook
@@ -191,6 +190,9 @@ class _Observer(TorchFunctionMode):
                 return
             if _is_layer(module):
                 self._layers[output] = (type(module).__name__, path)
+                if type(module).__name__ == "Conv1D":
+                    # A linear layer in spite of its name; it reshapes what its product of matrices gives.
+                    self._axes[output] = output.dim() - 1
             if is_activation(module):
                 received = [value for value in args if isinstance(value, Tensor)]
                 self._follow("", output, received)
@@ -293,12 +295,12 @@ class _Observer(TorchFunctionMode):
                 seen.gate = why
 
 
-def line_of(frames: list[FrameType]) -> str:
-    """ "file.py:12: x = F.relu(x)", with the lines that lead there: "file.py:12, called in 7: x = F.relu(x)"."""
-    frame, *around = frames
-    file, text = frame.f_code.co_filename, linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-    called = "".join(f", called in {outer.f_lineno}" for outer in around)
-    return f"{Path(file).name}:{frame.f_lineno}{called}" + (f": {text}" if text else "")
+def _few_rows(u: Tensor) -> Tensor:
+    """The first rows, in memory of their own: enough to tell a function by, of many modules at once."""
+    if not u.dim():
+        return u.detach().clone()
+    rows = min(8, max(1, KEPT // max(1, u[:1].numel())))
+    return u.detach()[:rows].clone()
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Other people's networks, as their packages install them; skipped where they are not installed."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -88,6 +89,50 @@ def test_beatnet_keeps_the_state_of_its_lstm() -> None:
     with torch.inference_mode():
         for _ in range(2):
             torch.testing.assert_close(replaced(frames), net(frames), rtol=1e-4, atol=1e-4)
+
+
+def tiny_vit(transformers):
+    """A vision transformer, and images with the classes that it gives them."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=3)
+    net = transformers.ViTForImageClassification(config).eval()
+    x = torch.randn(60, 3, 8, 8)
+    with torch.no_grad():
+        return net, {"pixel_values": x, "labels": net(x).logits.argmax(1)}
+
+
+def tiny_gpt2(transformers):
+    """A language model, whose linear layers are a class of its own, and tokens."""
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 30, "n_positions": 8}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    return transformers.GPT2LMHeadModel(config).eval(), {"input_ids": torch.randint(30, (60, 6))}
+
+
+@pytest.mark.parametrize("made", [tiny_vit, tiny_gpt2])
+def test_the_whole_chain_on_networks_of_transformers(made, tmp_path) -> None:
+    torch.manual_seed(0)
+    base, whole = made(pytest.importorskip("transformers"))
+    batches = [{key: value[at : at + 20] for key, value in whole.items()} for at in (0, 20, 40)]
+    sample = {key: value for key, value in batches[0].items() if key != "labels"}
+    rows = find_activations(base, **sample)
+    assert {row.kind for row in rows} <= {"GELU", "GELU (tanh)"}
+    assert {row.sets["channel"] for row in rows} == {4 * 16 if made is tiny_gpt2 else 32}
+    net, swap = replace_activations(base, {"*": aafit.LEAF.like("ReLU")}, sample=sample)
+    assert len(swap.rows) == 2
+    before = aafit.compare(base, net, batches)
+    tuned = copy.deepcopy(net)
+    aafit.tune(tuned, batches, epochs=2, lr=1e-3, base=base)
+    assert aafit.compare(base, tuned, batches).logits.mean_abs < before.logits.mean_abs
+    aafit.identify(net, batches, base=base, target="activations")
+    found = aafit.compare(base, net, batches)
+    assert found.logits.mean_abs < 0.1 * before.logits.mean_abs
+    frozen, _ = aafit.freeze_activations(net, "table", sample=sample)
+    assert aafit.compare(net, frozen, batches).logits.mean_abs < 0.01 * before.logits.mean_abs
+    aafit.save_activations(net, tmp_path / "a.safetensors")
+    with torch.no_grad():
+        logits = net(**sample).logits
+        assert torch.equal(aafit.load_activations(base, tmp_path / "a.safetensors")(**sample).logits, logits)
+        assert torch.equal(swap.restore(net)(**sample).logits, base(**sample).logits)
 
 
 def test_minilm_takes_what_its_tokenizer_gives() -> None:

@@ -1,7 +1,5 @@
-"""Calls of activations as modules: found, replaced, restored, saved, copied, compiled, exported."""
+"""Calls of activations as modules: found, replaced, restored, saved, at the places of the program that are meant."""
 
-import copy
-import pickle
 import re
 from typing import ClassVar
 
@@ -9,10 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from written import FORMS, NOT_FOUND, Swish, Written, written
 
-from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
+from aafit.activations import AHAF, LEAF, AdaptiveActivation
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_activations, load_activations, save_activations
 from aafit.networks.as_modules import like_for_like
@@ -87,60 +84,6 @@ def _by_hand(base: Written, form: str, acts: list[AHAF]) -> Tensor:
     return out
 
 
-# A tracer takes every comparison of sizes for one of data.
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("new", [LEAF.like("ReLU"), FNeuron.like("ReLU")], ids=["LEAF", "F-Neuron"])
-def test_the_result_is_an_ordinary_module(new: nn.Module) -> None:
-    def between(net: Written, x: Tensor) -> Tensor:
-        x = net.relu(F.relu(x))
-        x = net.relu(net.fc2(x)) + net.own(x)
-        return x.relu() * torch.sigmoid(net.fc1(x))
-
-    net, _ = replace_activations(written(between), {"ReLU": new, "SiLU": LEAF.like("SiLU")}, sample=X)
-    expected = net(X)
-    assert torch.equal(copy.deepcopy(net)(X), expected)
-    twin = written(between)
-    twin.load_state_dict(net.state_dict(), strict=False)
-    assert torch.equal(
-        net.relu_1.state_dict()["p1" if isinstance(new, LEAF) else "weight"], next(net.relu_1.parameters())
-    )
-    torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(X), expected)
-    batch = torch.export.Dim("batch", min=2)
-    exported = torch.export.export(net, (X,), dynamic_shapes=({0: batch},)).module()
-    torch.testing.assert_close(exported(X[:3]), expected[:3])
-    torch.testing.assert_close(torch.jit.trace(net, (X,))(X[:3]), expected[:3])
-    torch.testing.assert_close(nn.DataParallel(net)(X), expected)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert net(X).dtype == torch.bfloat16
-    for reentrant in (False, True):
-        x = X.clone().requires_grad_()
-        net.zero_grad()
-        net(x).sum().backward()
-        plain = [parameter.grad.clone() for parameter in net.relu_1.parameters()]
-        net.zero_grad()
-        checkpoint(net, x, use_reentrant=reentrant).sum().backward()
-        assert all(torch.equal(one, other.grad) for one, other in zip(plain, net.relu_1.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_a_call_that_is_recomputed_outside_of_its_forward_is_refused(reentrant: bool) -> None:
-    def part(net: Written, x: Tensor) -> Tensor:
-        return net.relu(F.relu(net.fc2(x)))
-
-    def between(net: Written, x: Tensor) -> Tensor:
-        out: Tensor = checkpoint(part, net, x, use_reentrant=reentrant) if net.training else part(net, x)
-        return out
-
-    base = written(between)
-    module_only, _ = replace_activations(base, {"relu": value(1.5)}, sample=X)
-    module_only(X).sum().backward()
-    assert module_only.relu.gamma.grad is not None
-    net, _ = replace_activations(base, {"ReLU": value(1.5)}, sample=X)
-    assert torch.isfinite(net.eval()(X)).all()
-    with pytest.raises(UserError, match=r"'relu_1' in Net is recomputed .* by torch.utils.checkpoint"):
-        net.train()(X)
-
-
 class Hinge(AdaptiveActivation):
     """An activation of one's own whose formula calls what a watch looks for."""
 
@@ -156,20 +99,6 @@ def test_what_an_activation_calls_itself_is_no_call_of_the_network() -> None:
     base = written(lambda net, x: F.gelu(net.relu(x)))
     net, _ = replace_activations(base, {"relu": Hinge.like("ReLU"), "GELU": LEAF.like("SiLU")}, sample=X)
     torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(X), net(X))
-
-
-class Pickled(Written):
-    """A class that pickle can find."""
-
-    def between(self, x: Tensor) -> Tensor:
-        return F.relu(self.relu(self.relu(x)))
-
-
-def test_it_pickles() -> None:
-    net, _ = replace_activations(Pickled(), {"ReLU": LEAF.like("Tanh")}, sample=X)
-    again = pickle.loads(pickle.dumps(net))
-    assert torch.equal(again(X), net(X))
-    assert isinstance(again, Pickled)
 
 
 class Branches(nn.Module):
@@ -463,8 +392,8 @@ def test_what_is_replaced_twice() -> None:
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (lambda: nn.DataParallel(Pickled()), r"wrapped in a DataParallel: give net.module"),
-        (lambda: torch.compile(Pickled()), r"compiled by torch.compile: give net._orig_mod"),
+        (lambda: nn.DataParallel(Written()), r"wrapped in a DataParallel: give net.module"),
+        (lambda: torch.compile(Written()), r"compiled by torch.compile: give net._orig_mod"),
         (lambda: torch.jit.script(nn.Sequential(nn.ReLU())), r"is a ScriptModule, whose program is fixed"),
         (lambda: nn.Sequential(torch.jit.script(nn.ReLU())), r"'0' is a ScriptModule"),
         (lambda: F.relu, r"The network is a function|builtin"),

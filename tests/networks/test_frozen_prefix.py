@@ -8,6 +8,7 @@ import torch
 from foreign import RELUS, images, resnet
 from small import Small
 from torch import Tensor, nn
+from written import FORMS, written
 
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.networks.adaptive import adaptive_parameters
@@ -104,6 +105,17 @@ def test_a_residual_connection_around_the_first_activation() -> None:
         assert len(prefix(x)) == 2
         turned(net)
         assert torch.equal(rest(*prefix(x)), net(x))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_is_split_however_its_activations_are_written(form: str) -> None:
+    between, rows = FORMS[form]
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    acts = {path: AHAF(gamma=0.5 + at, beta=1.0) for at, (_, path) in enumerate(rows)}
+    net, _ = replace_activations(written(between).eval(), acts, sample=x)
+    prefix, rest = split_network(net, (x[:2],))
+    assert prefix is not None
+    assert torch.equal(rest(*prefix(x)), net(x))
 
 
 class Depends(nn.Module):

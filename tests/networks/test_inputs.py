@@ -2,6 +2,7 @@
 
 from collections import UserDict, namedtuple
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.networks.inputs import Batch, as_batch, as_inputs, run
+from aafit.networks.inputs import Batch, as_batch, as_inputs, run, takes_inputs
 
 X, Z, Y = torch.arange(6.0).reshape(3, 2), torch.ones(3, 4), torch.tensor([0, 1, 0])
 IDS = torch.tensor([[1, 2], [3, 0], [4, 5]])
@@ -217,3 +218,37 @@ def test_what_a_network_refuses(net: nn.Module, batch: Any, sentence: str) -> No
 
 def test_integer_inputs_are_as_good_as_others() -> None:
     assert run(nn.Embedding(6, 2), as_batch({"input": IDS})).shape == (3, 2, 2)
+
+
+def _first_of_two(out: Tensor, batch: Batch, scale: float = 2.0) -> Tensor:
+    return out * batch.first * scale
+
+
+@pytest.mark.parametrize(
+    ("output", "takes"),
+    [
+        (None, False),
+        (lambda out: out, False),
+        (lambda out, scale=3: out, False),
+        (lambda *out: out[0], False),
+        (lambda out, batch: out, True),
+        (_first_of_two, True),
+        (itemgetter(0), False),
+        (torch.relu, False),
+    ],
+)
+def test_a_function_of_two_gets_the_inputs_too(output: Any, takes: bool) -> None:
+    assert takes_inputs(output) == takes
+
+
+def test_what_an_output_function_leaves_out() -> None:
+    batch = as_batch((X, {"mask": Z}, Y))
+    y = run(_doubled, batch, lambda out, given: out * given.kwargs["mask"][:, :2] + given.args[0])
+    assert torch.equal(y, 3 * X)
+    assert torch.equal(run(_doubled, batch, _first_of_two), 4 * X * X)
+    with pytest.raises(UserError, match="given as output failed"):
+        run(_doubled, batch, lambda out, given: given.kwargs["attention_mask"])
+
+
+def _doubled(x: Tensor, mask: Tensor) -> Tensor:
+    return 2 * x

@@ -1,0 +1,108 @@
+"""Where in a network's program a call stands: what the frames of Python say of it.
+
+A place is the function that the call stands in with the offset of its instruction, and the same of the calls that lead
+there from the forward of its owner.
+"""
+
+import hashlib
+import linecache
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from inspect import unwrap
+from pathlib import Path
+from types import CodeType, FrameType
+
+import torch
+from torch import nn
+
+from aafit.errors import UserError
+
+_OWN_FOLDER = Path(__file__).parent
+_TORCH = f"{Path(torch.__file__).parent}/"
+_ITS_NETWORKS = f"{_TORCH}nn/modules/"
+_NO_NETWORKS = tuple(f"{_ITS_NETWORKS}{name}.py" for name in ("module", "activation"))
+_CALLS_FORWARDS = (f"{_ITS_NETWORKS}module.py", str(_OWN_FOLDER / "call_sites.py"))
+_OURS = (
+    *(str(_OWN_FOLDER / name) for name in ("places.py", "call_sites.py", "observe.py", "frozen_prefix.py")),
+    f"{_OWN_FOLDER.with_name('activations')}/",
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a call stands: the name of its function in the program, the instruction's offset, and the code's digest."""
+
+    function: str
+    offset: int
+    digest: str
+
+
+Place = tuple[Step, ...]
+"""The call of an activation, and the calls that lead there, outwards to the forward of the owner."""
+
+
+def calling_frames(owner: nn.Module) -> list[FrameType]:
+    """The frames of a network's own program from the innermost to the forward of `owner`.
+
+    Frames of torch's functions are left out, and of what watches them; there may be none.
+    """
+    forward = getattr(unwrap(type(owner).forward), "__code__", None)
+    frames: list[FrameType] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not _is_of_torch(file) and not file.startswith(_OURS):
+            frames.append(frame)
+            if frame.f_code is forward:
+                break
+        elif frames and file in _CALLS_FORWARDS:
+            break
+        frame = frame.f_back
+    return frames
+
+
+def _is_of_torch(file: str) -> bool:
+    return file.startswith(_TORCH) and (not file.startswith(_ITS_NETWORKS) or file in _NO_NETWORKS)
+
+
+def through_checkpoint(frames: list[FrameType]) -> bool:
+    """Whether torch.utils.checkpoint is between the innermost of these frames and the outermost."""
+    frame: FrameType | None = frames[0]
+    while frame is not None and frame is not frames[-1]:
+        if frame.f_code.co_filename == f"{_TORCH}utils/checkpoint.py":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def place_of(frames: Iterable[FrameType]) -> Place:
+    """The place of the call that these frames are making."""
+    return tuple(Step(frame.f_code.co_qualname, frame.f_lasti, digest(frame.f_code)) for frame in frames)
+
+
+@lru_cache(maxsize=4096)
+def digest(code: CodeType) -> str:
+    """Tells one program from another: 16 digits."""
+    return hashlib.sha256(code.co_code).hexdigest()[:16]
+
+
+def check_same_program(step: Step, code: CodeType) -> None:
+    """
+    Raises:
+        UserError: `code` is another program than that in which the step is.
+    """
+    if step.digest != digest(code):
+        raise UserError(
+            f"The program of {step.function} ({Path(code.co_filename).name}:{code.co_firstlineno}) is not the one "
+            "whose activations were replaced, or Python has another version now: replace them again from the base."
+        )
+
+
+def line_of(frames: list[FrameType]) -> str:
+    """ "file.py:12: x = F.relu(x)", with the lines that lead there: "file.py:12, called in 7: x = F.relu(x)"."""
+    frame, *around = frames
+    file, text = frame.f_code.co_filename, linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    called = "".join(f", called in {outer.f_lineno}" for outer in around)
+    return f"{Path(file).name}:{frame.f_lineno}{called}" + (f": {text}" if text else "")
