@@ -10,7 +10,7 @@ PAGE = Path(aafit.__file__).parents[1] / "docs" / "networks" / "inputs.md"
 
 def test_the_examples_run(capsys) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     exec("\n".join(blocks), {"__name__": "examples"})
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("carried", "accuracy", "metric", "in reference", "Table of 512"))

@@ -16,6 +16,8 @@ MOST_OUTPUTS = 512  # whose Hessian is computed by automatic differentiation
 class Loss:
     """A loss by row, convex in the network's outputs. A row is a position of a sample, or all of the sample.
 
+    Called with outputs and targets it gives the loss of each row: `evaluate`, `compare` and `tune` take it too.
+
     Axes in names: B row, K output, R column.
 
     Attributes:
@@ -32,6 +34,10 @@ class Loss:
     sampled: Callable[[Tensor, Tensor, int, torch.Generator], Tensor] | None = None
     whole: bool = False
 
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each row, (B,)."""
+        return self.value(outputs, targets)
+
 
 def loss_with_hessian(
     name: str,
@@ -45,8 +51,11 @@ def loss_with_hessian(
     Where it is not positive semidefinite its negative part is left out, as Gauss-Newton needs.
 
     Raises:
-        UserError: when called, the function gives one number for a whole batch, or the outputs are too many.
+        UserError: the name is that of a loss that there is; when called, the function gives one number for a whole
+            batch, or the outputs are too many.
     """
+    if name in LOSSES:
+        raise UserError(f"There is a loss named {name!r} already: give this one another name.")
 
     def by_sample(outputs: Tensor, targets: Tensor) -> Tensor:
         values = value(outputs, targets)

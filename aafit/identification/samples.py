@@ -13,7 +13,7 @@ from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, as_l
 from aafit.identification.outputs import meant
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.frozen_prefix import split_network
-from aafit.networks.inputs import Batch, Output, as_batch, run
+from aafit.networks.inputs import Batch, Output, as_batch, run, takes_inputs
 from aafit.training.precision import autocast
 
 LEAST_HELDOUT = 4  # fewer say nothing of how the outputs depend on the samples
@@ -77,7 +77,8 @@ def prepare(
     data, made = with_targets(data, base, loss, batch_size, precision, output)
     seen, rest = data, net
     kept = sum(x.nbytes for x in data.inputs())
-    prefix, behind = (None, net) if data.kwargs else split_network(net, data.part(0, 2).args)
+    whole = data.kwargs or takes_inputs(output)  # behind a prefix the inputs are others
+    prefix, behind = (None, net) if whole else split_network(net, data.part(0, 2).args)
     if prefix is not None and _has_all(behind, net):
         bytes_each = sum(x.nbytes for x in _through(prefix, data.part(0, 1), 1, precision))
         if kept + bytes_each * len(data) <= memory:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError
 
-Output = Callable[[Any], Tensor]
-"""From what a network returns to the tensor that is meant, as `lambda out: out.last_hidden_state`."""
+Output = Callable[..., Tensor]
+"""From what a network returns to the tensor that is meant, as `lambda out: out.last_hidden_state`. A function of two
+parameters gets the `Batch` of inputs too: what it leaves out, as padding by the attention mask, does not count."""
 
 FORMS = (
     "give a tensor (inputs without a target), a tuple of the inputs and then the target (None: there is none), or a "
@@ -184,12 +186,22 @@ def run(net: nn.Module, batch: Batch, output: Output | None = None) -> Tensor:
         raise UserError(_refusal(batch, error)) from error
     if isinstance(returned, Tensor) and output is None:
         return returned
-    return _given(output, returned) if output is not None else _meant(returned)
+    return _given(output, returned, batch) if output is not None else _meant(returned)
 
 
-def _given(output: Output, returned: Any) -> Tensor:
+def takes_inputs(output: Output | None) -> bool:
+    """Whether an output function looks at the batch too: whether it must be given two arguments."""
     try:
-        tensor = output(returned)
+        parameters = () if output is None else signature(output).parameters.values()
+    except (TypeError, ValueError):  # of some builtin functions Python does not know the parameters
+        return False
+    places = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(one.kind in places and one.default is Parameter.empty for one in parameters) == 2
+
+
+def _given(output: Output, returned: Any, batch: Batch) -> Tensor:
+    try:
+        tensor = output(returned, batch) if takes_inputs(output) else output(returned)
     except (AttributeError, LookupError, TypeError) as error:
         raise UserError(
             f"The function given as output failed ({_first_line(error)}) on what the network returns: "

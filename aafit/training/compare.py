@@ -88,7 +88,7 @@ def compare(
             `evaluate`.
     """
     if loss is not None:
-        check_loss(loss)
+        loss = check_loss(loss)
     for which in (base, net):
         if isinstance(which, torch.jit.ScriptModule):
             raise UserError("A ScriptModule has its activations compiled in: compare the networks that it was made of.")

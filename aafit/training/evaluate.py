@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.frozen_prefix import split_network
-from aafit.networks.inputs import Batch, Output, each_batch, run
+from aafit.networks.inputs import Batch, Output, each_batch, run, takes_inputs
 from aafit.training.losses import Loss, Metric, check_labels, check_loss, score, total_metric
 from aafit.training.precision import autocast
 
@@ -96,7 +96,7 @@ def evaluate(
         UserError: there is no image in `batches`; a batch has no known form; there is neither a target nor a metric;
             the target does not fit the output; the network refuses a batch.
     """
-    check_loss(loss)
+    loss = check_loss(loss)
     sums = _Sums()
     images = classes = 0
     with evaluation_mode(net):
@@ -175,7 +175,7 @@ def repeated_evaluation(
         return plainly
     with evaluation_mode(net):
         few = next(each_batch(batches()), None)
-        if few is None or few.kwargs:
+        if few is None or few.kwargs or takes_inputs(output):
             return plainly
         prefix, rest = split_network(net, few.part(0, 2).args)
         if prefix is None:

@@ -16,7 +16,8 @@ from aafit.errors import UserError, check_name
 LOSSES = ("cross-entropy", "mean squared error")
 LossFunction = Callable[[Tensor, Any], Tensor]
 Loss = str | LossFunction
-"""A name of `LOSSES`, or a function of output and target that gives a number, or one for each row or place."""
+"""A name of `LOSSES`, or a function of output and target that gives a number, or one for each row or place, as a loss
+with a Hessian is too (`aafit.identification.losses`)."""
 
 Metric = Callable[..., Tensor | float]
 """A function of output and target, or of the output alone where there is no target, that gives as a loss does."""
@@ -26,13 +27,14 @@ IGNORED = -100
 
 
 def check_loss(loss: Loss) -> Loss:
-    """`loss` if it is one.
+    """The loss by its name, where it has one of `LOSSES`, or the function.
 
     Raises:
         UserError: it is neither a name nor a function; the message says which names there are.
     """
     if callable(loss):
-        return loss
+        name = getattr(loss, "name", None)
+        return name if name in LOSSES else loss
     if not isinstance(loss, str):
         raise UserError(
             f"The loss {loss!r} is no loss: give {' or '.join(map(repr, LOSSES))}, or a function of output and target."
@@ -110,7 +112,8 @@ def objective(loss: Loss = "cross-entropy", check: bool = False) -> LossFunction
 
     Labels outside the classes are refused: always on a CPU, elsewhere, where that waits for the device, on `check`.
     """
-    if check_loss(loss) == "cross-entropy":
+    loss = check_loss(loss)
+    if loss == "cross-entropy":
         return lambda output, target: _mean_cross_entropy(output, target, check)
 
     def mean(output: Tensor, target: Any) -> Tensor:

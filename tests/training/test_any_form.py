@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from aafit.activations import LEAF
 from aafit.errors import UserError
+from aafit.identification import CROSS_ENTROPY, SQUARED_ERROR, identify, loss_with_hessian
 from aafit.networks.adaptive import adaptive_parameters
+from aafit.networks.inputs import Batch
 from aafit.networks.surgery import replace_activations
+from aafit.training.compare import compare
 from aafit.training.evaluate import Evaluation, evaluate, repeated_evaluation
 from aafit.training.losses import objective
 from aafit.training.tune import tune
@@ -90,6 +93,39 @@ def test_losses(loss: Any, expected: Any) -> None:
     assert math.isnan(found.accuracy)
     assert str(found) == f"loss {found.loss:.4f}"
     assert objective(loss)(x, target).item() == pytest.approx(found.loss, rel=1e-6)
+
+
+def least(out: Tensor, target: Tensor) -> Tensor:
+    return (out - target).square().mean(1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "same"),
+    [
+        (CROSS_ENTROPY, "cross-entropy"),
+        (SQUARED_ERROR, "mean squared error"),
+        (loss_with_hessian("least", least), least),
+    ],
+)
+def test_a_loss_with_a_hessian_is_taken_as_it_is_by_identify(loss: Any, same: Any) -> None:
+    base = Encoder(head=True).eval()
+    net = replaced(base).eval()
+    with torch.no_grad():
+        batches = [
+            {**batch, "labels": (base(**batch)["logits"] > 0).float()} if same != "cross-entropy" else labelled
+            for batch, labelled in zip(tokens(False), tokens(True), strict=True)
+        ]
+    found = evaluate(net, batches, loss=loss)
+    assert str(found) == str(evaluate(net, batches, loss=same))
+    assert math.isnan(found.accuracy) == (same != "cross-entropy")
+    assert str(compare(base, net, batches, loss=loss)) == str(compare(base, net, batches, loss=same))
+    one, other = (tune(replaced(base), tokens(False), epochs=2, base=base, loss=which) for which in (loss, same))
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_the_name_of_a_loss_is_its_own() -> None:
+    with pytest.raises(UserError, match="There is a loss named 'cross-entropy' already"):
+        loss_with_hessian("cross-entropy", least)
 
 
 def test_a_loss_of_ones_own_with_classes_has_an_accuracy() -> None:
@@ -201,6 +237,38 @@ class Norm(nn.Sequential):
     def __init__(self) -> None:
         torch.manual_seed(0)
         super().__init__(nn.Linear(3, 4), nn.BatchNorm1d(4), LEAF.like("Tanh"), nn.Dropout(0.5), nn.Linear(4, 3))
+
+
+def test_padding_does_not_count_where_the_output_function_leaves_it_out() -> None:
+    base = Encoder().eval()
+    ids = torch.randint(9, (40, 4), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones(40, 4)
+    mask[:, 2:] = 0
+
+    def output(out: Encoded, batch: Batch) -> Tensor:
+        return out.last_hidden_state * batch.kwargs["attention_mask"].unsqueeze(2)
+
+    found = []
+    for other in (0, 5):
+        own = {"input_ids": ids.where(mask == 1, other), "attention_mask": mask}
+        plain = Unmasked(base), Unmasked(replaced(base).eval())
+        before = compare(*plain, [own], output=output).logits.mean_abs
+        steps = identify(plain[1], [own], base=plain[0], target="logits", output=output, steps=1).state.steps
+        tune(plain[1], [own], epochs=2, base=plain[0], output=output)
+        found.append((before, steps[0].loss, steps[0].heldout_loss))
+        assert compare(*plain, [own], output=output).logits.mean_abs < before
+    assert found[0] == found[1]
+
+
+class Unmasked(nn.Module):
+    """Takes a mask and does nothing with it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        return self.net(input_ids)
 
 
 def test_while_activations_train_batch_norm_rests_and_dropout_does_not() -> None:
