@@ -7,7 +7,8 @@ turns, and of each the median of its turns counts, so that what disturbs the mac
 process like one of the program's: on a CPU with one thread, and with the allocator set as for a run. Inputs of four
 dimensions are in channels_last, as convolutions leave them. In bfloat16 inputs and gradients are, and the parameters of
 the straightforward candidates; those of the program are float32, as in a run. "Extra arrays" is the peak of memory in
-arrays of the size of the input; `peak_extra_bytes` says what it counts.
+arrays of the size of the input; `peak_extra_bytes` says what it counts. The last table is of the forward alone, without
+gradients, against F.gelu, at the size of a transformer's layer.
 """
 
 import json
@@ -35,10 +36,11 @@ from benchmarks.harness import Command, Row, call, device_option, json_option, r
 
 SHAPES = ("128x512", "128x32x32x32")
 LARGE = (128, 32, 32, 32)
+TOKENS = (8, 64, 1536)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ADAPTIVE = {"AHAF": "AHAF as SiLU", "LEAF": "LEAF as SiLU", "F-Neuron": "F-Neuron as Tanh"}
 TO_SILU = {"AHAF": 2.0, "LEAF": 2.0, "F-Neuron": 8.0}
-FASTER, LEANER = 30.0, 8.0
+FASTER, LEANER, TO_GELU = 30.0, 8.0, 3.0
 SHORTEST = 2e-3
 """Seconds of a turn: what is faster than that is called several times in it."""
 
@@ -60,12 +62,13 @@ class Candidate:
         y = self.function(u)
         return y, *torch.autograd.grad(y, (u, *self.parameters), grad)
 
-    def seconds(self, u: Tensor, grad: Tensor, calls: int) -> float:
-        """Seconds of one call, in the mean of so many."""
+    def seconds(self, u: Tensor, grad: Tensor | None, calls: int) -> float:
+        """Seconds of one call, in the mean of so many; without a gradient, of the function alone."""
+        run = partial(self.function, u) if grad is None else partial(self.call, u, grad)
         synchronise(u.device)
         began = time.perf_counter()
         for _ in range(calls):
-            self.call(u, grad)
+            run()
         synchronise(u.device)
         return (time.perf_counter() - began) / calls
 
@@ -100,6 +103,13 @@ def _measured(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, 
         for needed in (True, False)
     )
     tried = candidates(dtype, device)
+    seconds = _in_turns(tried, u, grad, repeats)
+    arrays = {one.name: peak_extra_bytes(partial(one.call, u, grad), device) / u.nbytes for one in tried}
+    return [_row(one.name, seconds, arrays) for one in tried]
+
+
+def _in_turns(tried: list[Candidate], u: Tensor, grad: Tensor | None, repeats: int) -> dict[str, float]:
+    """Seconds of each candidate by its name: the median of its turns."""
     calls, times = {}, {one.name: [0.0] * repeats for one in tried}
     for one in tried:
         one.seconds(u, grad, 2)
@@ -107,9 +117,32 @@ def _measured(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, 
     for turn in range(repeats):
         for one in tried:
             times[one.name][turn] = one.seconds(u, grad, calls[one.name])
-    seconds = {name: median(values) for name, values in times.items()}
-    arrays = {one.name: peak_extra_bytes(partial(one.call, u, grad), device) / u.nbytes for one in tried}
-    return [_row(one.name, seconds, arrays) for one in tried]
+    return {name: median(values) for name, values in times.items()}
+
+
+def forward_rows(shape: tuple[int, ...], device_name: str, threads: int | None, repeats: int) -> list[Row]:
+    """A row a candidate: milliseconds of the forward alone, in float32, and how they compare to F.gelu."""
+    with arithmetic("float32", threads), torch.inference_mode():
+        torch.manual_seed(0)
+        device = choose_device(device_name)
+        adaptive = [_of(name, from_text(text).to(device)) for name, text in ADAPTIVE.items()]
+        seconds = _in_turns(
+            [Candidate("F.gelu", F.gelu), Candidate("F.silu", F.silu), *adaptive],
+            2 * torch.randn(shape, device=device),
+            None,
+            repeats,
+        )
+    to_gelu = {name: value / seconds["F.gelu"] for name, value in seconds.items()}
+    return [
+        {
+            "activation": name,
+            "ms": 1e3 * seconds[name],
+            "to F.gelu": ratio,
+            "to reach": f"at most {TO_GELU:g}" if name == "F-Neuron" else "-",
+            "reached": "-" if name != "F-Neuron" else "yes" if ratio <= TO_GELU else "no",
+        }
+        for name, ratio in to_gelu.items()
+    ]
 
 
 def peak_extra_bytes(function: Callable[[], object], device: torch.device) -> int:
@@ -172,15 +205,16 @@ def _shape(context: click.Context, parameter: click.Parameter, texts: tuple[str,
 
 
 @click.command(cls=Command)
+@click.option("--part", default="all", show_default=True, type=click.Choice(["all", "forward"]), help="What to do.")
 @click.option("--repeats", default=15, show_default=True, type=click.IntRange(min=1), help="Turns of each candidate.")
 @click.option("--shape", "shapes", multiple=True, default=SHAPES, show_default=True, callback=_shape)
 @device_option
 @json_option
-def main(repeats: int, shapes: list[tuple[int, ...]], device: str, json_path: Path | None) -> None:
+def main(part: str, repeats: int, shapes: list[tuple[int, ...]], device: str, json_path: Path | None) -> None:
     """Time and memory of the activations, against F.relu, F.silu and the straightforward ones."""
     place = slots(device, 1)[0]
     with report(json_path) as told:
-        for shape in shapes:
+        for shape in shapes if part == "all" else ():
             for name in DTYPES:
                 rows = call(
                     "benchmarks.activations:measured_rows",
@@ -198,6 +232,15 @@ def main(repeats: int, shapes: list[tuple[int, ...]], device: str, json_path: Pa
                         f"F-Neuron in {name}: {fneuron['times faster']:.1f} times faster than membership by membership "
                         f"(to reach: {FASTER:g}), {fneuron['times leaner']:.1f} times leaner (to reach: {LEANER:g})."
                     )
+        rows = call(
+            "benchmarks.activations:forward_rows",
+            place.environment,
+            shape=TOKENS,
+            device_name=place.device,
+            threads=place.threads,
+            repeats=repeats,
+        )
+        told.table(f"Forward alone at {TOKENS}, float32, without gradients", rows)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""EfficientNet-Lite0, ImageNet: its 33 calls of ReLU6 replaced and fitted on photographs, by layer and by channel.
+"""EfficientNet-Lite0, ImageNet: its 33 calls of ReLU6 replaced, fitted, tuned and identified, by layer and by channel.
 
 ./run_experiment.sh benchmarks/networks/efficientnet.py --json efficientnet.json
 
 One ReLU6 module serves several places of a block here; each gets an activation of its own. The patches to fit and those
-to judge are from different photographs.
+to judge are from different photographs. What is tuned or identified is brought to the base's logits or activations,
+without labels. Seconds are of the processor, on one thread.
 """
 
 import time
+from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, FNeuron
+from aafit.identification import identify
 from aafit.networks.surgery import Sharing, replace_activations
 from aafit.training.precision import arithmetic
-from benchmarks.harness import Command, Row, json_option, markdown_option, report
+from aafit.training.tune import tune
+from benchmarks.harness import Command, Report, Row, json_option, markdown_option, report
 from benchmarks.networks.kept import SameClasses, adaptive_numbers
 from benchmarks.networks.material import fitted_and_judged_patches
 from benchmarks.networks.pretrained import efficientnet_lite0
@@ -40,31 +45,69 @@ def outputs(net: nn.Module, x_B: Tensor) -> Tensor:
         return torch.cat([net(part) for part in x_B.split(BATCH)])
 
 
+class Trial:
+    """The base network, and patches to fit and to judge."""
+
+    def __init__(self, fitted: int, judged: int) -> None:
+        self.base = efficientnet_lite0()
+        self.here, self.other = fitted_and_judged_patches(fitted, judged)
+        self.before = outputs(self.base, self.other)
+
+    def row(self, name: str, sharing: Sharing, net: nn.Module, seconds: float) -> Row:
+        kept = SameClasses.of(self.before, outputs(net, self.other)).row()
+        numbers: dict[str, Any] = {"ReLU6 replaced by": name, "sharing": sharing, "numbers": adaptive_numbers(net)}
+        return {**numbers, **kept, "processor s": round(seconds, 1)}
+
+
+def untuned(trial: Trial, told: Report) -> None:
+    """What is fitted to ReLU6 on its own inputs."""
+    rows: list[Row] = []
+    for name, new in REPLACEMENTS.items():
+        for sharing in SHARINGS:
+            began = time.process_time()
+            net, swap = replace_activations(trial.base, {"ReLU6": new}, sharing=sharing, sample=trial.here)
+            rows.append(trial.row(name, sharing, net, time.process_time() - began))
+            assert torch.equal(outputs(swap.restore(net), trial.other[:BATCH]), trial.before[:BATCH])
+    told.table("EfficientNet-Lite0 on patches of photographs that were not fitted, untuned", rows)
+    told.say("Each replaced network was restored, and then gave the base's logits to the last bit.")
+
+
+def brought_back(trial: Trial, told: Report, epochs: int) -> None:
+    """LEAF as ReLU, which rises on where ReLU6 is flat: just replaced, tuned, and identified."""
+    batches = list(trial.here.split(BATCH))
+    ways: dict[str, Callable[[nn.Module], Any]] = {
+        "just replaced": lambda net: None,
+        f"tuned, {epochs} epochs at 0.01": lambda net: tune(net, batches, epochs=epochs, lr=1e-2, base=trial.base),
+        "identified, activations": lambda net: identify(net, batches, base=trial.base, target="activations"),
+    }
+    rows: list[Row] = []
+    for sharing in SHARINGS:
+        start, _ = replace_activations(trial.base, {"ReLU6": LEAF.like("ReLU")}, sharing=sharing, sample=trial.here)
+        for way, adapt in ways.items():
+            net = deepcopy(start)
+            began = time.process_time()
+            adapt(net)
+            rows.append(trial.row(f"LEAF as ReLU, {way}", sharing, net, time.process_time() - began))
+    told.table("EfficientNet-Lite0, LEAF as ReLU brought back without labels", rows)
+
+
 @click.command(cls=Command)
 @click.option("--fitted", default=32, show_default=True, type=click.IntRange(min=2), help="Patches to fit.")
 @click.option("--judged", default=64, show_default=True, type=click.IntRange(min=2), help="Others, to judge.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--epochs", default=3, show_default=True, type=click.IntRange(min=1), help="Of tuning.")
+@click.option("--part", type=click.Choice(["untuned", "adapted"]), help="Do this alone.")
 @json_option
 @markdown_option
-def main(fitted: int, judged: int, threads: int, json_path: Path | None, markdown_path: Path | None) -> None:
+def main(
+    fitted: int, judged: int, epochs: int, part: str | None, json_path: Path | None, markdown_path: Path | None
+) -> None:
     """EfficientNet-Lite0 with other activations."""
-    with report(json_path, markdown_path) as told, arithmetic("float32", threads):
-        base = efficientnet_lite0()
-        here, other = fitted_and_judged_patches(fitted, judged)
-        before = outputs(base, other)
-        rows: list[Row] = []
-        for name, new in REPLACEMENTS.items():
-            for sharing in SHARINGS:
-                began = time.perf_counter()
-                net, swap = replace_activations(base, {"ReLU6": new}, sharing=sharing, sample=here)
-                seconds = time.perf_counter() - began
-                kept = SameClasses.of(before, outputs(net, other))
-                numbers = {"places": len(swap.rows), "numbers": adaptive_numbers(net)}
-                row = {"ReLU6 replaced by": name, "sharing": sharing, **numbers, **kept.row()}
-                rows.append({**row, "seconds to replace": round(seconds, 1)})
-                assert torch.equal(outputs(swap.restore(net), other[:BATCH]), before[:BATCH])
-        told.table("EfficientNet-Lite0 on patches of photographs that were not fitted, untuned", rows)
-        told.say("Each replaced network was restored, and then gave the base's logits to the last bit.")
+    with report(json_path, markdown_path) as told, arithmetic("float32", 1):
+        trial = Trial(fitted, judged)
+        if part != "adapted":
+            untuned(trial, told)
+        if part != "untuned":
+            brought_back(trial, told, epochs)
 
 
 if __name__ == "__main__":

@@ -78,9 +78,13 @@ def done(command: click.Command, tmp_path: Path, options: Sequence[str]) -> dict
 
 
 @pytest.mark.usefixtures("within_this_process")
-def test_activations(tmp_path: Path) -> None:
+def test_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "TOKENS", (2, 3, 4))
     tables = done(activations.main, tmp_path, ["--shape", "8x16", "--repeats", "1"])
-    assert len(tables) == 2
+    assert len(tables) == 3
+    forward = tables.popitem()[1]
+    assert {row["activation"] for row in forward} == {"F.gelu", "F.silu", "AHAF", "LEAF", "F-Neuron"}
+    assert all(row["ms"] > 0 and row["to F.gelu"] > 0 for row in forward)
     for rows in tables.values():
         assert [row["activation"] for row in rows][:5] == ["F.relu", "F.silu", "AHAF", "LEAF", "F-Neuron"]
         assert all(row["ms"] > 0 and row["extra arrays"] >= 2 for row in rows)
