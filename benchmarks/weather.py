@@ -72,7 +72,7 @@ class RayNodes:
 
     def kill_a_raylet(self) -> bool:
         node = random.choice(self.nodes)
-        node.kill_raylet(check_alive=False, allow_graceful=False)
+        node.kill_raylet(check_alive=False)
         self.replace(node)
         return True
 
