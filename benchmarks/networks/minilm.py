@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.identification import identify
-from aafit.networks.inputs import Batch, as_inputs, run
+from aafit.networks.inputs import Batch, Output, as_inputs, run
 from aafit.networks.surgery import replace_activations
 from aafit.report.shapes import plot_activations
 from aafit.training.precision import arithmetic
@@ -49,8 +49,14 @@ FITTED: dict[str, Any] = {
 DRAWN = "F-Neuron, 16 pieces, straight beyond"
 
 
+def last_hidden_state(out: Any) -> Tensor:
+    """The output that is meant without the embedding, (B, T, C), of padding too."""
+    state: Tensor = out.last_hidden_state
+    return state
+
+
 def embedding(out: Any, batch: Batch) -> Tensor:
-    """The output that is meant, (B, C): a row of length 1 for each sentence, of the tokens that are no padding."""
+    """(B, C): a row of length 1 for each sentence, of the tokens that are no padding."""
     mask = batch.kwargs["attention_mask"][..., None]
     return F.normalize((out.last_hidden_state * mask).sum(1) / mask.sum(1), dim=1)
 
@@ -107,37 +113,41 @@ def hard_case(trial: Trial, told: Report, epochs: int) -> None:
     """LEAF as ReLU brought back to the base."""
     start = trial.replaced(LEAF.like("ReLU"))
     trial.judge("LEAF as ReLU, just replaced", start, 0)
-    ways: dict[str, Any] = {
-        f"tune, {epochs} epochs at 0.01": lambda net: tune(
-            net, trial.fitted, epochs=epochs, lr=1e-2, output=embedding, base=trial.base
-        ),
-        'identify, target="activations"': lambda net: identify(
-            net, trial.fitted, base=trial.base, target="activations", output=embedding
-        ),
-        'identify, target="logits"': lambda net: identify(
-            net, trial.fitted, base=trial.base, target="logits", output=embedding
-        ),
-    }
-    for name, way in ways.items():
-        net = deepcopy(start)
-        began = time.process_time()
-        way(net)
-        seconds = time.process_time() - began
-        kept = trial.judge(name, net, seconds)
-        if name.startswith("identify"):
-            reached = kept.cosine >= TO_REACH and kept.nearest >= NEIGHBOURS and seconds <= SECONDS
-            told.say(
-                f"{name}: cosine {kept.cosine:.5f}, same neighbour {kept.nearest:.1%}, {seconds:.0f} s (to reach: "
-                f"{TO_REACH}, {NEIGHBOURS:.0%}, {SECONDS} s): {'reached' if reached else 'not reached'}."
-            )
+    net = deepcopy(start)
+    began = time.process_time()
+    tune(net, trial.fitted, epochs=epochs, lr=1e-2, output=last_hidden_state, base=trial.base)
+    trial.judge(f"tune, {epochs} epochs at 0.01", net, time.process_time() - began)
+    identified(trial, told, start, "activations", last_hidden_state)
+    identified(trial, told, start, "logits", last_hidden_state)
     trial.shown(told, "The hard case: every GELU replaced by LEAF as ReLU, then brought back without labels")
+
+
+def by_embeddings(trial: Trial, told: Report) -> None:
+    """The same, with the embeddings themselves as the outputs to be kept."""
+    identified(trial, told, trial.replaced(LEAF.like("ReLU")), "logits", embedding)
+    trial.shown(told, "LEAF as ReLU identified by the sentence embeddings")
+
+
+def identified(trial: Trial, told: Report, start: nn.Module, target: str, output: Output) -> None:
+    net = deepcopy(start)
+    began = time.process_time()
+    identify(net, trial.fitted, base=trial.base, target=target, output=output)
+    seconds = time.process_time() - began
+    name = f'identify, target="{target}"'
+    kept = trial.judge(name, net, seconds)
+    marks = {
+        f"a cosine of {TO_REACH}: {kept.cosine:.5f}": kept.cosine >= TO_REACH,
+        f"{NEIGHBOURS:.0%} of neighbours: {kept.nearest:.1%}": kept.nearest >= NEIGHBOURS,
+        f"in {SECONDS} s: {seconds:.0f} s": seconds <= SECONDS,
+    }
+    told.say(f"{name}: " + "; ".join(f"{mark}, {'' if yes else 'not '}reached" for mark, yes in marks.items()) + ".")
 
 
 @click.command(cls=Command)
 @click.option("--fitted", default=400, show_default=True, type=click.IntRange(min=BATCH), help="Sentences to fit.")
 @click.option("--judged", default=500, show_default=True, type=click.IntRange(min=10), help="Others, to judge.")
 @click.option("--epochs", default=3, show_default=True, type=click.IntRange(min=1), help="Of tuning.")
-@click.option("--part", type=click.Choice(["fitted", "hard"]), help="Do this alone.")
+@click.option("--part", type=click.Choice(["fitted", "hard", "embeddings"]), help="Do this alone.")
 @click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw the activations there.")
 @json_option
 @markdown_option
@@ -153,12 +163,14 @@ def main(
     """MiniLM with other activations."""
     with report(json_path, markdown_path) as told, arithmetic("float32", 1):
         trial = Trial(fitted, judged)
-        if part != "hard":
+        if part in (None, "fitted"):
             fitted_ones(trial, told)
         if picture is not None:
             plot_activations(trial.replaced(FITTED[DRAWN]), inputs=trial.judged[:1]).savefig(picture)
-        if part != "fitted":
+        if part in (None, "hard"):
             hard_case(trial, told, epochs)
+        if part in (None, "embeddings"):
+            by_embeddings(trial, told)
 
 
 if __name__ == "__main__":
