@@ -72,12 +72,12 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 def line_picture(
     xs: Sequence[float], lines: Sequence[tuple[str, Sequence[float]]], label: str, axis: str, log: bool = False
 ) -> Markup:
-    """Lines with their points, each named by a class of the page's style (and its dashes)."""
+    """Lines with their points over whole numbers, each named by a class of the page's style (and its dashes)."""
     scaled = [(name, [math.log10(y) if log and y > 0 else y for y in ys]) for name, ys in lines]
     finite = [y for _, ys in scaled for y in ys if math.isfinite(y)] or [0.0]
     room = 0.08 * (max(finite) - min(finite)) or abs(max(finite)) * 0.1 or 1.0
     frame = Frame((min(xs), max(max(xs), min(xs) + 1)), (min(finite) - room, max(finite) + room), 52, 10, 414, 190)
-    inside = [axes(frame, axis, log)]
+    inside = [axes(frame, axis, log, whole=True)]
     for name, ys in scaled:
         inside.append(f'<path class="line {name}" d="{frame.path(xs, ys)}"/>')
         for x, y in zip(xs, ys, strict=True):
@@ -97,10 +97,20 @@ def picture(
     return head + Markup(f"{layer}>{''.join(inside)}</svg>")
 
 
-def axes(frame: Frame, name: str = "input", log: bool = False) -> str:
+def axes(frame: Frame, name: str = "input", log: bool = False, whole: bool = False) -> str:
+    """The grid with its numbers.
+
+    Args:
+        frame: of the plot.
+        name: what is to the right.
+        log: whether the heights are decadic logarithms.
+        whole: whether only whole numbers are written below.
+    """
     bottom, right = frame.top + frame.height, frame.left + frame.width
     parts = []
     for x in ticks(*frame.x):
+        if whole and x != round(x):
+            continue
         px, _ = frame.at(x, 0)
         zero = ' class="zero"' if x == 0 else ""
         parts.append(

@@ -20,8 +20,8 @@ from aafit.studies.inputs import InputsSeen
 POINTS = 121
 BEYOND = 0.2
 """How far a curve is drawn beyond the inputs, as a share of their range."""
-AS_NEAR, SHARE = 0.001, 0.05
-"""A known function is as near as the nearest within a thousandth, or within a twentieth of its distance."""
+AS_NEAR, SHARE = 0.001, 0.02
+"""A known function is as near as the nearest within a thousandth, or within a fiftieth of its distance."""
 AT_ONCE = 30_000
 """Elements: for large inputs an activation compiles a loop, which takes longer than all the points."""
 

@@ -146,7 +146,7 @@ def _lead(study: Study, path: str) -> str:
 def _layer_facts(study: Study, path: str, form: Form | None) -> list[tuple[str, str]]:
     facts = []
     if form is not None:
-        facts.append(("Nearest known", nearest_text(form)))
+        facts.append(("Nearest known", nearest_text(form, len(form.nearest))))
         facts.append(("Changed from start", f"{form.changed:.2%} of its spread"))
         if form.error is not None:
             facts.append(("Known to", _known(form.error)))

@@ -9,14 +9,18 @@ from aafit.studies.forms import Form
 from aafit.studies.inputs import InputsSeen
 
 BARS = 50
+RARE = 0.005
+"""The share of the inputs at each end on which a curve does not count for the height of its picture."""
 
 
-def form_frame(form: Form, left: float, top: float, width: float, height: float) -> Frame:
-    """The frame of one form: all its inputs, and what all curves reach where there are inputs."""
-    inner = slice(len(form.u_U) // 10, -(len(form.u_U) // 10))
-    seen = [form.replaced_U[inner], form.start_U[inner], form.tuned_U[inner]]
-    seen += [each[inner] for each in (form.low_U, form.high_U) if each is not None]
-    finite = [value for curve in seen for value in curve.tolist() if math.isfinite(value)] or [0.0]
+def form_frame(form: Form, seen: InputsSeen, left: float, top: float, width: float, height: float) -> Frame:
+    """The frame of one form: all its inputs, and what all curves reach on all but the rarest of them."""
+    below = seen.weights.cumsum(0)
+    first, last = (seen.centres[int((below < share).sum().clamp(max=len(below) - 1))] for share in (RARE, 1 - RARE))
+    inner = (form.u_U >= first) & (form.u_U <= last)
+    curves = [form.replaced_U[inner], form.start_U[inner], form.tuned_U[inner]]
+    curves += [each[inner] for each in (form.low_U, form.high_U) if each is not None]
+    finite = [value for curve in curves for value in curve.tolist() if math.isfinite(value)] or [0.0]
     low, high = min(*finite, 0.0), max(*finite, 0.0)
     room = 0.08 * (high - low) or 1.0
     return Frame((form.u_U[0].item(), form.u_U[-1].item()), (low - room, high + room), left, top, width, height)
@@ -24,14 +28,14 @@ def form_frame(form: Form, left: float, top: float, width: float, height: float)
 
 def form_picture(form: Form, seen: InputsSeen, index: int, label: str) -> Markup:
     """The form of a layer over the histogram of its inputs, with axes."""
-    frame = form_frame(form, 46, 10, 420, 240)
+    frame = form_frame(form, seen, 46, 10, 420, 240)
     inside = [_bars(frame, seen, 0.45), axes(frame), *_curves(form, frame, True)]
     return picture("form", (476, 290), inside, label, frame, index)
 
 
 def small_picture(form: Form, seen: InputsSeen, index: int, label: str) -> Markup:
     """The same as a small picture without numbers."""
-    frame = form_frame(form, 2, 2, 116, 76)
+    frame = form_frame(form, seen, 2, 2, 116, 76)
     x, y = frame.at(0, 0)
     zero = f'<path class="zero" d="M2 {y:.1f}H118{f"M{x:.1f} 2V78" if 2 < x < 118 else ""}"/>'
     return picture(

@@ -164,11 +164,14 @@ class Study:
         )
 
 
-def nearest_text(form: Form) -> str:
-    """ "SiLU, 0.8%", or all that are as near; a constant without its distance, which is all of the form's spread."""
-    return "; ".join(
-        near.name if near.distance >= FLAT else f"{near.name}, {near.distance:.1%}" for near in form.nearest
-    )
+def nearest_text(form: Form, most: int = 3) -> str:
+    """ "SiLU, 0.8%", or those that are as near, `most` by name.
+
+    A constant is told without its distance, which is all of the form's spread.
+    """
+    names = [near.name if near.distance >= FLAT else f"{near.name}, {near.distance:.1%}" for near in form.nearest]
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return "; ".join([*names[:most], *more])
 
 
 def _listed(row: Any) -> dict[str, Any]:
