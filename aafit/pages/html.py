@@ -1,6 +1,7 @@
 """A page of one file: a template with its style and script in it, and nothing from anywhere else."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,15 @@ def rendered(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = breakable
     return environment.get_template(template).render(version=__version__, **values)
+
+
+def breakable(path: str) -> Markup:
+    """The path of a layer, which may go on in another line after each of its names."""
+    return Markup("").join(
+        part if part not in "._" else Markup("{}<wbr>").format(part) for part in re.split("([._])", path)
+    )
 
 
 def embedded_json(content: Any) -> Markup:

@@ -1,13 +1,13 @@
 """What a study is asked, and how it came about."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aafit.devices import device_name
 from aafit.identification import Loss
@@ -17,6 +17,9 @@ from aafit.networks.surgery import Sharing
 from aafit.studies.samples import Samples
 from aafit.version import __version__
 
+LossGiven = Loss | str | Callable[[Tensor, Tensor], Tensor]
+"""A loss in one of the forms that `identify` takes."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -25,7 +28,7 @@ class Asked:
     replacements: Mapping[Any, Replacement]
     sharing: Sharing
     target: str
-    loss: Loss | None
+    loss: LossGiven | None
     output: Output | None
     steps: int
     images: int

@@ -92,6 +92,8 @@ def _panel(axes: Axes, form: Form) -> None:
         axes.fill_between(u, form.low_U, form.high_U, label="90% of curves", **UNSURE)
     axes.set_ylim(low, high)
     axes.set_xlim(u[0], u[-1])
-    path = form.path if len(form.path) <= WIDEST else f"…{form.path[1 - WIDEST :]}"
-    axes.set_title(f"{path}\n{nearest_text(form).partition('; ')[0]}", fontsize=6.5, fontweight="normal")
+    half = WIDEST // 2
+    path = form.path if len(form.path) <= WIDEST else f"{form.path[:half]}…{form.path[-half:]}"
+    # Where it is said, the title does not give way to the numbers of the axis.
+    axes.set_title(f"{path}\n{nearest_text(form, 1)}", fontsize=6.5, fontweight="normal", y=1.0)
     axes.tick_params(labelsize=6)

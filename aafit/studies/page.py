@@ -128,7 +128,7 @@ def _numbers(study: Study) -> list[tuple[str, str]]:
         elif standing.loss is not None:
             numbers.append((f"{standing.loss:.4g}", f"loss, {name}"))
         elif standing is not own.base:
-            numbers.append((f"{standing.difference:.2%}", f"of their spread that the outputs moved, {name}"))
+            numbers.append((f"{standing.difference:.2%}", f"change of the outputs, {name}"))
     if own.accuracy_gain is not None:
         gain = own.accuracy_gain
         numbers.append((f"{100 * gain.value:+.2f} ± {100 * gain.error:.2f}", "points, tuned against base"))

@@ -5,7 +5,7 @@ import re
 
 from markupsafe import Markup
 
-from aafit.pages.html import Cell, PageTable
+from aafit.pages.html import Cell, PageTable, breakable
 from aafit.studies.result import Study, nearest_text
 
 ROUNDING = 1e-12
@@ -26,7 +26,7 @@ def layer_table(study: Study) -> PageTable:
     rows: list[tuple[Cell, ...]] = []
     for row in study.replacing.rows:
         form, gain = forms.get(row.path), gains.get(row.path)
-        link = Markup('<a class="path" href="#{}">{}</a>').format(anchor(row.path), row.path)
+        link = Markup('<a class="path" href="#{}">{}</a>').format(anchor(row.path), breakable(row.path))
         rows.append(
             (
                 (link, row.path),

@@ -1,6 +1,6 @@
 """How well the base, the replaced and the tuned network do on the samples held out, and how sure the difference is.
 
-Axes in names: N sample, K output.
+Axes in names: N sample, T position, K class.
 """
 
 from collections.abc import Iterable
@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss
+from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, as_loss
+from aafit.identification.outputs import losses_of
 from aafit.networks.inputs import Batch, Output, run
+from aafit.studies.asked import LossGiven
 from aafit.training.evaluate import evaluation_mode
+from aafit.training.losses import IGNORED, class_axis, with_classes
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,10 @@ class Standing:
 
     Attributes:
         loss: Mean over the samples, None where it cannot be told.
-        accuracy: Share of right predictions, None where the targets are no classes.
-        agreement: Share of predictions that are the base network's, None where the outputs are no classes.
+        accuracy: Share of right predictions, over the positions of a sample and then over the samples; None where the
+            targets are no classes.
+        agreement: Share of predictions that are the base network's. Without labels the largest of outputs (N, K) is
+            the prediction; of other outputs there is none.
         difference: Root mean squared difference of the outputs from the base's, by the deviation of those.
         not_finite: How many samples get NaN or infinity.
     """
@@ -70,6 +75,7 @@ class _Rows:
     outputs: Tensor
     loss_N: Tensor | None
     right_N: Tensor | None
+    predicted: Tensor | None
 
 
 def standings(
@@ -78,7 +84,7 @@ def standings(
     tuned: nn.Module,
     batches: Iterable[Batch],
     held_out: bool,
-    loss: Loss | None = None,
+    loss: LossGiven | None = None,
     output: Output | None = None,
 ) -> Standings:
     """The three networks on `batches`.
@@ -87,7 +93,7 @@ def standings(
         base, replaced, tuned: the networks.
         batches: the samples to judge on.
         held_out: whether they took no part in the identification.
-        loss: by sample; by default cross-entropy of classes, the mean squared error of other targets.
+        loss: as for `identify`; by default the cross-entropy of classes, the mean squared error of other targets.
         output: what is meant of what the networks return, as for `identify`.
 
     Raises:
@@ -108,38 +114,45 @@ def standings(
     )
 
 
-def _rows(net: nn.Module, batches: Iterable[Batch], loss: Loss | None, output: Output | None) -> _Rows:
-    outputs, losses, right = [], [], []
+def _rows(net: nn.Module, batches: Iterable[Batch], loss: LossGiven | None, output: Output | None) -> _Rows:
+    outputs, losses, predicted, right = [], [], [], []
     with evaluation_mode(net):
         for batch in batches:
             y = run(net, batch.cloned(), output).detach().cpu().double()
             outputs.append(y)
             target = batch.target.cpu() if isinstance(batch.target, Tensor) else None
-            if target is None or y.dim() != 2:
-                continue
-            if target.dim() == 1 and not target.is_floating_point():
-                losses.append((loss or CROSS_ENTROPY).value(y, target))
-                right.append(((y.argmax(1) == target) & y.isfinite().all(1)).double())
-            elif target.shape == y.shape:
-                losses.append((loss or SQUARED_ERROR).value(y, target.double()))
-    return _Rows(torch.cat(outputs), torch.cat(losses) if losses else None, torch.cat(right) if right else None)
+            labelled = (
+                target is not None and not target.is_floating_point() and class_axis(y.shape, target.shape) is not None
+            )
+            if target is not None and (loss is not None or labelled or target.shape == y.shape):
+                own = as_loss(loss or (CROSS_ENTROPY if labelled else SQUARED_ERROR))
+                losses.append(losses_of(own, y, target))
+            if labelled:
+                logits, labels = with_classes(y, target)
+                hits = ((logits.argmax(1) == labels) & logits.isfinite().all(1)).reshape(len(y), -1).double()
+                counted = (labels != IGNORED).reshape(len(y), -1).double()
+                share = (hits * counted).sum(1) / counted.sum(1)
+                # A sample of which nothing is labelled does not count.
+                right.append(share[counted.sum(1) > 0])
+                predicted.append(logits.argmax(1).reshape(len(y), -1))
+            elif y.dim() == 2:
+                predicted.append(y.argmax(1, keepdim=True))
+    return _Rows(*(torch.cat(own) if own else None for own in (outputs, losses, right, predicted)))  # type: ignore[arg-type]
 
 
 def _standing(own: _Rows, base: _Rows) -> Standing:
-    finite = own.outputs.isfinite().reshape(len(own.outputs), -1).all(1)
+    finite_N = own.outputs.isfinite().reshape(len(own.outputs), -1).all(1)
     agreement = None
-    if own.outputs.dim() >= 2:
-        agreement = (
-            (own.outputs.argmax(1) == base.outputs.argmax(1)).reshape(len(finite), -1).all(1) & finite
-        ).double()
+    if own.predicted is not None and base.predicted is not None:
+        agreement = ((own.predicted == base.predicted) & finite_N[:, None]).double().mean().item()
     deviation = (base.outputs - base.outputs.mean(0)).square().mean().sqrt().item()
     difference = (own.outputs - base.outputs).square().mean().sqrt().item()
     return Standing(
         None if own.loss_N is None else own.loss_N.mean().item(),
         None if own.right_N is None else own.right_N.mean().item(),
-        None if agreement is None else agreement.mean().item(),
+        agreement,
         difference / deviation if deviation > 0 else difference,
-        int((~finite).sum()),
+        int((~finite_N).sum()),
     )
 
 

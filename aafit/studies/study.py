@@ -14,11 +14,10 @@ from torch import nn
 
 from aafit.activations import FNeuron
 from aafit.errors import UserError, needs_extra
-from aafit.identification import Loss
 from aafit.networks.inputs import Output
 from aafit.networks.make import Replacement
 from aafit.networks.surgery import Sharing
-from aafit.studies.asked import Asked
+from aafit.studies.asked import Asked, LossGiven
 from aafit.studies.parts import PARTS, Tell, run_parts
 from aafit.studies.result import Study
 from aafit.studies.samples import Samples
@@ -35,7 +34,7 @@ def study(
     heldout: Iterable[Any] | None = None,
     sharing: Sharing = "layer",
     target: str | None = None,
-    loss: Loss | None = None,
+    loss: LossGiven | None = None,
     output: Output | None = None,
     steps: int = 30,
     images: int = 1024,

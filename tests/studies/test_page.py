@@ -113,6 +113,26 @@ def test_a_layer_in_the_table_leads_to_all_that_is_known_of_it(opened):
     assert all(word in section.text for word in (link.text, "Nearest known", "Inputs", "Audit", "standard error"))
 
 
+def test_long_names_of_layers_fit_a_telephone(found, tmp_path):
+    # The verdict names the layer that changed most.
+    most = max(found.forms, key=lambda form: form.changed).path
+    path = "encoder.layers.0." + 3 * "a_very_long_name_" + "w" * 60
+
+    def renamed(rows):
+        return tuple(dataclasses.replace(row, path=path if row.path == most else "b") for row in rows)
+
+    named = dataclasses.replace(
+        found,
+        forms=renamed(found.forms),
+        inputs=renamed(found.inputs),
+        replacing=dataclasses.replace(found.replacing, rows=renamed(found.replacing.rows)),
+    )
+    made = write_study_page(named, tmp_path / "study.html")
+    with browser(tmp_path) as driver:
+        driver.get(made.as_uri())
+        check_page(driver)
+
+
 def test_without_the_script_the_curves_are_there(found):
     text = study_page(found)
     frames = re.findall(r'<svg class="form".*?</svg></svg>', text, re.DOTALL)

@@ -225,7 +225,7 @@ def test_inputs_by_keyword_an_object_out_and_no_labels():
     assert found.standings.base.accuracy is None
     assert found.standings.tuned.difference < found.standings.replaced.difference
     assert "of their spread from the base network's" in found.verdict[1]
-    assert f"{found.standings.tuned.difference:.2%}</strong> <span>of their spread" in study_page(found)
+    assert f"{found.standings.tuned.difference:.2%}</strong> <span>change of the outputs" in study_page(found)
 
 
 @pytest.mark.parametrize(
