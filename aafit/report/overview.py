@@ -1,12 +1,14 @@
 """The picture of a suite's first screen: of each run the accuracy of its base, just replaced, and tuned."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aafit.pages.svg import ticks
 from aafit.report.summary import Row, Spread, activations
 
+SHOWN = 60
+"""Runs in the picture."""
 MARKS = ("base", "replaced", "tuned")
 
 
@@ -33,15 +35,22 @@ class Strip:
 
 @dataclass(frozen=True)
 class Strips:
-    """The strips of all runs with an accuracy, and the places of round percentages on their axis."""
+    """The strips of runs, the places of round percentages on their axis, and how many runs are not shown."""
 
     rows: tuple[Strip, ...]
     scale: tuple[tuple[str, float], ...]
+    more: int = 0
 
 
-def strips(rows: Sequence[Row]) -> Strips:
-    """The strips of the rows of the results table."""
-    known = [row for row in rows if _values(row)]
+def strips(rows: Sequence[Row], anchors: Mapping[str, str]) -> Strips:
+    """The strips of the first rows of the results table that have an accuracy.
+
+    Args:
+        rows: of the table.
+        anchors: the fragment of each run that has a section in the page, by its name.
+    """
+    there = [row for row in rows if _values(row)]
+    known = there[:SHOWN]
     values = [100 * value for row in known for value in _values(row).values()]
     if not values:
         return Strips((), ())
@@ -53,12 +62,13 @@ def strips(rows: Sequence[Row]) -> Strips:
         return round(100 * (value - low) / (high - low), 2)
 
     return Strips(
-        tuple(_strip(row, place) for row in known),
+        tuple(_strip(row, anchors.get(row.settings.name, ""), place) for row in known),
         tuple((f"{value:g}%", place(value)) for value in ticks(low, high, 5)),
+        len(there) - len(known),
     )
 
 
-def _strip(row: Row, place: Callable[[float], float]) -> Strip:
+def _strip(row: Row, fragment: str, place: Callable[[float], float]) -> Strip:
     values = {kind: 100 * value for kind, value in _values(row).items()}
     span = None
     if "replaced" in values and "tuned" in values:
@@ -67,7 +77,7 @@ def _strip(row: Row, place: Callable[[float], float]) -> Strip:
     words = {"base": "base", "replaced": "just replaced", "tuned": "tuned" if "replaced" in values else "trained"}
     return Strip(
         row.settings.name,
-        f"{row.settings.name}-seed{row.seeds[0]}" if row.seeds else "",
+        fragment,
         ", ".join(activations(row.settings)),
         tuple((kind, place(value)) for kind, value in values.items()),
         span,

@@ -56,19 +56,20 @@ def write_report(suite_folder: Path) -> Report:
     shared = draw_suite_figures(suite, folder / "figures")
     shown = shown_runs(suite)
     of_run = {run.folder: draw_run_figures(run, folder / "figures") for run in shown}
+    anchors = {run.name: _anchor(run) for run in reversed(shown)}
     html = rendered(
         "suite.html",
         short=_short,
         suite=suite,
         verdict=_verdict(suite, table),
-        strips=strips(table.rows),
+        strips=strips(table.rows, anchors),
         table=table,
         facts=_facts(suite),
         curves=_embedded([path for path in shared if path.name.startswith("curves")]),
         differences=_embedded([path for path in shared if path.name.startswith("differences")]),
         seeds=_embedded([path for path in shared if path.name.startswith("seeds")]),
         runs=[_section(run, of_run[run.folder]) for run in shown],
-        anchors={run.name: _anchor(run) for run in reversed(shown)},
+        anchors=anchors,
         not_shown=len(suite.runs) - len(shown),
     )
     write_atomically(folder / "report.html", html)

@@ -18,7 +18,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_run_has_its_accuracies_in_their_places(suite: Path) -> None:
     rows = summarise(read_suite(suite))
-    found = strips(rows)
+    found = strips(rows, {"base-relu": "base-relu-seed42"})
     assert [strip.name for strip in found.rows] == [row.settings.name for row in rows]
     # One scale for all: places are as far apart as accuracies.
     (one, left), (other, right) = found.scale[0], found.scale[-1]
@@ -31,6 +31,7 @@ def test_each_run_has_its_accuracies_in_their_places(suite: Path) -> None:
         )
         assert re.findall(r"(\d+\.\d\d)%", strip.text) == [f"{100 * value.mean:.2f}" for value in values]
         assert all(0 <= place <= 100 for place in places)
+    assert [strip.fragment for strip in found.rows] == ["base-relu-seed42", "", "", "", "", ""]
     trained, tuned = found.rows[0], found.rows[2]
     assert (trained.span, [kind for kind, _ in trained.marks]) == (None, ["tuned"])
     assert "trained" in trained.text
@@ -40,4 +41,10 @@ def test_each_run_has_its_accuracies_in_their_places(suite: Path) -> None:
 
 def test_a_suite_without_an_accuracy_has_no_picture(tmp_path: Path) -> None:
     (write_run(tmp_path, "run", "ReLU", epochs=1, until=0) / "metrics.csv").write_text("")
-    assert strips(summarise(read_suite(tmp_path))).rows == ()
+    assert strips(summarise(read_suite(tmp_path)), {}).rows == ()
+
+
+def test_of_many_runs_the_first_are_shown(suite: Path) -> None:
+    rows = summarise(read_suite(suite))
+    found = strips(rows * 20, {})
+    assert (len(found.rows), found.more) == (60, 20 * len(rows) - 60)
