@@ -1,9 +1,8 @@
 """One pass over an array: a compiled loop, or the same operations block by block where there is no compiler.
 
 torch's compiler, Inductor, makes one loop of a function's elementwise operations and of its sums (C++ on a CPU, Triton
-on a GPU) and keeps it in a cache on disk that processes share. On a CPU the loop is called as Inductor gives it: the
-checks of torch.compile at every call take longer than the loop over a small array. The environment variable
-AAFIT_COMPILE=0 switches all compiling off.
+on a GPU) and keeps it in a cache on disk that processes share. The environment variable AAFIT_COMPILE=0 switches all
+compiling off.
 """
 
 import logging
@@ -82,31 +81,38 @@ class _Compiler:
         u = rows[-1]
         # The number of threads is part of a loop's code.
         key = run, u.dtype, u.ndim, serial, torch.get_num_threads()
+        # Once it has worked, a loop is put back. torch keeps at most eight variants of one: with a ninth it fails, and
+        # the next call begins with a new loop.
+        worked = self._compiled.pop(key, None)
         try:
-            compiled = self._compiled.get(key)
-            if compiled is None:
-                compiled = self._compiled[key] = self._new(run, rows, whole, serial)
-            result = compiled(*rows, *whole)
+            compiled = worked or self._new(run, serial)
+            # Whether gradients are recorded would make a variant each.
+            with torch.no_grad():
+                # A view would be compiled for the shape and the memory format of what it is a view of: `data` is none.
+                result = compiled(*(x.data for x in (*rows, *_as_tensors(whole))))
         # Of whatever kind: where the fault is not the compiler's, the same operations run next and raise it again.
         except Exception as error:
-            self._failed += 1
-            if not self._warned:
-                self._warned = True
-                said = (line.strip() for line in str(error).splitlines())
-                reason = next((line for line in said if line and not line.endswith("raised:")), type(error).__name__)
-                log.warning("No compiled activations on %s, they run slower: %s", self.device, reason)
+            if worked is None:
+                self._count(error)
             return None
+        self._compiled[key] = compiled
         self._failed = 0
         return result
 
-    def _new(self, run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool) -> Pass:
-        if self.device == "cpu":
-            try:
-                return _unguarded(run, rows, whole, serial)
-            # Of whatever kind: that way is not promised to work in every version of torch.
-            except Exception as error:
-                log.debug("Compiled activations are called through torch.compile: %s", error)
-        return _guarded(run, serial)
+    def _count(self, error: Exception) -> None:
+        self._failed += 1
+        if not self._warned:
+            self._warned = True
+            said = (line.strip() for line in str(error).splitlines())
+            reason = next((line for line in said if line and not line.endswith("raised:")), type(error).__name__)
+            log.warning("No compiled activations on %s, they run slower: %s", self.device, reason)
+
+    def _new(self, run: Pass, serial: bool) -> Pass:
+        assert isinstance(run, FunctionType)
+        # torch.compile keeps its variants by code object, which all closures of one function share.
+        own = FunctionType(run.__code__.replace(), run.__globals__, run.__name__, run.__defaults__, run.__closure__)
+        compiled: Pass = torch.compile(own, fullgraph=True, dynamic=True, options=_options(serial))
+        return compiled
 
 
 @cache
@@ -114,44 +120,9 @@ def _compiler(device: str) -> _Compiler:
     return _Compiler(device)
 
 
-def _unguarded(run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool) -> Pass:
-    """A loop for all sizes of these arguments, called without a check that they are what it was compiled for.
-
-    That they are is known: dtype and rank are those of the key, the sizes match and nothing depends on them. Every
-    array has a dimension of at least 2, except for the number of rows, with which no other size is ever compared.
-    """
-    from torch._inductor import compile as compile_graph
-    from torch.fx.experimental import _config
-    from torch.fx.experimental.proxy_tensor import make_fx
-    from torch.fx.experimental.symbolic_shapes import is_concrete_int
-
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        examples = [*(x.new_empty(max(2, len(x)), *x.shape[1:]) for x in rows), *_as_tensors(whole)]
-        # Sizes that are equal by chance stay sizes of their own.
-        with _config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
-            graph = make_fx(run, tracing_mode="symbolic")(*examples)
-        inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-        fixed = [size for x in inputs for size in x.shape if is_concrete_int(size) and size != 1]
-        if fixed:
-            raise ValueError(f"The loop would be for the sizes {fixed} alone.")
-        compiled: Pass = compile_graph(graph, inputs, _options(serial))
-    if all(isinstance(x, Tensor) for x in whole):
-        return compiled
-    return lambda *arguments: compiled(*arguments[: len(rows)], *_as_tensors(arguments[len(rows) :]))
-
-
 def _as_tensors(whole: Sequence[Any]) -> list[Tensor]:
     """Numbers become tensors of the first one's dtype: they would be constants of the loop."""
     return [x if isinstance(x, Tensor) else whole[0].new_full((1,), x) for x in whole]
-
-
-def _guarded(run: Pass, serial: bool) -> Pass:
-    assert isinstance(run, FunctionType)
-    # torch.compile keeps its variants, at most eight, by code object, which all closures of one function share.
-    own = FunctionType(run.__code__.replace(), run.__globals__, run.__name__, run.__defaults__, run.__closure__)
-    compiled = torch.compile(own, fullgraph=True, dynamic=True, options=_options(serial))
-    # A view would be compiled for the shape and the memory format of what it is a view of: `data` is none.
-    return lambda *arguments: compiled(*(x.data if isinstance(x, Tensor) else x for x in arguments))
 
 
 def _options(serial: bool) -> dict[str, Any]:
