@@ -1,7 +1,6 @@
 """The parameters with which an activation is nearest to a function, on the inputs that a layer sees.
 
-Levenberg-Marquardt in float64, for several starts at once: activations differ in where they must start from, and the
-best of all is kept. A steepness p is p = sinh(t), so that a step in t changes a large one by a share of it.
+From several starts at once: activations differ in where they must start from, and the best of all is kept.
 
 Axes in names: E input, S start, Q parameter.
 """
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from aafit.activations.histogram import Histogram
+from aafit.activations.levenberg_marquardt import minimised
 from aafit.errors import UserError
 
 STEEPNESSES = (-4.0, -1.0, 1.0, 4.0)  # at inputs of standard deviation 1
@@ -21,8 +21,6 @@ POINTS = 500
 FIRST, LAST = 40, 200  # iterations
 CONVERGED = 1e-12  # relative decrease of the squared error
 MATCHED = 1e-28  # squared error over the variance of the function
-LARGEST_DAMPING = 1e8
-LONGEST_STEP = 1.0  # of a steepness, in its own coordinate: by a factor of e
 
 
 @dataclass(frozen=True)
@@ -118,21 +116,8 @@ def least_squares(
     names = [name for name, _ in activation.named_parameters()]
     problem = _Problem(activation, names, torch.tensor([name in steep for name in names]), u_E, y_E, weight_E)
     at_SQ = torch.where(problem.steep_Q, start_SQ.asinh(), start_SQ)
-    cost_S = problem.cost(at_SQ)
     matched = MATCHED * (weight_E * (y_E - (weight_E * y_E).sum()).square()).sum()
-    damping_S = torch.full_like(cost_S, 1e-2)
-    for _ in range(iterations):
-        trial_SQ = at_SQ + problem.steps(at_SQ, damping_S)
-        trial_S = problem.cost(trial_SQ)
-        better_S = trial_S < cost_S
-        little_S = (cost_S - trial_S) < CONVERGED * cost_S
-        at_SQ = torch.where(better_S[:, None], trial_SQ, at_SQ)
-        cost_S = torch.where(better_S, trial_S, cost_S)
-        # A start that found no better place is done once its damping leaves it no step worth the name.
-        done_S = torch.where(better_S, little_S, damping_S > LARGEST_DAMPING) | (cost_S <= matched)
-        damping_S = torch.where(better_S, damping_S / 5, damping_S * 4)
-        if done_S.all():
-            break
+    at_SQ, cost_S = minimised(problem, at_SQ, iterations, CONVERGED, matched)
     return problem.values(at_SQ), cost_S
 
 
@@ -155,7 +140,7 @@ class _Problem:
         cost_S = (self.weight_E[:, None] * (error_ES - self.y_E[:, None]).square()).sum(0)
         return cost_S.nan_to_num(nan=float("inf"), posinf=float("inf"))
 
-    def steps(self, at_SQ: Tensor, damping_S: Tensor) -> Tensor:
+    def normal(self, at_SQ: Tensor) -> tuple[Tensor, Tensor]:
         values_SQ = self.values(at_SQ)
         slopes_SQ = torch.where(self.steep_Q, at_SQ.cosh(), 1.0)
         # A parameter for every input, so that the gradient of the sum is each output's own.
@@ -173,15 +158,7 @@ class _Problem:
         error_ES = (y_ES - self.y_E[:, None]).nan_to_num(0.0, 0.0, 0.0)
         gradient_SQ = torch.einsum("qes,es->sq", weighted_QES, error_ES)
         curvature_SQQ = torch.einsum("qes,pes->sqp", weighted_QES, jacobian_QES)
-        # What no input depends on has no gradient either: any scale will do.
-        root_SQ = curvature_SQQ.diagonal(dim1=1, dim2=2).clamp(min=1e-140).sqrt()
-        scaled_SQQ = curvature_SQQ / (root_SQ[:, :, None] * root_SQ[:, None, :])
-        # Damped at least a little: two values may have the same effect on all inputs.
-        identity = torch.eye(len(self.names), dtype=torch.float64)
-        scaled_SQQ = scaled_SQQ + (damping_S[:, None, None] + 1e-13) * identity
-        step_SQ: Tensor = torch.linalg.solve_ex(scaled_SQQ, -gradient_SQ / root_SQ)[0] / root_SQ
-        longest_S = torch.where(self.steep_Q, step_SQ.abs(), 0.0).amax(1)
-        return step_SQ * (LONGEST_STEP / longest_S.clamp(min=LONGEST_STEP))[:, None]
+        return gradient_SQ, curvature_SQQ
 
     def _output(self, parameters: Mapping[str, Tensor]) -> Tensor:
         u_ES = self.u_E[:, None].expand(-1, next(iter(parameters.values())).shape[-1])

@@ -3,7 +3,7 @@
 No labels are needed, and each layer is a problem of the few numbers of its activation: least squares over the elements
 of its output, with the inputs that it receives once the layers before it are done, or with those that it has in the
 base. The first lets a layer make up for what those before it left, the second keeps it from following their errors.
-Solved by Levenberg-Marquardt, apart for each parameter set where channels or neurons have their own.
+Solved apart for each parameter set where channels or neurons have their own.
 
 Axes in names: E element of an array, Q number of a parameter set, S set.
 """
@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from aafit.activations import AdaptiveActivation
+from aafit.activations.levenberg_marquardt import minimised
 from aafit.activations.memory_layout import Layout
 from aafit.identification.elements import by_sets, calls_of, elements_given, elements_received, some, wanted_of
 from aafit.networks.adaptive import adaptive_activations
@@ -26,9 +27,7 @@ from aafit.networks.inputs import as_inputs
 ITERATIONS = 100
 CONVERGED = 1e-4  # relative decrease of the squared error
 MATCHED = 1e-6  # squared error over the variance of the output: nearer is not worth a steepness that cannot move again
-LARGEST_DAMPING = 1e6
 SMOOTH = 1.0  # the coordinate of a steepness of 1.2
-LONGEST_STEP = 1.0  # of a steepness, in its own coordinate: by a factor of e
 PRIOR = 10.0  # elements' worth of staying near what all sets share
 
 
@@ -115,21 +114,21 @@ def _fitted(
 
 
 class _Fit:
-    """Levenberg-Marquardt for all S parameter sets of one activation at once, in the coordinates of `Coordinates`."""
+    """The fit of all S parameter sets of one activation at once, in the coordinates of `Coordinates`."""
 
     def __init__(self, activation: AdaptiveActivation, start: dict[str, Tensor], u_ES: Tensor, y_ES: Tensor) -> None:
         self.activation, self.u_ES, self.y_ES = activation, u_ES, y_ES
         self.own = {name: parameter.shape[len(activation.shape) :] for name, parameter in activation.named_parameters()}
         sharp = [torch.full(x.shape[1:], name in activation.steepness_parameters) for name, x in start.items()]
         self.sizes = [x.shape[1] for x in start.values()]
-        self.sharp_Q = torch.cat(sharp).to(u_ES.device)
+        self.steep_Q = torch.cat(sharp).to(u_ES.device)
         values_SQ = torch.cat(list(start.values()), 1)
-        self.at_SQ = torch.where(self.sharp_Q, values_SQ.asinh(), values_SQ)
+        self.at_SQ = torch.where(self.steep_Q, values_SQ.asinh(), values_SQ)
         self.near_SQ, self.weight_Q = self.at_SQ, torch.zeros_like(self.at_SQ[0])
 
     def begin_near(self, shared: "_Fit") -> None:
         """Begin at what was found for all sets together, and stay near it where a set has little to say."""
-        _, curvature_SQQ = shared._normal()
+        _, curvature_SQQ = shared.normal(shared.at_SQ)
         self.at_SQ = self.near_SQ = shared.at_SQ.expand_as(self.at_SQ)
         self.weight_Q = curvature_SQQ[0].diagonal() * PRIOR / len(self.u_ES)
 
@@ -141,29 +140,14 @@ class _Fit:
         """Go to the least squared error: from where it is and, if that ends far from it, from a smooth sigmoid too."""
         start_SQ = self.at_SQ
         cost_S = self._descend()
-        if (cost_S > self._matched).any() and self.sharp_Q.any():
+        if (cost_S > self._matched).any() and self.steep_Q.any():
             first_SQ = self.at_SQ
-            self.at_SQ = torch.where(self.sharp_Q, start_SQ.clamp(-SMOOTH, SMOOTH), start_SQ)
+            self.at_SQ = torch.where(self.steep_Q, start_SQ.clamp(-SMOOTH, SMOOTH), start_SQ)
             again_S = self._descend()
             self.at_SQ = torch.where((again_S < cost_S)[:, None], self.at_SQ, first_SQ)
 
     def _descend(self) -> Tensor:
-        cost_S = self._cost(self.at_SQ)
-        damping_S = torch.full_like(cost_S, 1e-2)
-        for _ in range(ITERATIONS):
-            if (cost_S < self._matched).all():
-                break
-            trial_SQ = self.at_SQ + self._steps(*self._normal(), damping_S)
-            trial_S = self._cost(trial_SQ)
-            better_S = trial_S < cost_S
-            little_S = (cost_S - trial_S) < CONVERGED * cost_S
-            self.at_SQ = torch.where(better_S[:, None], trial_SQ, self.at_SQ)
-            cost_S = torch.where(better_S, trial_S, cost_S)
-            # A set that found no better place is done once its damping leaves it no step worth the name.
-            done_S = torch.where(better_S, little_S, damping_S > LARGEST_DAMPING) | (cost_S < self._matched)
-            damping_S = torch.where(better_S, damping_S / 5, damping_S * 4)
-            if done_S.all():
-                break
+        self.at_SQ, cost_S = minimised(self, self.at_SQ, ITERATIONS, CONVERGED, self._matched)
         return cost_S
 
     def parameters(self) -> dict[str, Tensor]:
@@ -171,7 +155,7 @@ class _Fit:
         return self._parameters(self.at_SQ)
 
     def _parameters(self, at_SQ: Tensor) -> dict[str, Tensor]:
-        pieces = torch.where(self.sharp_Q, at_SQ.sinh(), at_SQ).split(self.sizes, 1)
+        pieces = torch.where(self.steep_Q, at_SQ.sinh(), at_SQ).split(self.sizes, 1)
         return {name: x.reshape(len(x), *own) for (name, own), x in zip(self.own.items(), pieces, strict=True)}
 
     @property
@@ -183,15 +167,15 @@ class _Fit:
             y_ES: Tensor = functional_call(self.activation, self._parameters(at_SQ), self.u_ES)
         return (y_ES - self.y_ES).square().mean(0)
 
-    def _cost(self, at_SQ: Tensor) -> Tensor:
+    def cost(self, at_SQ: Tensor) -> Tensor:
         return self._errors(at_SQ) + (self.weight_Q * (at_SQ - self.near_SQ).square()).sum(1)
 
-    def _normal(self) -> tuple[Tensor, Tensor]:
+    def normal(self, at_SQ: Tensor) -> tuple[Tensor, Tensor]:
         """Half the gradient of the cost by the coordinates and its Gauss-Newton matrix, for each set."""
         columns = []
-        slopes_SQ = torch.where(self.sharp_Q, self.at_SQ.cosh(), 1.0)
-        values = self._parameters(self.at_SQ)
-        for q in range(len(self.sharp_Q)):
+        slopes_SQ = torch.where(self.steep_Q, at_SQ.cosh(), 1.0)
+        values = self._parameters(at_SQ)
+        for q in range(len(self.steep_Q)):
             one_SQ = torch.zeros_like(slopes_SQ)
             one_SQ[:, q] = slopes_SQ[:, q]
             pieces = one_SQ.split(self.sizes, 1)
@@ -207,16 +191,4 @@ class _Fit:
         count = len(self.u_ES)
         gradient_SQ = torch.einsum("qes,es->sq", jacobian_QES, y_ES - self.y_ES) / count
         curvature_SQQ = torch.einsum("qes,pes->sqp", jacobian_QES, jacobian_QES) / count
-        return gradient_SQ + self.weight_Q * (self.at_SQ - self.near_SQ), curvature_SQQ + self.weight_Q.diag()
-
-    def _steps(self, gradient_SQ: Tensor, curvature_SQQ: Tensor, damping_S: Tensor) -> Tensor:
-        diagonal_SQ = curvature_SQQ.diagonal(dim1=1, dim2=2)
-        # What no element depends on has no gradient either: any scale will do.
-        root_SQ = diagonal_SQ.clamp(min=1e-140).sqrt()
-        scaled_SQQ = curvature_SQQ / (root_SQ[:, :, None] * root_SQ[:, None, :])
-        identity = torch.eye(scaled_SQQ.shape[1], dtype=scaled_SQQ.dtype, device=scaled_SQQ.device)
-        # Damped at least a little: two values may have the same effect on all elements.
-        scaled_SQQ = scaled_SQQ + (damping_S[:, None, None] + 1e-10) * identity
-        step_SQ: Tensor = torch.linalg.solve(scaled_SQQ, -gradient_SQ / root_SQ) / root_SQ
-        longest_S = torch.where(self.sharp_Q, step_SQ.abs(), 0.0).amax(1)
-        return step_SQ * (LONGEST_STEP / longest_S.clamp(min=LONGEST_STEP))[:, None]
+        return gradient_SQ + self.weight_Q * (at_SQ - self.near_SQ), curvature_SQQ + self.weight_Q.diag()
