@@ -12,8 +12,8 @@ from aafit.errors import UserError, check_count
 from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, as_loss
 from aafit.identification.outputs import meant
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.frozen_prefix import split_network
-from aafit.networks.inputs import Batch, Output, as_batch, run, takes_inputs
+from aafit.networks.inputs import Batch, Output, as_batch, run
+from aafit.training.after_prefix import after_prefix
 from aafit.training.precision import autocast
 
 LEAST_HELDOUT = 4  # fewer say nothing of how the outputs depend on the samples
@@ -77,13 +77,10 @@ def prepare(
     data, made = with_targets(data, base, loss, batch_size, precision, output)
     seen, rest = data, net
     kept = sum(x.nbytes for x in data.inputs())
-    whole = data.kwargs or takes_inputs(output)  # behind a prefix the inputs are others
-    prefix, behind = (None, net) if whole else split_network(net, data.part(0, 2).args)
-    if prefix is not None and _has_all(behind, net):
-        bytes_each = sum(x.nbytes for x in _through(prefix, data.part(0, 1), 1, precision))
-        if kept + bytes_each * len(data) <= memory:
-            seen, rest = Batch(_through(prefix, data, batch_size, precision), {}, data.target), behind
-            kept += sum(x.nbytes for x in seen.inputs())
+    found = after_prefix(net, data.batches(batch_size), memory - kept, precision, output)
+    if found is not None and _has_all(found[0], net):
+        seen, rest = Batch.joined(found[1]), found[0]
+        kept += sum(x.nbytes for x in seen.inputs())
     raw = Batch(data.args, data.kwargs).part(count, len(data))
     return Samples(rest, raw, seen.part(count, len(seen)), seen.part(0, count), made, kept)
 
@@ -180,13 +177,6 @@ def outputs_of(net: nn.Module, data: Batch, batch_size: int, precision: str, out
             outputs = run(net, batch.cloned(), output)
             given.append(outputs if outputs.dtype == torch.float64 else outputs.float())
     return torch.cat(given)
-
-
-def _through(prefix: nn.Module, data: Batch, batch_size: int, precision: str) -> tuple[Tensor, ...]:
-    """What the frozen prefix gives for all samples."""
-    with torch.no_grad(), autocast(precision, data.device):
-        given = [prefix(*batch.cloned().args) for batch in data.batches(batch_size)]
-    return tuple(torch.cat(column) for column in zip(*given, strict=True))
 
 
 def _are_classes(target: Any) -> bool:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.frozen_prefix import split_network
-from aafit.networks.inputs import Batch, Output, each_batch, run, takes_inputs
+from aafit.networks.inputs import Output, each_batch, run
+from aafit.training.after_prefix import after_prefix
 from aafit.training.losses import Loss, Metric, check_labels, check_loss, score, total_metric
 from aafit.training.precision import autocast
 
@@ -163,8 +163,8 @@ def repeated_evaluation(
 ) -> Callable[[], Evaluation]:
     """A function that evaluates `net` as it then is on `batches()`, with the same bits as `evaluate` gives.
 
-    Where only adaptive activations are trained, the outputs of what lies below the lowest of them are kept, if there
-    is one such output and it takes less than half a GiB: so for activations of the fully connected layers.
+    Where only adaptive activations are trained, the outputs of what lies below the lowest of them are kept, if they
+    take no more than half a GiB: so for activations of the fully connected layers.
     """
 
     def plainly() -> Evaluation:
@@ -174,20 +174,8 @@ def repeated_evaluation(
     if not adaptive or any(parameter.requires_grad for parameter in net.parameters() if parameter not in adaptive):
         return plainly
     with evaluation_mode(net):
-        few = next(each_batch(batches()), None)
-        if few is None or few.kwargs or takes_inputs(output):
-            return plainly
-        prefix, rest = split_network(net, few.part(0, 2).args)
-        if prefix is None:
-            return plainly
-        kept, kept_bytes = [], 0
-        for batch in each_batch(batches()):
-            if batch.kwargs:
-                return plainly
-            with autocast(precision, batch.device):
-                outputs = prefix(*batch.args)
-            kept_bytes += outputs[0].nbytes
-            if len(outputs) > 1 or kept_bytes > KEPT_BYTES:
-                return plainly
-            kept.append(Batch((outputs[0],), {}, batch.target))
+        found = after_prefix(net, each_batch(batches()), KEPT_BYTES, precision, output)
+    if found is None:
+        return plainly
+    rest, kept = found
     return lambda: evaluate(rest, kept, precision, output=output, loss=loss)
