@@ -14,7 +14,6 @@ from aafit.activations.fixed import FUNCTIONS
 from aafit.activations.histogram import Histogram
 from aafit.activations.least_squares import Residual, fitted_parameters, function_name, function_values, residual
 from aafit.errors import UserError, check_name
-from aafit.tables import listed
 
 EXACT = 1e-6
 """Root mean squared error, over the function's standard deviation, at which a start is the function itself."""
@@ -95,7 +94,7 @@ class AdaptiveActivation(nn.Module):
             setattr(self, name, parameter(given[name], f"{self.family}'s {name}"))
         shapes = [tuple(p.shape) for p in self.parameters()]
         if len(set(shapes)) > 1:
-            raise UserError(f"{self.family}'s {listed(names)} need one shape; got {listed(list(map(str, shapes)))}.")
+            raise UserError(f"{self.family}'s {', '.join(names)} need one shape; got {', '.join(map(str, shapes))}.")
 
     @classmethod
     def parameter_names(cls) -> tuple[str, ...]:
