@@ -279,7 +279,7 @@ def setting_of(
     config = Config.of(folder)
     base, seed = config.run, config.seed
     changes = {"cnn": cnn or base.cnn, "fc": fc or base.fc, "parent": base.name, "start_epoch": base.end_epoch}
-    changes |= {"name": "replaced", "train": "activations", "method": "gauss-newton", "epochs": 30}
+    changes |= {"name": "replaced", "init_from": None, "train": "activations", "method": "gauss-newton", "epochs": 30}
     run = RunConfig.checked(base.model_dump(mode="json") | changes, "The replacement")
     heldout = heldout_of(base, config.data.sha256, data_dir)
     job = Job(config=run, seed=seed, folder=folder, parent=folder)
