@@ -14,9 +14,9 @@ from aafit.activations import ADAPTIVE, from_text
 from aafit.cli.options import data_dir_option, device_option
 from aafit.devices import choose_device
 from aafit.errors import UserError, check_name, nearest
-from aafit.identification.identify import TARGETS
 from aafit.networks.make import Replacement
 from aafit.networks.surgery import SHARINGS
+from aafit.runs.config import choices
 from aafit.runs.fresh import material_of
 from aafit.studies.figure import KINDS, write_figure
 from aafit.studies.study import study as study_of
@@ -38,7 +38,11 @@ from aafit.studies.study import study as study_of
 )
 @click.option("--output", "outputs", help="module:function from what the network returns to the tensor that is meant.")
 @click.option("--sharing", type=click.Choice(SHARINGS), default="layer", show_default=True)
-@click.option("--target", type=click.Choice(TARGETS), help="[default: the labels, where there are some, else logits]")
+@click.option(
+    "--target",
+    type=click.Choice(choices("target")),
+    help="[default: the labels, where there are some, else logits]",
+)
 @click.option(
     "--steps", type=click.IntRange(min=0), default=30, show_default=True, help="Of the identification, at most."
 )
