@@ -10,8 +10,8 @@ steps of `aafit.identify`. That stops when a step promises less than a fifth of 
 sets the optima of two samples apart. A refit goes on to a hundredth of that noise: what is left is then about a tenth
 of a standard error.
 
-The standard deviation of n refits is itself known to a share of 1 / sqrt(2 (n - 1)), 13% for 30. Parameters that
-cannot be told apart, or that the images do not determine, are not counted: the prediction does not hold for those.
+The standard deviation of n refits is itself known to a share of 1 / sqrt(2 (n - 1)), 13% for 30. Counted are the
+parameters for which an error was printed.
 """
 
 import math
@@ -91,7 +91,6 @@ def compared(result: Identification, values_RP: Tensor) -> list[Row]:
     little before the optimum of its own images.
     """
     assert result.uncertainty is not None
-    together = {name for pair in result.uncertainty.pairs for name in (pair.first, pair.second)}
     rows: list[Row] = []
     for row, values_R in zip(result.uncertainty.rows, values_RP.T, strict=True):
         spread = values_R.std().item()
@@ -105,7 +104,7 @@ def compared(result: Identification, values_RP: Tensor) -> list[Row]:
                 "ratio": spread / predicted if predicted else None,
                 "shift": (values_R.mean().item() - row.value) / predicted if predicted else None,
                 "if the model were true": row.model_error if row.determined else None,
-                "counted": bool(predicted) and row.name not in together,
+                "counted": bool(predicted),
             }
         )
     return rows
@@ -114,7 +113,7 @@ def compared(result: Identification, values_RP: Tensor) -> list[Row]:
 def calibration(rows: list[Row]) -> str:
     """One sentence: the median ratio, and the share of ratios within a factor of 2."""
     ratios = [float(str(row["ratio"])) for row in rows if row["counted"]]
-    left_out = f"{len(rows) - len(ratios)} of {len(rows)} parameters are not determined or cannot be told apart"
+    left_out = f"{len(rows) - len(ratios)} of {len(rows)} parameters have no error"
     if not ratios:
         return f"No parameter to count: {left_out}."
     near = sum(0.5 <= ratio <= 2 for ratio in ratios)
@@ -178,10 +177,10 @@ def main(
         for pair in result.uncertainty.pairs:
             told.say(f"Cannot be told apart: {pair.first} and {pair.second} (correlation {pair.correlation:+.3f})")
         steps, ended = [one.steps for one in found], sum(one.converged for one in found)
+        told.say(f"The identification took {result.seconds:.1f} s, to a loss of {result.steps[-1].loss:.3g}.")
         told.say(
-            f"The identification took {result.seconds:.1f} s; {refits} refits of {min(steps)} to {max(steps)} steps "
-            f"took {seconds:.1f} s. {ended} of them ended where no step promised enough, the others where none gave "
-            "what it promised."
+            f"{refits} refits of {min(steps)} to {max(steps)} steps took {seconds:.1f} s. {ended} of them ended where "
+            "no step promised enough, the others where none gave what it promised."
         )
 
 

@@ -115,6 +115,12 @@ class Problem:
         n = len(samples)
         return Quadratic(total / n, gradient_P / n, curvature_PP / n, scatter_PP / n, n)
 
+    def gradients(self, vector_P: Tensor, samples: Batch) -> Tensor:
+        """The gradient of each sample's loss by the coordinates, (N, P)."""
+        generator = torch.Generator()
+        rows = [self.rows(vector_P, batch, 1, generator)[1] for batch in samples.batches(self.batch_size)]
+        return torch.cat(rows) * self.coordinates.slopes(vector_P)
+
     def gradient(self, vector_P: Tensor, samples: Batch) -> tuple[float, Tensor]:
         """The mean loss and its gradient by the coordinates, (P,), without a row for each sample."""
         slopes_P, total = self.coordinates.slopes(vector_P), 0.0

@@ -1,9 +1,10 @@
-"""How well the images determine the identified parameters: standard errors from the curvature.
+"""How well the images determine the identified parameters: standard errors from the curvature, held against the loss.
 
 Axes in names: P coordinate, Z direction without curvature.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
+from aafit.identification.gauss_newton import measured
 from aafit.identification.problem import Problem, Quadratic
+from aafit.identification.reliance import images_in_effect, is_quadratic, rises_within
 from aafit.networks.inputs import Batch
 from aafit.tables import fit_for_json, table
 
@@ -21,6 +24,8 @@ NO_CURVATURE = 1e-7
 MOST_IMAGES = 4_000  # that the matrices are made from; the number of all is what the errors depend on
 EXACT_OUTPUTS = 16  # up to which the curvature is exact, with a backward pass for each
 DRAWS = 8  # columns of the curvature for each image, where the outputs are more
+MOST_WALKED = 100  # parameters up to which each error is held against the loss
+WALKED_IMAGES = 2_000  # on which that is done
 MANY_OUTPUTS = 4_096  # above which a column is a sum over so many outputs that two do
 TAKES_PART = 1e-2  # in a direction without curvature: less is a rounding of the others
 SHOWN = 10
@@ -33,8 +38,13 @@ MOST_SPREAD = 6.9
 class UncertaintyRow:
     """One parameter: its value, its standard error, and the one that would hold were the network the true model.
 
-    Both are infinite, and `determined` is False, where the images do not determine it. `factor` is exp(error of t) of a
-    steepness, which is known to that factor where it is large; 1 of all others.
+    Both are infinite, and `determined` is False, where the images do not determine it, or where the loss is no
+    quadratic within the error, so that there is none to print.
+
+    Attributes:
+        factor: exp(error of t) of a steepness, which is known to that factor where it is large; 1 of all others.
+        rises: How much the loss rises two standard errors below and above, over what its quadratic promises, see
+            `rises_within`; None where that was not measured.
     """
 
     name: str
@@ -43,6 +53,7 @@ class UncertaintyRow:
     model_error: float
     determined: bool
     factor: float
+    rises: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,9 +70,11 @@ class Uncertainty:
     """Standard errors of the parameters and the pairs that cannot be told apart; prints as a table.
 
     Attributes:
-        covariance_PP: The sandwich covariance of the determined parameters, with NaN for all others.
+        covariance_PP: The sandwich covariance of the parameters that the curvature sees, with NaN for all others. Also
+            where the loss is no quadratic: what the parameters do together may be known better than each of them.
         draws: Random columns of the curvature for each image; None: it is exact.
         noise: By what share other draws would change the errors (root of the mean square); 0 where it is exact.
+        effective: From how many images the errors come, see `uncertainty`; None where that was not measured.
     """
 
     rows: tuple[UncertaintyRow, ...]
@@ -70,6 +83,7 @@ class Uncertainty:
     covariance_PP: Tensor
     draws: int | None = None
     noise: float = 0.0
+    effective: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Fit for JSON, without the covariance; what is infinite becomes None."""
@@ -78,6 +92,7 @@ class Uncertainty:
                 "images": self.images,
                 "draws": self.draws,
                 "noise": self.noise,
+                "effective": self.effective,
                 "rows": [asdict(row) for row in self.rows],
                 "pairs": [asdict(pair) for pair in self.pairs],
             }
@@ -98,6 +113,10 @@ class Uncertainty:
             lines.append(f"No two estimates are correlated by more than {ALIKE}.")
         drawn = f", with {self.draws} random columns of the curvature for each, whose draw changes the errors by about "
         lines.append(f"from {self.images} images" + (f"{drawn}{self.noise:.1%}" if self.draws else ""))
+        if self.effective is not None:
+            lines.append(f"about {self.effective:.0f} of them in effect")
+        if any(row.determined and row.rises is None for row in self.rows):
+            lines.append("Whether the loss is a quadratic within these errors was not measured.")
         return "\n".join(lines)
 
 
@@ -108,24 +127,39 @@ def uncertainty_at(
 
     The curvature is exact for up to 16 outputs, or where `exact` says so. For more it is the mean of 8 random columns
     for each image, of 2 above 4,096 outputs, right on average. The noise of that draw is estimated from what each half
-    of the columns gives.
+    of the columns gives. Up to 100 parameters are each moved by twice their error, to see on 2,000 of the images
+    whether the loss rises as it should: two forward passes a parameter.
     """
     some = images.part(0, MOST_IMAGES)
     ridge_P = torch.full((len(vector_P),), ridge, dtype=torch.float64)
 
-    def errors(model: Quadratic) -> Uncertainty:
-        return uncertainty(replace(model, images=len(images)), problem.coordinates, vector_P, ridge_P)
+    def errors(model: Quadratic, *held: Any) -> Uncertainty:
+        return uncertainty(replace(model, images=len(images)), problem.coordinates, vector_P, ridge_P, *held)
 
+    few = len(vector_P) <= MOST_WALKED
+    held = (_rise(problem, vector_P, some, ridge), problem.gradients(vector_P, some)) if few else ()
     draws = None if exact else draws_for(problem, vector_P, some)
     if draws is None:
-        return errors(problem.quadratic(vector_P, some))
+        return errors(problem.quadratic(vector_P, some), *held)
     one, other = (problem.quadratic(vector_P, some, draws // 2, seed + half) for half in (0, 1))
-    both = errors(replace(one, curvature_PP=(one.curvature_PP + other.curvature_PP) / 2))
+    both = errors(replace(one, curvature_PP=(one.curvature_PP + other.curvature_PP) / 2), *held)
     errors_2P = torch.tensor([[row.error for row in errors(half).rows] for half in (one, other)], dtype=torch.float64)
     errors_2P = errors_2P[:, errors_2P.isfinite().all(0)]
     # The halves differ by twice the standard deviation of their mean, on average.
     share_P = (errors_2P[0] - errors_2P[1]) / errors_2P.sum(0)
     return replace(both, draws=draws, noise=share_P.square().mean().sqrt().nan_to_num().item())
+
+
+def _rise(problem: Problem, vector_P: Tensor, images: Batch, ridge: float) -> Callable[[Tensor], float]:
+    """By how much the loss changes at a step, less what its slope makes of it."""
+    walked = images.part(0, WALKED_IMAGES)
+    loss, gradient_P = problem.gradient(vector_P, walked)
+
+    def rise(step_P: Tensor) -> float:
+        there, _ = measured(problem, vector_P + step_P, walked)
+        return there - loss - (gradient_P @ step_P).item() + ridge / 2 * step_P.square().sum().item()
+
+    return rise
 
 
 def draws_for(problem: Problem, vector_P: Tensor, samples: Batch) -> int | None:
@@ -135,7 +169,12 @@ def draws_for(problem: Problem, vector_P: Tensor, samples: Batch) -> int | None:
 
 
 def uncertainty(
-    quadratic: Quadratic, coordinates: Coordinates, vector_P: Tensor, ridge_P: Tensor | None = None
+    quadratic: Quadratic,
+    coordinates: Coordinates,
+    vector_P: Tensor,
+    ridge_P: Tensor | None = None,
+    rise: Callable[[Tensor], float] | None = None,
+    gradients_NP: Tensor | None = None,
 ) -> Uncertainty:
     """Standard errors of the parameters at a minimum t of the mean loss over n images, and what cannot be told apart.
 
@@ -156,11 +195,21 @@ def uncertainty(
     1e-7 of the largest. A parameter that takes part in such a direction is not determined: its error is infinite. The
     correlations between such parameters are those along the directions without curvature.
 
+    All of this takes the loss for its quadratic. Where `rise` is given each parameter is moved by twice its error to
+    either side, and the others with it, see `rises_within`. Where the loss then rises by more than 2.5 times what the
+    quadratic promises, or by less than that part of it, no error is given: the parameter counts as not determined.
+
+    It also takes the images for many. A network that is sure of its answers learns from the few that it is not sure
+    of: with q_i = g_i^T H^-1 g_i the errors come from (sum of q)^2 / sum of q^2 images in effect. Where `gradients_NP`
+    is given and these are fewer than the directions that have curvature, no error is given at all.
+
     Args:
         quadratic: at `vector_P`.
         coordinates: of the parameters.
         vector_P: the identified vector.
         ridge_P: the second derivative of a ridge by each coordinate, where the loss had one.
+        rise: by how much the loss changes at a step (P,) from `vector_P`, less what its slope makes of it.
+        gradients_NP: the gradients g_i of all images or of some.
 
     Raises:
         UserError: shapes that do not fit one another, fewer than two images, a negative ridge or values not finite.
@@ -177,6 +226,10 @@ def uncertainty(
     slopes_P, values_P = coordinates.slopes(vector_P), coordinates.values(vector_P)
     spread_P, model_spread_P = (matrix_PP.diag().clamp(min=0).sqrt() for matrix_PP in (covariance_PP, inverse_PP / n))
     determined_P = curved_P & ~(coordinates.sharp_P & (spread_P > MOST_SPREAD))
+    rises = (None,) * P if rise is None else rises_within(rise, curvature_PP, covariance_PP, determined_P)
+    effective = None if gradients_NP is None else images_in_effect(gradients_NP, inverse_PP) * n / len(gradients_NP)
+    few = effective is not None and effective < P - flat_PZ.shape[1]
+    seen_P, determined_P = determined_P, torch.tensor([is_quadratic(own) and not few for own in rises]) & determined_P
     errors_P, model_errors_P = (
         torch.where(determined_P, slopes_P * each_P, torch.inf) for each_P in (spread_P, model_spread_P)
     )
@@ -188,9 +241,10 @@ def uncertainty(
         model_errors_P.tolist(),
         determined_P.tolist(),
         factors_P.tolist(),
+        rises,
         strict=True,
     )
-    both_PP = torch.outer(determined_P, determined_P)
+    both_PP = torch.outer(seen_P, seen_P)
     correlation_PP = torch.where(
         torch.outer(curved_P, curved_P),
         _correlation(covariance_PP),
@@ -205,6 +259,7 @@ def uncertainty(
         pairs=tuple(sorted(pairs, key=lambda pair: -abs(pair.correlation))),
         images=n,
         covariance_PP=torch.where(both_PP, covariance_PP * torch.outer(slopes_P, slopes_P), torch.nan),
+        effective=effective,
     )
 
 
@@ -250,6 +305,7 @@ def _check(quadratic: Quadratic, P: int, vector_P: Tensor, ridge_P: Tensor) -> N
 
 def _cells(row: UncertaintyRow) -> tuple[str, ...]:
     if not row.determined:
-        return row.name, f"{row.value:.6g}", "-", "-", "not determined by these images"
+        why = "not determined by these images" if is_quadratic(row.rises) else "not determined: no quadratic so far out"
+        return row.name, f"{row.value:.6g}", "-", "-", why
     note = f"known to a factor of {row.factor:.2g}" if row.factor > math.e else ""
     return row.name, f"{row.value:.6g}", f"{row.error:.2g}", f"{row.model_error:.2g}", note

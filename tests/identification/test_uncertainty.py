@@ -203,7 +203,7 @@ def test_it_prints_and_is_fit_for_json() -> None:
     found = uncertainty(of(H), leaf(), torch.ones(4).double())
     content = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert content["images"] == 100
-    undetermined = {"value": 1, "error": None, "model_error": None, "determined": False, "factor": 1}
+    undetermined = {"value": 1, "error": None, "model_error": None, "determined": False, "factor": 1, "rises": None}
     assert content["rows"][1] == {"name": "p2", **undetermined}
     assert content["pairs"] == [{"first": "p1", "second": "p4", "correlation": pytest.approx(-0.99)}]
     lines = str(found).splitlines()
@@ -236,14 +236,15 @@ def test_what_cannot_be_used(quadratic: Quadratic, vector: Tensor, ridge: Tensor
 
 
 def sure(outputs: int, images: int = 600) -> tuple[Problem, Tensor, Batch]:
-    """A network that is sure of nearly all of its answers, and right."""
+    """A network that is sure of most of its answers, and as often right as it says."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 8), LEAF.like("SiLU"), nn.Linear(8, outputs)).double().eval()
+    net = nn.Sequential(nn.Linear(4, 8), AHAF.like("SiLU"), nn.Linear(8, outputs)).double().eval()
     with torch.no_grad():
-        net[2].weight.mul_(30)
-    x = torch.randn(images, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        net[2].weight.mul_(10)
+    x = 4 * torch.randn(images, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     coordinates = Coordinates(net)
-    data = Batch((x,), {}, net(x).detach().argmax(1))
+    labels = torch.multinomial(net(x).detach().softmax(1), 1, generator=torch.Generator().manual_seed(2)).flatten()
+    data = Batch((x,), {}, labels)
     return Problem(net, coordinates, CROSS_ENTROPY), coordinates.read(), data
 
 
