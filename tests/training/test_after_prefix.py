@@ -1,0 +1,78 @@
+"""What the part behind the frozen prefix receives, computed once."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aafit.activations import LEAF
+from aafit.networks.inputs import Batch
+from aafit.training.after_prefix import after_prefix
+from aafit.training.evaluate import evaluate, evaluation_mode, repeated_evaluation
+
+
+class Skip(nn.Module):
+    """Two values go from what is frozen to what is adapted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.act, self.last = nn.Linear(6, 5), LEAF.like("Tanh"), nn.Linear(5, 3)
+        for layer in (self.first, self.last):
+            layer.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.first(x)
+        y: Tensor = self.last(self.act(u) + x[:, :5])
+        return y
+
+
+def batches(*sizes: int) -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Batch((torch.randn(n, 6, generator=generator),), {}, torch.randint(0, 3, (n,), generator=generator))
+        for n in sizes
+    ]
+
+
+def test_it_gives_what_the_network_gives_whatever_the_activations_become() -> None:
+    net, given = Skip(), batches(4, 1)
+    with evaluation_mode(net):
+        found = after_prefix(net, given, 1 << 20, "float32")
+        assert found is not None
+        rest, kept = found
+        net.act.p2.add_(1)
+        for batch, seen in zip(given, kept, strict=True):
+            assert len(seen.args) == 2
+            assert torch.equal(rest(*seen.args), net(*batch.args))
+            assert torch.equal(seen.target, batch.target)
+
+
+# Five numbers of four bytes and the inputs or a part of them, of five images.
+@pytest.mark.parametrize(("memory", "there"), [(1 << 10, True), (5 * 5 * 4 - 1, False), (0, False)])
+def test_what_takes_too_much_is_not_kept(memory: int, there: bool) -> None:
+    assert (after_prefix(Skip(), batches(4, 1), memory, "float32") is not None) is there
+
+
+@pytest.mark.parametrize(
+    ("net", "given"),
+    [
+        (Skip(), []),
+        (Skip(), [Batch((), {"x": torch.zeros(2, 6)})]),
+        (nn.Sequential(LEAF.like("Tanh"), nn.Linear(6, 3)), batches(4)),
+    ],
+)
+def test_where_nothing_can_be_kept(net: nn.Module, given: list[Batch]) -> None:
+    assert after_prefix(net, given, 1 << 20, "float32") is None
+
+
+def test_an_output_that_asks_for_the_inputs_gets_those_of_the_network() -> None:
+    assert after_prefix(Skip(), batches(4), 1 << 20, "float32", lambda y, batch: y) is None
+
+
+def test_evaluations_keep_several_values_too() -> None:
+    net, given = Skip(), batches(4, 3)
+    again, calls = repeated_evaluation(net, lambda: given), []
+    net.first.register_forward_hook(lambda *_: calls.append(1))
+    assert again() == again()
+    assert not calls
+    assert again() == evaluate(net, given)
