@@ -22,6 +22,7 @@ from aafit.identification.problem import Problem
 from aafit.identification.samples import prepare
 from aafit.networks.inputs import Batch
 from aafit.runs.config import RunConfig
+from aafit.runs.documents import save_json
 from aafit.runs.execute import execute
 from benchmarks import bootstrap, identification, layers_alone
 from benchmarks.harness import Loss, in_markdown
@@ -140,7 +141,9 @@ def test_what_cannot_be_compared(runs: Path, tmp_path: Path, key: str, value: An
     copy = tmp_path / "runs"
     shutil.copytree(runs, copy)
     file = copy / "identify" / "tanh" / "seed42" / "config.json"
-    file.write_text(json.dumps(read_json(file) | {key: value}))
+    save_json(
+        file, {name: own for name, own in read_json(file).items() if name not in ("format", "checksum")} | {key: value}
+    )
     result = CliRunner().invoke(identification.main, ["--runs-dir", str(copy)])
     assert result.exit_code == 2
     assert says in " ".join(result.output.split())
