@@ -46,8 +46,10 @@ LOOK_SECONDS = 5.0
 """How often it is looked how many nodes there are."""
 
 ASK_SECONDS = 300.0
-LOST_SECONDS = 60
 """How long a node may take to say what it is: it may have to download the data."""
+
+LOST_SECONDS = 60
+"""How long Ray may take to see that a node is gone."""
 
 
 class RayTask:
@@ -164,7 +166,8 @@ class RayEngine:
                 try:
                     found.append((node["NodeManagerAddress"], ray.get(asked, timeout=ASK_SECONDS)))
                 except exceptions.RayError as error:
-                    if isinstance(error, exceptions.TaskUnschedulableError) and is_lost(node["NodeID"]):
+                    # A node may be lost before it is asked, or while it answers.
+                    if isinstance(error, (exceptions.TaskUnschedulableError, *DIED)) and is_lost(node["NodeID"]):
                         continue
                     told = str(error).strip().splitlines()[0]
                     raise UserError(f"A node of the Ray cluster does not answer ({told}); see `ray status`.") from error
