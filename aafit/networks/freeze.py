@@ -20,7 +20,7 @@ from aafit.tables import table
 WAYS = ("function", "table")
 GRID = 4001
 SEGMENTS = 512
-LOOKED_AT = 1 << 18  # inputs of an activation at most
+MOST_INPUTS = 1 << 18  # inputs of an activation at most
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def freeze_activations(
 
 
 def _inputs(net: nn.Module, sample: Any, paths: list[str]) -> dict[str, Tensor]:
-    """What the activations receive in a forward of the sample: at most `LOOKED_AT` numbers of each, in float64."""
+    """What the activations receive in a forward of the sample: at most `MOST_INPUTS` numbers of each, in float64."""
     probe = probe_of(net)
     seen: dict[str, list[Tensor]] = {}
 
@@ -184,7 +184,7 @@ def _inputs(net: nn.Module, sample: Any, paths: list[str]) -> dict[str, Tensor]:
             if shared:
                 u = u.reshape(-1)
             kept = seen.setdefault(path, [])
-            left = LOOKED_AT - sum(map(torch.numel, kept))
+            left = MOST_INPUTS - sum(map(torch.numel, kept))
             rows = min(len(u), left // max(1, u[:1].numel()))
             if rows > 0 or not kept:
                 # Spread over all rows, not the first of them.
@@ -202,7 +202,7 @@ def _inputs(net: nn.Module, sample: Any, paths: list[str]) -> dict[str, Tensor]:
 
 def _grid(activation: AdaptiveActivation, interval: tuple[float, float]) -> Tensor:
     shape = activation.shape
-    points = max(33, min(GRID, LOOKED_AT // torch.Size(shape).numel()))
+    points = max(33, min(GRID, MOST_INPUTS // torch.Size(shape).numel()))
     device = next(activation.parameters()).device
     grid = torch.linspace(*interval, points, dtype=torch.float64, device=device)
     return grid.reshape(-1, *[1] * len(shape)).expand(-1, *shape)
