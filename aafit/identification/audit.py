@@ -66,7 +66,15 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit` found: prints as a table. `elements` has the tensors behind each row, by its name."""
+    """What `audit` found: prints as a table.
+
+    Attributes:
+        rows: one for each parameter, in the order of the network's modules.
+        loss: mean loss over the samples, in the units of the loss.
+        images: how many samples it was computed from.
+        optimizer: whose steps were judged.
+        elements: the tensors behind each row, by its name.
+    """
 
     rows: tuple[AuditRow, ...]
     loss: float

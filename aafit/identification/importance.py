@@ -52,7 +52,14 @@ class ImportanceRow:
 
 @dataclass(frozen=True)
 class Importance:
-    """The layers by expected gain, the largest first, and all of them adapted together; prints as a table."""
+    """What `importance` found: prints as a table.
+
+    Attributes:
+        rows: the layers by expected gain, the largest first.
+        together: all of them adapted at once; less than the sum of the rows where layers can do the same.
+        loss: mean loss of the network as it is, in the units of its loss.
+        images: how many samples it was computed from.
+    """
 
     rows: tuple[ImportanceRow, ...]
     together: ImportanceRow

@@ -43,7 +43,12 @@ class FrozenActivation:
 
 @dataclass(frozen=True)
 class Freeze:
-    """What `freeze_activations` did: prints as a table."""
+    """What `freeze_activations` did: prints as a table.
+
+    Attributes:
+        rows: one for each adaptive activation of the network, in the order of its modules.
+        sampled: whether errors are over the inputs that each had in a sample; else over an even grid.
+    """
 
     rows: tuple[FrozenActivation, ...]
     sampled: bool

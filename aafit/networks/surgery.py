@@ -49,18 +49,25 @@ class Kept:
 
 @dataclass(frozen=True)
 class Swap:
-    """What `replace_activations` did: prints as a table, and leads back."""
+    """What `replace_activations` did: prints as a table, and leads back to the base network.
+
+    Attributes:
+        rows: what was replaced, in the order of the network's modules.
+        kept: activations that were found and left as they were, each with its reason.
+        originals: the replaced modules themselves, by path.
+        trained: `requires_grad` of each parameter of the base network, by its name.
+        hooks: how many hooks of a replaced module were carried over to what took its place, by path.
+        sampled: whether a sample was given; without one nothing is known of calls of functions.
+        calls: the calls that got modules of their own, by the path of the module whose forward makes them.
+    """
 
     rows: tuple[Replaced, ...]
     kept: tuple[Kept, ...]
     originals: Mapping[str, nn.Module] = field(repr=False, compare=False)
     trained: Mapping[str, bool] = field(default_factory=dict, repr=False, compare=False)
-    """requires_grad of each parameter of the base network."""
     hooks: Mapping[str, int] = field(default_factory=dict)
-    """How many hooks of a replaced module were carried over to what took its place, by path."""
     sampled: bool = True
     calls: Mapping[str, CallSites] = field(default_factory=dict, repr=False, compare=False)
-    """The calls that got modules of their own, by the path of the module whose forward makes them."""
 
     def restore(self, net: nn.Module) -> nn.Module:
         """The same as `restore_activations(net, self)`."""

@@ -33,6 +33,15 @@ def curve_errors(
     sigmoids differ most. The activation computes in each of `dtypes`, on inputs rounded to that type; `function`
     computes in float64 on the same rounded inputs, so that the errors are those of the activation alone. A type that
     the device cannot compute in is left out.
+
+    Args:
+        activation: of any sharing; one with parameters of its own for each channel or neuron is evaluated for all.
+        function: what it is held against, elementwise on a tensor of any shape.
+        interval: (left, right) of the inputs.
+        dtypes: types to compute in.
+
+    Returns:
+        A row for each of `dtypes` that was computed.
     """
     device = next(iter(activation.parameters()), torch.empty(0)).device
     shape = activation.shape if isinstance(activation, AdaptiveActivation) else (1,)
