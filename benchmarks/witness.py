@@ -85,4 +85,4 @@ def main(what: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv.pop()))
+    sys.exit(main(sys.argv.pop(1)))
