@@ -1,4 +1,4 @@
-"""A small network like KerasNet, and images for it."""
+"""A small network like KerasNet, images for it, and an activation of one's own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,11 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aafit.activations import AHAF, LEAF
+from aafit.activations import AHAF, LEAF, AdaptiveActivation
 from aafit.networks.surgery import replace_activations
 
 Batches = list[tuple[Tensor, Tensor]]
 LEAF_AND_AHAF = {"act1": LEAF.like("SiLU"), "act2": AHAF.like("SiLU")}
+
+
+class Rational(AdaptiveActivation):
+    """Rational(u) = (a0 + a1 u + a2 u^2) / (1 + |b u|)."""
+
+    family = "Rational"
+    starts = {"Identity": (0.0, 1.0, 0.0, 0.0), "ReLU": (0.2, 0.5, 0.5, 0.9)}  # noqa: RUF012
+
+    @staticmethod
+    def formula(u: Tensor, a0: Tensor, a1: Tensor, a2: Tensor, b: Tensor) -> Tensor:
+        return (a0 + a1 * u + a2 * u * u) / (1 + (b * u).abs())
 
 
 class Small(nn.Module):

@@ -77,6 +77,10 @@ class Batch:
         """All tensors of the inputs."""
         return list(_tensors((self.args, self.kwargs)))
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the inputs, then those of the target."""
+        return list(_tensors(self._all()))
+
     @classmethod
     def joined(cls, batches: "Sequence[Batch]") -> "Batch":
         """One batch with the rows of all of them, one after another.
@@ -88,7 +92,7 @@ class Batch:
             raise UserError("There is no batch to join.")
         if len(batches) == 1:
             return batches[0]
-        tensors = [list(_tensors(batch._all())) for batch in batches]
+        tensors = [batch.tensors() for batch in batches]
         if len({len(own) for own in tensors}) > 1 or len({tuple(batch.kwargs) for batch in batches}) > 1:
             raise UserError("The batches cannot be joined: they have different inputs.")
         rows = [len(batch) for batch in batches]

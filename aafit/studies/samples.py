@@ -1,12 +1,11 @@
 """The samples of a study: kept, so that each of its parts sees the same, and known by a fingerprint."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from aafit.errors import UserError
 from aafit.networks.inputs import Batch, as_batch
@@ -77,7 +76,7 @@ def fingerprint(batches: Iterable[Batch]) -> str:
     """SHA-256 of the inputs and targets of all batches, in their order."""
     digest = hashlib.sha256()
     for batch in batches:
-        for tensor in _tensors(batch):
+        for tensor in batch.tensors():
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         digest.update(b"|")
@@ -91,7 +90,7 @@ def _gathered(batches: Iterable[Any], what: str, memory: int) -> list[Batch]:
         batch = as_batch(given)
         if len(batch) == 0:
             continue
-        taken += sum(tensor.nbytes for tensor in _tensors(batch))
+        taken += sum(tensor.nbytes for tensor in batch.tensors())
         if taken > memory:
             raise UserError(
                 f"The {what} take more than {memory / 2**30:.3g} GiB: a study needs a few thousand samples; give "
@@ -101,17 +100,3 @@ def _gathered(batches: Iterable[Any], what: str, memory: int) -> list[Batch]:
     if not kept:
         raise UserError(f"There is nothing to study: the {what} hold no sample.")
     return kept
-
-
-def _tensors(value: Any) -> Iterable[Tensor]:
-    """All tensors of a batch, or of what is in it."""
-    if isinstance(value, Batch):
-        yield from _tensors((value.args, value.kwargs, value.target))
-    elif isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _tensors(inner)
-    elif isinstance(value, (tuple, list)):
-        for inner in value:
-            yield from _tensors(inner)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from small import problem
+from small import Rational, problem
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aafit.activations import LEAF, AdaptiveActivation, Histogram, from_settings
+from aafit.activations import LEAF, Histogram, from_settings
 from aafit.errors import UserError
 from aafit.identification import audit, identify
 from aafit.networks.adaptive import adaptive_parameters, load_activations, read_activations, save_activations
@@ -23,17 +23,6 @@ from aafit.training.tune import tune
 # torch's own: the first forward-mode derivative of a process loads decompositions that torch scripts.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "activations.md"
-
-
-class Rational(AdaptiveActivation):
-    """Rational(u) = (a0 + a1 u + a2 u^2) / (1 + |b u|)."""
-
-    family = "Rational"
-    starts = {"Identity": (0.0, 1.0, 0.0, 0.0), "ReLU": (0.2, 0.5, 0.5, 0.9)}  # noqa: RUF012
-
-    @staticmethod
-    def formula(u: Tensor, a0: Tensor, a1: Tensor, a2: Tensor, b: Tensor) -> Tensor:
-        return (a0 + a1 * u + a2 * u * u) / (1 + (b * u).abs())
 
 
 def base() -> nn.Module:

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import Small, problem
-from torch import Tensor
+from small import Rational, Small, problem
 
 from aafit.activations import AdaptiveActivation, FNeuron
 from aafit.identification import audit, identify, importance
@@ -16,15 +15,6 @@ from aafit.networks.surgery import replace_activations
 @pytest.fixture(autouse=True)
 def _not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AAFIT_COMPILE", "0")
-
-
-class Rational(AdaptiveActivation):
-    family = "Rational"
-    starts = {"Identity": (0.0, 1.0, 0.0, 0.0), "ReLU": (0.2, 0.5, 0.5, 0.9)}  # noqa: RUF012
-
-    @staticmethod
-    def formula(u: Tensor, a0: Tensor, a1: Tensor, a2: Tensor, b: Tensor) -> Tensor:
-        return (a0 + a1 * u + a2 * u * u) / (1 + (b * u).abs())
 
 
 OWN = [
