@@ -167,9 +167,12 @@ class Study:
 def nearest_text(form: Form, most: int = 3) -> str:
     """ "SiLU, 0.8%", or those that are as near, `most` by name.
 
-    A constant is told without its distance, which is all of the form's spread.
+    Where only a constant is left, its distance is all of the form's spread: nothing known is like the form.
     """
-    names = [near.name if near.distance >= FLAT else f"{near.name}, {near.distance:.1%}" for near in form.nearest]
+    names = [
+        f"none nearer than {near.name}" if near.distance >= FLAT else f"{near.name}, {near.distance:.1%}"
+        for near in form.nearest
+    ]
     more = [f"{len(names) - most} more"] if len(names) > most else []
     return "; ".join([*names[:most], *more])
 
@@ -248,9 +251,7 @@ def _forms(study: Study) -> str:
         "" if gain is None or not gain.significant else f" (expected gain in loss {gain.gain:.2g} ± {gain.error:.1g})"
     )
     if most.changed > 0:
-        told = (
-            f"The form of {most.path} changed most, by {most.changed:.1%}{expected}, and is nearest to {_names(most)}"
-        )
+        told = f"The form of {most.path} changed most, by {most.changed:.1%}{expected}, and {_nearest_of(most)}"
     else:
         told = "So no form changed"
     if len(study.forms) == 1:
@@ -259,10 +260,9 @@ def _forms(study: Study) -> str:
     return f"{told}; {len(close)} of the {len(study.forms)} layers {are} within 1% of a known function."
 
 
-def _names(form: Form) -> str:
-    names = [near.name for near in form.nearest]
-    away = form.nearest[0].distance
-    return _and(names[:3]) if away >= FLAT else f"{_and(names[:3])} ({away:.1%} away)"
+def _nearest_of(form: Form) -> str:
+    names, away = _and([near.name for near in form.nearest][:3]), form.nearest[0].distance
+    return f"no known function is nearer than {names}" if away >= FLAT else f"is nearest to {names} ({away:.1%} away)"
 
 
 def _and(parts: list[str]) -> str:

@@ -1,6 +1,7 @@
 """Forms: their standard errors, and the known functions they are nearest to."""
 
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from aafit import AHAF, LEAF, FNeuron
 from aafit.networks.inputs import Batch
 from aafit.studies.forms import errors, nearest, points, values
 from aafit.studies.inputs import inputs_seen
+from aafit.studies.result import nearest_text
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,12 @@ def seen():
 )
 def test_what_a_form_is_nearest_to_and_all_that_are_as_near(form, names, seen):
     assert [row.name for row in nearest(form(seen.centres), seen)] == names
+
+
+def test_a_form_that_is_like_nothing_known_is_not_called_a_constant(seen):
+    waves = nearest(torch.sin(7 * seen.centres), seen)
+    assert nearest_text(SimpleNamespace(nearest=waves)).startswith("none nearer than the constant ")
+    assert nearest_text(SimpleNamespace(nearest=nearest(F.silu(seen.centres), seen))) == "SiLU, 0.0%"
 
 
 @pytest.mark.parametrize("activation", [AHAF.like("SiLU"), LEAF.like("Tanh"), FNeuron.like("Tanh", pieces=3)])
