@@ -31,6 +31,7 @@ from rich.table import Table
 from aafit.devices import Slot, processor_name, usable_cores
 from aafit.errors import UserError
 from aafit.files import write_atomically
+from aafit.runs.environment import compiling_as_told
 from aafit.version import __version__
 
 Row = Mapping[str, str | int | float | bool | None]
@@ -63,7 +64,8 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with compiling_as_told():
+                return super().invoke(ctx)
         except UserError as error:
             raise click.UsageError(str(error)) from error
 
@@ -272,7 +274,8 @@ def main() -> int:
     name, arguments = pickle.loads(sys.stdin.buffer.read())
     module, _, function = name.partition(":")
     try:
-        result = getattr(import_module(module), function)(**arguments)
+        with compiling_as_told():
+            result = getattr(import_module(module), function)(**arguments)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,13 +1,12 @@
 """One pass over an array: a compiled loop, or the same operations block by block where there is no compiler.
 
 torch's compiler, Inductor, makes one loop of a function's elementwise operations and of its sums (C++ on a CPU, Triton
-on a GPU) and keeps it in a cache on disk that processes share. The environment variable AAFIT_COMPILE=0 switches all
-compiling off.
+on a GPU) and keeps it in a cache on disk that processes share. `compiled_loops(False)` switches all compiling off.
 """
 
 import logging
-import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -26,6 +25,24 @@ BLOCK = 1 << 16
 
 Pass = Callable[..., tuple[Tensor | None, ...]]
 
+# Of the process, not of a thread: torch computes gradients in threads of its own.
+_on = True
+
+
+@contextmanager
+def compiled_loops(on: bool) -> Iterator[None]:
+    """Whether large arrays go through compiled loops within this block, in all threads; without a block they do.
+
+    A process of the command line takes a block around all that it does, with `on` false where the environment variable
+    AAFIT_COMPILE is 0. A program that uses the library takes one of its own.
+    """
+    global _on
+    before, _on = _on, on
+    try:
+        yield
+    finally:
+        _on = before
+
 
 def one_pass(run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool = False) -> tuple[Any, ...]:
     """run(*rows, *whole) in one pass over the rows.
@@ -37,7 +54,7 @@ def one_pass(run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bo
         serial: Whether several threads would make the order of the sums depend on their timing.
     """
     u = rows[-1]
-    compiles = u.numel() >= SMALLEST_COMPILED and os.environ.get("AAFIT_COMPILE") != "0"
+    compiles = _on and u.numel() >= SMALLEST_COMPILED
     # What a GPU's threads add to one place, only torch's own operations can be told to add in a fixed order.
     # A mode that watches torch's functions is for the network's own program, and stops the compiler.
     with torch._C.DisableTorchFunction():

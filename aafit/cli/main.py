@@ -27,6 +27,7 @@ from aafit.errors import UserError
 from aafit.report.page import animate_activations, draw_activations, draw_time_axis, write_report
 from aafit.runs.compare import base_of, compare_runs
 from aafit.runs.documents import ACTIVATIONS, DONE
+from aafit.runs.environment import compiling_as_told
 from aafit.runs.job import jobs_of
 from aafit.runs.suite import Suite, load_suite, shipped_suites
 from aafit.scheduling.bf16 import time_bf16
@@ -57,9 +58,11 @@ def _whole_numbers(context: click.Context, parameter: click.Parameter, text: str
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Adaptive activation functions in trained networks: replace, compare, tune, show."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout, force=True)
+    context.with_resource(compiling_as_told())
 
 
 @main.command()

@@ -17,6 +17,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from aafit.errors import UserError
+from aafit.runs.environment import compiling_as_told
 from aafit.runs.execute import execute
 from aafit.runs.job import Job
 
@@ -51,7 +52,8 @@ def main() -> int:
     try:
         jobs = _read_jobs(sys.stdin.readline())
         threading.Thread(target=_end_with_input, daemon=True).start()
-        execute(*jobs, patience=patience)
+        with compiling_as_told():
+            execute(*jobs, patience=patience)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

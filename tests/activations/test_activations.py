@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from aafit.activations import (
     from_text,
     is_adaptive,
 )
+from aafit.activations.compiled import compiled_loops
 from aafit.errors import UserError
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -61,9 +63,10 @@ def membership_sum(u: Tensor, weight: Tensor, left: float = -4.0, right: float =
 
 
 @pytest.fixture(autouse=True)
-def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """test_kernels.py shows that compiled loops agree; here the compiler's start would be most of the time."""
-    monkeypatch.setenv("AAFIT_COMPILE", "0")
+def _uncompiled() -> Iterator[None]:
+    """test_elementwise.py shows that compiled loops agree; here the compiler's start would be most of the time."""
+    with compiled_loops(False):
+        yield
 
 
 REFERENCES = {"AHAF": ahaf, "LEAF": leaf, "F-Neuron": membership_sum}

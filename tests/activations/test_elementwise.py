@@ -19,6 +19,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron, SiLU, elementwise, from_text
 from aafit.activations import compiled as compiling
+from aafit.activations.compiled import compiled_loops
 
 # torch's own: the first forward-mode derivative of a process loads decompositions that torch scripts.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -28,11 +29,6 @@ needs_compiler = pytest.mark.skipif(
 )
 FAMILIES = ["AHAF", "LEAF", "F-Neuron"]
 FORMATS = [torch.contiguous_format, torch.channels_last]
-
-
-@pytest.fixture(autouse=True)
-def _compile_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AAFIT_COMPILE", raising=False)
 
 
 @pytest.fixture
@@ -94,9 +90,7 @@ class TestCompiled:
             ("F-Neuron", torch.float32, (1,)),
         ],
     )
-    def test_agrees_with_plain_operations(
-        self, family: str, dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_agrees_with_plain_operations(self, family: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         activation = random_activation(family, shape)
         u, grad = batch((17, 8, 32, 31), dtype)
         fast = results(activation, u, grad)
@@ -104,8 +98,8 @@ class TestCompiled:
         assert all(torch.equal(one, other) for one, other in zip(fast, again, strict=True))
         made = loops()
         assert made > 0
-        monkeypatch.setenv("AAFIT_COMPILE", "0")
-        plain = results(activation, u, grad)
+        with compiled_loops(False):
+            plain = results(activation, u, grad)
         assert loops() == made
         rounding = 1e-6 if dtype == torch.float32 else 2**-7
         torch.testing.assert_close(fast[:2], plain[:2], rtol=rounding, atol=rounding)
@@ -144,8 +138,7 @@ class TestCompiled:
                 u, grad = batch(sizes)
                 fast = results(activation, u, grad)
                 made.add(loops())
-                with monkeypatch.context() as uncompiled:
-                    uncompiled.setenv("AAFIT_COMPILE", "0")
+                with compiled_loops(False):
                     plain = results(activation, u, grad)
                 torch.testing.assert_close(fast[:2], plain[:2], rtol=1e-6, atol=1e-6)
                 assert_sums_close(fast[2:], plain[2:], u.numel())
@@ -240,8 +233,9 @@ class TestPlainBlocks:
     """Without a compiler, large inputs go through in blocks."""
 
     @pytest.fixture(autouse=True)
-    def _uncompiled(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("AAFIT_COMPILE", "0")
+    def _uncompiled(self) -> Iterator[None]:
+        with compiled_loops(False):
+            yield
 
     @pytest.mark.parametrize("fmt", FORMATS)
     @pytest.mark.parametrize("shape", [(1,), (8, 1, 1), (8, 33, 31), (8, 1, 31)])

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aafit.activations import AHAF, LEAF, FNeuron, Histogram
+from aafit.activations.compiled import compiled_loops
 from aafit.errors import UserError
 
 
@@ -152,14 +153,14 @@ class TestLinearOutside:
         torch.testing.assert_close(by_func, by_forward)
         torch.testing.assert_close(by_func, torch.autograd.functional.jacobian(call, (u, weight)))
 
-    def test_compiled_agrees_with_plain(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_compiled_agrees_with_plain(self) -> None:
         activation = FNeuron.random((8, 1, 1), torch.Generator().manual_seed(0), (-1.0, 1.0), 6, outside="linear")
         u = (torch.randn(6, 8, 30, 30, generator=torch.Generator().manual_seed(1)) * 2).requires_grad_()
         inputs, given = (u, activation.weight), []
-        for setting in ("1", "0"):
-            monkeypatch.setenv("AAFIT_COMPILE", setting)
-            y = activation(u)
-            given.append([y.detach(), *torch.autograd.grad(y.square().sum(), inputs)])
+        for on in (True, False):
+            with compiled_loops(on):
+                y = activation(u)
+                given.append([y.detach(), *torch.autograd.grad(y.square().sum(), inputs)])
         torch.testing.assert_close(given[0], given[1], rtol=1e-5, atol=1e-4)
 
     def test_nan_stays(self) -> None:

@@ -29,7 +29,6 @@ class Twice(nn.Module):
 
 @pytest.mark.parametrize("most", [50, 10_000])
 def test_the_same_elements_of_what_is_received_and_given(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    monkeypatch.setenv("AAFIT_COMPILE", "0")
     monkeypatch.setattr(elements, "ELEMENTS", most)
     monkeypatch.setattr(elements, "ROWS", 1)
     torch.manual_seed(0)

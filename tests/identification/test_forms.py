@@ -1,5 +1,6 @@
 """Identification, audit and importance of a network that takes ids by keyword and returns an object, without labels."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations import LEAF, FNeuron
+from aafit.activations.compiled import compiled_loops
 from aafit.errors import UserError
 from aafit.identification import audit, identify, importance, smooth_start
 from aafit.networks.surgery import replace_activations
 
 
 @pytest.fixture(autouse=True)
-def _not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AAFIT_COMPILE", "0")
+def _not_compiled() -> Iterator[None]:
+    with compiled_loops(False):
+        yield
 
 
 @dataclass

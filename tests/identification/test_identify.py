@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from small import network, problem
 from torch import nn
 
 from aafit.activations import AHAF, LEAF, FNeuron
+from aafit.activations.compiled import compiled_loops
 from aafit.errors import UserError
 from aafit.identification.gauss_newton import DENSE
 from aafit.identification.identify import identify
@@ -24,8 +25,9 @@ from aafit.networks.surgery import replace_activations
 
 
 @pytest.fixture(autouse=True)
-def _not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AAFIT_COMPILE", "0")
+def _not_compiled() -> Iterator[None]:
+    with compiled_loops(False):
+        yield
 
 
 def started(sharing: Any = "layer", dtype: torch.dtype = torch.float32) -> Any:

@@ -1,6 +1,7 @@
 """Activations matched to another network's one by one, and starts whose steepness can move."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from small import Small, network, problem
 from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
+from aafit.activations.compiled import compiled_loops
 from aafit.errors import UserError
 from aafit.identification import elements
 from aafit.identification.identify import identify
@@ -20,8 +22,9 @@ from aafit.training.evaluate import evaluate
 
 
 @pytest.fixture(autouse=True)
-def _not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AAFIT_COMPILE", "0")
+def _not_compiled() -> Iterator[None]:
+    with compiled_loops(False):
+        yield
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

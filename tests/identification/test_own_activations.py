@@ -1,5 +1,6 @@
 """Identification of a user's own activation, and of F-Neurons whose ends go on."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,14 +8,16 @@ import torch
 from small import Rational, Small, problem
 
 from aafit.activations import AdaptiveActivation, FNeuron
+from aafit.activations.compiled import compiled_loops
 from aafit.identification import audit, identify, importance
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.surgery import replace_activations
 
 
 @pytest.fixture(autouse=True)
-def _not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AAFIT_COMPILE", "0")
+def _not_compiled() -> Iterator[None]:
+    with compiled_loops(False):
+        yield
 
 
 OWN = [

@@ -1,5 +1,6 @@
 """Known parameters found again, a convex problem against scipy, and far starts."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from identification_helpers import DISTANCE, clusters, drawn, values
 from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, FNeuron
+from aafit.activations.compiled import compiled_loops
 from aafit.errors import UserError
 from aafit.identification.gauss_newton import variation
 from aafit.identification.identify import identify
@@ -19,8 +21,9 @@ EXACT: dict[str, Any] = {"curvature": "exact", "budget": 0.0}
 
 
 @pytest.fixture(autouse=True)
-def _not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AAFIT_COMPILE", "0")
+def _not_compiled() -> Iterator[None]:
+    with compiled_loops(False):
+        yield
 
 
 def known(kind: str) -> tuple[nn.Module, nn.Module]:
