@@ -144,7 +144,7 @@ def run(
     if not summary.stopped:
         _report(runs_dir / suite.name, console)
     if not summary.ok:
-        sys.exit(130 if summary.stopped else 1)
+        sys.exit(130 if summary.stopped and not summary.lost else 1)
 
 
 def _words(context: click.Context, names: set[str]) -> list[str]:

@@ -55,11 +55,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """How all runs ended; prints as a table with what went wrong and what to do."""
+    """How all runs ended; prints as a table with what went wrong and what to do.
+
+    Attributes:
+        stopped: before all had ended, by a signal or because the engine was lost.
+        lost: why the engine can start nothing any more, and what to do; empty where it can.
+    """
 
     outcomes: tuple[Outcome, ...]
     seconds: float
     stopped: bool
+    lost: str = ""
 
     @property
     def ok(self) -> bool:
@@ -80,7 +86,7 @@ class Summary:
         done = sum(outcome.status in (Status.DONE, Status.ALREADY_DONE) for outcome in self.outcomes)
         yield Text(f"{done} of {len(self.outcomes)} runs done, {clock(self.seconds)}.")
         if self.stopped:
-            yield Text("Stopped. The same command goes on from here.")
+            yield Text(self.lost or "Stopped. The same command goes on from here.")
         elif not self.ok:
             yield Text("Once the cause is mended, the same command goes on with what is missing.")
 
@@ -154,6 +160,7 @@ class _Schedule:
         self.order = Order(states, costs)
         self.running: dict[Key, _Started] = {}
         self.looked = -LOOK_SECONDS
+        self.lost = ""
 
     def run(self) -> Summary:
         began = time.monotonic()
@@ -161,7 +168,7 @@ class _Schedule:
             state.refresh()
         with _signals() as asked:
             try:
-                while not asked and (self.running or self.order.ready):
+                while not (asked or self.lost) and (self.running or self.order.ready):
                     self._start_ready()
                     self._look()
                     self.view.update(self.states, self.costs, self.engine.slots)
@@ -170,7 +177,7 @@ class _Schedule:
             finally:
                 self._stop(asked)
         outcomes = [Outcome(state.job, state.status, state.seconds, state.message) for state in self.states.values()]
-        return Summary(tuple(outcomes), time.monotonic() - began, bool(asked))
+        return Summary(tuple(outcomes), time.monotonic() - began, bool(asked or self.lost), self.lost)
 
     def _start_ready(self) -> None:
         free = self.engine.slots - len({id(started) for started in self.running.values()})
@@ -208,6 +215,9 @@ class _Schedule:
                 if _finished(state, end):
                     self._end(state, Status.DONE, "")
                     self.order.done(key)
+                elif end.lost:
+                    self.lost = end.why
+                    self._end(state, Status.STOPPED, "")
                 elif len(started.keys) > 1:
                     state.status = Status.WAITING
                     self.order.again_alone(key)

@@ -18,10 +18,16 @@ long the process waits for it, in seconds."""
 
 @dataclass(frozen=True)
 class End:
-    """How a process ended; `why` says in a sentence why it was not well."""
+    """How a process ended.
+
+    Attributes:
+        why: why it was not well, in a sentence.
+        lost: the engine can start nothing any more, which is no fault of the runs; `why` says what to do.
+    """
 
     ok: bool
     why: str
+    lost: bool = False
 
 
 class Process(Protocol):

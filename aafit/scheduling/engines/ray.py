@@ -39,7 +39,14 @@ DIED = (
     exceptions.NodeDiedError,
     exceptions.OutOfMemoryError,
     exceptions.ObjectLostError,
-    exceptions.LocalRayletDiedError,
+)
+
+OWN_NODE_DIED = (exceptions.LocalRayletDiedError, OSError)
+"""What Ray raises where the raylet of this machine has died: an OSError is of the object store, which is part of it."""
+
+LOST = (
+    "The Ray node of this machine has died, so that no more runs can be started: nothing is lost, and once it is there "
+    "again (`ray start`), the same command goes on from here."
 )
 
 LOOK_SECONDS = 5.0
@@ -59,11 +66,11 @@ class RayTask:
         self.reference = reference
 
     def end(self) -> End | Death | None:
-        if not ray.wait([self.reference], timeout=0)[0]:
-            return None
         try:
+            if not ray.wait([self.reference], timeout=0)[0]:
+                return None
             return End(*ray.get(self.reference))
-        except exceptions.RayError as error:
+        except (exceptions.RayError, OSError) as error:
             return failed(error)
 
     def stop(self, *, at_once: bool) -> None:
@@ -78,17 +85,28 @@ class CarriedTask(RayTask):
         self.runs = runs
 
     def end(self) -> End | Death | None:
-        while ray.wait([self.reference], timeout=0)[0]:
+        while True:
             try:
+                if not ray.wait([self.reference], timeout=0)[0]:
+                    return None
                 files, ended = ray.get(next(self.reference))
             except StopIteration:
                 return Death("its node was lost")
-            except exceptions.RayError as error:
+            except (exceptions.RayError, OSError) as error:
                 return failed(error)
             unpack(self.runs, files)
             if ended is not None:
                 return End(*ended)
-        return None
+
+
+class LostTask:
+    """Stands for a task that Ray did not take."""
+
+    def end(self) -> End:
+        return End(False, LOST, lost=True)
+
+    def stop(self, *, at_once: bool) -> None:
+        pass
 
 
 class RayEngine:
@@ -165,6 +183,8 @@ class RayEngine:
             for asked, node in answers.items():
                 try:
                     found.append((node["NodeManagerAddress"], ray.get(asked, timeout=ASK_SECONDS)))
+                except exceptions.LocalRayletDiedError as error:
+                    raise UserError(LOST) from error
                 except exceptions.RayError as error:
                     # A node may be lost before it is asked, or while it answers.
                     if isinstance(error, (exceptions.TaskUnschedulableError, *DIED)) and is_lost(node["NodeID"]):
@@ -187,18 +207,28 @@ class RayEngine:
         if not self.own_disks:
             return ResumedProcess(jobs, lambda: RayTask(self.work.remote(*what)))
         folders, runs = folders_of(jobs), runs_folder(jobs)
-        return CarriedProcess(jobs, lambda: CarriedTask(self.work.remote(*what, folders, packed(jobs)), runs))
+
+        def submit() -> CarriedTask | LostTask:
+            files = packed(jobs)
+            try:
+                return CarriedTask(self.work.remote(*what, folders, files), runs)
+            except OSError:
+                return LostTask()
+
+        return CarriedProcess(jobs, submit)
 
     def close(self) -> None:
         ray.shutdown()
 
 
-def failed(error: exceptions.RayError) -> End | Death:
+def failed(error: exceptions.RayError | OSError) -> End | Death:
     """How a task ended that gave no answer."""
     if isinstance(error, exceptions.TaskCancelledError):
         return End(False, "it was stopped.")
     if isinstance(error, exceptions.RayTaskError):
         return End(False, f"it cannot be started: {error.cause}.")
+    if isinstance(error, OWN_NODE_DIED):
+        return End(False, LOST, lost=True)
     if isinstance(error, DIED):
         return Death(type(error).__name__)
     raise error
