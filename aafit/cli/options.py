@@ -17,9 +17,22 @@ HALF = ("fp16", "float16", "fp16rpr", "float16rpr")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+class RunsDir(click.Path):
+    """A folder of the file system. What is meant for a store, s3://bucket/runs, would become a folder called "s3:"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            self.fail(
+                f"{value} is an address, and runs are done in a folder: give one of this machine, with --engine ray "
+                "--own-disks where the others do not see it, and copy it to the store afterwards."
+            )
+        return super().convert(value, param, ctx)
+
+
 runs_dir_option = click.option(
     "--runs-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=RunsDir(path_type=Path, file_okay=False),
     envvar=["AAFIT_RUNS", "SRGK_RUNS_PATH"],
     default=Path("runs"),
     show_default=True,

@@ -128,6 +128,7 @@ def assert_user_error(result, message):
         (["run", "--suite", "cpu", "--data-dir", "empty"], "cifar-10-batches-bin"),
         (["run", "--suite", "cpu", "--data-dir", "cut"], "test_batch.bin"),
         (["run", "--suite", "demo", "--runs-dir", "a-file/runs"], "Cannot write"),
+        (["run", "--suite", "demo", "--print-commands", "--runs-dir", "s3://b/runs"], "s3://b/runs is an address, and"),
         (["run", "--suite", "a-file"], "not a TOML file"),
         (["show"], "No finished run with adaptive activations in runs"),
         (["show", "nowhere"], "'nowhere' does not exist"),
@@ -145,6 +146,12 @@ def test_what_a_user_can_do_wrong(call, tmp_path, arguments, message):
         for k in range(1, 6):
             (cut / f"data_batch_{k}.bin").write_bytes(bytes(30_730_000))
     assert_user_error(call(*arguments), message)
+
+
+def test_the_environment_names_a_folder_for_the_runs_not_an_address(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("AAFIT_RUNS", "gs://bucket/runs")
+    assert_user_error(call("show"), "--own-disks where the others do not see it, and copy it to the store afterwards.")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
