@@ -1,9 +1,11 @@
 """What the Ray engine costs over the local one, for runs of 20 seconds; its start-up is counted apart.
 
     ./run_experiment.sh benchmarks/engine_cost.py
+    ./run_experiment.sh benchmarks/engine_cost.py --epochs 20 --repeats 3     # runs that train, on a quiet machine
 
 The workers only sleep, so that what else the machine does hardly counts: what is left is the time between a run's end
-and the next one's start. What Ray's own processes take of the cores meanwhile is counted too.
+and the next one's start. With --epochs they train LeNet-5 on digits, and Ray's own processes take cores from them. What
+these take of the cores is counted either way.
 """
 
 import io
@@ -18,7 +20,7 @@ from rich.console import Console
 
 from aafit.runs.config import RunConfig
 from aafit.runs.suite import Suite
-from aafit.scheduling.engines.engine import Engine
+from aafit.scheduling.engines.engine import WORKER, Engine
 from aafit.scheduling.engines.local import LocalEngine
 from aafit.scheduling.engines.ray import RayEngine
 from aafit.scheduling.schedule import run_suite
@@ -29,15 +31,16 @@ from benchmarks.weather import MARK, RayNodes, marked
 SLOTS = 2
 
 
-def suite_of(count: int, name: str) -> Suite:
+def suite_of(count: int, name: str, epochs: int = 1) -> Suite:
     """So many runs that do not wait for each other."""
-    settings = {"epochs": 1, "dataset": "MNIST-5k"}
+    settings = {"epochs": epochs, "network": "LeNet-5", "dataset": "MNIST-5k"}
     return Suite(name, tuple(RunConfig.checked({"name": f"run{number}", **settings}) for number in range(count)))
 
 
-def seconds_of(engine: Engine, suite: Suite, folder: Path, sleep: float) -> float:
-    """How long the suite takes, from the first start to the last end."""
-    prepare(suite, folder / "runs", folder / "template", sleep)
+def seconds_of(engine: Engine, suite: Suite, folder: Path, sleep: float | None) -> float:
+    """How long the suite takes, from the first start to the last end; where `sleep` is None, its runs train."""
+    if sleep is not None:
+        prepare(suite, folder / "runs", folder / "template", sleep)
     summary = run_suite(suite, folder / "runs", console=Console(file=io.StringIO()), engine=engine)
     if not summary.ok:
         raise RuntimeError(f"the runs failed: {summary.outcomes[0].message}")
@@ -55,47 +58,48 @@ def cpu_seconds() -> float:
 
 @click.command(cls=Command)
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="That each run sleeps.")
+@click.option("--epochs", type=click.IntRange(min=1), help="That each run trains on digits, instead of sleeping.")
 @click.option("--runs", "count", type=click.IntRange(min=1), default=4, show_default=True, help="In a suite.")
 @click.option("--repeats", type=click.IntRange(min=1), default=2, show_default=True, help="Of each suite, in turn.")
 @json_option
-def main(seconds: float, count: int, repeats: int, json_path: Path | None) -> None:
-    """Time suites of runs that only sleep, in turn by both engines, two at once."""
+def main(seconds: float, epochs: int | None, count: int, repeats: int, json_path: Path | None) -> None:
+    """Time suites of runs that only sleep, or train, in turn by both engines, two at once."""
+    worker = WORKER if epochs else SLEEPER
     with report(json_path) as told, tempfile.TemporaryDirectory() as temporary:
         os.environ |= {MARK: f"cost-{os.getpid()}", "SLEEPER": str(Path(temporary, "template"))}
         began = time.monotonic()
         cluster = RayNodes()
         ready = time.monotonic()
-        ray = RayEngine(cluster.address, "cpu", command=SLEEPER)
+        ray = RayEngine(cluster.address, "cpu", command=worker)
         try:
-            seconds_of(ray, suite_of(SLOTS, "first"), Path(temporary), 0.0)
+            seconds_of(ray, suite_of(SLOTS, "first"), Path(temporary), None if epochs else 0.0)
             start = {"two nodes, s": ready - began, "engine and first runs, s": time.monotonic() - ready}
-            local = LocalEngine("cpu", SLOTS, SLEEPER)
+            local = LocalEngine("cpu", SLOTS, worker)
             spent: dict[str, list[float]] = {"local": [], "ray": []}
             busy = cpu_seconds()
             whole = time.monotonic()
             for number in range(repeats):
                 for name, engine in (("local", local), ("ray", ray)):
-                    suite = suite_of(count, f"{name}{number}")
-                    spent[name].append(seconds_of(engine, suite, Path(temporary), seconds))
+                    suite = suite_of(count, f"{name}{number}", epochs or 1)
+                    spent[name].append(seconds_of(engine, suite, Path(temporary), None if epochs else seconds))
             busy, whole = cpu_seconds() - busy, time.monotonic() - whole
         finally:
             ray.close()
             cluster.close()
         mean = {name: sum(values) / len(values) for name, values in spent.items()}
-        waves = -(-count // SLOTS)
+        row: dict[str, str | int | float | bool | None] = {"local, s": mean["local"], "ray, s": mean["ray"]}
+        row |= {"ray over local": mean["ray"] / mean["local"] - 1}
+        if epochs:
+            row |= {"ray over local, the quickest of each": min(spent["ray"]) / min(spent["local"]) - 1}
+        else:
+            waves = -(-count // SLOTS)
+            row |= {f"{name}, s a run beside its sleep": mean[name] / waves - seconds for name in mean}
+        row |= {"Ray's own processes, share of a core": busy / whole}
         told.table("Start-up of Ray, once", [start])
         told.table(
-            f"{count} runs that sleep {seconds:g} s, {SLOTS} at once, {repeats} times by each engine",
-            [
-                {
-                    "local, s": mean["local"],
-                    "ray, s": mean["ray"],
-                    "ray over local": mean["ray"] / mean["local"] - 1,
-                    "local, s a run beside its sleep": mean["local"] / waves - seconds,
-                    "ray, s a run beside its sleep": mean["ray"] / waves - seconds,
-                    "Ray's own processes, share of a core": busy / whole,
-                }
-            ],
+            f"{count} runs that {f'train {epochs} epochs' if epochs else f'sleep {seconds:g} s'}, {SLOTS} at once, "
+            f"{repeats} times by each engine",
+            [row],
         )
 
 

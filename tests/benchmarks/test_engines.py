@@ -3,11 +3,13 @@
 import json
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
+from fake_suite import WORKER, Fake
 
 from aafit.scheduling.engines.local import LocalEngine
 from benchmarks import many_runs
@@ -43,7 +45,8 @@ def test_many_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (schedule["done"], schedule["done now"]) == (6, 0), "the folders are those of finished runs"
 
 
-def test_what_an_engine_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def engine_cost(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Both engines are this machine's here: a cluster takes longer to start than all the rest."""
     pytest.importorskip("ray")
     from benchmarks import engine_cost
@@ -52,9 +55,29 @@ def test_what_an_engine_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(engine_cost, "RayEngine", lambda *_, command: LocalEngine("cpu", 2, command))
     for name in ("SLEEPER", MARK):
         monkeypatch.setenv(name, "")
+    return engine_cost
+
+
+def test_what_an_engine_costs(engine_cost: ModuleType, tmp_path: Path) -> None:
     (start,), (cost,) = told(engine_cost.main, tmp_path, "--seconds", "0.3", "--runs", "4", "--repeats", "1").values()
     assert all(value > 0 for value in start.values())
     for engine in ("local", "ray"):
         assert cost[f"{engine}, s"] >= 0.6
         assert cost[f"{engine}, s a run beside its sleep"] == pytest.approx(cost[f"{engine}, s"] / 2 - 0.3)
     assert cost["ray over local"] == pytest.approx(cost["ray, s"] / cost["local, s"] - 1)
+
+
+def test_what_an_engine_costs_runs_that_train(
+    engine_cost: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a worker that pretends to."""
+    Fake(tmp_path).prepare(engine_cost.suite_of(2, "any", epochs=3), {})
+    monkeypatch.setenv("FAKE", str(tmp_path))
+    monkeypatch.setattr(engine_cost, "WORKER", WORKER)
+    tables = told(engine_cost.main, tmp_path, "--epochs", "3", "--runs", "2", "--repeats", "2")
+    (row,) = tables["2 runs that train 3 epochs, 2 at once, 2 times by each engine"]
+    assert row["local, s"] > 0
+    assert row["ray over local"] == pytest.approx(row["ray, s"] / row["local, s"] - 1)
+    assert row["ray over local, the quickest of each"] > -1
+    starts = [line.split()[:2] for line in (tmp_path / "events.txt").read_text().splitlines()]
+    assert starts.count(["run0", "start"]) == 5, "the first, and two by each engine"
