@@ -59,7 +59,7 @@ def refit(problem: Problem, vector_P: Tensor, sample: Batch, seed: int) -> Refit
     damping, refused = FIRST_DAMPING, False
     for number in range(MOST_STEPS):
         outcome = descent.step(vector_P, sample, damping, math.inf, seed + number)
-        if not outcome.moved and outcome.damping == damping:
+        if not outcome.promised:
             return Refit(vector_P, number, converged=not refused)
         # Where no damping gave what it promised, the next attempt begins with a larger one.
         refused = not outcome.moved

@@ -14,7 +14,8 @@ from aafit.networks.inputs import Batch
 DENSE = 2000
 """Parameters up to which the curvature is a matrix."""
 
-TRIES = 4  # dampings, each eight times the last
+STRONGER = 8  # times the last: the next damping to try
+MOST_DAMPED = 1e3  # a network that is sure of wrong answers has nearly no curvature, and needs it; above, nothing moves
 LEAST_SHARE = 0.01  # of the predicted gain: what a step must bring
 LONGEST_STEP = 2.0  # of a steepness, in its own coordinate
 WORTHWHILE = 0.2  # of the sample's noise: what a step must promise
@@ -35,7 +36,8 @@ class Outcome:
     Attributes:
         vector_P: The new place, or the old one where no better one was found.
         moved: Whether a better one was found.
-        noise: By how much fitting other images would change the loss. A smaller gain is not worth a step.
+        noise: What a gradient of pure noise would have promised. A smaller gain is not worth a step.
+        promised: Whether any step promised enough to be tried.
         collapsed: Whether a place was refused because the outputs no longer depended on the images there.
     """
 
@@ -47,6 +49,7 @@ class Outcome:
     predicted: float
     gained: float
     noise: float
+    promised: bool
     collapsed: bool
 
 
@@ -73,30 +76,39 @@ class Descent:
     worthwhile: float = WORTHWHILE
 
     def step(self, vector_P: Tensor, sample: Batch, damping: float, heldout_loss: float, seed: int) -> Outcome:
-        """Search for a better place from `vector_P`, on a sample of the images."""
-        dense = len(vector_P) <= DENSE
-        make = self._dense if dense else self._matrix_free
-        loss, gradient_P, step_of, curved, noise = make(vector_P, sample, seed)
-        lost, predicted, gained = False, 0.0, 0.0
-        for _ in range(TRIES):
-            step_P = self._shortened(step_of(damping))
-            predicted = -(gradient_P @ step_P + curved(step_P) / 2).item()
-            if not predicted > self.worthwhile * noise:
+        """Search for a better place from `vector_P`, on a sample of the images.
+
+        A step d = -A g with A = (C + damping diag(C))^-1 promises g A g - g A C A g / 2, and would promise
+        tr((A - A C A / 2) S) / n if the gradient g were nothing but the noise of n images, S / n. A step that promises
+        too little, or does not keep what it promises, is tried again with a stronger damping.
+        """
+        make = self._dense if len(vector_P) <= DENSE else self._matrix_free
+        model = make(vector_P, sample, seed)
+        lost, promised, predicted, gained, noise = False, False, 0.0, 0.0, 0.0
+        while damping <= MOST_DAMPED:
+            noise = model.noise(damping)
+            step_P = self._shortened(model.step(damping, noise))
+            predicted = -(model.gradient_P @ step_P + model.curved(step_P) / 2).item()
+            if predicted > self.worthwhile * noise:
+                promised = True
+                trial_P = vector_P + step_P
+                # The held-out images first: they are fewer. NaN fails every comparison, and so is never kept.
+                trial_heldout, trial_variation = measured(self.problem, trial_P, self.heldout)
+                lost_here = collapsed(trial_variation, self.variation)
+                lost = lost or lost_here
+                if trial_heldout <= heldout_loss and not lost_here:
+                    trial_loss = measured(self.problem, trial_P, sample)[0] + self._penalty(trial_P)
+                    gained = model.loss - trial_loss
+                    if gained > LEAST_SHARE * predicted:
+                        ratio = gained / predicted
+                        easier = damping * max(1 / 3, 1 - (2 * ratio - 1) ** 3)
+                        return Outcome(
+                            trial_P, True, trial_loss, trial_heldout, easier, predicted, gained, noise, promised, lost
+                        )
+            elif not model.noise(STRONGER * damping) < noise:
                 break
-            trial_P = vector_P + step_P
-            # The held-out images first: they are fewer. NaN fails every comparison, and so is never kept.
-            trial_heldout, trial_variation = measured(self.problem, trial_P, self.heldout)
-            lost_here = collapsed(trial_variation, self.variation)
-            lost = lost or lost_here
-            if trial_heldout <= heldout_loss and not lost_here:
-                trial_loss = measured(self.problem, trial_P, sample)[0] + self._penalty(trial_P)
-                gained = loss - trial_loss
-                if gained > LEAST_SHARE * predicted:
-                    ratio = gained / predicted
-                    easier = damping * max(1 / 3, 1 - (2 * ratio - 1) ** 3)
-                    return Outcome(trial_P, True, trial_loss, trial_heldout, easier, predicted, gained, noise, lost)
-            damping *= 8
-        return Outcome(vector_P, False, loss, heldout_loss, damping, predicted, gained, noise, lost)
+            damping *= STRONGER
+        return Outcome(vector_P, False, model.loss, heldout_loss, damping, predicted, gained, noise, promised, lost)
 
     def _dense(self, vector_P: Tensor, sample: Batch, seed: int) -> "_Model":
         model = self.problem.quadratic(vector_P, sample, self.columns, seed)
@@ -104,15 +116,23 @@ class Descent:
         curvature_PP = model.curvature_PP + self.ridge * torch.eye(len(vector_P), dtype=torch.float64)
         root_P = scales(curvature_PP.diagonal()).sqrt()
         outer_PP = root_P[:, None] * root_P
-        # The expected gain of fitting the images' noise: tr(C^-1 S) / 2n, over the directions that have curvature.
-        inverse_PP = torch.linalg.pinv(curvature_PP / outer_PP, rtol=1e-9, hermitian=True)
-        noise = (inverse_PP * (model.scatter_PP / outer_PP)).nan_to_num().sum().item() / (2 * len(sample))
-        return (
-            model.loss + self._penalty(vector_P),
-            gradient_P,
-            lambda damping: dense_step(gradient_P, curvature_PP + self._held(noise).diag(), damping),
-            lambda step_P: step_P @ curvature_PP @ step_P,
-            noise,
+        # In the eigenvectors of the scaled curvature A is diagonal for each damping.
+        values_P, vectors_PP = torch.linalg.eigh(curvature_PP / outer_PP)
+        scatter_P = (vectors_PP * ((model.scatter_PP / outer_PP) @ vectors_PP)).sum(0)
+        # Directions without curvature have no scatter, either, but for roundings.
+        seen_P = values_P > 1e-9 * values_P.max()
+
+        def noise(damping: float) -> float:
+            damped_P = values_P[seen_P] + damping
+            share_P = (1 - values_P[seen_P] / (2 * damped_P)) / damped_P
+            return (share_P * scatter_P[seen_P]).nan_to_num().sum().item() / len(sample)
+
+        return _Model(
+            loss=model.loss + self._penalty(vector_P),
+            gradient_P=gradient_P,
+            noise=noise,
+            step=lambda damping, noise: dense_step(gradient_P, curvature_PP + self._held(noise).diag(), damping),
+            curved=lambda step_P: step_P @ curvature_PP @ step_P,
         )
 
     def _matrix_free(self, vector_P: Tensor, sample: Batch, seed: int) -> "_Model":
@@ -123,16 +143,20 @@ class Descent:
         def product(direction_P: Tensor) -> Tensor:
             return self.problem.product(vector_P, sample, direction_P) + self.ridge * direction_P
 
-        # As many parameters as this fit the noise of any sample: only the held-out images say when to stop.
-        noise = 1e-4 * abs(loss)
-        held_P = self._held(noise)
-
-        def step_of(damping: float) -> Tensor:
+        def step(damping: float, noise: float) -> Tensor:
+            held_P = self._held(noise)
             return conjugate_gradient_step(
                 gradient_P, lambda d_P: product(d_P) + held_P * d_P, diagonal_P + held_P, damping
             )
 
-        return loss + self._penalty(vector_P), gradient_P, step_of, lambda step_P: step_P @ product(step_P), noise
+        return _Model(
+            loss=loss + self._penalty(vector_P),
+            gradient_P=gradient_P,
+            # As many parameters as this fit the noise of any sample: only the held-out images say when to stop.
+            noise=lambda damping: 1e-4 * abs(loss),
+            step=step,
+            curved=lambda step_P: step_P @ product(step_P),
+        )
 
     def _held(self, noise: float) -> Tensor:
         """Curvature that keeps a steepness from a long way for a gain below the noise: a flat direction has no end."""
@@ -150,8 +174,21 @@ class Descent:
         return self.ridge * (vector_P - self.start_P).square().sum().item() / 2
 
 
-_Model = tuple[float, Tensor, Callable[[float], Tensor], Callable[[Tensor], Tensor], float]
-"""Loss, gradient, the step of a damping, the curvature along a step, noise."""
+@dataclass(frozen=True)
+class _Model:
+    """The loss near a place.
+
+    Attributes:
+        noise: What the step of a damping would promise if the gradient were nothing but noise.
+        step: Of a damping and its noise.
+        curved: The curvature along a step.
+    """
+
+    loss: float
+    gradient_P: Tensor
+    noise: Callable[[float], float]
+    step: Callable[[float, float], Tensor]
+    curved: Callable[[Tensor], Tensor]
 
 
 def measured(problem: Problem, vector_P: Tensor, samples: Batch) -> tuple[float, float]:

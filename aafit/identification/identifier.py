@@ -194,8 +194,9 @@ class Identifier:
             steps=(*state.steps, step),
             messages=messages,
         )
-        # Steps converge quadratically: after one that was worth less than the noise the next is worth nothing.
-        return self._best(state) if whole and (left or outcome.predicted < outcome.noise) else state
+        # Undamped steps converge quadratically: after one that was worth less than the noise the next is worth nothing.
+        settled = outcome.damping < UNDAMPED and outcome.predicted < outcome.noise
+        return self._best(state) if whole and (left or settled) else state
 
     def _best(self, state: State, *messages: str) -> State:
         """The end: the present place, or the start where that does better on the held-out images."""
