@@ -1,4 +1,4 @@
-"""A network too sure of its answers: where it is wrong there is hardly any curvature, so that steps must be damped much."""
+"""A network too sure of its answers: where it is wrong there is hardly any curvature, and only damped steps help."""
 
 from typing import Any
 
