@@ -1,21 +1,30 @@
 """Engines of other machines: two Ray nodes on this one, and submitit's local executor in the place of Slurm."""
 
+import io
 import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from fake_suite import SUITE, WORKER, Fake, alive, statuses
+from fake_suite import SUITE, WORKER, Fake, alive, run, statuses
+from rich.console import Console
 
 import aafit.scheduling.schedule
+from aafit.runs.documents import ACTIVATIONS, METRICS, NETWORK, STATE, check_finished
+from aafit.runs.job import Job, jobs_of
 from aafit.runs.lock import locked
+from aafit.runs.metrics import read_rows
+from aafit.runs.suite import Suite
 from aafit.scheduling.engines import process, resume
 from aafit.scheduling.engines.engine import Engine
-from aafit.scheduling.schedule import Summary
+from aafit.scheduling.engines.local import LocalEngine
+from aafit.scheduling.schedule import Summary, run_suite
 
 MISSING = [name for name in ("ray", "submitit") if find_spec(name) is None]
 
@@ -158,8 +167,70 @@ def test_nodes_with_disks_of_their_own(cluster: object, fake: Fake, monkeypatch:
     assert "Another process is running in" in refused["other"]
 
 
+SMALL = {"network": "LeNet-5", "train_images": 64}
+REAL_BASE = run("base", epochs=100, **SMALL)
+REAL = Suite("real", (REAL_BASE, run("child", REAL_BASE, epochs=2, **SMALL)))
+
+
+def kill_what_is_under(mark: str) -> int:
+    """kill -9 of the parents of all processes that have this in their environment; how many there were."""
+    killed = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark.encode() in (folder / "environ").read_bytes():
+                os.kill(int((folder / "stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+                killed += 1
+    return killed
+
+
+def result_of(job: Job) -> tuple[list[str | None], list[dict[str, str]]]:
+    """The digests of the networks of a finished run, and its metrics without what a clock says."""
+    rows = [
+        {name: cell for name, cell in row.items() if "seconds" not in name} for row in read_rows(job.folder / METRICS)
+    ]
+    sha256 = check_finished(job.folder).sha256
+    return [sha256.get(name) for name in (NETWORK, ACTIVATIONS)], rows
+
+
+def test_real_runs_on_disks_of_their_own_have_the_bits_of_this_machine(
+    cluster: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Ray worker under the first one is killed on the way: it goes on from what was brought back."""
+    from aafit.scheduling.engines.ray import RayEngine
+
+    monkeypatch.setattr(process, "BROUGHT_SECONDS", 0.2)
+    monkeypatch.setenv("AAFIT_COMPILE", "0")  # the compiler takes longer than the runs
+    console = Console(file=io.StringIO())
+    there, here = jobs_of(REAL, tmp_path / "there"), jobs_of(REAL, tmp_path / "here")
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.is_set() and not (there["base", 42].folder / STATE).exists():
+            time.sleep(0.02)
+        killed.append(kill_what_is_under(f"AAFIT_TEST={tmp_path}"))
+
+    engine = RayEngine(cluster.address, "cpu", own_disks=True)
+    engine.environment = {**engine.environment, "AAFIT_COMPILE": "0", "AAFIT_TEST": str(tmp_path)}
+    killing = threading.Thread(target=kill)
+    killing.start()
+    try:
+        on_ray = run_suite(REAL, tmp_path / "there", console=console, engine=engine)
+    finally:
+        over.set()
+        killing.join()
+        engine.close()
+    assert on_ray.ok, [outcome.message for outcome in on_ray.outcomes]
+    assert killed == [1], "it was under way"
+    log = (there["base", 42].folder / "log.txt").read_text()
+    assert log.count("parameters to train for") == 2
+    assert log.count("epoch 0: ") == 1, "the second try does not begin anew"
+    assert run_suite(REAL, tmp_path / "here", console=console, engine=LocalEngine("cpu", 2)).ok
+    for key, job in there.items():
+        assert result_of(job) == result_of(here[key]), key
+
+
 def test_a_cluster_that_is_fit(cluster: object, fake: Fake) -> None:
-    from aafit.runs.job import jobs_of
     from aafit.scheduling.engines.ray import RayEngine
 
     fit = RayEngine(cluster.address, "cpu")
