@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
 
-import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
@@ -20,6 +19,7 @@ from aafit.identification.samples import Samples, outputs_of
 from aafit.identification.steepness import logits_changed, smoothest
 from aafit.identification.uncertainty import uncertainty_at
 from aafit.networks.inputs import Batch
+from aafit.training.distance import Distance
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,6 @@ FEW = 256  # samples are enough to match a layer, or to find what a steepness ch
 MOST_NUMBERS = 1 << 20  # of outputs of these few samples: of long sequences and large maps there are fewer
 LEAST_FEW = 8
 ENOUGH_NUMBERS = 1 << 18  # of outputs, to find what a steepness changes
-FAR = 0.02  # of the base network's loss
-FAR_OUTPUTS = 0.05  # of the standard deviation of the base network's outputs
 FIRST_SAMPLE = 500
 LEFT = 0.05  # of the loss that is left: a step that promises less brings the base's outputs hardly nearer
 FIRST_DAMPING = 1e-3
@@ -218,30 +216,14 @@ class Identifier:
         )
 
     def _is_far(self, state: State) -> bool:
-        """Whether the loss or the outputs of the first samples are far from the base network's.
-
-        The loss: above it by more than FAR of that, and its noise. The outputs: their root mean square difference is
-        more than FAR_OUTPUTS of the base's standard deviation, which the loss may hardly show.
-        """
-        problem, base_N, net_N = self.problem, [], []
-        numbers = total = squares = differences = 0.0
+        """Whether the loss or the outputs of the first samples are far from the base network's."""
+        problem, distance = self.problem, Distance()
         outputs = problem.outputs_by_batch(state.vector_P, self._few)
         for (batch, y), raw in zip(outputs, self._raw_few.batches(problem.batch_size), strict=True):
             of_base = self._base_outputs(raw)
-            base_N.append(problem.losses(of_base, batch.target))
-            net_N.append(problem.losses(y, batch.target))
-            differences += (y.double() - of_base.double()).square().sum().item()
-            numbers, total = numbers + of_base.numel(), total + of_base.double().sum().item()
-            squares += of_base.double().square().sum().item()
-        base_loss = torch.cat(base_N).mean().item()
-        excess_N = torch.cat(net_N) - torch.cat(base_N)
-        excess, noise = excess_N.mean().item(), 2 * excess_N.std().item() / len(excess_N) ** 0.5
-        # Where a few losses are huge, so is the noise of their mean.
-        noise = min(noise, base_loss)
-        variance = squares / numbers - (total / numbers) ** 2
-        # What is not a number is far, too.
-        near = excess <= max(noise, FAR * base_loss) and differences / numbers <= FAR_OUTPUTS**2 * variance
-        return not near
+            distance.add(of_base, y)
+            distance.add_losses(problem.losses(of_base, batch.target), problem.losses(y, batch.target))
+        return distance.is_far
 
     def _base_outputs(self, batch: Batch) -> Tensor:
         assert self.base is not None

@@ -1,9 +1,11 @@
 """Tuning by gradient steps."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Adam, Optimizer, RMSprop
@@ -11,8 +13,9 @@ from torch.optim import Adam, Optimizer, RMSprop
 from aafit.errors import UserError, check_name
 from aafit.networks.adaptive import adaptive_activations, train_only_activations, training_mode
 from aafit.networks.inputs import Batch, Output, as_batch, each_batch, run
+from aafit.training.distance import Distance
 from aafit.training.evaluate import Batches, evaluation_mode, own_modes
-from aafit.training.losses import Loss, LossFunction, check_loss, class_axis, objective
+from aafit.training.losses import Loss, LossFunction, check_loss, class_axis, objective, with_classes
 from aafit.training.precision import autocast
 
 OPTIMIZERS = ("adam", "rmsprop")
@@ -139,6 +142,10 @@ def tune(
     Dropout is active, as it was when the network was trained; but not where the outputs of a base are matched, which
     have none: there `net` is in evaluation mode throughout.
 
+    Gradient steps may leave a start far from its base. Whether it is far is judged once, on the first batch before it
+    has changed anything, as `identify` judges it: by the outputs, and by the loss where that is a cross-entropy (any
+    other is 0 for the base, whose outputs are the target, so that no share of it is small).
+
     Args:
         net: a network with adaptive activations; its mode, training or evaluation, is left as it was.
         batches: gone through once an epoch: an iterable of (images, labels), or of any other form that `as_batch`
@@ -162,6 +169,9 @@ def tune(
         UserError: no adaptive activation in `net`, a scripted network, no images, an iterator that is exhausted after
             one epoch, batches without target and no base, a target that does not fit the output, or an option that
             is out of range.
+
+    Warns:
+        UserWarning: a base is given, and the start is far from it.
     """
     if not callable(batches) and isinstance(batches, Iterator):
         raise UserError(
@@ -183,13 +193,17 @@ def tune(
             aim = objective(loss, check=epoch == 0)
             losses = []
             for batch in each_batch(batches(epoch) if callable(batches) else batches):
+                step_aim = aim
                 if base is not None:
-                    batch = _with_outputs_of(base, batch, output, loss, precision)
+                    of_base = _outputs_of(base, batch, output, precision)
+                    batch = Batch(batch.args, batch.kwargs, _target_of(of_base, loss))
+                    if epoch == 0 and not losses:
+                        step_aim = _judging_the_start(aim, loss, of_base)
                 elif batch.target is None:
                     raise UserError(
                         "The batches have no target to tune by: give (inputs, labels), or base= to match its outputs."
                     )
-                losses.append(train_step(net, batch, optimizers, trained, precision, output, aim))
+                losses.append(train_step(net, batch, optimizers, trained, precision, output, step_aim))
             mean, _ = mean_and_variance(losses)
             history.append(mean)
             if after_epoch:
@@ -212,14 +226,54 @@ def check_tunable(net: nn.Module, epochs: int, base: nn.Module | None) -> None:
         raise UserError("The base is the network itself: give the one that its activations were replaced in.")
 
 
-def _with_outputs_of(base: nn.Module, batch: Batch, output: Output | None, loss: Loss, precision: str) -> Batch:
-    """The batch with the outputs of `base` as its target, or for cross-entropy with its probabilities."""
+def _outputs_of(base: nn.Module, batch: Batch, output: Output | None, precision: str) -> Tensor:
     with evaluation_mode(base), autocast(precision, batch.device):
         # Cloned: the first activation may work in place.
-        target = run(base, batch.cloned(), output)
-    if loss == "cross-entropy":
-        axis = class_axis(target.shape)
-        if axis is None:
-            raise UserError(f"The base's outputs of shape {tuple(target.shape)} have no axis of classes.")
-        target = target.softmax(axis)
-    return Batch(batch.args, batch.kwargs, target)
+        outputs = run(base, batch.cloned(), output)
+    return outputs
+
+
+def _target_of(of_base: Tensor, loss: Loss) -> Tensor:
+    """The outputs of a base as the target, or for cross-entropy its probabilities."""
+    if loss != "cross-entropy":
+        return of_base
+    axis = class_axis(of_base.shape)
+    if axis is None:
+        raise UserError(f"The base's outputs of shape {tuple(of_base.shape)} have no axis of classes.")
+    return of_base.softmax(axis)
+
+
+def _judging_the_start(aim: LossFunction, loss: Loss, of_base: Tensor) -> LossFunction:
+    """The same loss, which warns where the output is far from the base's.
+
+    So the start is judged by a forward that is made anyway: nothing that a network remembers or draws is different.
+    """
+
+    def judging(output: Tensor, target: Tensor) -> Tensor:
+        comparable = output.shape == of_base.shape and output.is_floating_point() and output.numel() > 1
+        start = _distance(loss, of_base, output.detach(), target) if comparable else None
+        if start is not None and start.is_far:
+            warnings.warn(
+                f"The start is far from the base: on the first batch {start}. Gradient steps may leave it far: first "
+                'match it layer by layer, identify(net, batches, base=base, target="activations"), or let '
+                "replace_activations fit it to the inputs of each layer (a class, as LEAF, with sample=).",
+                stacklevel=4,  # of what calls `tune`
+            )
+        return aim(output, target)
+
+    return judging
+
+
+def _distance(loss: Loss, of_base: Tensor, output: Tensor, target: Tensor) -> Distance:
+    distance = Distance()
+    distance.add(of_base, output)
+    if loss == "cross-entropy" and len(output) > 1:
+        both = (_cross_entropies(logits, target) for logits in (of_base, output))
+        distance.add_losses(*both)
+    return distance
+
+
+def _cross_entropies(output: Tensor, target: Tensor) -> Tensor:
+    """The loss of each sample, (B,) in float64 on the CPU: the mean over its positions."""
+    logits, target = with_classes(output.double(), target.double())
+    return F.cross_entropy(logits, target, reduction="none").reshape(len(output), -1).mean(1).cpu()

@@ -22,6 +22,7 @@ from aafit.training.evaluate import Evaluation, evaluate, repeated_evaluation
 from aafit.training.losses import objective
 from aafit.training.tune import tune
 
+pytestmark = pytest.mark.filterwarnings("ignore:The start is far from the base")
 GENERATOR = torch.Generator().manual_seed(0)
 
 
