@@ -18,6 +18,7 @@ from aafit.activations.memory_layout import Layout
 from aafit.identification.watch import receiving, watched
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.inputs import Batch
+from aafit.networks.padding import without_padding
 
 ELEMENTS = 1 << 16  # of a layer's output that are fitted, more only to give every set its share
 ROWS = 64  # at least, for a set of its own
@@ -46,7 +47,7 @@ def elements_received(
     batches: Sequence[Batch],
     seed: int,
 ) -> dict[str, Elements]:
-    """Of what the modules at the paths of `activations` receive, the elements to fit.
+    """Of what the modules at the paths of `activations` receive, the elements to fit, none of padding.
 
     Args:
         calls: see `calls_of`; what a forward does after the last of them is not computed.
@@ -111,7 +112,7 @@ def _seen(
     def see(path: str, x: Tensor) -> None:
         if not left[path]:
             return
-        x = x.contiguous()
+        x = without_padding(x, batch, activations[path].shape).contiguous()
         layouts[path] = Layout.of(x, activations[path].shape)
         x_ES = by_sets(layouts[path].read(x))
         wanted = ceil(wanted_of(x_ES.shape[1]) * share / calls[path])

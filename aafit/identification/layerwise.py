@@ -47,7 +47,8 @@ def match_layers(
 
     Args:
         net, base: networks that are built alike, in evaluation mode.
-        inputs: what `net` is called with, batch after batch, see `aafit.networks.inputs.as_inputs`.
+        inputs: what `net` is called with, batch after batch, see `aafit.networks.inputs.as_inputs`. Padding does not
+            count, see `aafit.networks.padding`.
         inputs_of_base: for the inputs that the activation has in `base`, instead of those that it receives in `net`.
 
     Returns:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from aafit.activations import AdaptiveActivation, Histogram
 from aafit.errors import UserError
 from aafit.networks.call_sites import probe_of
+from aafit.networks.inputs import as_inputs
 from aafit.networks.kinds import activation_name
 from aafit.networks.observe import forward_of_sample
+from aafit.networks.padding import without_padding
 
 Replacement = nn.Module | type[AdaptiveActivation] | Callable[..., nn.Module]
 
@@ -71,15 +73,15 @@ def as_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def inputs_seen(net: nn.Module, sample: Any, paths: Collection[str]) -> dict[str, Histogram]:
-    """The histogram of what the modules at `paths` receive in a forward of the sample, of those that are called."""
+    """The histogram of what the called ones of `paths` receive in a forward of the sample, without padding."""
     if sample is None or not paths:
         return {}
     seen: dict[str, Histogram] = {}
-    probe = probe_of(net)
+    probe, batch = probe_of(net), as_inputs(sample)
 
     def look(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            histogram = Histogram.of(args[0])
+            histogram = Histogram.of(without_padding(args[0], batch))
             seen[path] = seen[path].merged(histogram) if path in seen else histogram
 
         return hook

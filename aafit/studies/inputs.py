@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError
 from aafit.networks.inputs import Batch
+from aafit.networks.padding import without_padding
 from aafit.training.evaluate import evaluation_mode
 
 BINS = 200
@@ -62,7 +63,9 @@ class _Sums:
 
 
 def inputs_seen(net: nn.Module, paths: Sequence[str], batches: Iterable[Batch]) -> tuple[InputsSeen, ...]:
-    """What the modules at `paths` receive, in evaluation mode; of those that are called. Goes through `batches` twice.
+    """What the modules at `paths` receive, in evaluation mode, without padding; of those that are called.
+
+    Goes through `batches` twice.
 
     Raises:
         UserError: some inputs are not finite.
@@ -116,7 +119,7 @@ def _seen(path: str, sums: _Sums, ends: tuple[float, float], counts: Tensor) -> 
 
 def _watch(net: nn.Module, batches: Iterable[Batch], note: dict[str, Callable[[Tensor], None]]) -> None:
     def hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, args: note[path](args[0])
+        return lambda module, args: note[path](without_padding(args[0], batch))
 
     handles = [net.get_submodule(path).register_forward_pre_hook(hook(path)) for path in note]
     try:
