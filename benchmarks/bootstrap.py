@@ -32,7 +32,7 @@ from aafit.identification.gauss_newton import Descent
 from aafit.identification.problem import Problem
 from aafit.identification.samples import prepare
 from aafit.networks.inputs import Batch
-from aafit.training.evaluate import evaluation_mode
+from aafit.networks.modes import evaluation_mode
 from aafit.training.precision import arithmetic
 from benchmarks.harness import Command, Row, json_option, markdown_option, report
 from benchmarks.workload import HELD_OUT, Setting, base_option, images_dir_option, images_of, images_option, setting_of

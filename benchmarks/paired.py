@@ -21,9 +21,9 @@ from torch import Tensor
 from aafit.data.batches import evaluation_batches
 from aafit.data.datasets import Dataset, load_dataset
 from aafit.errors import UserError
+from aafit.networks.modes import evaluation_mode
 from aafit.report.runs import SuiteRuns, read_suite
 from aafit.runs.start import load_run
-from aafit.training.evaluate import evaluation_mode
 from benchmarks.harness import Command, Row, json_option, markdown_option, report
 from benchmarks.workload import images_dir_option
 

@@ -20,11 +20,11 @@ from aafit.identification.outputs import check_targets, losses_of
 from aafit.identification.problem import Problem
 from aafit.identification.samples import first_samples, outputs_of, with_targets
 from aafit.identification.step_sizes import STUCK, Elements, Setting, examined, step_settings, type_name, verdict
-from aafit.identification.watch import watched
 from aafit.networks.adaptive import adaptive_activations
+from aafit.networks.hooks import watched
 from aafit.networks.inputs import Batch, Output
+from aafit.networks.modes import evaluation_mode, own_modes
 from aafit.tables import fit_for_json, listed, ranges, table
-from aafit.training.evaluate import evaluation_mode, own_modes
 
 EXACT_OUTPUTS = 2_000
 WIDTH = 124

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation
 from aafit.activations.memory_layout import Layout
-from aafit.identification.watch import receiving, watched
 from aafit.networks.adaptive import adaptive_activations
+from aafit.networks.hooks import receiving, watched
 from aafit.networks.inputs import Batch
 from aafit.networks.padding import without_padding
 

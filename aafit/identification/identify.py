@@ -22,7 +22,7 @@ from aafit.identification.samples import prepare
 from aafit.networks.adaptive import train_only_activations
 from aafit.networks.as_modules import like_for_like
 from aafit.networks.inputs import Output
-from aafit.training.evaluate import own_modes
+from aafit.networks.modes import own_modes
 
 TARGETS = ("labels", "logits", "activations")
 CURVATURES = ("exact", "sampled")

@@ -19,8 +19,8 @@ from aafit.identification.samples import first_samples, with_targets
 from aafit.identification.uncertainty import draws_for, scaled_inverse
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.inputs import Output
+from aafit.networks.modes import evaluation_mode
 from aafit.tables import fit_for_json, listed, table
-from aafit.training.evaluate import evaluation_mode
 
 MOST_COORDINATES = 5_000
 MEASURABLE = 1e-6

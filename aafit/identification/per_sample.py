@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError
-from aafit.identification.watch import watched
 from aafit.networks.adaptive import adaptive_activations
+from aafit.networks.hooks import watched
 from aafit.networks.inputs import Batch
 
 FEW = 4

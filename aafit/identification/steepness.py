@@ -16,7 +16,7 @@ from aafit.identification.losses import CROSS_ENTROPY
 from aafit.identification.outputs import check_targets
 from aafit.identification.samples import gathered, outputs_of
 from aafit.networks.inputs import Output
-from aafit.training.evaluate import evaluation_mode
+from aafit.networks.modes import evaluation_mode
 from aafit.training.losses import IGNORED, class_axis
 
 MEASURES = ("logits", "accuracy")

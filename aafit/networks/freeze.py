@@ -1,6 +1,6 @@
 """Turn tuned adaptive activations into fixed functions or fixed tables, which have nothing left to train."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from aafit.activations import AdaptiveActivation, FNeuron
 from aafit.errors import UserError, check_name
 from aafit.networks.call_sites import probe_of
+from aafit.networks.hooks import receiving
 from aafit.networks.kinds import KNOWN, activation_name
 from aafit.networks.nearest import nearest_functions
 from aafit.networks.observe import forward_of_sample
@@ -148,7 +149,7 @@ def freeze_activations(
         raise UserError("There is nothing to freeze: the network has no adaptive activation.")
     if "" in activations:
         raise UserError("The network itself is an adaptive activation: put it into an nn.Sequential to freeze it.")
-    seen = {} if sample is None else _inputs(net, sample, list(activations))
+    seen = {} if sample is None else _inputs(net, sample, activations)
     rows, made = [], dict[int, nn.Module]()
     for path, activation in activations.items():
         wide = deepcopy(activation).double()
@@ -178,30 +179,23 @@ def freeze_activations(
     return frozen, Freeze(tuple(rows), sample is not None)
 
 
-def _inputs(net: nn.Module, sample: Any, paths: list[str]) -> dict[str, Tensor]:
+def _inputs(net: nn.Module, sample: Any, activations: Mapping[str, AdaptiveActivation]) -> dict[str, Tensor]:
     """What the activations receive in a forward of the sample: at most `MOST_INPUTS` numbers of each, in float64."""
-    probe = probe_of(net)
     seen: dict[str, list[Tensor]] = {}
 
-    def look(path: str, shared: bool) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            u = args[0].detach().double()
-            if shared:
-                u = u.reshape(-1)
-            kept = seen.setdefault(path, [])
-            left = MOST_INPUTS - sum(map(torch.numel, kept))
-            rows = min(len(u), left // max(1, u[:1].numel()))
-            if rows > 0 or not kept:
-                # Spread over all rows, not the first of them.
-                kept.append(u[torch.linspace(0, len(u) - 1, max(1, rows), device=u.device).long()])
+    def see(path: str, u: Tensor) -> None:
+        u = u.detach().double()
+        if activations[path].shape == (1,):
+            u = u.reshape(-1)
+        kept = seen.setdefault(path, [])
+        left = MOST_INPUTS - sum(map(torch.numel, kept))
+        rows = min(len(u), left // max(1, u[:1].numel()))
+        if rows > 0 or not kept:
+            # Spread over all rows, not the first of them.
+            kept.append(u[torch.linspace(0, len(u) - 1, max(1, rows), device=u.device).long()])
 
-        return hook
-
-    for path in paths:
-        module = probe.get_submodule(path)
-        shared = isinstance(module, AdaptiveActivation) and module.shape == (1,)
-        module.register_forward_pre_hook(look(path, shared))
-    forward_of_sample(probe, sample)
+    probe = probe_of(net)
+    forward_of_sample(probe, sample, receiving(probe, activations, see))
     return {path: torch.cat(kept) for path, kept in seen.items()}
 
 

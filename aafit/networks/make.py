@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from aafit.activations import AdaptiveActivation, Histogram
 from aafit.errors import UserError
 from aafit.networks.call_sites import probe_of
+from aafit.networks.hooks import receiving
 from aafit.networks.inputs import as_inputs
 from aafit.networks.kinds import activation_name
 from aafit.networks.observe import forward_of_sample
@@ -79,16 +80,11 @@ def inputs_seen(net: nn.Module, sample: Any, paths: Collection[str]) -> dict[str
     seen: dict[str, Histogram] = {}
     probe, batch = probe_of(net), as_inputs(sample)
 
-    def look(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            histogram = Histogram.of(without_padding(args[0], batch))
-            seen[path] = seen[path].merged(histogram) if path in seen else histogram
+    def see(path: str, u: Tensor) -> None:
+        histogram = Histogram.of(without_padding(u, batch))
+        seen[path] = seen[path].merged(histogram) if path in seen else histogram
 
-        return hook
-
-    for path in paths:
-        probe.get_submodule(path).register_forward_pre_hook(look(path))
-    forward_of_sample(probe, sample)
+    forward_of_sample(probe, sample, receiving(probe, paths, see))
     return seen
 
 

@@ -1,7 +1,6 @@
 """The shapes of adaptive activations, before and after tuning."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from torch import Tensor, nn
 from aafit.activations import FIXED, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
 from aafit.networks.adaptive import read_activations
+from aafit.networks.hooks import receiving
 from aafit.networks.inputs import as_batch
 from aafit.networks.kinds import KNOWN
+from aafit.networks.modes import evaluation_mode
 from aafit.pages.style import GREY, REPLACED, START, TUNED, look, panels
 
 WIDEST = 58  # letters of a heading that a panel has room for
@@ -228,7 +229,7 @@ def _histograms(
         counts[path] += np.histogram(values, edges[path])[0]
         totals[path] += values.size
 
-    with _watched(net, found, note):
+    with receiving(net, found, note), evaluation_mode(net):
         seen = 0
         for batch in map(as_batch, batches):
             net(*batch.args, **batch.kwargs)
@@ -237,24 +238,3 @@ def _histograms(
         raise UserError("inputs holds no batch: give at least one, or leave inputs out.")
     widths = {path: edges[path][1] - edges[path][0] for path in found}
     return {path: (counts[path] / max(totals[path], 1) / widths[path], edges[path]) for path in found}
-
-
-@contextmanager
-def _watched(
-    net: nn.Module, found: dict[str, AdaptiveActivation], note: Callable[[str, Tensor], None]
-) -> Iterator[None]:
-    """The network in evaluation mode, with `note(path, input)` called for each activation; all put back at the end."""
-    modes = {module: module.training for module in net.modules()}
-    handles = [
-        activation.register_forward_pre_hook(lambda _, inputs, path=path: note(path, inputs[0]))
-        for path, activation in found.items()
-    ]
-    try:
-        net.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
+from aafit.networks.hooks import receiving
 from aafit.networks.inputs import Batch
+from aafit.networks.modes import evaluation_mode
 from aafit.networks.padding import without_padding
-from aafit.training.evaluate import evaluation_mode
 
 BINS = 200
 FINE = 20
@@ -72,7 +73,7 @@ def inputs_seen(net: nn.Module, paths: Sequence[str], batches: Iterable[Batch]) 
     """
     batches = list(batches)
     sums = {path: _Sums() for path in paths}
-    _watch(net, batches, {path: sums[path].add for path in paths})
+    _watch(net, paths, batches, lambda path, u: sums[path].add(u))
     called = [path for path in paths if sums[path].elements]
     for path in called:
         if not (torch.tensor([sums[path].low, sums[path].high]).isfinite().all()):
@@ -80,13 +81,10 @@ def inputs_seen(net: nn.Module, paths: Sequence[str], batches: Iterable[Batch]) 
     ends = {path: _ends(sums[path]) for path in called}
     counts = {path: torch.zeros(BINS * FINE, dtype=torch.float64) for path in called}
 
-    def counting(path: str) -> Callable[[Tensor], None]:
-        def count(u: Tensor) -> None:
-            counts[path] += torch.histc(u.detach().double().cpu(), BINS * FINE, *ends[path])
+    def count(path: str, u: Tensor) -> None:
+        counts[path] += torch.histc(u.detach().double().cpu(), BINS * FINE, *ends[path])
 
-        return count
-
-    _watch(net, batches, {path: counting(path) for path in called})
+    _watch(net, called, batches, count)
     return tuple(_seen(path, sums[path], ends[path], counts[path]) for path in called)
 
 
@@ -117,16 +115,8 @@ def _seen(path: str, sums: _Sums, ends: tuple[float, float], counts: Tensor) -> 
     )
 
 
-def _watch(net: nn.Module, batches: Iterable[Batch], note: dict[str, Callable[[Tensor], None]]) -> None:
-    def hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, args: note[path](without_padding(args[0], batch))
-
-    handles = [net.get_submodule(path).register_forward_pre_hook(hook(path)) for path in note]
-    try:
-        with evaluation_mode(net):
-            for batch in batches:
-                own = batch.cloned()
-                net(*own.args, **own.kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+def _watch(net: nn.Module, paths: Sequence[str], batches: Iterable[Batch], see: Callable[[str, Tensor], None]) -> None:
+    with receiving(net, paths, lambda path, u: see(path, without_padding(u, batch))), evaluation_mode(net):
+        for batch in batches:
+            own = batch.cloned()
+            net(*own.args, **own.kwargs)

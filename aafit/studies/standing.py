@@ -13,8 +13,8 @@ from aafit.errors import UserError
 from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, as_loss
 from aafit.identification.outputs import losses_of
 from aafit.networks.inputs import Batch, Output, run
+from aafit.networks.modes import evaluation_mode
 from aafit.studies.asked import LossGiven
-from aafit.training.evaluate import evaluation_mode
 from aafit.training.losses import IGNORED, class_axis, with_classes
 
 

@@ -1,8 +1,7 @@
 """Accuracy and loss of a network: once, or again and again while its activations are tuned."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.inputs import Output, each_batch, run
+from aafit.networks.modes import evaluation_mode
 from aafit.training.after_prefix import after_prefix
 from aafit.training.losses import Loss, Metric, check_labels, check_loss, score, total_metric
 from aafit.training.precision import autocast
@@ -48,26 +48,6 @@ class Evaluation:
         found = (f"loss {self.loss:.4f}", f"accuracy {self.accuracy:.2%}", f"metric {self.metric:.4g}")
         there = (self.loss, self.accuracy, self.metric)
         return ", ".join(text for text, value in zip(found, there, strict=True) if not math.isnan(value))
-
-
-@contextmanager
-def own_modes(*nets: nn.Module) -> Iterator[None]:
-    """Put each module's own mode, training or evaluation, back at the end."""
-    modes = [(module, module.training) for net in nets for module in net.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def evaluation_mode(*nets: nn.Module) -> Iterator[None]:
-    """The networks without dropout, with fixed statistics and without gradients; then as they were."""
-    with own_modes(*nets), torch.no_grad():
-        for net in nets:
-            net.eval()
-        yield
 
 
 def evaluate(

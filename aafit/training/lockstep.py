@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from aafit.networks.adaptive import training_mode
 from aafit.networks.frozen_prefix import split_network
 from aafit.networks.inputs import Batch, as_batch
-from aafit.training.evaluate import Batches, evaluation_mode
+from aafit.networks.modes import evaluation_mode
+from aafit.training.evaluate import Batches
 from aafit.training.precision import autocast
 from aafit.training.tune import mean_and_variance, train_step, trained_by
 

@@ -1,12 +1,14 @@
 """What the activations of a network receive and give, and how far that is from another network's."""
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from aafit.networks.hooks import receiving, watched
 
 EACH_CALL = 4096  # values of a sample that one call adds
 SAMPLED = 1 << 17  # values of a sample at most
@@ -15,27 +17,19 @@ SAMPLED = 1 << 17  # values of a sample at most
 class Recorder:
     """Keeps the inputs and the outputs of some modules of a network, in the order of their calls."""
 
-    def __init__(self, net: nn.Module, paths: Iterable[str]) -> None:
+    def __init__(self, net: nn.Module, paths: Sequence[str]) -> None:
         self.calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._inputs: dict[str, Tensor] = {}
-        self._handles = []
-        for path in paths:
-            module = net.get_submodule(path)
-            self._handles.append(module.register_forward_pre_hook(self._before(path), with_kwargs=True))
-            self._handles.append(module.register_forward_hook(self._after(path)))
+        self._hooks = ExitStack()
+        self._hooks.enter_context(receiving(net, paths, self._before))
+        self._hooks.enter_context(watched(net, paths, self._after))
 
-    def _before(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # Cloned: the module, or what comes next, may work in place.
-            self._inputs[path] = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)).clone()
+    def _before(self, path: str, u: Tensor) -> None:
+        # Cloned: the module, or what comes next, may work in place.
+        self._inputs[path] = u.clone()
 
-        return keep
-
-    def _after(self, path: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            self.calls.setdefault(path, []).append((self._inputs.pop(path), output.clone()))
-
-        return keep
+    def _after(self, path: str, u: Tensor, y: Tensor) -> None:
+        self.calls.setdefault(path, []).append((self._inputs.pop(path), y.clone()))
 
     def taken(self) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """What was kept, by path; then it is forgotten."""
@@ -44,8 +38,7 @@ class Recorder:
 
     def remove(self) -> None:
         """Take the hooks away."""
-        for handle in self._handles:
-            handle.remove()
+        self._hooks.close()
 
 
 class Gap:

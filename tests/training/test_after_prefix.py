@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from aafit.activations import LEAF
 from aafit.networks.inputs import Batch
+from aafit.networks.modes import evaluation_mode
 from aafit.training.after_prefix import after_prefix
-from aafit.training.evaluate import evaluate, evaluation_mode, repeated_evaluation
+from aafit.training.evaluate import evaluate, repeated_evaluation
 
 
 class Skip(nn.Module):

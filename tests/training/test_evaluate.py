@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.training.evaluate import Evaluation, evaluate, evaluation_mode
+from aafit.networks.modes import evaluation_mode
+from aafit.training.evaluate import Evaluation, evaluate
 
 LABELS = (0, 1, 1, 0)
 # The softmax of (log a, log b) with a + b = 1 is (a, b): the loss of label 0 is -log a.

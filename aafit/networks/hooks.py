@@ -1,4 +1,4 @@
-"""What the modules of a network receive and give."""
+"""What the modules of a network receive and give, seen while a block runs: hooks that are removed at its end."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -1,0 +1,27 @@
+"""A network in evaluation mode for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def own_modes(*nets: nn.Module) -> Iterator[None]:
+    """Put each module's own mode, training or evaluation, back at the end."""
+    modes = [(module, module.training) for net in nets for module in net.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def evaluation_mode(*nets: nn.Module) -> Iterator[None]:
+    """The networks without dropout, with fixed statistics and without gradients; then as they were."""
+    with own_modes(*nets), torch.no_grad():
+        for net in nets:
+            net.eval()
+        yield
