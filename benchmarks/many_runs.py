@@ -19,8 +19,10 @@ from typing import Any
 import click
 import torch
 
-import aafit
+from aafit.activations import LEAF
+from aafit.networks.adaptive import adaptive_parameters, save_activations
 from aafit.networks.models import build
+from aafit.networks.surgery import replace_activations
 from aafit.report.page import write_report
 from aafit.runs.documents import Comparison, Difference
 from aafit.runs.job import jobs_of
@@ -42,11 +44,9 @@ def prepare(suite: Suite, runs_dir: Path, template: Path, seconds: float) -> Non
     (template / "hashes.txt").write_text("".join(lines))
     (template / "seconds.txt").write_text(f"{seconds}\n")
     torch.manual_seed(0)
-    net, _ = aafit.replace_activations(build("KerasNet", (1, 28, 28), 10), {"ReLU": aafit.LEAF.like("ReLU")})
-    start = {name: value.clone() for name, value in aafit.networks.adaptive.adaptive_parameters(net).items()}
-    aafit.networks.adaptive.save_activations(
-        net, template / "activations.safetensors", start=start, replaced=dict.fromkeys(LAYERS, "ReLU")
-    )
+    net, _ = replace_activations(build("KerasNet", (1, 28, 28), 10), {"ReLU": LEAF.like("ReLU")})
+    start = {name: value.clone() for name, value in adaptive_parameters(net).items()}
+    save_activations(net, template / "activations.safetensors", start=start, replaced=dict.fromkeys(LAYERS, "ReLU"))
     layers = tuple(Difference(path=layer, max_abs=0.5, mean_abs=0.1) for layer in LAYERS)
     Comparison(
         layers=layers,

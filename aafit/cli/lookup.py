@@ -10,7 +10,7 @@ from aafit.activations import is_adaptive
 from aafit.errors import UserError
 from aafit.runs.config import RunConfig
 from aafit.runs.documents import DONE, Config, Done
-from aafit.training.tune import LEARNING_RATES
+from aafit.runs.job import learning_rate
 
 SHOWN = 6
 COMPARED = ("network", "dataset", "cnn", "fc", "method", "optimizer", "batch_size", "precision")
@@ -63,10 +63,6 @@ class Finished:
             facts["base"] = None if before is None else base_text(before)
             facts["tuned"] = any(one.train == "activations" and one.epochs for one in since)
         return facts
-
-
-def learning_rate(run: RunConfig) -> float:
-    return LEARNING_RATES[run.optimizer] if run.lr is None else run.lr
 
 
 def base_text(run: RunConfig) -> str:

@@ -30,12 +30,12 @@ from aafit.runs.documents import ACTIVATIONS, DONE
 from aafit.runs.environment import compiling_as_told
 from aafit.runs.job import jobs_of
 from aafit.runs.suite import Suite, load_suite, shipped_suites
+from aafit.runs.timing import seconds_an_epoch
 from aafit.scheduling.bf16 import time_bf16
 from aafit.scheduling.engines.choose import ENGINES
 from aafit.scheduling.options import RunOptions
 from aafit.scheduling.plan import estimate
 from aafit.scheduling.schedule import run_suite
-from aafit.scheduling.timing import seconds_an_epoch
 from aafit.version import __version__
 
 

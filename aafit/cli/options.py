@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import click
 
 from aafit.errors import nearest
-from aafit.networks.surgery import SHARINGS
+from aafit.runs.config import choices
 from aafit.runs.suite import SEEDS
-from aafit.training.precision import PRECISIONS
 
+PRECISIONS = choices("precision")
 SPELLED = {"fp32": "float32", "fp64": "float64", "bfloat16": "bf16"}
 HALF = ("fp16", "float16", "fp16rpr", "float16rpr")
 """Arithmetics of the authors' program that there are not here."""
@@ -95,7 +95,7 @@ def form_options(command: Command) -> Command:
             metavar="LEFT RIGHT",
             help="F-Neuron: where they lie [default: -4 4].",
         ),
-        click.option("--sharing", type=click.Choice(SHARINGS), help="What has parameters of its own."),
+        click.option("--sharing", type=click.Choice(choices("sharing")), help="What has parameters of its own."),
     ):
         command = option(command)
     return command
@@ -110,13 +110,13 @@ def gauss_newton_options(command: Command) -> Command:
         click.option("--ridge", type=float, help="Weight of half the squared distance from the start [default: 0]."),
         click.option(
             "--curvature",
-            type=click.Choice(["exact", "sampled"]),
+            type=click.Choice(choices("curvature")),
             help="exact: a backward pass for each output [default: sampled].",
         ),
         click.option("--heldout", type=float, help="Share of the images that no step is fitted to [default: 0.2]."),
         click.option(
             "--target",
-            type=click.Choice(["labels", "logits", "activations"]),
+            type=click.Choice(choices("target")),
             help="What is matched: the labels [default], or the base network's outputs or activations, which needs no "
             "labels.",
         ),

@@ -16,15 +16,13 @@ from aafit.cli.lookup import (
     Finished,
     differences,
     find_run,
-    learning_rate,
     read_finished,
 )
 from aafit.cli.options import given
 from aafit.cli.standalone import Place
 from aafit.errors import UserError
-from aafit.files import sha256_of
 from aafit.runs.config import RunConfig
-from aafit.runs.job import Job
+from aafit.runs.job import Job, content_of, learning_rate
 from aafit.runs.optimizer import keeps_optimizer
 
 log = logging.getLogger("aafit")
@@ -159,7 +157,7 @@ class _One:
                 marks = dict.fromkeys(("patched", "tuned", "dspu4", "p24sl"), False)
                 file = self._checkpoint(Words("base", self.base, None, self.base), marks, error)
         log.info("base network: %s", file)
-        content = _content(file)[:8]
+        content = content_of(file)[:8]
         imported = {
             **self.common(),
             "name": f"{self.network}-{self.data_set}-base-{self.base}-imported-{content}-{self.flags.start_ep}",
@@ -207,10 +205,3 @@ class _One:
 
 def _form(run: RunConfig) -> tuple[object, ...]:
     return run.sharing, run.interval, run.pieces
-
-
-def _content(file: Path) -> str:
-    try:
-        return sha256_of(file)
-    except OSError as error:
-        raise UserError(f"The checkpoint {file} cannot be read: {error.strerror}.") from None

@@ -10,12 +10,10 @@ from typing import Any
 import click
 from torch import nn
 
-from aafit.activations import ADAPTIVE, from_text
+from aafit.activations import ADAPTIVE, AdaptiveActivation, from_text
 from aafit.cli.options import data_dir_option, device_option
 from aafit.devices import choose_device
 from aafit.errors import UserError, check_name, nearest
-from aafit.networks.make import Replacement
-from aafit.networks.surgery import SHARINGS
 from aafit.runs.config import choices
 from aafit.runs.fresh import material_of
 from aafit.studies.figure import KINDS, write_figure
@@ -37,7 +35,7 @@ from aafit.studies.study import study as study_of
     'again [default: "*=F-Neuron"].',
 )
 @click.option("--output", "outputs", help="module:function from what the network returns to the tensor that is meant.")
-@click.option("--sharing", type=click.Choice(SHARINGS), default="layer", show_default=True)
+@click.option("--sharing", type=click.Choice(choices("sharing")), default="layer", show_default=True)
 @click.option(
     "--target",
     type=click.Choice(choices("target")),
@@ -165,7 +163,7 @@ def _named(text: str) -> Any:
     return getattr(module, name)
 
 
-def _replacement(text: str) -> tuple[str, Replacement]:
+def _replacement(text: str) -> tuple[str, type[AdaptiveActivation] | nn.Module]:
     what, sign, by = text.rpartition("=")
     if not sign or not what:
         raise UserError(f"--replace {text!r} is not of the form WHAT=BY, as 'ReLU=LEAF' or '*=F-Neuron as Tanh'.")

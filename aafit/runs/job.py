@@ -48,7 +48,7 @@ class Job(BaseModel):
 
     @property
     def learning_rate(self) -> float:
-        return LEARNING_RATES[self.config.optimizer] if self.config.lr is None else self.config.lr
+        return learning_rate(self.config)
 
     @property
     def settings_hash(self) -> str:
@@ -64,15 +64,25 @@ class Job(BaseModel):
         settings = {key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}
         settings |= {"lr": self.learning_rate, "seed": self.seed, "parent": self.parent_hash}
         if self.config.init_from is not None:
-            settings["init_from"] = _content(self.config.init_from)
+            settings["init_from"] = content_of(self.config.init_from)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def learning_rate(run: RunConfig) -> float:
+    """The run's own, or the usual one of its optimizer."""
+    return LEARNING_RATES[run.optimizer] if run.lr is None else run.lr
 
 
 def _defaults(keys: Iterable[str]) -> dict[str, Any]:
     return {key: RunConfig.model_fields[key].default for key in keys}
 
 
-def _content(checkpoint: Path) -> str:
+def content_of(checkpoint: Path) -> str:
+    """The SHA-256 of a checkpoint's content.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         now = checkpoint.stat()
         return _hashed(checkpoint, now.st_mtime_ns, now.st_size)
