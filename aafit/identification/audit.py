@@ -22,8 +22,9 @@ from aafit.identification.samples import first_samples, outputs_of, with_targets
 from aafit.identification.step_sizes import STUCK, Elements, Setting, examined, step_settings, type_name, verdict
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.hooks import watched
-from aafit.networks.inputs import Batch, Output
+from aafit.networks.inputs import Batch
 from aafit.networks.modes import evaluation_mode, own_modes
+from aafit.networks.outputs import Output
 from aafit.tables import fit_for_json, listed, ranges, table
 
 EXACT_OUTPUTS = 2_000

@@ -21,8 +21,8 @@ from aafit.identification.result import Identification, State
 from aafit.identification.samples import prepare
 from aafit.networks.adaptive import train_only_activations
 from aafit.networks.as_modules import like_for_like
-from aafit.networks.inputs import Output
 from aafit.networks.modes import own_modes
+from aafit.networks.outputs import Output
 
 TARGETS = ("labels", "logits", "activations")
 CURVATURES = ("exact", "sampled")

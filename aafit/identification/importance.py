@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from aafit.errors import UserError, check_count
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import Loss
-from aafit.identification.problem import Problem, Quadratic
+from aafit.identification.problem import Problem, Quadratic, draws_for
 from aafit.identification.samples import first_samples, with_targets
-from aafit.identification.uncertainty import draws_for, scaled_inverse
+from aafit.identification.uncertainty import scaled_inverse
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.inputs import Output
 from aafit.networks.modes import evaluation_mode
+from aafit.networks.outputs import Output
 from aafit.tables import fit_for_json, listed, table
 
 MOST_COORDINATES = 5_000

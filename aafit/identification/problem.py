@@ -17,8 +17,13 @@ from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import Loss
 from aafit.identification.outputs import check_targets, columns_of, curved, gradient_of, losses_of
 from aafit.identification.per_sample import Placement, placements
-from aafit.networks.inputs import Batch, Output, run
+from aafit.networks.inputs import Batch
+from aafit.networks.outputs import Output, run
 from aafit.training.precision import autocast
+
+EXACT_OUTPUTS = 16  # up to which the curvature is exact, with a backward pass for each
+DRAWS = 8  # columns of the curvature for each sample, where the outputs are more
+MANY_OUTPUTS = 4_096  # above which a column is a sum over so many outputs that two do
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Problem:
         loss: of the outputs.
         batch_size: samples at once.
         precision: of the forward passes, as for `aafit.tune`.
-        output: from what the network returns to its outputs, as for `aafit.networks.inputs.run`.
+        output: from what the network returns to its outputs, as for `aafit.networks.outputs.run`.
     """
 
     def __init__(
@@ -232,6 +237,12 @@ class _Called(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         return run(self.net, batch, self.output)
+
+
+def draws_for(problem: Problem, vector_P: Tensor, samples: Batch) -> int | None:
+    """Random columns of the curvature for each sample; None: it has so few outputs that all are affordable."""
+    outputs = problem.outputs(vector_P, samples.part(0, 1)).numel()
+    return None if outputs <= EXACT_OUTPUTS else DRAWS if outputs <= MANY_OUTPUTS else 2
 
 
 def _flat(gradients: tuple[Tensor, ...]) -> Tensor:

@@ -8,11 +8,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from aafit.identification.gauss_newton import measured
+from aafit.identification.problem import Problem
+from aafit.networks.inputs import Batch
+
 ERRORS = 2.0
 """How many standard errors to either side is looked: as far as an interval of 95% goes."""
 
 MOST_RISE = 2.5
 """By this factor the rise may be off. It goes with the square of the distance: the error is then off by 1.6."""
+
+
+WALKED_IMAGES = 2_000
+"""On so many images at most the rise is measured."""
+
+
+def rise_at(problem: Problem, vector_P: Tensor, images: Batch, ridge: float) -> Callable[[Tensor], float]:
+    """By how much the loss changes at a step (P,) from `vector_P`, less what its slope makes of it: a function."""
+    walked = images.part(0, WALKED_IMAGES)
+    loss, gradient_P = problem.gradient(vector_P, walked)
+
+    def rise(step_P: Tensor) -> float:
+        there, _ = measured(problem, vector_P + step_P, walked)
+        return there - loss - (gradient_P @ step_P).item() + ridge / 2 * step_P.square().sum().item()
+
+    return rise
 
 
 def rises_within(
@@ -27,7 +47,7 @@ def rises_within(
     side: 1 where the loss is a quadratic. Far from 1 an error that was computed from the quadratic is not one.
 
     Args:
-        rise: by how much the loss changes at a step (P,), less what its slope makes of it.
+        rise: see `rise_at`.
         curvature_PP: H.
         covariance_PP: S.
         asked_P: for which coordinates; None for the others.

@@ -12,7 +12,8 @@ from aafit.errors import UserError, check_count
 from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, as_loss
 from aafit.identification.outputs import meant
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.inputs import Batch, Output, as_batch, run
+from aafit.networks.inputs import Batch, as_batch
+from aafit.networks.outputs import Output, run
 from aafit.training.after_prefix import after_prefix
 from aafit.training.precision import autocast
 

@@ -13,20 +13,15 @@ from torch import Tensor
 
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.gauss_newton import measured
-from aafit.identification.problem import Problem, Quadratic
-from aafit.identification.reliance import images_in_effect, is_quadratic, rises_within
+from aafit.identification.problem import Problem, Quadratic, draws_for
+from aafit.identification.reliance import images_in_effect, is_quadratic, rise_at, rises_within
 from aafit.networks.inputs import Batch
 from aafit.tables import fit_for_json, table
 
 # Of the largest eigenvalue of the curvature scaled to a diagonal of ones: float32 gradients are good to about 1e-7.
 NO_CURVATURE = 1e-7
 MOST_IMAGES = 4_000  # that the matrices are made from; the number of all is what the errors depend on
-EXACT_OUTPUTS = 16  # up to which the curvature is exact, with a backward pass for each
-DRAWS = 8  # columns of the curvature for each image, where the outputs are more
 MOST_WALKED = 100  # parameters up to which each error is held against the loss
-WALKED_IMAGES = 2_000  # on which that is done
-MANY_OUTPUTS = 4_096  # above which a column is a sum over so many outputs that two do
 TAKES_PART = 1e-2  # in a direction without curvature: less is a rounding of the others
 SHOWN = 10
 ALIKE = 0.95
@@ -137,7 +132,7 @@ def uncertainty_at(
         return uncertainty(replace(model, images=len(images)), problem.coordinates, vector_P, ridge_P, *held)
 
     few = len(vector_P) <= MOST_WALKED
-    held = (_rise(problem, vector_P, some, ridge), problem.gradients(vector_P, some)) if few else ()
+    held = (rise_at(problem, vector_P, some, ridge), problem.gradients(vector_P, some)) if few else ()
     draws = None if exact else draws_for(problem, vector_P, some)
     if draws is None:
         return errors(problem.quadratic(vector_P, some), *held)
@@ -148,24 +143,6 @@ def uncertainty_at(
     # The halves differ by twice the standard deviation of their mean, on average.
     share_P = (errors_2P[0] - errors_2P[1]) / errors_2P.sum(0)
     return replace(both, draws=draws, noise=share_P.square().mean().sqrt().nan_to_num().item())
-
-
-def _rise(problem: Problem, vector_P: Tensor, images: Batch, ridge: float) -> Callable[[Tensor], float]:
-    """By how much the loss changes at a step, less what its slope makes of it."""
-    walked = images.part(0, WALKED_IMAGES)
-    loss, gradient_P = problem.gradient(vector_P, walked)
-
-    def rise(step_P: Tensor) -> float:
-        there, _ = measured(problem, vector_P + step_P, walked)
-        return there - loss - (gradient_P @ step_P).item() + ridge / 2 * step_P.square().sum().item()
-
-    return rise
-
-
-def draws_for(problem: Problem, vector_P: Tensor, samples: Batch) -> int | None:
-    """Random columns of the curvature for each sample; None: it has so few outputs that all are affordable."""
-    outputs = problem.outputs(vector_P, samples.part(0, 1)).numel()
-    return None if outputs <= EXACT_OUTPUTS else DRAWS if outputs <= MANY_OUTPUTS else 2
 
 
 def uncertainty(

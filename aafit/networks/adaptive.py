@@ -18,8 +18,9 @@ from aafit.activations import AdaptiveActivation, from_settings
 from aafit.errors import UserError
 from aafit.files import write_atomically
 from aafit.networks.as_modules import leave_fused_step
-from aafit.networks.call_sites import CallSites, call_sites, close_call_sites, open_call_sites
+from aafit.networks.call_sites import call_sites, close_call_sites, open_call_sites
 from aafit.networks.kinds import activation_name, is_activation, is_elementwise
+from aafit.networks.places import CallSites
 from aafit.networks.surgery import find_module, put_activation
 
 FORMAT = "aafit activations"

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.networks.call_sites import CallSites, Site, call_sites, close_call_sites, open_call_sites, probe_of
+from aafit.networks.call_sites import call_sites, close_call_sites, open_call_sites
 from aafit.networks.found import Found, FoundActivation
-from aafit.networks.observe import forward_of_sample
+from aafit.networks.places import CallSites, Site
+from aafit.networks.probe import forward_of_sample, probe_of
 
 
 def with_modules(

@@ -13,69 +13,19 @@ forward of the sample.
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cache, wraps
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 from aafit.errors import UserError
 from aafit.networks.kinds import CalledFunction, called_kind
-from aafit.networks.places import (
-    Place,
-    Step,
-    calling_frames,
-    check_same_program,
-    digest,
-    place_of,
-    through_checkpoint,
-)
-
-
-@dataclass(frozen=True)
-class Site:
-    """One call of an activation.
-
-    Attributes:
-        name: Of the module that stands for it, a child of its owner.
-        place: In the program; where nothing else calls what it stands in, its innermost step alone.
-        kind: Of the activation, "ReLU".
-        call: The name of the function, or the path of the module, that is called.
-        options: What the function is called with beside its input.
-        of_module: Whether it is a module that is called.
-    """
-
-    name: str
-    place: Place
-    kind: str
-    call: str
-    options: Mapping[str, Any]
-    of_module: bool = False
-
-
-@dataclass(frozen=True)
-class CallSites:
-    """The calls of one owner that have modules; `order` names the module of every call in turn (None: none).
-
-    `order` is None where it is not known, or not the same each time.
-    """
-
-    sites: tuple[Site, ...] = ()
-    order: tuple[str | None, ...] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "CallSites":
-        """What `as_dict` gave."""
-        sites = (Site(**{**site, "place": tuple(Step(**step) for step in site["place"])}) for site in content["sites"])
-        return cls(tuple(sites), None if content["order"] is None else tuple(content["order"]))
+from aafit.networks.places import CallSites, Site, calling_frames, site_at, through_checkpoint
+from aafit.networks.probe import probe_of
 
 
 def call_sites(net: nn.Module) -> dict[str, CallSites]:
@@ -129,12 +79,6 @@ def close_call_sites(net: nn.Module, calls: Mapping[str, CallSites]) -> None:
         if not left:
             owner.__class__ = type(owner).__mro__[2]
             del owner._call_sites
-
-
-def probe_of(net: nn.Module) -> nn.Module:
-    """A copy of `net` in eval mode to look at its forward: its parameters, which that only reads, are the same ones."""
-    shared = {id(parameter): parameter for parameter in net.parameters() if not is_lazy(parameter)}
-    return deepcopy(net, shared).eval()
 
 
 def show_unnamed_calls(net: nn.Module, observer: TorchFunctionMode) -> None:
@@ -221,7 +165,7 @@ class Watch(TorchFunctionMode):
             return func(*args, **kwargs) if name is None else self.owner.get_submodule(name)(u)
 
     def _at(self, frames: list[FrameType]) -> str | None:
-        name = _site_at(self.owner._call_sites.sites, frames) if frames else None
+        name = site_at(self.owner._call_sites.sites, frames) if frames else None
         if name is not None and through_checkpoint(frames):
             raise UserError(
                 f"The call of {name!r} in {type(self.owner).__name__} is recomputed in the backward pass by "
@@ -280,22 +224,6 @@ _OTHER_ORDER = (
     "the same one each time, and inside torch.compile only the order tells them apart. Compile the parts that always "
     "run alike."
 )
-
-
-def _site_at(sites: tuple[Site, ...], frames: list[FrameType]) -> str | None:
-    """The name of the site whose call these frames are making, None where it is none of them."""
-    code, offset = frames[0].f_code, frames[0].f_lasti
-    there = [site for site in sites if site.place[0].function == code.co_qualname]
-    here = [site for site in there if site.place[0].offset == offset]
-    # The hash of a program takes long; all sites of one function are of one program, but "<lambda>" is no name of one.
-    if code.co_name.startswith("<"):
-        here = [site for site in here if site.place[0].digest == digest(code)]
-    elif there:
-        check_same_program((here or there)[0].place[0], code)
-    if not here:
-        return None
-    place = place_of(frames)
-    return next((site.name for site in here if site.place == place[: len(site.place)]), None)
 
 
 def _module_at(net: nn.Module, path: str) -> nn.Module:

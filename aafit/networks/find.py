@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from aafit.errors import UserError
-from aafit.networks.call_sites import Doorway, Site
+from aafit.networks.call_sites import Doorway
 from aafit.networks.found import Found, FoundActivation
 from aafit.networks.kinds import activation_name, is_activation, is_elementwise
 from aafit.networks.observe import Observation, Seen, observe
+from aafit.networks.places import Site
 
 
 def find_activations(net: nn.Module, *sample: Any, **keywords: Any) -> Found:

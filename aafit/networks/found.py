@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 
 from aafit.errors import UserError, nearest
-from aafit.networks.call_sites import Site
 from aafit.networks.observe import Seen
+from aafit.networks.places import Site
 from aafit.tables import table
 
 NOT_SAMPLED = (

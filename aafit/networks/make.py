@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation, Histogram
 from aafit.errors import UserError
-from aafit.networks.call_sites import probe_of
 from aafit.networks.hooks import receiving
 from aafit.networks.inputs import as_inputs
 from aafit.networks.kinds import activation_name
-from aafit.networks.observe import forward_of_sample
 from aafit.networks.padding import without_padding
+from aafit.networks.probe import forward_of_sample, probe_of
 
 Replacement = nn.Module | type[AdaptiveActivation] | Callable[..., nn.Module]
 

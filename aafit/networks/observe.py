@@ -1,7 +1,6 @@
 """What one forward of a sample shows of a network's activations: where each is called, and what it receives."""
 
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +9,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from aafit.errors import UserError
-from aafit.networks.call_sites import probe_of, show_unnamed_calls
-from aafit.networks.inputs import as_inputs
+from aafit.networks.call_sites import show_unnamed_calls
 from aafit.networks.kinds import GATES, activation_name, called_kind, function_name, is_activation
 from aafit.networks.own_classes import each_its_own, elementwise_kind, may_be_an_activation
 from aafit.networks.places import Place, calling_frames, line_of, place_of
+from aafit.networks.probe import forward_of_sample, probe_of
 
 MOVES_AXES = (
     "permute",
@@ -88,29 +86,6 @@ class Observation:
                 before.calls += row.calls
                 before.low, before.high = min(before.low, row.low), max(before.high, row.high)
         self.seen = [row for row in self.seen if row.module is None or first[row.module] is row]
-
-
-def forward_of_sample(net: nn.Module, sample: Any, watch: AbstractContextManager[Any] | None = None) -> Any:
-    """What `net` returns for the sample, without gradients and with random numbers of its own, under `watch`.
-
-    Raises:
-        UserError: the sample has no form that a network takes; the forward fails; the message says why.
-    """
-    inputs = as_inputs(sample)
-    tensors = [value for value in (*inputs.args, *inputs.kwargs.values()) if isinstance(value, Tensor)]
-    devices = {tensor.device.index for tensor in (*tensors, *net.parameters()) if tensor.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), watch or nullcontext():
-        torch.manual_seed(0)
-        own = inputs.cloned()
-        try:
-            return net(*own.args, **own.kwargs)
-        except UserError:
-            raise
-        # Of whatever kind: the network's program is not ours.
-        except Exception as error:
-            given = ", ".join(f"{tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}" for tensor in tensors)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"The network's forward of the sample ({given}) failed: {reason}") from error
 
 
 def observe(model: nn.Module, sample: Any, named: Collection[str] = ()) -> Observation:

@@ -1,18 +1,19 @@
 """Where in a network's program a call stands: what the frames of Python say of it.
 
 A place is the function that the call stands in with the offset of its instruction, and the same of the calls that lead
-there from the forward of its owner.
+there from the forward of its owner. A site is such a call that has a module of its own.
 """
 
 import hashlib
 import linecache
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from inspect import unwrap
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ _ITS_NETWORKS = f"{_TORCH}nn/modules/"
 _NO_NETWORKS = tuple(f"{_ITS_NETWORKS}{name}.py" for name in ("module", "activation"))
 _CALLS_FORWARDS = (f"{_ITS_NETWORKS}module.py", str(_OWN_FOLDER / "call_sites.py"))
 _OURS = (
-    *(str(_OWN_FOLDER / name) for name in ("places.py", "call_sites.py", "observe.py", "frozen_prefix.py")),
+    *(str(_OWN_FOLDER / name) for name in ("places.py", "call_sites.py", "observe.py", "probe.py", "frozen_prefix.py")),
     f"{_OWN_FOLDER.with_name('activations')}/",
 )
 
@@ -41,6 +42,48 @@ class Step:
 
 Place = tuple[Step, ...]
 """The call of an activation, and the calls that lead there, outwards to the forward of the owner."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One call of an activation.
+
+    Attributes:
+        name: Of the module that stands for it, a child of its owner.
+        place: In the program; where nothing else calls what it stands in, its innermost step alone.
+        kind: Of the activation, "ReLU".
+        call: The name of the function, or the path of the module, that is called.
+        options: What the function is called with beside its input.
+        of_module: Whether it is a module that is called.
+    """
+
+    name: str
+    place: Place
+    kind: str
+    call: str
+    options: Mapping[str, Any]
+    of_module: bool = False
+
+
+@dataclass(frozen=True)
+class CallSites:
+    """The calls of one owner that have modules; `order` names the module of every call in turn (None: none).
+
+    `order` is None where it is not known, or not the same each time.
+    """
+
+    sites: tuple[Site, ...] = ()
+    order: tuple[str | None, ...] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "CallSites":
+        """What `as_dict` gave."""
+        sites = (Site(**{**site, "place": tuple(Step(**step) for step in site["place"])}) for site in content["sites"])
+        return cls(tuple(sites), None if content["order"] is None else tuple(content["order"]))
 
 
 def calling_frames(owner: nn.Module) -> list[FrameType]:
@@ -80,6 +123,22 @@ def through_checkpoint(frames: list[FrameType]) -> bool:
 def place_of(frames: Iterable[FrameType]) -> Place:
     """The place of the call that these frames are making."""
     return tuple(Step(frame.f_code.co_qualname, frame.f_lasti, digest(frame.f_code)) for frame in frames)
+
+
+def site_at(sites: tuple[Site, ...], frames: list[FrameType]) -> str | None:
+    """The name of the site whose call these frames are making, None where it is none of them."""
+    code, offset = frames[0].f_code, frames[0].f_lasti
+    there = [site for site in sites if site.place[0].function == code.co_qualname]
+    here = [site for site in there if site.place[0].offset == offset]
+    # The hash of a program takes long; all sites of one function are of one program, but "<lambda>" is no name of one.
+    if code.co_name.startswith("<"):
+        here = [site for site in here if site.place[0].digest == digest(code)]
+    elif there:
+        check_same_program((here or there)[0].place[0], code)
+    if not here:
+        return None
+    place = place_of(frames)
+    return next((site.name for site in here if site.place == place[: len(site.place)]), None)
 
 
 @lru_cache(maxsize=4096)

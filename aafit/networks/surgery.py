@@ -12,12 +12,13 @@ from torch import nn
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError, check_name, nearest
 from aafit.networks.as_modules import check_same_outputs, take_fused_step, with_modules
-from aafit.networks.call_sites import CallSites, close_call_sites, learn_order
+from aafit.networks.call_sites import close_call_sites, learn_order
 from aafit.networks.find import check_plain, found_in
 from aafit.networks.found import NOT_SAMPLED, FoundActivation
 from aafit.networks.kinds import activation_name
 from aafit.networks.make import Replacement, inputs_seen, is_fit, make_activation
-from aafit.networks.observe import forward_of_sample
+from aafit.networks.places import CallSites
+from aafit.networks.probe import forward_of_sample
 from aafit.networks.select import named_modules_of, select, why_kept
 from aafit.tables import table
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from aafit.devices import device_name
 from aafit.identification import Loss
-from aafit.networks.inputs import Output
 from aafit.networks.make import Replacement
+from aafit.networks.outputs import Output
 from aafit.networks.surgery import Sharing
 from aafit.studies.samples import Samples
 from aafit.version import __version__

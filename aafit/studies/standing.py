@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from aafit.errors import UserError
 from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, as_loss
 from aafit.identification.outputs import losses_of
-from aafit.networks.inputs import Batch, Output, run
+from aafit.networks.inputs import Batch
 from aafit.networks.modes import evaluation_mode
+from aafit.networks.outputs import Output, run
 from aafit.studies.asked import LossGiven
 from aafit.training.losses import IGNORED, class_axis, with_classes
 

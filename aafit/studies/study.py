@@ -14,8 +14,8 @@ from torch import nn
 
 from aafit.activations import FNeuron
 from aafit.errors import UserError, needs_extra
-from aafit.networks.inputs import Output
 from aafit.networks.make import Replacement
+from aafit.networks.outputs import Output
 from aafit.networks.surgery import Sharing
 from aafit.studies.asked import Asked, LossGiven
 from aafit.studies.parts import PARTS, Tell, run_parts

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from aafit.networks.frozen_prefix import split_network
-from aafit.networks.inputs import Batch, Output, takes_inputs
+from aafit.networks.inputs import Batch
+from aafit.networks.outputs import Output, takes_inputs
 from aafit.training.precision import autocast
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError
 from aafit.networks.as_modules import like_for_like
-from aafit.networks.inputs import Batch, Output, each_batch, run
+from aafit.networks.inputs import Batch, each_batch
 from aafit.networks.modes import evaluation_mode
+from aafit.networks.outputs import Output, run
 from aafit.training.comparison import Comparison, Difference, LayerDifference, Reference
 from aafit.training.evaluate import Batches, finite_rows
 from aafit.training.losses import (

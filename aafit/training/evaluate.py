@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.inputs import Output, each_batch, run
+from aafit.networks.inputs import each_batch
 from aafit.networks.modes import evaluation_mode
+from aafit.networks.outputs import Output, run
 from aafit.training.after_prefix import after_prefix
 from aafit.training.losses import Loss, Metric, check_labels, check_loss, score, total_metric
 from aafit.training.precision import autocast

@@ -12,8 +12,9 @@ from torch.optim import Adam, Optimizer, RMSprop
 
 from aafit.errors import UserError, check_name
 from aafit.networks.adaptive import adaptive_activations, train_only_activations, training_mode
-from aafit.networks.inputs import Batch, Output, as_batch, each_batch, run
+from aafit.networks.inputs import Batch, as_batch, each_batch
 from aafit.networks.modes import evaluation_mode, own_modes
+from aafit.networks.outputs import Output, run
 from aafit.training.distance import Distance
 from aafit.training.evaluate import Batches
 from aafit.training.losses import Loss, LossFunction, check_loss, class_axis, objective, with_classes

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.identification import identify
-from aafit.networks.inputs import Batch, Output, as_inputs, run
+from aafit.networks.inputs import Batch, as_inputs
+from aafit.networks.outputs import Output, run
 from aafit.networks.surgery import replace_activations
 from aafit.report.shapes import plot_activations
 from aafit.training.precision import arithmetic

@@ -1,0 +1,41 @@
+"""A copy of a network to look at, and one forward of a sample in it."""
+
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from aafit.errors import UserError
+from aafit.networks.inputs import as_inputs
+
+
+def probe_of(net: nn.Module) -> nn.Module:
+    """A copy of `net` in eval mode to look at its forward: its parameters, which that only reads, are the same ones."""
+    shared = {id(parameter): parameter for parameter in net.parameters() if not is_lazy(parameter)}
+    return deepcopy(net, shared).eval()
+
+
+def forward_of_sample(net: nn.Module, sample: Any, watch: AbstractContextManager[Any] | None = None) -> Any:
+    """What `net` returns for the sample, without gradients and with random numbers of its own, under `watch`.
+
+    Raises:
+        UserError: the sample has no form that a network takes; the forward fails; the message says why.
+    """
+    inputs = as_inputs(sample)
+    tensors = [value for value in (*inputs.args, *inputs.kwargs.values()) if isinstance(value, Tensor)]
+    devices = {tensor.device.index for tensor in (*tensors, *net.parameters()) if tensor.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), watch or nullcontext():
+        torch.manual_seed(0)
+        own = inputs.cloned()
+        try:
+            return net(*own.args, **own.kwargs)
+        except UserError:
+            raise
+        # Of whatever kind: the network's program is not ours.
+        except Exception as error:
+            given = ", ".join(f"{tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}" for tensor in tensors)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"The network's forward of the sample ({given}) failed: {reason}") from error
