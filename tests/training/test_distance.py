@@ -1,6 +1,7 @@
 """How far a network is from its base, by outputs and by loss; and what `tune` says of a far start."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations import LEAF
+from aafit.activations.compiled import compiled_loops
 from aafit.networks.surgery import replace_activations
 from aafit.training.distance import Distance
 from aafit.training.tune import tune
@@ -19,8 +21,9 @@ FAR = "The start is far from the base: on the first batch its outputs differ by"
 
 
 @pytest.fixture(autouse=True)
-def _not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AAFIT_COMPILE", "0")
+def _not_compiled() -> Iterator[None]:
+    with compiled_loops(False):
+        yield
 
 
 def pair(start: str, unlikely: float = 0.0) -> tuple[nn.Module, nn.Module]:
