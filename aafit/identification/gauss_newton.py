@@ -125,7 +125,8 @@ class Descent:
         def noise(damping: float) -> float:
             damped_P = values_P[seen_P] + damping
             share_P = (1 - values_P[seen_P] / (2 * damped_P)) / damped_P
-            return (share_P * scatter_P[seen_P]).nan_to_num().sum().item() / len(sample)
+            total: float = (share_P * scatter_P[seen_P]).nan_to_num().sum().item()
+            return total / len(sample)
 
         return _Model(
             loss=model.loss + self._penalty(vector_P),

@@ -193,7 +193,7 @@ def tune(
                 net.eval()
             # Labels are the same ones in each epoch: checked once, where that makes a device wait.
             aim = objective(loss, check=epoch == 0)
-            losses = []
+            losses: list[Tensor] = []
             for batch in each_batch(batches(epoch) if callable(batches) else batches):
                 step_aim = aim
                 if base is not None:
