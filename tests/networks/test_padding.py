@@ -1,5 +1,6 @@
 """Padding does not count in what is fitted to the inputs of a layer."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aafit.activations import AHAF, Histogram
+from aafit.activations.compiled import compiled_loops
 from aafit.identification.layerwise import match_layers
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.inputs import Batch
@@ -22,8 +24,9 @@ ADDED = (1 - MASK) * torch.finfo(torch.float32).min
 
 
 @pytest.fixture(autouse=True)
-def _not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AAFIT_COMPILE", "0")
+def _not_compiled() -> Iterator[None]:
+    with compiled_loops(False):
+        yield
 
 
 @pytest.mark.parametrize("mask", [MASK, MASK.bool(), MASK.float()])
