@@ -125,9 +125,11 @@ def run_on_own_disk(
                 if time.monotonic() >= due:
                     yield new_files(place, folders, seen), None
                     due = time.monotonic() + BROUGHT_SECONDS
-            yield new_files(place, folders, seen), (code == 0, process.why(code))
+            last = new_files(place, folders, seen), (code == 0, process.why(code))
         finally:
             _end(process)
+    # Only now: who knows of the end may end this process, and the folder would stay.
+    yield last
 
 
 def new_files(place: str, folders: Sequence[str], seen: dict[str, tuple[int, int]]) -> Files:

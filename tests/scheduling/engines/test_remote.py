@@ -168,7 +168,7 @@ def test_nodes_with_disks_of_their_own(cluster: object, fake: Fake, monkeypatch:
 
 
 SMALL = {"network": "LeNet-5", "train_images": 64}
-REAL_BASE = run("base", epochs=100, **SMALL)
+REAL_BASE = run("base", epochs=40, **SMALL)
 REAL = Suite("real", (REAL_BASE, run("child", REAL_BASE, epochs=2, **SMALL)))
 
 
