@@ -1,7 +1,7 @@
 """One pass over an array: a compiled loop, or the same operations block by block where there is no compiler.
 
 torch's compiler, Inductor, makes one loop of a function's elementwise operations and of its sums (C++ on a CPU, Triton
-on a GPU) and keeps it in a cache on disk that processes share. `compiled_loops(False)` switches all compiling off.
+on a GPU) and keeps it in a cache on disk that processes share. A block `with compiled_loops(False):` does without it.
 """
 
 import logging
@@ -31,10 +31,10 @@ _on = True
 
 @contextmanager
 def compiled_loops(on: bool) -> Iterator[None]:
-    """Whether large arrays go through compiled loops within this block, in all threads; without a block they do.
+    """Within this block large arrays go through compiled loops only if `on`, in all threads. Without a block they do.
 
-    A process of the command line takes a block around all that it does, with `on` false where the environment variable
-    AAFIT_COMPILE is 0. A program that uses the library takes one of its own.
+    The command line does all of its work in such a block, with `on` false where the environment variable AAFIT_COMPILE
+    is 0. The library does not read that variable: a program that uses it opens a block of its own.
     """
     global _on
     before, _on = _on, on

@@ -47,7 +47,7 @@ def elements_received(
     batches: Sequence[Batch],
     seed: int,
 ) -> dict[str, Elements]:
-    """Of what the modules at the paths of `activations` receive, the elements to fit, none of padding.
+    """The elements to fit, of what the modules at the paths of `activations` receive; padding is left out.
 
     Args:
         calls: see `calls_of`; what a forward does after the last of them is not computed.

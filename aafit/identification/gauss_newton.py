@@ -14,11 +14,11 @@ from aafit.networks.inputs import Batch
 DENSE = 2000
 """Parameters up to which the curvature is a matrix."""
 
-STRONGER = 8  # times the last: the next damping to try
-MOST_DAMPED = 1e3  # a network that is sure of wrong answers has nearly no curvature, and needs it; above, nothing moves
+STRONGER = 8  # times the last damping: the next one to try
+MOST_DAMPED = 1e3  # the last damping to try: a network sure of wrong answers needs it, having nearly no curvature
 LEAST_SHARE = 0.01  # of the predicted gain: what a step must bring
 LONGEST_STEP = 2.0  # of a steepness, in its own coordinate
-WORTHWHILE = 0.2  # of the sample's noise: what a step must promise
+WORTHWHILE = 0.2  # of what pure noise would promise: what a step must promise
 SMALLEST = 1e-140  # so that products of two scales are still numbers
 SMALLEST_SCALE = 1e-12  # of the largest: what nothing depends on must not move at all
 
@@ -36,7 +36,9 @@ class Outcome:
     Attributes:
         vector_P: The new place, or the old one where no better one was found.
         moved: Whether a better one was found.
-        noise: What a gradient of pure noise would have promised. A smaller gain is not worth a step.
+        predicted: The gain in loss that the last step looked at promised.
+        gained: The gain of the last step whose loss on the sample was measured; 0 where there was none.
+        noise: What the last step would have promised if the gradient were nothing but noise.
         promised: Whether any step promised enough to be tried.
         collapsed: Whether a place was refused because the outputs no longer depended on the images there.
     """
@@ -64,7 +66,7 @@ class Descent:
         ridge: Weight of half the squared distance from `start_P`, in coordinates, which is added to the loss.
         start_P: The coordinates at the start.
         variation: Of the outputs, which a step must not lose, see `collapsed`; 0 for any.
-        worthwhile: The share of the sample's noise that a step must promise to gain.
+        worthwhile: The share of `Outcome.noise` that a step must promise to gain.
     """
 
     problem: Problem
@@ -76,11 +78,13 @@ class Descent:
     worthwhile: float = WORTHWHILE
 
     def step(self, vector_P: Tensor, sample: Batch, damping: float, heldout_loss: float, seed: int) -> Outcome:
-        """Search for a better place from `vector_P`, on a sample of the images.
+        """Search for a better place from `vector_P`, on a sample of n images.
 
-        A step d = -A g with A = (C + damping diag(C))^-1 promises g A g - g A C A g / 2, and would promise
-        tr((A - A C A / 2) S) / n if the gradient g were nothing but the noise of n images, S / n. A step that promises
-        too little, or does not keep what it promises, is tried again with a stronger damping.
+        Let g be the gradient, C the curvature and A = (C + damping diag(C))^-1. The step d = -A g promises to gain
+        g A g - g A C A g / 2. Were g nothing but noise, with the covariance S / n, it would promise
+        tr((A - A C A / 2) S) / n on average: `Outcome.noise`. A step that promises less than the share `worthwhile` of
+        that, or that does not keep its promise, is tried again with a stronger damping, up to MOST_DAMPED. The search
+        ends before where a step promises too little and a stronger damping would not lower the noise.
         """
         make = self._dense if len(vector_P) <= DENSE else self._matrix_free
         model = make(vector_P, sample, seed)
@@ -116,10 +120,10 @@ class Descent:
         curvature_PP = model.curvature_PP + self.ridge * torch.eye(len(vector_P), dtype=torch.float64)
         root_P = scales(curvature_PP.diagonal()).sqrt()
         outer_PP = root_P[:, None] * root_P
-        # In the eigenvectors of the scaled curvature A is diagonal for each damping.
+        # In the basis of the scaled curvature's eigenvectors the A of `step` is diagonal, whatever the damping.
         values_P, vectors_PP = torch.linalg.eigh(curvature_PP / outer_PP)
         scatter_P = (vectors_PP * ((model.scatter_PP / outer_PP) @ vectors_PP)).sum(0)
-        # Directions without curvature have no scatter, either, but for roundings.
+        # Directions without curvature have no scatter either, except for rounding errors.
         seen_P = values_P > 1e-9 * values_P.max()
 
         def noise(damping: float) -> float:
@@ -153,14 +157,14 @@ class Descent:
         return _Model(
             loss=loss + self._penalty(vector_P),
             gradient_P=gradient_P,
-            # As many parameters as this fit the noise of any sample: only the held-out images say when to stop.
+            # So many parameters can fit the noise of any sample: only the held-out images say when to stop.
             noise=lambda damping: 1e-4 * abs(loss),
             step=step,
             curved=lambda step_P: step_P @ product(step_P),
         )
 
     def _held(self, noise: float) -> Tensor:
-        """Curvature that keeps a steepness from a long way for a gain below the noise: a flat direction has no end."""
+        """Curvature added for each steepness: without it a flat direction would take it far for a gain below noise."""
         return self.problem.coordinates.sharp_P * (2 * noise)
 
     def _shortened(self, step_P: Tensor) -> Tensor:
@@ -177,12 +181,12 @@ class Descent:
 
 @dataclass(frozen=True)
 class _Model:
-    """The loss near a place.
+    """The loss near a place, as a quadratic.
 
     Attributes:
-        noise: What the step of a damping would promise if the gradient were nothing but noise.
-        step: Of a damping and its noise.
-        curved: The curvature along a step.
+        noise: From a damping to what its step would promise if the gradient were nothing but noise.
+        step: From a damping and its noise to the step.
+        curved: From a step d to d^T C d, with the curvature C.
     """
 
     loss: float

@@ -21,9 +21,9 @@ from aafit.networks.inputs import Batch
 from aafit.networks.outputs import Output, run
 from aafit.training.precision import autocast
 
-EXACT_OUTPUTS = 16  # up to which the curvature is exact, with a backward pass for each
-DRAWS = 8  # columns of the curvature for each sample, where the outputs are more
-MANY_OUTPUTS = 4_096  # above which a column is a sum over so many outputs that two do
+EXACT_OUTPUTS = 16  # of a sample: for up to so many the curvature is exact, with a backward pass for each
+DRAWS = 8  # random columns of the curvature for each sample, where it has more outputs
+MANY_OUTPUTS = 4_096  # of a sample: for more than that two columns do, since each is a sum over all outputs
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class _Called(nn.Module):
 
 
 def draws_for(problem: Problem, vector_P: Tensor, samples: Batch) -> int | None:
-    """Random columns of the curvature for each sample; None: it has so few outputs that all are affordable."""
+    """How many random columns of the curvature to draw for a sample; None where its outputs are few enough for all."""
     outputs = problem.outputs(vector_P, samples.part(0, 1)).numel()
     return None if outputs <= EXACT_OUTPUTS else DRAWS if outputs <= MANY_OUTPUTS else 2
 

@@ -16,15 +16,19 @@ ERRORS = 2.0
 """How many standard errors to either side is looked: as far as an interval of 95% goes."""
 
 MOST_RISE = 2.5
-"""By this factor the rise may be off. It goes with the square of the distance: the error is then off by 1.6."""
-
+"""The factor by which the rise may be off. It goes with the square of the distance: the error is then off by 1.6."""
 
 WALKED_IMAGES = 2_000
-"""On so many images at most the rise is measured."""
+"""The rise is measured on at most so many images."""
 
 
 def rise_at(problem: Problem, vector_P: Tensor, images: Batch, ridge: float) -> Callable[[Tensor], float]:
-    """By how much the loss changes at a step (P,) from `vector_P`, less what its slope makes of it: a function."""
+    """A function of a step (P,) from `vector_P`: how much the loss rises there, beyond what its slope alone gives.
+
+    Args:
+        images: the first `WALKED_IMAGES` of them are used.
+        ridge: weight of half the squared distance, which belongs to the loss.
+    """
     walked = images.part(0, WALKED_IMAGES)
     loss, gradient_P = problem.gradient(vector_P, walked)
 

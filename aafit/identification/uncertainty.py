@@ -174,7 +174,7 @@ def uncertainty(
 
     All of this takes the loss for its quadratic. Where `rise` is given each parameter is moved by twice its error to
     either side, and the others with it, see `rises_within`. Where the loss then rises by more than 2.5 times what the
-    quadratic promises, or by less than that part of it, no error is given: the parameter counts as not determined.
+    quadratic promises, or by less than 1/2.5 of that, no error is given: the parameter counts as not determined.
 
     It also takes the images for many. A network that is sure of its answers learns from the few that it is not sure
     of: with q_i = g_i^T H^-1 g_i the errors come from (sum of q)^2 / sum of q^2 images in effect. Where `gradients_NP`

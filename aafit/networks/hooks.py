@@ -28,7 +28,7 @@ def watched(net: nn.Module, paths: Iterable[str], see: Callable[[str, Tensor, Te
 
 @contextmanager
 def receiving(net: nn.Module, paths: Iterable[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call see(path, input) before each call of the modules at `paths`, when none has worked in place yet."""
+    """Call see(path, input) before each call of the modules at `paths`: before one that works in place changes it."""
 
     def hook_at(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -73,7 +73,10 @@ def as_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def inputs_seen(net: nn.Module, sample: Any, paths: Collection[str]) -> dict[str, Histogram]:
-    """The histogram of what the called ones of `paths` receive in a forward of the sample, without padding."""
+    """By path, the histogram of what a module receives in a forward of the sample, padding left out.
+
+    Paths of modules that the forward does not call are left out.
+    """
     if sample is None or not paths:
         return {}
     seen: dict[str, Histogram] = {}

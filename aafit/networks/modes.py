@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def own_modes(*nets: nn.Module) -> Iterator[None]:
-    """Put each module's own mode, training or evaluation, back at the end."""
+    """At the end of the block, put each module back into the mode that it had, training or evaluation."""
     modes = [(module, module.training) for net in nets for module in net.modules()]
     try:
         yield
@@ -20,7 +20,7 @@ def own_modes(*nets: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(*nets: nn.Module) -> Iterator[None]:
-    """The networks without dropout, with fixed statistics and without gradients; then as they were."""
+    """Within the block: no gradients, and the networks without dropout and with fixed statistics; then as they were."""
     with own_modes(*nets), torch.no_grad():
         for net in nets:
             net.eval()

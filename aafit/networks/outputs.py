@@ -1,4 +1,4 @@
-"""A network of any form called: from what it returns to the tensor that is meant."""
+"""Call a network of any form, and take from what it returns the tensor that is meant."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -23,8 +23,8 @@ def run(net: nn.Module, batch: Batch, output: Output | None = None) -> Tensor:
     only element of a tuple.
 
     Raises:
-        UserError: the network refuses the inputs (its own error is under ours), `output` gives no tensor, or there is
-            none and what the network returns has no tensor that is meant.
+        UserError: the network refuses the inputs (its own error is the cause of ours), `output` gives no tensor, or no
+            `output` is given and nothing says which tensor is meant.
     """
     try:
         returned = net(*batch.args, **batch.kwargs)

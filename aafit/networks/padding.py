@@ -1,4 +1,4 @@
-"""Which positions of sequences are padding: an activation is not fitted to what it receives there."""
+"""Leave out the positions of sequences that are padding: no activation is fitted to what it receives there."""
 
 from math import prod
 
@@ -11,14 +11,17 @@ MASK = "attention_mask"
 
 
 def without_padding(x: Tensor, batch: Batch, shape: tuple[int, ...] = (1,)) -> Tensor:
-    """Of what an activation receives or gives for a batch, the positions that are no padding.
+    """The positions of x that are no padding, where x is what an activation receives or gives for a batch.
 
-    Where the batch has a keyword input "attention_mask" of shape (B, T), of 1 and 0 as tokenizers give it, a position
-    where it is 0 is padding; of x, (B, T, C), the others come back, (N, C).
+    The batch tells them by a keyword input "attention_mask" of shape (B, T), of 1 and 0 as tokenizers give it: where it
+    is 0, there is padding. Of x, (B, T, C), the N positions where it is 1 come back, (N, C).
 
-    All of x comes back as it is where it has another shape, where the mask has other values (one that is added to
-    attention scores) or is 0 everywhere, and where parameters of the given shape differ by position, each of which
-    needs its own inputs.
+    All of x comes back, as it is, where x has another shape; where there is no such mask, or it has other values (as
+    one that is added to attention scores has) or is 0 everywhere; and where each position has parameters of its own,
+    which need the inputs of that position.
+
+    Args:
+        shape: of the activation's sets of parameters, see `AdaptiveActivation`; (1,) is one set for all.
     """
     mask_BT = batch.kwargs.get(MASK)
     if not isinstance(mask_BT, Tensor) or x.dim() != 3 or x.shape[:2] != mask_BT.shape or prod(shape[:-1]) != 1:

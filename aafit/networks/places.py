@@ -1,7 +1,7 @@
 """Where in a network's program a call stands: what the frames of Python say of it.
 
 A place is the function that the call stands in with the offset of its instruction, and the same of the calls that lead
-there from the forward of its owner. A site is such a call that has a module of its own.
+there from the forward of its owner. A site is a call that was given a module of its own.
 """
 
 import hashlib
@@ -46,15 +46,15 @@ Place = tuple[Step, ...]
 
 @dataclass(frozen=True)
 class Site:
-    """One call of an activation.
+    """One call of an activation that has a module of its own.
 
     Attributes:
-        name: Of the module that stands for it, a child of its owner.
-        place: In the program; where nothing else calls what it stands in, its innermost step alone.
-        kind: Of the activation, "ReLU".
-        call: The name of the function, or the path of the module, that is called.
+        name: Of that module, a child of the owner.
+        place: Where the call stands; only the innermost step where no other way leads there.
+        kind: Of the activation, as "ReLU".
+        call: The name of the function, or the path of the module, that the program calls.
         options: What the function is called with beside its input.
-        of_module: Whether it is a module that is called.
+        of_module: Whether the program calls a module.
     """
 
     name: str
@@ -67,9 +67,11 @@ class Site:
 
 @dataclass(frozen=True)
 class CallSites:
-    """The calls of one owner that have modules; `order` names the module of every call in turn (None: none).
+    """The sites of one owner.
 
-    `order` is None where it is not known, or not the same each time.
+    Attributes:
+        order: For every call in turn, the name of its module, or None where it has none. None instead of a tuple where
+            the order is not known, or not the same each time.
     """
 
     sites: tuple[Site, ...] = ()
@@ -126,7 +128,7 @@ def place_of(frames: Iterable[FrameType]) -> Place:
 
 
 def site_at(sites: tuple[Site, ...], frames: list[FrameType]) -> str | None:
-    """The name of the site whose call these frames are making, None where it is none of them."""
+    """The name of the site whose call these frames are making; None where it is none of `sites`."""
     code, offset = frames[0].f_code, frames[0].f_lasti
     there = [site for site in sites if site.place[0].function == code.co_qualname]
     here = [site for site in there if site.place[0].offset == offset]

@@ -13,16 +13,18 @@ from aafit.networks.inputs import as_inputs
 
 
 def probe_of(net: nn.Module) -> nn.Module:
-    """A copy of `net` in eval mode to look at its forward: its parameters, which that only reads, are the same ones."""
+    """A copy of `net` in evaluation mode, to look at its forward; with the same parameters, which that only reads."""
     shared = {id(parameter): parameter for parameter in net.parameters() if not is_lazy(parameter)}
     return deepcopy(net, shared).eval()
 
 
 def forward_of_sample(net: nn.Module, sample: Any, watch: AbstractContextManager[Any] | None = None) -> Any:
-    """What `net` returns for the sample, without gradients and with random numbers of its own, under `watch`.
+    """What `net` returns for the sample, without gradients, within the block of `watch`.
+
+    The random numbers it draws are the same each time, and torch's own go on afterwards as if it had drawn none.
 
     Raises:
-        UserError: the sample has no form that a network takes; the forward fails; the message says why.
+        UserError: the sample has no form that a network takes, or the forward fails; the message says why.
     """
     inputs = as_inputs(sample)
     tensors = [value for value in (*inputs.args, *inputs.kwargs.values()) if isinstance(value, Tensor)]

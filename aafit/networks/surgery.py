@@ -117,7 +117,7 @@ def replace_activations(
             (B, C, H, W), or (C,) in (B, H, W, C), (B, T, C) and (B, C)), or each "neuron" (the layer's input without
             its batch axis).
         sample: an input of the model: a tensor, a tuple where it takes several, a mapping of keyword inputs, or what a
-            tokenizer gives, whose padding no activation is fitted to.
+            tokenizer gives. No activation is fitted to padding, see `aafit.networks.padding`.
         channel_axis: where the channels are in what the activations receive, the batch being axis 0; -1 is the last.
             By default that of the layer before each: 1 after a convolution, the last after a linear layer.
         share_calls: let all calls of one module share one activation, instead of each having its own.

@@ -1,4 +1,4 @@
-"""What a process of this program takes from its environment, where it starts."""
+"""What the processes of the command line read from environment variables as they start."""
 
 import os
 from contextlib import AbstractContextManager
@@ -7,5 +7,5 @@ from aafit.activations.compiled import compiled_loops
 
 
 def compiling_as_told() -> AbstractContextManager[None]:
-    """`compiled_loops`, off where the environment variable AAFIT_COMPILE is 0."""
+    """A block of `compiled_loops`: off if the environment variable AAFIT_COMPILE is 0, else on."""
     return compiled_loops(os.environ.get("AAFIT_COMPILE") != "0")

@@ -69,7 +69,7 @@ class Job(BaseModel):
 
 
 def learning_rate(run: RunConfig) -> float:
-    """The run's own, or the usual one of its optimizer."""
+    """The learning rate of the run, or where it has none the usual one of its optimizer."""
     return LEARNING_RATES[run.optimizer] if run.lr is None else run.lr
 
 

@@ -58,8 +58,8 @@ class Summary:
     """How all runs ended; prints as a table with what went wrong and what to do.
 
     Attributes:
-        stopped: before all had ended, by a signal or because the engine was lost.
-        lost: why the engine can start nothing any more, and what to do; empty where it can.
+        stopped: whether the schedule was stopped before all runs had ended, by a signal or because the engine was lost.
+        lost: why the engine can start nothing any more, and what to do; empty where it still can.
     """
 
     outcomes: tuple[Outcome, ...]

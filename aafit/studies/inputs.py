@@ -64,9 +64,9 @@ class _Sums:
 
 
 def inputs_seen(net: nn.Module, paths: Sequence[str], batches: Iterable[Batch]) -> tuple[InputsSeen, ...]:
-    """What the modules at `paths` receive, in evaluation mode, without padding; of those that are called.
+    """What the modules at `paths` receive, in evaluation mode; padding is left out.
 
-    Goes through `batches` twice.
+    There is nothing of modules that are not called. Goes through `batches` twice.
 
     Raises:
         UserError: some inputs are not finite.

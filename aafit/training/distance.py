@@ -40,10 +40,10 @@ class Distance:
 
     @property
     def is_far(self) -> bool:
-        """Whether outputs or loss are far from the base's; what is not a number is far, too.
+        """Whether the outputs or the loss are far from the base's; what is not a number is far, too.
 
-        The outputs: `outputs` is above FAR_OUTPUTS, which the loss may hardly show. The loss: above the base's by more
-        than FAR_LOSS of that, and by more than its noise.
+        The outputs are far where `outputs` is above FAR_OUTPUTS: the loss may hardly show that. The loss is far where
+        it is above the base's by more than FAR_LOSS of that, and by more than the noise of the difference.
         """
         return not (self._outputs_near and self._loss_near)
 
@@ -74,7 +74,7 @@ class Distance:
 
     @property
     def _losses(self) -> tuple[float, float, float]:
-        """The base's loss, by how much the network's is above it, and the noise of that."""
+        """The base's loss, by how much the network's is above it, and the noise of that: two of its standard errors."""
         base_loss = torch.cat(self._base).mean().item()
         excess_N = torch.cat(self._net) - torch.cat(self._base)
         noise = 2 * excess_N.std().item() / len(excess_N) ** 0.5

@@ -144,9 +144,10 @@ def tune(
     Dropout is active, as it was when the network was trained; but not where the outputs of a base are matched, which
     have none: there `net` is in evaluation mode throughout.
 
-    Gradient steps may leave a start far from its base. Whether it is far is judged once, on the first batch before it
-    has changed anything, as `identify` judges it: by the outputs, and by the loss where that is a cross-entropy (any
-    other is 0 for the base, whose outputs are the target, so that no share of it is small).
+    A start that is far from its base may stay far: gradient steps need not bring it near. With a base, the start is
+    judged once, on the first batch before any step, by the measure of `identify`: by the outputs, and where the loss is
+    a cross-entropy by that too. No other loss is looked at: the mean squared error of the base from its own outputs is
+    0, and any difference would be far from that.
 
     Args:
         net: a network with adaptive activations; its mode, training or evaluation, is left as it was.
@@ -236,7 +237,7 @@ def _outputs_of(base: nn.Module, batch: Batch, output: Output | None, precision:
 
 
 def _target_of(of_base: Tensor, loss: Loss) -> Tensor:
-    """The outputs of a base as the target, or for cross-entropy its probabilities."""
+    """The target: the outputs of a base, or its probabilities where the loss is a cross-entropy."""
     if loss != "cross-entropy":
         return of_base
     axis = class_axis(of_base.shape)
@@ -246,9 +247,10 @@ def _target_of(of_base: Tensor, loss: Loss) -> Tensor:
 
 
 def _judging_the_start(aim: LossFunction, loss: Loss, of_base: Tensor) -> LossFunction:
-    """The same loss, which warns where the output is far from the base's.
+    """The same loss, which also warns where the output is far from the base's.
 
-    So the start is judged by a forward that is made anyway: nothing that a network remembers or draws is different.
+    The start is so judged by a forward that is done anyway: another one could change what the network remembers, or
+    the random numbers that it draws.
     """
 
     def judging(output: Tensor, target: Tensor) -> Tensor:

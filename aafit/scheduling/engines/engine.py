@@ -21,8 +21,9 @@ class End:
     """How a process ended.
 
     Attributes:
-        why: why it was not well, in a sentence.
-        lost: the engine can start nothing any more, which is no fault of the runs; `why` says what to do.
+        ok: whether it ended well.
+        why: why it did not, in a sentence.
+        lost: whether the engine can start nothing any more. That is no fault of the runs; `why` says what to do.
     """
 
     ok: bool

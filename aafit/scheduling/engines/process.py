@@ -128,7 +128,7 @@ def run_on_own_disk(
             last = new_files(place, folders, seen), (code == 0, process.why(code))
         finally:
             _end(process)
-    # Only now: who knows of the end may end this process, and the folder would stay.
+    # Not before the folder is removed: whoever is told of the end may end this process, and the folder would stay.
     yield last
 
 

@@ -1,7 +1,7 @@
 """The engine of a Ray cluster: the worker process of one or several jobs is a Ray task.
 
-The task only starts the process and waits for it: it ends with its Ray worker, the Ray worker with its raylet. Ray
-itself tries nothing again, see resume.py.
+The task only starts the process and waits for it. The process ends with its Ray worker, and that with its raylet, which
+is Ray's own process on each node. Ray itself tries nothing again, see resume.py.
 """
 
 import os
@@ -40,9 +40,10 @@ DIED = (
     exceptions.OutOfMemoryError,
     exceptions.ObjectLostError,
 )
+"""What Ray raises where the worker of a task or its node has died: the run goes on elsewhere."""
 
 OWN_NODE_DIED = (exceptions.LocalRayletDiedError, OSError)
-"""What Ray raises where the raylet of this machine has died: an OSError is of the object store, which is part of it."""
+"""What Ray raises where the raylet of this machine has died. An OSError comes from its object store, a part of it."""
 
 LOST = (
     "The Ray node of this machine has died, so that no more runs can be started: nothing is lost, and once it is there "
@@ -100,7 +101,7 @@ class CarriedTask(RayTask):
 
 
 class LostTask:
-    """Stands for a task that Ray did not take."""
+    """Stands for a task that Ray did not take, because the Ray node of this machine has died."""
 
     def end(self) -> End:
         return End(False, LOST, lost=True)
@@ -222,7 +223,7 @@ class RayEngine:
 
 
 def failed(error: exceptions.RayError | OSError) -> End | Death:
-    """How a task ended that gave no answer."""
+    """How a task ended that raised this error in place of an answer."""
     if isinstance(error, exceptions.TaskCancelledError):
         return End(False, "it was stopped.")
     if isinstance(error, exceptions.RayTaskError):
