@@ -16,6 +16,7 @@ DENSE = 2000
 
 STRONGER = 8  # times the last damping: the next one to try
 MOST_DAMPED = 1e3  # the last damping to try: a network sure of wrong answers needs it, having nearly no curvature
+LEAST_GAIN = 1e-4  # of the loss: a step that promises less is worth nothing
 LEAST_SHARE = 0.01  # of the predicted gain: what a step must bring
 LONGEST_STEP = 2.0  # of a steepness, in its own coordinate
 WORTHWHILE = 0.2  # of what pure noise would promise: what a step must promise
@@ -158,7 +159,7 @@ class Descent:
             loss=loss + self._penalty(vector_P),
             gradient_P=gradient_P,
             # So many parameters can fit the noise of any sample: only the held-out images say when to stop.
-            noise=lambda damping: 1e-4 * abs(loss),
+            noise=lambda damping: LEAST_GAIN * abs(loss),
             step=step,
             curved=lambda step_P: step_P @ product(step_P),
         )

@@ -9,7 +9,16 @@ from math import isfinite
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.identification.gauss_newton import DENSE, LEAST, Descent, Spread, collapsed, measured, perfect_variation
+from aafit.identification.gauss_newton import (
+    DENSE,
+    LEAST,
+    LEAST_GAIN,
+    Descent,
+    Spread,
+    collapsed,
+    measured,
+    perfect_variation,
+)
 from aafit.identification.layerwise import match_layers
 from aafit.identification.losses import LOSSES, SQUARED_ERROR
 from aafit.identification.outputs import meant
@@ -194,6 +203,7 @@ class Identifier:
         )
         # Undamped steps converge quadratically: after one that was worth less than the noise the next is worth nothing.
         settled = outcome.damping < UNDAMPED and outcome.predicted < outcome.noise
+        settled = settled or outcome.predicted < LEAST_GAIN * abs(outcome.loss)
         return self._best(state) if whole and (left or settled) else state
 
     def _best(self, state: State, *messages: str) -> State:
