@@ -203,6 +203,7 @@ class Identifier:
         )
         # Undamped steps converge quadratically: after one that was worth less than the noise the next is worth nothing.
         settled = outcome.damping < UNDAMPED and outcome.predicted < outcome.noise
+        # Damped ones may creep on for ever.
         settled = settled or outcome.predicted < LEAST_GAIN * abs(outcome.loss)
         return self._best(state) if whole and (left or settled) else state
 
