@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from aafit import AHAF, LEAF, FNeuron, identify, replace_activations
+from aafit.identification.gauss_newton import LEAST_GAIN
 from tests.identification_helpers import drawn
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -19,20 +20,22 @@ def overlapping(images: int, seed: int) -> Batches:
     return [(drawn(4, 8, seed=7)[labels] + 1.3 * drawn(images, 8, seed=seed), labels)]
 
 
+def trained(activation: type[nn.Module], images: int, steps: int) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), activation(), nn.Linear(32, 32), activation(), nn.Linear(32, 4)).double()
+    ((inputs, labels),) = overlapping(images, seed=1)
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        cross_entropy(net(inputs), labels).backward()
+        optimizer.step()
+    return net
+
+
 @pytest.fixture(scope="module")
 def memorised() -> nn.Module:
     """A network that has learnt 40 images by heart."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 4)).double()
-    ((images, labels),) = overlapping(40, seed=1)
-    optimizer = torch.optim.Adam(net.parameters(), 0.01)
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss = cross_entropy(net(images), labels)
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.01
-    return net
+    return trained(nn.SiLU, images=40, steps=60)
 
 
 def loss_on_others(net: nn.Module) -> float:
@@ -50,3 +53,13 @@ def test_an_overconfident_network_is_made_less_sure(memorised: nn.Module, start:
     identify(net, overlapping(300, seed=2), base=memorised)
 
     assert loss_on_others(net) < before / 2
+
+
+def test_it_ends_where_damped_steps_promise_nearly_nothing() -> None:
+    """Each of them does a little better on the held-out images, and so could go on for long."""
+    base = trained(nn.ReLU, images=400, steps=60)
+    net, _ = replace_activations(base, {"*": AHAF.like("ReLU")}, "layer", torch.zeros(1, 8).double())
+    found = identify(net, overlapping(300, seed=2), base=base)
+    joint = [step for step in found.state.steps if step.phase == "joint" and step.images == found.images]
+    assert len(joint) > 2
+    assert all(step.predicted >= LEAST_GAIN * step.loss for step in joint[:-1])
