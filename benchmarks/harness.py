@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -71,9 +71,10 @@ class Command(click.Command):
 
 
 class Report:
-    """The tables of one benchmark: printed as they are made, and kept for the file."""
+    """The tables of one benchmark: printed as they are made, and written to its files row by row."""
 
-    def __init__(self) -> None:
+    def __init__(self, json_path: Path | None = None, markdown_path: Path | None = None) -> None:
+        self.json_path, self.markdown_path = json_path, markdown_path
         console = Console()
         self.console = console if console.is_terminal else Console(width=max(WIDTH_OF_A_LOG, console.width))
         self.content: dict[str, Any] = {
@@ -81,24 +82,37 @@ class Report:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
             "versions": versions(),
+            "finished": False,
             "tables": {},
             "notes": [],
         }
 
-    def table(self, title: str, rows: Sequence[Row]) -> None:
-        """Print rows with the same keys as a table, and keep them."""
-        self.content["tables"][title] = [dict(row) for row in rows]
-        table = Table(title=title, title_justify="left")
-        for key, value in rows[0].items():
-            table.add_column(key, justify="left" if isinstance(value, (str, bool)) else "right")
+    def table(self, title: str, rows: Iterable[Row]) -> None:
+        """Print rows with the same keys as a table. Rows that are still being measured are kept one by one."""
+        kept: list[dict[str, Any]] = []
         for row in rows:
+            kept.append(dict(row))
+            self.content["tables"][title] = kept
+            self.write()
+        table = Table(title=title, title_justify="left")
+        for key, value in kept[0].items():
+            table.add_column(key, justify="left" if isinstance(value, (str, bool)) else "right")
+        for row in kept:
             table.add_row(*map(_text, row.values()))
         self.console.print(table)
 
     def say(self, sentence: str) -> None:
         """Print a sentence, and keep it."""
         self.content["notes"].append(sentence)
+        self.write()
         self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+    def write(self) -> None:
+        """Write what there is to the files: a benchmark that is stopped loses nothing that it has measured."""
+        if self.json_path is not None:
+            write_atomically(self.json_path, json.dumps(self.content, indent=1) + "\n")
+        if self.markdown_path is not None:
+            write_atomically(self.markdown_path, in_markdown(self.content))
 
     def heading(self) -> None:
         known = self.content["machine"] | self.content["versions"]
@@ -115,7 +129,7 @@ class Loss(float):
 
 @contextmanager
 def report(json_path: Path | None, markdown_path: Path | None = None) -> Iterator[Report]:
-    """The report of a benchmark, written to these files at the end.
+    """The report of a benchmark, written to these files as it comes; "finished" in the JSON says that it is whole.
 
     Raises:
         UserError: a file cannot be written; this is found out before anything is measured.
@@ -123,13 +137,11 @@ def report(json_path: Path | None, markdown_path: Path | None = None) -> Iterato
     for path in (json_path, markdown_path):
         if path is not None and not path.absolute().parent.is_dir():
             raise UserError(f"The folder of {path} does not exist: make it first, or choose another file.")
-    told = Report()
+    told = Report(json_path, markdown_path)
     told.heading()
     yield told
-    if json_path is not None:
-        write_atomically(json_path, json.dumps(told.content, indent=1) + "\n")
-    if markdown_path is not None:
-        write_atomically(markdown_path, in_markdown(told.content))
+    told.content["finished"] = True
+    told.write()
 
 
 def in_markdown(content: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ Seconds are of the processor, on one thread.
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,35 @@ def same_when_loaded(base: nn.Module, net: nn.Module, x_B: Tensor) -> int:
         return path.stat().st_size
 
 
+def chain(fitted: int, judged: int, epochs: int) -> Iterator[Row]:
+    """A row a replacement: accuracy just replaced, tuned, and identified."""
+    base = digit_cnn()
+    x_B, y_B = digits()
+    here = batches(x_B[:fitted], y_B[:fitted])
+    other = batches(x_B[fitted : fitted + judged], y_B[fitted : fitted + judged])
+    ways: dict[str, Callable[[nn.Module], Any]] = {
+        f"tuned, {epochs} epochs": lambda net: tune(net, here, epochs=epochs, lr=1e-2),
+        "identified": lambda net: identify(net, here, base=base),
+    }
+    accuracy = evaluate(base, other).accuracy
+    for name, new in REPLACEMENTS.items():
+        start, _ = replace_activations(base, {"ReLU": new}, sample=x_B[:BATCH])
+        found = compare(base, start, other)
+        row: dict[str, Any] = {
+            "ReLU replaced by": name,
+            "numbers": adaptive_numbers(start),
+            "base": f"{accuracy:.2%}",
+        }
+        row["just replaced"] = f"{found.replaced_accuracy:.2%}"
+        for way, adapt in ways.items():
+            net = deepcopy(start)
+            began = time.process_time()
+            adapt(net)
+            seconds = time.process_time() - began
+            row |= {way: f"{evaluate(net, other).accuracy:.2%}", f"processor s, {way}": round(seconds, 1)}
+        yield {**row, "bytes saved": same_when_loaded(base, net, x_B[:BATCH])}
+
+
 @click.command(cls=Command)
 @click.option("--fitted", default=2000, show_default=True, type=click.IntRange(min=BATCH), help="Digits to fit.")
 @click.option("--judged", default=3000, show_default=True, type=click.IntRange(min=BATCH), help="Others, to judge.")
@@ -64,33 +93,8 @@ def same_when_loaded(base: nn.Module, net: nn.Module, x_B: Tensor) -> int:
 def main(fitted: int, judged: int, epochs: int, json_path: Path | None, markdown_path: Path | None) -> None:
     """The digit recognizer with other activations."""
     with report(json_path, markdown_path) as told, arithmetic("float32", 1):
-        base = digit_cnn()
-        x_B, y_B = digits()
-        here = batches(x_B[:fitted], y_B[:fitted])
-        other = batches(x_B[fitted : fitted + judged], y_B[fitted : fitted + judged])
-        ways: dict[str, Callable[[nn.Module], Any]] = {
-            f"tuned, {epochs} epochs": lambda net: tune(net, here, epochs=epochs, lr=1e-2),
-            "identified": lambda net: identify(net, here, base=base),
-        }
-        rows: list[Row] = []
-        accuracy = evaluate(base, other).accuracy
-        for name, new in REPLACEMENTS.items():
-            start, _ = replace_activations(base, {"ReLU": new}, sample=x_B[:BATCH])
-            found = compare(base, start, other)
-            row: dict[str, Any] = {
-                "ReLU replaced by": name,
-                "numbers": adaptive_numbers(start),
-                "base": f"{accuracy:.2%}",
-            }
-            row["just replaced"] = f"{found.replaced_accuracy:.2%}"
-            for way, adapt in ways.items():
-                net = deepcopy(start)
-                began = time.process_time()
-                adapt(net)
-                seconds = time.process_time() - began
-                row |= {way: f"{evaluate(net, other).accuracy:.2%}", f"processor s, {way}": round(seconds, 1)}
-            rows.append({**row, "bytes saved": same_when_loaded(base, net, x_B[:BATCH])})
-        told.table(f"The digit recognizer: accuracy on {judged} digits of MNIST-5k that were not fitted", rows)
+        title = f"The digit recognizer: accuracy on {judged} digits of MNIST-5k that were not fitted"
+        told.table(title, chain(fitted, judged, epochs))
 
 
 if __name__ == "__main__":

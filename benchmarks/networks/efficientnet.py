@@ -8,7 +8,7 @@ without labels. Seconds are of the processor, on one thread.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from aafit.identification import identify
 from aafit.networks.surgery import Sharing, replace_activations
 from aafit.training.precision import arithmetic
 from aafit.training.tune import tune
-from benchmarks.harness import Command, Report, Row, json_option, markdown_option, report
+from benchmarks.harness import Command, Row, json_option, markdown_option, report
 from benchmarks.networks.kept import SameClasses, adaptive_numbers
 from benchmarks.networks.material import fitted_and_judged_patches
 from benchmarks.networks.pretrained import efficientnet_lite0
@@ -59,20 +59,17 @@ class Trial:
         return {**numbers, **kept, "processor s": round(seconds, 1)}
 
 
-def untuned(trial: Trial, told: Report) -> None:
-    """What is fitted to ReLU6 on its own inputs."""
-    rows: list[Row] = []
+def untuned(trial: Trial, sharings: Sequence[Sharing]) -> Iterator[Row]:
+    """What is fitted to ReLU6 on its own inputs. Restored, each network must give the base's logits to the last bit."""
     for name, new in REPLACEMENTS.items():
-        for sharing in SHARINGS:
+        for sharing in sharings:
             began = time.process_time()
             net, swap = replace_activations(trial.base, {"ReLU6": new}, sharing=sharing, sample=trial.here)
-            rows.append(trial.row(name, sharing, net, time.process_time() - began))
+            yield trial.row(name, sharing, net, time.process_time() - began)
             assert torch.equal(outputs(swap.restore(net), trial.other[:BATCH]), trial.before[:BATCH])
-    told.table("EfficientNet-Lite0 on patches of photographs that were not fitted, untuned", rows)
-    told.say("Each replaced network was restored, and then gave the base's logits to the last bit.")
 
 
-def brought_back(trial: Trial, told: Report, epochs: int) -> None:
+def brought_back(trial: Trial, sharings: Sequence[Sharing], epochs: int) -> Iterator[Row]:
     """LEAF as ReLU, which rises on where ReLU6 is flat: just replaced, tuned, and identified."""
     batches = list(trial.here.split(BATCH))
     ways: dict[str, Callable[[nn.Module], Any]] = {
@@ -80,15 +77,13 @@ def brought_back(trial: Trial, told: Report, epochs: int) -> None:
         f"tuned, {epochs} epochs at 0.01": lambda net: tune(net, batches, epochs=epochs, lr=1e-2, base=trial.base),
         "identified, activations": lambda net: identify(net, batches, base=trial.base, target="activations"),
     }
-    rows: list[Row] = []
-    for sharing in SHARINGS:
+    for sharing in sharings:
         start, _ = replace_activations(trial.base, {"ReLU6": LEAF.like("ReLU")}, sharing=sharing, sample=trial.here)
         for way, adapt in ways.items():
             net = deepcopy(start)
             began = time.process_time()
             adapt(net)
-            rows.append(trial.row(f"LEAF as ReLU, {way}", sharing, net, time.process_time() - began))
-    told.table("EfficientNet-Lite0, LEAF as ReLU brought back without labels", rows)
+            yield trial.row(f"LEAF as ReLU, {way}", sharing, net, time.process_time() - began)
 
 
 @click.command(cls=Command)
@@ -96,18 +91,29 @@ def brought_back(trial: Trial, told: Report, epochs: int) -> None:
 @click.option("--judged", default=64, show_default=True, type=click.IntRange(min=2), help="Others, to judge.")
 @click.option("--epochs", default=3, show_default=True, type=click.IntRange(min=1), help="Of tuning.")
 @click.option("--part", type=click.Choice(["untuned", "adapted"]), help="Do this alone.")
+@click.option("--sharing", type=click.Choice(SHARINGS), help="Do this alone.")
 @json_option
 @markdown_option
 def main(
-    fitted: int, judged: int, epochs: int, part: str | None, json_path: Path | None, markdown_path: Path | None
+    fitted: int,
+    judged: int,
+    epochs: int,
+    part: str | None,
+    sharing: Sharing | None,
+    json_path: Path | None,
+    markdown_path: Path | None,
 ) -> None:
     """EfficientNet-Lite0 with other activations."""
+    sharings = SHARINGS if sharing is None else (sharing,)
     with report(json_path, markdown_path) as told, arithmetic("float32", 1):
         trial = Trial(fitted, judged)
         if part != "adapted":
-            untuned(trial, told)
+            rows = untuned(trial, sharings)
+            told.table("EfficientNet-Lite0 on patches of photographs that were not fitted, untuned", rows)
+            told.say("Each replaced network was restored, and then gave the base's logits to the last bit.")
         if part != "untuned":
-            brought_back(trial, told, epochs)
+            rows = brought_back(trial, sharings, epochs)
+            told.table("EfficientNet-Lite0, LEAF as ReLU brought back without labels", rows)
 
 
 if __name__ == "__main__":

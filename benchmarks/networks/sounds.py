@@ -9,7 +9,7 @@ computed inside of one operation of torch and are no activations that could be r
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.identification import identify
 from aafit.networks.surgery import replace_activations
 from aafit.training.precision import arithmetic
-from benchmarks.harness import Command, Report, Row, json_option, markdown_option, report
+from benchmarks.harness import Command, Row, json_option, markdown_option, report
 from benchmarks.networks.kept import SameClasses, adaptive_numbers
 from benchmarks.networks.material import drums, tones
 from benchmarks.networks.pretrained import beatnet, crepe_tiny
@@ -46,7 +46,7 @@ def right_pitches(output_BK: Tensor, pitch_B: Tensor) -> float:
     return ((heard - 1200 * torch.log2(pitch_B / 10)).abs() <= CENTS).double().mean().item()
 
 
-def of_crepe(told: Report, fitted: int, judged: int) -> None:
+def of_crepe(fitted: int, judged: int) -> Iterator[Row]:
     """CREPE: just replaced, and identified from its own activations without labels."""
     base = crepe_tiny()
     here, (other, pitch) = tones(fitted, seed=0)[0], tones(judged, seed=1)
@@ -55,21 +55,20 @@ def of_crepe(told: Report, fitted: int, judged: int) -> None:
         with torch.inference_mode():
             return torch.cat([net(part) for part in other.split(BATCH)])
 
-    before, rows = heard(base), []
-    rows.append(_row("base", base, right_pitches(before, pitch), SameClasses(1.0, 0.0), 0))
+    before = heard(base)
+    yield _row("base", base, right_pitches(before, pitch), SameClasses(1.0, 0.0), 0)
     for name, new in {**FITTED, **FAR}.items():
         began = time.process_time()
         net, _ = replace_activations(base, {"ReLU": new}, sample=here)
         after = heard(net)
         done = time.process_time() - began
-        rows.append(_row(name, net, right_pitches(after, pitch), SameClasses.of(before, after), done))
+        yield _row(name, net, right_pitches(after, pitch), SameClasses.of(before, after), done)
         if name in FAR:
             began = time.process_time()
             identify(net, list(here.split(BATCH)), base=base, target="activations")
             after, done = heard(net), time.process_time() - began
             what = f"{name}, identified"
-            rows.append(_row(what, net, right_pitches(after, pitch), SameClasses.of(before, after), done))
-    told.table(f"CREPE, tiny: pitch of {judged} sounds within {CENTS} cents, ReLU replaced", rows)
+            yield _row(what, net, right_pitches(after, pitch), SameClasses.of(before, after), done)
 
 
 def _row(name: str, net: nn.Module, right: float, kept: SameClasses, seconds: float) -> Row:
@@ -77,7 +76,7 @@ def _row(name: str, net: nn.Module, right: float, kept: SameClasses, seconds: fl
     return {**numbers, **kept.row(), "processor s": round(seconds, 1)}
 
 
-def of_beatnet(told: Report) -> None:
+def of_beatnet() -> Iterator[Row]:
     """BeatNet: frames with the same answer (beat, downbeat, neither), and the beats that are found."""
     base, frames = beatnet(), drums()[None]
     half = frames.shape[1] // 2
@@ -88,13 +87,11 @@ def of_beatnet(told: Report) -> None:
         return out
 
     before = heard(base)
-    rows: list[Row] = []
     for name, new in {"base": None, **FITTED, **FAR}.items():
         net = base if new is None else _replaced(base, new, frames[:, :half])
         after = heard(net)
         row: dict[str, Any] = {"network": name, "numbers": adaptive_numbers(net), **SameClasses.of(before, after).row()}
-        rows.append({**row, "beats a minute": f"{beats_a_minute(after):.1f}"})
-    told.table("BeatNet: the second half of its piece of 120 beats a minute, F.relu replaced", rows)
+        yield {**row, "beats a minute": f"{beats_a_minute(after):.1f}"}
 
 
 def _replaced(base: nn.Module, new: Callable[..., nn.Module], sample: Tensor) -> nn.Module:
@@ -117,8 +114,9 @@ def beats_a_minute(output_TK: Tensor) -> float:
 def main(fitted: int, judged: int, json_path: Path | None, markdown_path: Path | None) -> None:
     """CREPE and BeatNet with other activations."""
     with report(json_path, markdown_path) as told, arithmetic("float32", 1):
-        of_crepe(told, fitted, judged)
-        of_beatnet(told)
+        title = f"CREPE, tiny: pitch of {judged} sounds within {CENTS} cents, ReLU replaced"
+        told.table(title, of_crepe(fitted, judged))
+        told.table("BeatNet: the second half of its piece of 120 beats a minute, F.relu replaced", of_beatnet())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The benchmarks: what they compare with computes the same as the package, and what their tables are made of."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -200,6 +202,29 @@ def test_an_epoch_is_extrapolated_by_whole_batches() -> None:
 )
 def test_the_difference_is_held_against_the_spread(float32: list[float], bf16: list[float], within: bool) -> None:
     assert precision_accuracy.compared(float32, bf16)["within the spread"] is within
+
+
+def test_a_stopped_benchmark_keeps_the_rows_that_it_has(tmp_path: Path) -> None:
+    files = tmp_path / "a.json", tmp_path / "a.md"
+
+    def rows() -> Iterator[harness.Row]:
+        yield {"network": "first"}
+        raise KeyboardInterrupt
+
+    def stopped() -> None:
+        with harness.report(*files) as told:
+            told.table("whole", [{"network": "earlier"}])
+            told.table("begun", rows())
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    content = json.loads(files[0].read_text())
+    assert content["tables"] == {"whole": [{"network": "earlier"}], "begun": [{"network": "first"}]}
+    assert content["finished"] is False
+    assert "| first |" in files[1].read_text()
+    with harness.report(*files) as told:
+        told.say("Nothing was measured.")
+    assert json.loads(files[0].read_text())["finished"] is True
 
 
 def test_a_command_is_written_down_without_folders() -> None:
