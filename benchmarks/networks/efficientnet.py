@@ -75,8 +75,9 @@ def brought_back(trial: Trial, sharings: Sequence[Sharing], epochs: int) -> Iter
     ways: dict[str, Callable[[nn.Module], Any]] = {
         "just replaced": lambda net: None,
         f"tuned, {epochs} epochs at 0.01": lambda net: tune(net, batches, epochs=epochs, lr=1e-2, base=trial.base),
-        "identified, activations": lambda net: identify(net, batches, base=trial.base, target="activations"),
     }
+    for target in ("activations", "logits"):
+        ways[f"identified, {target}"] = partial(identify, batches=batches, base=trial.base, target=target)
     for sharing in sharings:
         start, _ = replace_activations(trial.base, {"ReLU6": LEAF.like("ReLU")}, sharing=sharing, sample=trial.here)
         for way, adapt in ways.items():

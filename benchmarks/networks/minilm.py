@@ -35,6 +35,7 @@ from benchmarks.networks.material import sentences
 from benchmarks.networks.pretrained import Tokenize, minilm
 
 BATCH = 50
+AFTER = 4
 TO_REACH, NEIGHBOURS, SECONDS = 0.9995, 0.99, 120
 
 Tokens = Mapping[str, Tensor]
@@ -136,6 +137,8 @@ def by_channel(trial: Trial, epochs: int) -> Iterator[Row]:
     yield trial.row("LEAF as ReLU by channel, just replaced", net, 0)
     found = partial(identified, trial, trial.fitted, "activations", last_hidden_state)
     yield trial.adapted('identify, target="activations", by channel', net, found)
+    tuned = partial(tune, batches=trial.fitted, epochs=AFTER, lr=1e-4, output=last_hidden_state, base=trial.base)
+    yield trial.adapted(f"then tune, {AFTER} epochs at 0.0001", net, tuned)
 
 
 def identified(
