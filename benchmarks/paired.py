@@ -1,21 +1,24 @@
-"""Paired differences of accuracy: each tuned or identified network against its base, on the same test images.
+"""Paired differences of accuracy and loss: each tuned or identified network against its base, on the same test images.
 
 ./run_experiment_all.sh --suite demo
 ./run_experiment.sh benchmarks/paired.py --suite demo --json paired.json
 
-For each run and seed the predictions of both networks are compared image by image. The interval is a bootstrap over the
-test images: 10,000 times as many images are drawn with replacement, the same ones for all seeds, and the differences of
-the seeds are averaged. It says how sure the difference is of these networks on images like these; what another seed of
-training would change, it does not say: that is the spread beside it, where there are several seeds.
+For each run and seed both networks are compared image by image, by their predictions and by their cross-entropy. The
+interval is a bootstrap over the test images: 10,000 times as many images are drawn with replacement, the same ones for
+all seeds, and the differences of the seeds are averaged. It says how sure the difference is of these networks on images
+like these; what another seed of training would change, it does not say: that is the spread beside it, where there are
+several seeds.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 import click
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aafit.data.batches import evaluation_batches
@@ -24,18 +27,30 @@ from aafit.errors import UserError
 from aafit.networks.modes import evaluation_mode
 from aafit.report.runs import SuiteRuns, read_suite
 from aafit.runs.start import load_run
-from benchmarks.harness import Command, Row, json_option, markdown_option, report
+from benchmarks.harness import Command, Loss, Row, json_option, markdown_option, report
 from benchmarks.workload import images_dir_option
 
 DRAWS = 10_000
 LEVEL = 0.95
 
 
-def right_answers(folder: Path, data: Dataset) -> Tensor:
-    """Whether the network of a run predicts each test image, (N,) of 0 and 1."""
+class Answers(NamedTuple):
+    """What a network makes of each of N test images: whether its prediction is right, 1 or 0, and its loss."""
+
+    right_N: Tensor
+    loss_N: Tensor
+
+
+def answers(folder: Path, data: Dataset) -> Answers:
+    """Those of the network of a run."""
     net = load_run(folder).float()
+    right, loss = [], []
     with evaluation_mode(net):
-        return torch.cat([(net(x_B).argmax(1) == y_B).double() for x_B, y_B in evaluation_batches(data.test)])
+        for x_B, y_B in evaluation_batches(data.test):
+            logits_BK = net(x_B).double()
+            right.append((logits_BK.argmax(1) == y_B).double())
+            loss.append(F.cross_entropy(logits_BK, y_B, reduction="none"))
+    return Answers(torch.cat(right), torch.cat(loss))
 
 
 def interval(differences_SN: Tensor, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
@@ -48,7 +63,7 @@ def interval(differences_SN: Tensor, draws: int = DRAWS, seed: int = 0) -> tuple
     return low, high
 
 
-def row_of(name: str, before_SN: Tensor, after_SN: Tensor) -> Row:
+def accuracy_row(name: str, before_SN: Tensor, after_SN: Tensor) -> Row:
     """Accuracies in percent, their difference in points with its interval, and the images that changed sides."""
     differences_SN = after_SN - before_SN
     low, high = interval(differences_SN)
@@ -62,8 +77,27 @@ def row_of(name: str, before_SN: Tensor, after_SN: Tensor) -> Row:
         "from": 100 * low,
         "to": 100 * high,
         "spread": stdev(by_seed) if len(by_seed) > 1 else None,
+        "seeds above": sum(points > 0 for points in by_seed),
         "won": int((differences_SN > 0).sum()),
         "lost": int((differences_SN < 0).sum()),
+    }
+
+
+def loss_row(name: str, before_SN: Tensor, after_SN: Tensor) -> Row:
+    """Cross-entropies in nats, and their difference with its interval."""
+    differences_SN = after_SN - before_SN
+    low, high = interval(differences_SN)
+    by_seed = differences_SN.mean(1).tolist()
+    return {
+        "run": name,
+        "seeds": len(by_seed),
+        "base": Loss(before_SN.mean()),
+        "now": Loss(after_SN.mean()),
+        "difference": Loss(fmean(by_seed)),
+        "from": Loss(low),
+        "to": Loss(high),
+        "spread": Loss(stdev(by_seed)) if len(by_seed) > 1 else None,
+        "seeds below": sum(difference < 0 for difference in by_seed),
     }
 
 
@@ -93,23 +127,25 @@ def main(
     if not pairs:
         raise UserError(f"The suite {suite_name!r} in {runs_dir} has no finished run with a finished base.")
     data = load_dataset(suite.runs[0].settings.dataset, data_dir)
-    known: dict[Path, Tensor] = {}
+    known: dict[Path, Answers] = {}
 
-    def right_SN(folders: Sequence[Path]) -> Tensor:
+    def answers_of(folders: Sequence[Path]) -> Answers:
         for folder in folders:
             if folder not in known:
-                known[folder] = right_answers(folder, data)
-        return torch.stack([known[folder] for folder in folders])
+                known[folder] = answers(folder, data)
+        return Answers(*map(torch.stack, zip(*(known[folder] for folder in folders), strict=True)))
 
     with report(json_path, markdown_path) as told:
-        rows = [
-            row_of(name, right_SN([base for base, _ in of_seeds]), right_SN([run for _, run in of_seeds]))
-            for name, of_seeds in pairs.items()
-        ]
-        told.table(f"Test accuracy against the base, {len(data.test)} images", rows)
+        accuracies, losses = [], []
+        for name, of_seeds in pairs.items():
+            before, after = (answers_of(folders) for folders in zip(*of_seeds, strict=True))
+            accuracies.append(accuracy_row(name, before.right_N, after.right_N))
+            losses.append(loss_row(name, before.loss_N, after.loss_N))
+        told.table(f"Test accuracy against the base, {len(data.test)} images", accuracies)
+        told.table("Test loss against the base, the same images", losses)
         told.say(
-            f"From, to: {LEVEL:.0%} interval of the points by a bootstrap over the test images ({DRAWS:,} draws). "
-            "Spread: standard deviation of the points over the seeds. Won, lost: images that only the network now "
+            f"From, to: {LEVEL:.0%} interval of the difference by a bootstrap over the test images ({DRAWS:,} draws). "
+            "Spread: standard deviation of the difference over the seeds. Won, lost: images that only the network now "
             "predicts, and that only its base did."
         )
 

@@ -124,7 +124,9 @@ def _generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
 
 def _network_input(images_BHWC: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes to [0, 1] in channels_last, which B, H, W, C already is: nothing is rearranged."""
-    return images_BHWC.permute(0, 3, 1, 2).to(dtype, memory_format=torch.channels_last).div_(255)
+    x_BCHW = images_BHWC.permute(0, 3, 1, 2).to(dtype, memory_format=torch.channels_last)
+    # By a tensor, not by a number: that a GPU multiplies by 1/255, which gives other last bits than a CPU's division.
+    return x_BCHW.div_(x_BCHW.new_full((), 255))
 
 
 def _check_batch_size(batch_size: int) -> None:

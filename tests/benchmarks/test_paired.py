@@ -45,7 +45,7 @@ def test_runs_against_their_bases(tmp_path):
     options = ["--runs-dir", tmp_path / "runs", "--suite", "tiny", "--json", tmp_path / "found.json"]
     done = CliRunner().invoke(paired.main, list(map(str, options)), catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    ((row,),) = json.loads((tmp_path / "found.json").read_text())["tables"].values()
+    (row,), (loss,) = json.loads((tmp_path / "found.json").read_text())["tables"].values()
     assert (row["run"], row["seeds"]) == ("child", 2)
     assert row["from"] <= row["points"] <= row["to"]
     assert row["points"] == pytest.approx(row["now, %"] - row["base, %"])
@@ -56,6 +56,11 @@ def test_runs_against_their_bases(tmp_path):
     ]
     accuracy = 100 * sum(one.replaced_accuracy for one in found) / 2
     assert row["now, %"] == pytest.approx(accuracy)
+    assert loss["now"] == pytest.approx(sum(one.replaced_loss for one in found) / 2, rel=1e-5)
+    assert loss["difference"] == pytest.approx(loss["now"] - loss["base"])
+    assert loss["from"] <= loss["difference"] <= loss["to"]
+    assert row["seeds above"] == sum(one.replaced_accuracy > one.base_accuracy for one in found)
+    assert loss["seeds below"] == sum(one.replaced_loss < one.base_loss for one in found)
     assert row["won"] - row["lost"] == pytest.approx(row["points"] / 100 * 2 * len(test))
 
 
