@@ -88,6 +88,9 @@ def look() -> Iterator[None]:
         yield
 
 
+TITLE_INDENT, TITLE_SIZE = 0.12, 12  # inches, points
+
+
 def panels(
     rows: int,
     columns: int,
@@ -109,7 +112,8 @@ def panels(
     """
     (width, height), (left, right, bottom, top) = size, margins
     head = 0.32 if title else 0.05
-    whole = (lead + columns * (left + width + right), head + rows * (top + height + bottom) + foot)
+    wide = max(lead + columns * (left + width + right), TITLE_INDENT + 1.1 * text_width(title, TITLE_SIZE))
+    whole = (wide, head + rows * (top + height + bottom) + foot)
     figure = Figure(figsize=whole)
     FigureCanvasAgg(figure)
     axes = []
@@ -118,7 +122,7 @@ def panels(
             x = lead + column * (left + width + right) + left
             y = foot + (rows - 1 - row) * (top + height + bottom) + bottom
             axes.append(figure.add_axes((x / whole[0], y / whole[1], width / whole[0], height / whole[1])))
-    figure.text(0.12 / whole[0], 1 - 0.1 / whole[1], title, fontsize=12, fontweight="bold", va="top")
+    figure.text(TITLE_INDENT / wide, 1 - 0.1 / whole[1], title, fontsize=TITLE_SIZE, fontweight="bold", va="top")
     return figure, axes
 
 

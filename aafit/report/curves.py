@@ -71,6 +71,10 @@ def _curve(runs: Sequence[RunRecord], linear: bool, style: Line) -> Curve:
             # A loss of zero has no place on a logarithmic axis.
             values = np.where(linear | (values > 0), values, np.nan)
             seeds.append({int(epoch): value for epoch, value in zip(run.columns["epoch"], values, strict=True)})
+    if all(run.settings.method == "gauss-newton" and run.done is not None for run in counted):
+        # An identification that has ended stays where it is, while those of other seeds take more steps.
+        last = max(map(max, seeds), default=0)
+        seeds = [seed | dict.fromkeys(range(max(seed) + 1, last + 1), seed[max(seed)]) for seed in seeds]
     epochs = sorted(set.intersection(*map(set, seeds))) if seeds else []
     table = np.array([[seed[epoch] for epoch in epochs] for seed in seeds]).reshape(max(len(seeds), 1), len(epochs))
     keep = np.isfinite(table).all(axis=0)

@@ -65,6 +65,18 @@ def test_curves_are_numbered_through_and_a_collapsed_run_leaves_the_close_up(sui
     assert any("↓ relu-fneuron ends at" in text.get_text() for text in close.texts)
 
 
+def test_an_identification_that_ended_earlier_than_another_seeds_counts_in_the_mean_to_the_end(tmp_path: Path) -> None:
+    for seed, steps, accuracy in ((42, 3, 0.82), (100, 6, 0.86)):
+        write_run(tmp_path, "base", "ReLU", seed=seed, epochs=4, accuracy=(0, 0.1, 0.8))
+        options: dict[str, Any] = {"parent": "base", "seed": seed, "start": 4, "method": "gauss-newton"}
+        write_run(tmp_path, "found", "LEAF as ReLU", epochs=steps, accuracy=(0.8, 0.8, accuracy), **options)
+    (group,) = groups(read_suite(tmp_path))
+    last = [run.columns["test_accuracy"][-1] for run in group.tuned["found"]]
+    for panel in (draw_group(group).axes[0], draw_group(group).axes[2]):
+        drawn = [line for line in panel.lines if np.asarray(line.get_xdata())[-1] == 10]
+        assert [np.asarray(line.get_ydata())[-1] for line in drawn] == [pytest.approx(100 * np.mean(last))]
+
+
 @pytest.mark.parametrize("loss", ["nan", "0.0"])
 def test_a_diverged_run_is_drawn(tmp_path: Path, loss: str) -> None:
     folder = write_run(tmp_path, "run", "ReLU", epochs=3)

@@ -42,6 +42,16 @@ def test_the_mean_over_seeds(suite: Path) -> None:
     assert draw_seeds(runs[:1]) is None
 
 
+def test_a_title_has_room_over_a_single_panel(tmp_path: Path) -> None:
+    for seed in (42, 100):
+        write_run(tmp_path, "fneuron-with-a-long-name", "ReLU", "F-Neuron random", seed=seed)
+    figure = draw_seeds(read_suite(tmp_path).runs)
+    assert figure is not None
+    figure.draw_without_rendering()
+    title = next(text for text in figure.texts if "with-a-long-name" in text.get_text())
+    assert title.get_window_extent().x1 < figure.bbox.x1
+
+
 def test_an_animation_has_a_picture_an_epoch(suite: Path, tmp_path: Path) -> None:
     folder = suite / "relu-leaf-tanh" / "seed42"
     with Image.open(animate_activations(folder, tmp_path)) as moving:
