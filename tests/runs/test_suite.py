@@ -79,6 +79,18 @@ def test_the_suites_behind_the_results_are_the_paper_with_held_out_images() -> N
         assert other.method == ("gauss-newton" if run.parent else run.method)
 
 
+def test_the_wider_fneurons_differ_from_the_papers_in_their_centres_alone() -> None:
+    results = Path(__file__).parents[2] / "docs" / "results"
+    paper = load_suite(results / "full-identify.toml").run("silu-fneuron-tanh")
+    base, *wider = load_suite(results / "interval.toml").runs
+    assert base == load_suite(results / "full-identify.toml").run("base-silu")
+    for run in wider:
+        own = {"name", "stage", "interval", "pieces"}
+        assert run.model_dump(exclude=own) == paper.model_dump(exclude=own)
+        (low, high), (left, right) = run.interval, paper.interval
+        assert abs((high - low) / (run.pieces + 1) - (right - left) / (paper.pieces + 1)) < 0.02
+
+
 def test_demo_needs_no_download_and_is_short() -> None:
     suite = load_suite("demo")
     assert {run.dataset for run in suite.runs} == {"MNIST-5k"}

@@ -1,0 +1,102 @@
+"""What a temperature alone brings: one number that divides the logits, fitted on the images of an identification.
+
+./run_experiment_all.sh --suite demo
+./run_experiment.sh benchmarks/temperature.py --suite demo --json temperature.json
+
+A trained network tends to be too sure of its answers. To divide its logits by a temperature above 1 mends that, lowers
+the cross-entropy and leaves every prediction as it is. So this is what an identification has to be compared with: what
+it gains beyond that is due to the form of the activations. The temperature is fitted to the same held-out images as the
+identifications, and judged on the test images. Source: Guo et al. (2017), On Calibration of Modern Neural Networks.
+"""
+
+from pathlib import Path
+from statistics import fmean
+
+import click
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from aafit.data.batches import evaluation_batches
+from aafit.data.datasets import Split, load_dataset
+from aafit.errors import UserError
+from aafit.networks.modes import evaluation_mode
+from aafit.report.runs import RunRecord, read_suite
+from aafit.runs.documents import Config
+from aafit.runs.start import load_run
+from benchmarks.harness import Command, Loss, Row, json_option, markdown_option, report
+from benchmarks.workload import HELD_OUT, Halves, heldout_of, images_dir_option
+
+COLDEST, HOTTEST = 0.05, 20.0
+
+
+def logits_of(folder: Path, images: Split) -> Tensor:
+    """The logits (N, K) of the network of a run, in float64."""
+    net = load_run(folder).float()
+    with evaluation_mode(net):
+        return torch.cat([net(x_B).double() for x_B, _ in evaluation_batches(images)])
+
+
+def fitted_temperature(logits_NK: Tensor, labels_N: Tensor) -> float:
+    """The temperature T > 0 with the lowest mean cross-entropy of logits / T."""
+
+    def loss(log_temperature: float) -> float:
+        return F.cross_entropy(logits_NK / torch.tensor(log_temperature).exp(), labels_N).item()
+
+    bounds = torch.tensor([COLDEST, HOTTEST]).log().tolist()
+    return float(torch.tensor(minimize_scalar(loss, bounds=bounds, method="bounded").x).exp())
+
+
+def row_of(name: str, runs: list[RunRecord], data_dir: Path | None) -> Row:
+    """Means over the seeds of a base network: its temperature, and the test loss without and with it."""
+    temperatures, before, after = [], [], []
+    for run in runs:
+        config = Config.of(run.folder)
+        heldout = heldout_of(config.run, config.data.sha256, data_dir)
+        test = load_dataset(config.run.dataset, data_dir).test
+        fitted = Halves.of(heldout, round(HELD_OUT * len(heldout)), run.seed, config.run.precision).fitted
+        temperatures.append(fitted_temperature(logits_of(run.folder, fitted), fitted.labels_B))
+        logits_NK = logits_of(run.folder, test)
+        before.append(F.cross_entropy(logits_NK, test.labels_B).item())
+        after.append(F.cross_entropy(logits_NK / temperatures[-1], test.labels_B).item())
+    return {
+        "base": name,
+        "seeds": len(runs),
+        "temperature": Loss(fmean(temperatures)),
+        "from": Loss(min(temperatures)),
+        "to": Loss(max(temperatures)),
+        "test loss": Loss(fmean(before)),
+        "with temperature": Loss(fmean(after)),
+        "difference": Loss(fmean(after) - fmean(before)),
+    }
+
+
+@click.command(cls=Command)
+@click.option("--runs-dir", default=Path("runs"), show_default=True, type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--suite", "suite_name", default="identify", show_default=True, help="Suite whose base networks are taken."
+)
+@images_dir_option
+@json_option
+@markdown_option
+def main(
+    runs_dir: Path, suite_name: str, data_dir: Path | None, json_path: Path | None, markdown_path: Path | None
+) -> None:
+    """The test loss of every base network of a suite, without and with a fitted temperature."""
+    suite = read_suite(runs_dir / suite_name)
+    finished = {
+        name: [run for run in runs if run.done is not None and run.diverged is None]
+        for name, runs in suite.by_name().items()
+        if runs[0].settings.parent is None
+    }
+    bases = {name: runs for name, runs in finished.items() if runs}
+    if not bases:
+        raise UserError(f"The suite {suite_name!r} in {runs_dir} has no finished base network.")
+    with report(json_path, markdown_path) as told:
+        told.table("A temperature alone", [row_of(name, runs, data_dir) for name, runs in bases.items()])
+        told.say("Means over the seeds; from, to: the lowest and the highest temperature. Cross-entropy in nats.")
+
+
+if __name__ == "__main__":
+    main()
