@@ -3,11 +3,11 @@
 ./run_experiment_all.sh --suite demo
 ./run_experiment.sh benchmarks/paired.py --suite demo --json paired.json
 
-For each run and seed both networks are compared image by image, by their predictions and by their cross-entropy. The
-interval is a bootstrap over the test images: 10,000 times as many images are drawn with replacement, the same ones for
-all seeds, and the differences of the seeds are averaged. It says how sure the difference is of these networks on images
-like these; what another seed of training would change, it does not say: that is the spread beside it, where there are
-several seeds.
+For each run and seed both networks are compared image by image, by their predictions and by their cross-entropy. There
+are two intervals of the mean difference. The first is a bootstrap over the test images: N of the N images are drawn
+with replacement, 10,000 times, the same ones for all seeds. It says how sure the difference is for these networks on
+images like these. The second is over the seeds, where there are several, by Student's t and the spread of their
+differences. It says what other seeds of training can be expected to give.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import t
 from torch import Tensor
 
 from aafit.data.batches import evaluation_batches
@@ -63,11 +64,20 @@ def interval(differences_SN: Tensor, draws: int = DRAWS, seed: int = 0) -> tuple
     return low, high
 
 
+def over_seeds(by_seed: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """The ends of the interval of the mean for other seeds, by Student's t; None for a single seed."""
+    if len(by_seed) < 2:
+        return None, None
+    reach = float(t.ppf((1 + LEVEL) / 2, len(by_seed) - 1)) * stdev(by_seed) / len(by_seed) ** 0.5
+    return fmean(by_seed) - reach, fmean(by_seed) + reach
+
+
 def accuracy_row(name: str, before_SN: Tensor, after_SN: Tensor) -> Row:
     """Accuracies in percent, their difference in points with its interval, and the images that changed sides."""
     differences_SN = after_SN - before_SN
     low, high = interval(differences_SN)
     by_seed = (100 * differences_SN.mean(1)).tolist()
+    lowest, highest = over_seeds(by_seed)
     return {
         "run": name,
         "seeds": len(by_seed),
@@ -77,6 +87,8 @@ def accuracy_row(name: str, before_SN: Tensor, after_SN: Tensor) -> Row:
         "from": 100 * low,
         "to": 100 * high,
         "spread": stdev(by_seed) if len(by_seed) > 1 else None,
+        "over seeds, from": lowest,
+        "over seeds, to": highest,
         "seeds above": sum(points > 0 for points in by_seed),
         "won": int((differences_SN > 0).sum()),
         "lost": int((differences_SN < 0).sum()),
@@ -88,6 +100,7 @@ def loss_row(name: str, before_SN: Tensor, after_SN: Tensor) -> Row:
     differences_SN = after_SN - before_SN
     low, high = interval(differences_SN)
     by_seed = differences_SN.mean(1).tolist()
+    lowest, highest = over_seeds(by_seed)
     return {
         "run": name,
         "seeds": len(by_seed),
@@ -97,6 +110,8 @@ def loss_row(name: str, before_SN: Tensor, after_SN: Tensor) -> Row:
         "from": Loss(low),
         "to": Loss(high),
         "spread": Loss(stdev(by_seed)) if len(by_seed) > 1 else None,
+        "over seeds, from": None if lowest is None else Loss(lowest),
+        "over seeds, to": None if highest is None else Loss(highest),
         "seeds below": sum(difference < 0 for difference in by_seed),
     }
 
@@ -145,8 +160,8 @@ def main(
         told.table("Test loss against the base, the same images", losses)
         told.say(
             f"From, to: {LEVEL:.0%} interval of the difference by a bootstrap over the test images ({DRAWS:,} draws). "
-            "Spread: standard deviation of the difference over the seeds. Won, lost: images that only the network now "
-            "predicts, and that only its base did."
+            "Spread: standard deviation of the difference over the seeds. Over seeds, from, to: the interval for other "
+            "seeds, by Student's t. Won, lost: images that only the network now predicts, and that only its base did."
         )
 
 

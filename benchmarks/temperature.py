@@ -5,7 +5,7 @@
 
 A trained network tends to be too sure of its answers. To divide its logits by a temperature above 1 mends that, lowers
 the cross-entropy and leaves every prediction as it is. So this is what an identification has to be compared with: what
-it gains beyond that is due to the form of the activations. The temperature is fitted to the same held-out images as the
+it gains beyond that is not a matter of the temperature. The temperature is fitted to the same held-out images as the
 identifications, and judged on the test images. Source: Guo et al. (2017), On Calibration of Modern Neural Networks.
 """
 

@@ -26,7 +26,7 @@ ACTIVATIONS = {
     "LEAF as Tanh": lambda: LEAF.like("Tanh"),
     "F-Neuron as Tanh": lambda: FNeuron.like("Tanh"),
 }
-# More elements than a compiled loop is made for, in both memory formats that networks have.
+# Large enough for the compiled loops; four dimensions in channels_last, as the networks have them, and two.
 SHAPES = [(8, 16, 24, 24), (96, 512)]
 
 
@@ -57,7 +57,7 @@ def test_an_activation_and_its_gradients(name, shape, device):
     assert found[0].device.type == device
     torch.testing.assert_close(found[0].cpu().double(), exact[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[1].cpu().double(), exact[1], rtol=1e-4, atol=1e-4)
-    # Sums over 70,000 elements in float32.
+    # Sums over 49,000 to 74,000 elements in float32.
     for own, true in zip(found[2], exact[2], strict=True):
         assert (own.cpu().double() - true).norm() <= 1e-4 * (u.numel() ** 0.5 + true.norm())
 

@@ -35,6 +35,20 @@ def test_seeds_that_agree_make_it_narrower_only_by_what_they_differ_in():
     assert apart[1] - apart[0] == pytest.approx((alone[1] - alone[0]) / 2**0.5, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("by_seed", "expected"),
+    [
+        ([0.5], (None, None)),
+        # Student's t at 97.5%: 12.706 with one degree of freedom, 2.776 with four.
+        ([0.1, 0.3], (0.2 - 12.706 * 0.1, 0.2 + 12.706 * 0.1)),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], (3 - 2.776 * 0.5**0.5, 3 + 2.776 * 0.5**0.5)),
+        ([0.2, 0.2, 0.2], (0.2, 0.2)),
+    ],
+)
+def test_the_interval_over_seeds(by_seed, expected):
+    assert paired.over_seeds(by_seed) == pytest.approx(expected, abs=1e-3)
+
+
 def test_runs_against_their_bases(tmp_path):
     for seed in (42, 43):
         base = base_job(tmp_path / "runs" / "tiny", epochs=2, seed=seed)
