@@ -5,8 +5,10 @@
 
 A trained network tends to be too sure of its answers. To divide its logits by a temperature above 1 mends that, lowers
 the cross-entropy and leaves every prediction as it is. So this is what an identification has to be compared with: what
-it gains beyond that is not a matter of the temperature. The temperature is fitted to the same held-out images as the
-identifications, and judged on the test images. Source: Guo et al. (2017), On Calibration of Modern Neural Networks.
+it gains beyond that is not a matter of the temperature. Every run of the suite is given one, base networks and what was
+made of them, so that two networks can be compared at the best temperature of each. It is fitted to the held-out images
+that identifications are fitted to, and judged on the test images.
+Source: Guo et al. (2017), On Calibration of Modern Neural Networks.
 """
 
 from pathlib import Path
@@ -49,7 +51,7 @@ def fitted_temperature(logits_NK: Tensor, labels_N: Tensor) -> float:
 
 
 def row_of(name: str, runs: list[RunRecord], data_dir: Path | None) -> Row:
-    """Means over the seeds of a base network: its temperature, and the test loss without and with it."""
+    """Means over the seeds of a run: its temperature, and the test loss without and with it."""
     temperatures, before, after = [], [], []
     for run in runs:
         config = Config.of(run.folder)
@@ -61,7 +63,7 @@ def row_of(name: str, runs: list[RunRecord], data_dir: Path | None) -> Row:
         before.append(F.cross_entropy(logits_NK, test.labels_B).item())
         after.append(F.cross_entropy(logits_NK / temperatures[-1], test.labels_B).item())
     return {
-        "base": name,
+        "run": name,
         "seeds": len(runs),
         "temperature": Loss(fmean(temperatures)),
         "from": Loss(min(temperatures)),
@@ -74,27 +76,23 @@ def row_of(name: str, runs: list[RunRecord], data_dir: Path | None) -> Row:
 
 @click.command(cls=Command)
 @click.option("--runs-dir", default=Path("runs"), show_default=True, type=click.Path(path_type=Path, exists=True))
-@click.option(
-    "--suite", "suite_name", default="identify", show_default=True, help="Suite whose base networks are taken."
-)
+@click.option("--suite", "suite_name", default="identify", show_default=True, help="Suite whose networks are taken.")
 @images_dir_option
 @json_option
 @markdown_option
 def main(
     runs_dir: Path, suite_name: str, data_dir: Path | None, json_path: Path | None, markdown_path: Path | None
 ) -> None:
-    """The test loss of every base network of a suite, without and with a fitted temperature."""
-    suite = read_suite(runs_dir / suite_name)
+    """The test loss of every network of a suite, without and with a fitted temperature."""
+    by_name = read_suite(runs_dir / suite_name).by_name()
     finished = {
-        name: [run for run in runs if run.done is not None and run.diverged is None]
-        for name, runs in suite.by_name().items()
-        if runs[0].settings.parent is None
+        name: [run for run in runs if run.done is not None and run.diverged is None] for name, runs in by_name.items()
     }
-    bases = {name: runs for name, runs in finished.items() if runs}
-    if not bases:
-        raise UserError(f"The suite {suite_name!r} in {runs_dir} has no finished base network.")
+    if not any(finished.values()):
+        raise UserError(f"The suite {suite_name!r} in {runs_dir} has no finished run.")
     with report(json_path, markdown_path) as told:
-        told.table("A temperature alone", [row_of(name, runs, data_dir) for name, runs in bases.items()])
+        rows = [row_of(name, runs, data_dir) for name, runs in finished.items() if runs]
+        told.table("With a temperature fitted to each network", rows)
         told.say("Means over the seeds; from, to: the lowest and the highest temperature. Cross-entropy in nats.")
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import base_job, read_json
+from small_runs import base_job, child_job, read_json
 
 from aafit.data.datasets import load_dataset
 from aafit.runs.execute import execute
@@ -25,14 +25,17 @@ def test_the_temperature_of_labels_drawn_at_it_is_found(true, seed):
 
 
 @pytest.mark.parametrize("seeds", [(42,), (42, 43)])
-def test_the_bases_of_a_suite(tmp_path, seeds):
+def test_the_networks_of_a_suite(tmp_path, seeds):
     for seed in seeds:
-        execute(base_job(tmp_path / "runs" / "tiny", epochs=3, seed=seed, holdout=100))
+        base = base_job(tmp_path / "runs" / "tiny", epochs=3, seed=seed, holdout=100)
+        execute(base)
+        execute(child_job(base, epochs=1))
     options = ["--runs-dir", tmp_path / "runs", "--suite", "tiny", "--json", tmp_path / "found.json"]
     done = CliRunner().invoke(temperature.main, list(map(str, options)), catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    ((row,),) = json.loads((tmp_path / "found.json").read_text())["tables"].values()
-    assert (row["base"], row["seeds"]) == ("base", len(seeds))
+    ((row, child),) = json.loads((tmp_path / "found.json").read_text())["tables"].values()
+    assert [(one["run"], one["seeds"]) for one in (row, child)] == [("base", len(seeds)), ("child", len(seeds))]
+    assert child["test loss"] != row["test loss"]
     folders = [tmp_path / f"runs/tiny/base/seed{seed}" for seed in seeds]
     losses = [read_json(folder / "done.json")["result"]["last_loss"] for folder in folders]
     assert row["test loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
@@ -46,8 +49,8 @@ def test_the_bases_of_a_suite(tmp_path, seeds):
         assert row["temperature"] != pytest.approx(1.0, abs=1e-3)
 
 
-def test_without_a_finished_base(tmp_path):
+def test_without_a_finished_run(tmp_path):
     (tmp_path / "runs" / "empty").mkdir(parents=True)
     done = CliRunner().invoke(temperature.main, ["--runs-dir", str(tmp_path / "runs"), "--suite", "empty"])
     assert done.exit_code == 2
-    assert "no run" in done.output or "no finished base" in done.output
+    assert "no run" in done.output or "no finished run" in done.output
