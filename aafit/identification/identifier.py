@@ -56,6 +56,7 @@ class Identifier:
     ridge: float
     budget: float
     seed: int
+    errors: bool
 
     def start(self, began: float) -> State:
         """The state before any step."""
@@ -93,7 +94,7 @@ class Identifier:
         """The result at the end."""
         coordinates = self.problem.coordinates
         errors = None
-        if len(coordinates) <= DENSE and self.target != "activations":
+        if self.errors and len(coordinates) <= DENSE and self.target != "activations":
             exact = self.columns is None
             errors = uncertainty_at(self.problem, state.vector_P, self.samples.fitted, self.ridge, exact, self.seed)
         return Identification(

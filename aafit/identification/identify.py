@@ -46,6 +46,7 @@ def identify(
     batch_size: int = 128,
     precision: str = "float32",
     seed: int = 0,
+    errors: bool = True,
     state: State | None = None,
     after_step: Callable[[State], None] | None = None,
 ) -> Identification:
@@ -80,6 +81,8 @@ def identify(
         batch_size: samples at once.
         precision: of the forward passes, as for `tune`.
         seed: of the order of the images and the random columns.
+        errors: whether to find the standard errors, which takes two evaluations of the images for each parameter, on
+            large networks longer than the search.
         state: where an earlier call was, given by its `after_step`; all other arguments must be as they were then.
         after_step: called with the state after each step.
 
@@ -118,7 +121,7 @@ def identify(
                 stacklevel=2,
             )
         columns = None if curvature == "exact" else 1
-        identifier = Identifier(net, base, target, samples, problem, steps, columns, ridge, budget, seed)
+        identifier = Identifier(net, base, target, samples, problem, steps, columns, ridge, budget, seed, errors)
         if state is None:
             state = identifier.start(began)
         while True:

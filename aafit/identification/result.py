@@ -113,7 +113,7 @@ class Identification:
         state: Where it ended, with every step.
         names: Of the coordinates, "act1.gamma", ...
         start, values: The parameters, in that order.
-        uncertainty: Their standard errors; None where the parameters are too many for a matrix.
+        uncertainty: Their standard errors; None where the parameters are too many for a matrix, or none were asked for.
         images, heldout_images: How many were fitted on and held out.
         collapsed: The outputs had lost what depends on the images, at the start or on every way on; nothing that had
             done so was kept.

@@ -144,7 +144,7 @@ def by_channel(trial: Trial, epochs: int) -> Iterator[Row]:
 def identified(
     trial: Trial, batches: Sequence[Tokens], target: str, output: Output, net: nn.Module, heldout: float = 0.2
 ) -> None:
-    identify(net, batches, base=trial.base, target=target, output=output, heldout=heldout)
+    identify(net, batches, base=trial.base, target=target, output=output, heldout=heldout, errors=False)
 
 
 HARD: dict[str, Callable[[Trial, int], Iterator[Row]]] = {

@@ -1,6 +1,7 @@
 """Identification, audit and importance of a network that takes ids by keyword and returns an object, without labels."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,17 @@ def test_the_outputs_of_the_base_are_reached_without_labels() -> None:
     assert result.steps[-1].heldout_loss < 1e-4 * result.steps[0].heldout_loss
     assert result.uncertainty is not None
     assert result.uncertainty.draws == 8
+
+
+def test_standard_errors_that_nobody_asked_for_are_not_computed() -> None:
+    base, net = started()
+    found = [
+        identify(copy, batches(), base=base, target="logits", output=hidden, steps=1, errors=errors)
+        for copy, errors in ((deepcopy(net), True), (net, False))
+    ]
+    assert found[0].uncertainty is not None
+    assert found[1].uncertainty is None
+    assert found[0].values == found[1].values
 
 
 def test_a_bounded_memory_takes_fewer_samples() -> None:
