@@ -6,7 +6,7 @@
 The paper's recipe trains the activations on the images that the base network has seen, augmented; an identification
 looks at others, held out. Here both are given the same images, from the same start: those held out, but for the fifth
 that an identification keeps back, unaugmented. The gradient steps are those of `aafit.tune`, Adam at 1e-3 in batches of
-128, with and without dropout. Seconds are those of tuning alone.
+128, without p24sl, with and without dropout. Seconds are those of tuning alone.
 """
 
 import copy
