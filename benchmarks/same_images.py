@@ -1,4 +1,4 @@
-"""Gradient steps against Gauss-Newton on the same images: how much is due to the method, and how much to the images.
+"""Gradient steps against Gauss-Newton on the same images, from the same start: how much is due to the method.
 
 ./run_experiment.sh benchmarks/same_images.py --base runs/cpu/base-silu/seed42 --data-dir DATA \
     --cnn "LEAF as SiLU" --fc "LEAF as SiLU"
@@ -6,7 +6,8 @@
 The paper's recipe trains the activations on the images that the base network has seen, augmented; an identification
 looks at others, held out. Here both are given the same images, from the same start: those held out, but for the fifth
 that an identification keeps back, unaugmented. The gradient steps are those of `aafit.tune`, Adam at 1e-3 in batches of
-128, without p24sl, with and without dropout. Seconds are those of tuning alone.
+128, without p24sl, with and without dropout. Seconds are those of tuning, and of
+`identify` with its standard errors.
 """
 
 import copy
