@@ -19,7 +19,7 @@ from torch import nn
 
 from aafit.activations import FIXED, from_text
 from aafit.errors import UserError
-from aafit.identification import identify, importance
+from aafit.identification import importance
 from aafit.networks.surgery import replace_activations
 from aafit.runs.start import activation_texts
 from aafit.training.precision import arithmetic
@@ -72,18 +72,10 @@ def with_one_adaptive(setting: Setting, layer: str, replacement: str) -> nn.Modu
 
 def gains(setting: Setting, net: nn.Module, base: nn.Module | None = None) -> tuple[float, float, float]:
     """What identifying `net` gains on the fitted images and on those held out, and the seconds it takes."""
-    halves, run = setting.halves, setting.run
+    halves = setting.halves
     before = halves.on_fitted(net).loss, halves.on_rest(net).loss
     began = perf_counter()
-    identify(
-        net,
-        setting.batches(),
-        base=base,
-        steps=run.epochs,
-        batch_size=run.batch_size,
-        precision=run.precision,
-        seed=setting.seed,
-    )
+    setting.identify(net, base)
     seconds = perf_counter() - began
     return before[0] - halves.on_fitted(net).loss, before[1] - halves.on_rest(net).loss, seconds
 

@@ -6,20 +6,19 @@
 The paper's recipe trains the activations on the images that the base network has seen, augmented; an identification
 looks at others, held out. Here both are given the same images, from the same start: those held out, but for the fifth
 that an identification keeps back, unaugmented. The gradient steps are those of `aafit.tune`, Adam at 1e-3 in batches of
-128, without p24sl, with and without dropout. Seconds are those of tuning, and of
-`identify` with its standard errors.
+128, without p24sl, with and without dropout. Seconds are those of tuning, and of `identify` with its standard errors.
 """
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 
 import click
-from torch import nn
+from torch import Tensor, nn
 
 from aafit.data.batches import evaluation_batches, training_batches
 from aafit.data.datasets import Split
-from aafit.identification import identify
 from aafit.networks.modes import evaluation_mode
 from aafit.training.evaluate import evaluate
 from aafit.training.precision import arithmetic, data_type
@@ -69,27 +68,20 @@ def tuned_rows(judge: Judge, epochs: int, dropout: bool) -> list[Row]:
                 rows.append(judge.row(f"{kind}, {epoch + 1} epochs", net, spent))
         began = perf_counter()
 
-    def batches(epoch: int) -> object:
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         dtype = data_type(run.precision)
         return training_batches(setting.halves.fitted, run.batch_size, setting.seed, epoch, augment=False, dtype=dtype)
 
-    tune(net, batches, epochs, precision=run.precision, after_epoch=after_epoch)  # type: ignore[arg-type]
+    tune(net, batches, epochs, precision=run.precision, after_epoch=after_epoch)
     return rows
 
 
 def identified_row(judge: Judge) -> Row:
+    """Gauss-Newton, to its end."""
     setting = judge.setting
-    run, net = setting.run, copy.deepcopy(setting.start.net)
+    net = copy.deepcopy(setting.start.net)
     began = perf_counter()
-    result = identify(
-        net,
-        setting.batches(),
-        base=setting.base,
-        steps=run.epochs,
-        batch_size=run.batch_size,
-        precision=run.precision,
-        seed=setting.seed,
-    )
+    result = setting.identify(net, setting.base)
     seconds = perf_counter() - began
     return judge.row(f"identified, {len(result.steps) - 1} steps", net, seconds)
 

@@ -19,6 +19,7 @@ from aafit.data.datasets import Dataset, Split, load_dataset
 from aafit.data.noise import noise_like
 from aafit.devices import slots
 from aafit.errors import UserError, check_name
+from aafit.identification import Identification, identify
 from aafit.runs.config import RunConfig
 from aafit.runs.documents import METRICS, Config, check_finished
 from aafit.runs.execute import execute
@@ -265,6 +266,19 @@ class Setting:
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All of the images, in the order in which a run hands them to `aafit.identify`."""
         return self.halves.batches(self.heldout)
+
+    def identify(self, net: nn.Module, base: nn.Module | None) -> Identification:
+        """Identify `net`, in place, as a run of a suite would."""
+        run = self.run
+        return identify(
+            net,
+            self.batches(),
+            base=base,
+            steps=run.epochs,
+            batch_size=run.batch_size,
+            precision=run.precision,
+            seed=self.seed,
+        )
 
 
 def setting_of(

@@ -4,10 +4,10 @@
 
 Inference: EfficientNet-Lite0 (224 x 224) and MiniLM (48 tokens) with a batch of 8 on one thread; base and replaced ones
 take turns, and of each the median of its turns counts. nn.SiLU is there to compare with: what a fixed function costs
-that is as smooth as the adaptive ones begin. Finding and replacing: networks of 200 layers whose activations
-are 200 modules, 200 calls of F.relu, and one module called 200 times, and the two networks above. Peak memory is what
-torch's allocator handed out beyond what was there before, in sizes of the network's weights, and beside it that of one
-plain forward of the sample.
+that is as smooth as the adaptive ones begin. Finding and replacing: networks of 200 layers whose activations are 200
+modules, 200 calls of F.relu, and one module called 200 times, and the two networks above. Peak memory is what torch's
+allocator handed out beyond what was there before, in sizes of the network's weights, and beside it that of one plain
+forward of the sample.
 """
 
 import time
