@@ -8,11 +8,13 @@ import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from types import FunctionType
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from aafit.activations.loop import Loop, compiled_loop
 
 log = logging.getLogger(__name__)
 
@@ -89,30 +91,30 @@ class _Compiler:
     def __init__(self, device: str) -> None:
         self.device = device
         self._failed, self._warned = 0, False
-        self._compiled: dict[Hashable, Pass] = {}
+        self._loops: dict[Hashable, list[Loop]] = {}
+        self._making = Lock()
 
     def run(self, run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool) -> tuple[Any, ...] | None:
-        """run(*rows, *whole), compiled anew for each kind of arguments; None where that does not work."""
+        """run(*rows, *whole) by a loop that fits, made where there is none yet; None where that does not work."""
         if self._failed >= GIVEN_UP:
             return None
-        u = rows[-1]
-        # The number of threads is part of a loop's code.
-        key = run, u.dtype, u.ndim, serial, torch.get_num_threads()
-        # Once it has worked, a loop is put back. torch keeps at most eight variants of one: with a ninth it fails, and
-        # the next call begins with a new loop.
-        worked = self._compiled.pop(key, None)
+        arrays = [*rows, *_as_tensors(whole)]
+        # All that a loop's code depends on, but for the sizes.
+        settings = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        key = run, serial, arrays[0].device, settings, *(x.dtype for x in arrays), *(x.ndim for x in arrays)
+        loops = self._loops.setdefault(key, [])
+        known = next((loop for loop in loops if loop.fits(*arrays)), None)
         try:
-            compiled = worked or self._new(run, serial)
-            # Whether gradients are recorded would make a variant each.
+            loop = known or self._new(run, arrays, serial)
             with torch.no_grad():
-                # A view would be compiled for the shape and the memory format of what it is a view of: `data` is none.
-                result = compiled(*(x.data for x in (*rows, *_as_tensors(whole))))
+                result = loop.call(*arrays)
         # Of whatever kind: where the fault is not the compiler's, the same operations run next and raise it again.
         except Exception as error:
-            if worked is None:
+            if known is None:
                 self._count(error)
             return None
-        self._compiled[key] = compiled
+        if known is None:
+            loops.append(loop)
         self._failed = 0
         return result
 
@@ -124,12 +126,9 @@ class _Compiler:
             reason = next((line for line in said if line and not line.endswith("raised:")), type(error).__name__)
             log.warning("No compiled activations on %s, they run slower: %s", self.device, reason)
 
-    def _new(self, run: Pass, serial: bool) -> Pass:
-        assert isinstance(run, FunctionType)
-        # torch.compile keeps its variants by code object, which all closures of one function share.
-        own = FunctionType(run.__code__.replace(), run.__globals__, run.__name__, run.__defaults__, run.__closure__)
-        compiled: Pass = torch.compile(own, fullgraph=True, dynamic=True, options=_options(serial))
-        return compiled
+    def _new(self, run: Pass, arrays: Sequence[Tensor], serial: bool) -> Loop:
+        with self._making:
+            return compiled_loop(run, arrays, _options(serial))
 
 
 @cache
@@ -139,7 +138,7 @@ def _compiler(device: str) -> _Compiler:
 
 def _as_tensors(whole: Sequence[Any]) -> list[Tensor]:
     """Numbers become tensors of the first one's dtype: they would be constants of the loop."""
-    return [x if isinstance(x, Tensor) else whole[0].new_full((1,), x) for x in whole]
+    return [x.contiguous() if isinstance(x, Tensor) else whole[0].new_full((1,), x) for x in whole]
 
 
 def _options(serial: bool) -> dict[str, Any]:
