@@ -1,0 +1,73 @@
+"""The networks of runs that were archived without: each is its base's weights and its own tuned activations.
+
+tar xJf docs/results/full/runs.tar.xz
+./run_experiment.sh benchmarks/rebuild_networks.py --suite full
+
+Only the activations of such a run were trained, so that its base's network and its `activations.safetensors` hold all
+of its own. A network is kept only if it has the SHA-256 that the run's `done.json` had from the start. The states of
+optimizers cannot be rebuilt: where they are missing `done.json` no longer lists them, and such a run cannot be trained
+further.
+"""
+
+from pathlib import Path
+
+import click
+
+from aafit.errors import UserError
+from aafit.files import sha256_of
+from aafit.networks.adaptive import load_activations
+from aafit.report.runs import RunRecord, SuiteRuns, read_suite
+from aafit.runs.checkpoint import save_network
+from aafit.runs.documents import ACTIVATIONS, NETWORK, OPTIMIZER
+from aafit.runs.start import load_run
+from benchmarks.harness import Command
+
+
+def rebuild(suite: SuiteRuns, run: RunRecord) -> None:
+    """Write the network of a finished run from that of its base.
+
+    Raises:
+        UserError: it has no base or no activations, or what comes out is not the network that the run ended with.
+    """
+    base, done = suite.parent(run), run.done
+    assert done is not None
+    if base is None:
+        raise UserError(f"{run.folder} has no {NETWORK}, and no base to rebuild it from: run it again with --fresh.")
+    if not (run.folder / ACTIVATIONS).exists():
+        raise UserError(f"{run.folder} has no {ACTIVATIONS}, without which its network cannot be rebuilt.")
+    net = load_activations(load_run(base.folder), run.folder / ACTIVATIONS)
+    made = run.folder / f"{NETWORK}.made"
+    save_network(made, net)
+    if sha256_of(made) != done.sha256[NETWORK]:
+        made.unlink()
+        raise UserError(f"The network of {run.folder} is not its base's with other activations: run it again.")
+    made.rename(run.folder / NETWORK)
+
+
+def strike_missing_optimizer(run: RunRecord) -> None:
+    """Let `done.json` not list the state of an optimizer that is not there."""
+    done = run.done
+    assert done is not None
+    if OPTIMIZER in done.sha256 and not (run.folder / OPTIMIZER).exists():
+        there = {name: digest for name, digest in done.sha256.items() if name != OPTIMIZER}
+        done.model_copy(update={"sha256": there}).write(run.folder)
+
+
+@click.command(cls=Command)
+@click.option("--runs-dir", default=Path("runs"), show_default=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--suite", "suite_name", default="paper", show_default=True, help="Suite whose networks are rebuilt.")
+def main(runs_dir: Path, suite_name: str) -> None:
+    """The missing networks of a suite's finished runs, from those of their bases."""
+    suite = read_suite(runs_dir / suite_name)
+    for runs in suite.by_name().values():
+        for run in runs:
+            if run.done is None:
+                continue
+            strike_missing_optimizer(run)
+            if NETWORK in run.done.sha256 and not (run.folder / NETWORK).exists():
+                rebuild(suite, run)
+                click.echo(f"{run.folder / NETWORK}: rebuilt")
+
+
+if __name__ == "__main__":
+    main()
