@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aafit.identification.damped_steps import KrylovSteps, dense_step, scales
 from aafit.identification.outputs import meant, one_hot
 from aafit.identification.problem import Problem
 from aafit.networks.inputs import Batch
@@ -20,8 +21,6 @@ LEAST_GAIN = 1e-4  # of the loss: a step that promises less is worth nothing
 LEAST_SHARE = 0.01  # of the predicted gain: what a step must bring
 LONGEST_STEP = 2.0  # of a steepness, in its own coordinate
 WORTHWHILE = 0.2  # of what pure noise would promise: what a step must promise
-SMALLEST = 1e-140  # so that products of two scales are still numbers
-SMALLEST_SCALE = 1e-12  # of the largest: what nothing depends on must not move at all
 
 SMALLEST_SHARE = 0.05
 """Of the variation that the outputs should have: below it, they no longer depend on the images."""
@@ -149,18 +148,15 @@ class Descent:
         def product(direction_P: Tensor) -> Tensor:
             return self.problem.product(vector_P, sample, direction_P) + self.ridge * direction_P
 
-        def step(damping: float, noise: float) -> Tensor:
-            held_P = self._held(noise)
-            return conjugate_gradient_step(
-                gradient_P, lambda d_P: product(d_P) + held_P * d_P, diagonal_P + held_P, damping
-            )
-
+        # So many parameters can fit the noise of any sample: only the held-out images say when to stop.
+        noise = LEAST_GAIN * abs(loss)
+        held_P = self._held(noise)
+        steps = KrylovSteps(gradient_P, lambda d_P: product(d_P) + held_P * d_P, diagonal_P + held_P)
         return _Model(
             loss=loss + self._penalty(vector_P),
             gradient_P=gradient_P,
-            # So many parameters can fit the noise of any sample: only the held-out images say when to stop.
-            noise=lambda damping: LEAST_GAIN * abs(loss),
-            step=step,
+            noise=lambda damping: noise,
+            step=lambda damping, noise: steps(damping),
             curved=lambda step_P: step_P @ product(step_P),
         )
 
@@ -223,50 +219,6 @@ class Spread:
         """How much the outputs depend on the sample: their standard deviation over the samples, mean over outputs."""
         mean = self.sum / self.count
         return (self.squares / self.count - mean.square()).clamp(min=0).sqrt().mean().item()
-
-
-def scales(diagonal_P: Tensor) -> Tensor:
-    """Marquardt's scaling: the curvature's own diagonal, so that damping means the same in any units; above 0."""
-    return diagonal_P.clamp(min=max(diagonal_P.max().item() * SMALLEST_SCALE, SMALLEST))
-
-
-def dense_step(gradient_P: Tensor, curvature_PP: Tensor, damping: float) -> Tensor:
-    """The d of least gradient . d + d . (curvature + damping * diag(curvature)) . d / 2, (P,) in float64."""
-    root_P = scales(curvature_PP.diagonal()).sqrt()
-    scaled_PP = curvature_PP / (root_P[:, None] * root_P) + damping * torch.eye(len(root_P), dtype=torch.float64)
-    step_P: Tensor = torch.linalg.lstsq(scaled_PP, -(gradient_P / root_P).unsqueeze(1), driver="gelsd").solution[:, 0]
-    # What nothing depends on does not move, not even by a rounding.
-    return torch.where(curvature_PP.diagonal() > 0, step_P / root_P, 0.0)
-
-
-def conjugate_gradient_step(
-    gradient_P: Tensor,
-    product: Callable[[Tensor], Tensor],
-    diagonal_P: Tensor,
-    damping: float,
-    iterations: int = 20,
-    tolerance: float = 1e-2,
-) -> Tensor:
-    """The same step from products with the curvature alone, to a relative residual of `tolerance`.
-
-    Args:
-        product: the curvature times a direction.
-        diagonal_P: the curvature's diagonal or an estimate of it, to scale by.
-    """
-    root_P = scales(diagonal_P).sqrt()
-    residual_P = -gradient_P / root_P
-    first = residual_P.norm()
-    step_P, direction_P = torch.zeros_like(residual_P), residual_P
-    square = residual_P @ residual_P
-    for _ in range(iterations):
-        if residual_P.norm() <= tolerance * first:
-            break
-        applied_P = product(direction_P / root_P) / root_P + damping * direction_P
-        length = square / (direction_P @ applied_P)
-        step_P, residual_P = step_P + length * direction_P, residual_P - length * applied_P
-        before, square = square, residual_P @ residual_P
-        direction_P = residual_P + square / before * direction_P
-    return step_P / root_P
 
 
 def variation(outputs: Tensor) -> float:

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.gauss_newton import conjugate_gradient_step, dense_step
+from aafit.identification.damped_steps import KrylovSteps, dense_step
 from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, as_loss
 from aafit.identification.problem import Problem, Quadratic
 from aafit.networks.adaptive import adaptive_parameters
@@ -388,10 +388,43 @@ def test_steps_against_a_plain_solve(damping: float) -> None:
     g_P, C_PP = positive(8)
     expected_P = torch.linalg.solve(C_PP + damping * C_PP.diagonal().diag(), -g_P)
     assert torch.allclose(dense_step(g_P, C_PP, damping), expected_P, rtol=1e-8, atol=0)
-    found_P = conjugate_gradient_step(g_P, C_PP.mv, C_PP.diagonal(), damping, iterations=100, tolerance=1e-12)
+    found_P = KrylovSteps(g_P, C_PP.mv, C_PP.diagonal(), products=100, tolerance=1e-12)(damping)
     assert torch.allclose(found_P, expected_P, rtol=1e-6, atol=0)
     # What it costs is bounded, and it goes down all the same.
-    assert g_P @ conjugate_gradient_step(g_P, C_PP.mv, C_PP.diagonal(), damping, iterations=2) < 0
+    assert g_P @ KrylovSteps(g_P, C_PP.mv, C_PP.diagonal(), products=2)(damping) < 0
+
+
+def test_the_products_for_one_damping_serve_the_next() -> None:
+    g_P, C_PP = positive(60)
+    made = []
+
+    def product(d_P: Tensor) -> Tensor:
+        made.append(d_P)
+        return C_PP.mv(d_P)
+
+    steps = KrylovSteps(g_P, product, C_PP.diagonal(), products=60, tolerance=1e-10)
+    count = None
+    for damping in (0.01, 0.08, 0.64, 1e3):
+        expected_P = torch.linalg.solve(C_PP + damping * C_PP.diagonal().diag(), -g_P)
+        assert torch.allclose(steps(damping), expected_P, rtol=1e-5, atol=1e-8 * expected_P.abs().max())
+        count = count or len(made)
+        assert len(made) == count < 60
+    # A weaker one needs more of them.
+    steps(1e-4)
+    assert len(made) > count
+
+
+@pytest.mark.parametrize("products", [1, 3, 6])
+def test_each_step_is_the_best_of_what_its_products_reach(products: int) -> None:
+    """What conjugate gradients find: the least value over the powers of the scaled curvature times the gradient."""
+    g_P, C_PP = positive(12)
+    root_P = C_PP.diagonal().sqrt()
+    scaled_PP, scaled_P = C_PP / (root_P[:, None] * root_P) + 0.1 * torch.eye(12).double(), -g_P / root_P
+    reached_PK = torch.stack([torch.linalg.matrix_power(scaled_PP, k) @ scaled_P for k in range(products)], 1)
+    basis_PK = torch.linalg.qr(reached_PK).Q
+    best_P = basis_PK @ torch.linalg.solve(basis_PK.T @ scaled_PP @ basis_PK, basis_PK.T @ scaled_P) / root_P
+    found_P = KrylovSteps(g_P, C_PP.mv, C_PP.diagonal(), products=products, tolerance=0)(0.1)
+    assert torch.allclose(found_P, best_P, rtol=1e-6, atol=1e-9 * best_P.abs().max())
 
 
 @pytest.mark.parametrize("damping", [1e-6, 1e-3, 1.0])
@@ -403,10 +436,10 @@ def test_what_nothing_depends_on_does_not_move(damping: float) -> None:
     expected_P = torch.linalg.solve(part_PP + damping * part_PP.diagonal().diag(), -g_P[others])
     for step_P in (
         dense_step(g_P, C_PP, damping),
-        conjugate_gradient_step(g_P, C_PP.mv, C_PP.diagonal(), damping, iterations=100, tolerance=1e-12),
+        KrylovSteps(g_P, C_PP.mv, C_PP.diagonal(), products=100, tolerance=1e-12)(damping),
     ):
         assert step_P[2] == 0
         assert torch.allclose(step_P[others], expected_P, rtol=1e-6)
     nothing_P = torch.zeros(5).double()
     assert torch.equal(dense_step(nothing_P, torch.zeros(5, 5).double(), damping), nothing_P)
-    assert torch.equal(conjugate_gradient_step(nothing_P, torch.zeros_like, nothing_P, damping), nothing_P)
+    assert torch.equal(KrylovSteps(nothing_P, torch.zeros_like, nothing_P)(damping), nothing_P)
