@@ -1,12 +1,12 @@
-"""The networks of runs that were archived without: each is its base's weights and its own tuned activations.
+"""Networks of runs that were archived without them: each is its base's, with the run's own activations.
 
 tar xJf docs/results/full/runs.tar.xz
 ./run_experiment.sh benchmarks/rebuild_networks.py --suite full
 
 Only the activations of such a run were trained, so that its base's network and its `activations.safetensors` hold all
 of its own. A network is kept only if it has the SHA-256 that the run's `done.json` had from the start. The states of
-optimizers cannot be rebuilt: where they are missing `done.json` no longer lists them, and such a run cannot be trained
-further.
+optimizers cannot be rebuilt: where that of such a run or of its base is missing, its `done.json` no longer lists it,
+and the run cannot be trained further.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from aafit.files import sha256_of
 from aafit.networks.adaptive import load_activations
 from aafit.report.runs import RunRecord, SuiteRuns, read_suite
 from aafit.runs.checkpoint import save_network
-from aafit.runs.documents import ACTIVATIONS, NETWORK, OPTIMIZER
+from aafit.runs.documents import ACTIVATIONS, DONE, NETWORK, OPTIMIZER, Done
 from aafit.runs.start import load_run
 from benchmarks.harness import Command
 
@@ -35,6 +35,7 @@ def rebuild(suite: SuiteRuns, run: RunRecord) -> None:
         raise UserError(f"{run.folder} has no {NETWORK}, and no base to rebuild it from: run it again with --fresh.")
     if not (run.folder / ACTIVATIONS).exists():
         raise UserError(f"{run.folder} has no {ACTIVATIONS}, without which its network cannot be rebuilt.")
+    strike_missing_optimizer(base.folder)
     net = load_activations(load_run(base.folder), run.folder / ACTIVATIONS)
     made = run.folder / f"{NETWORK}.made"
     save_network(made, net)
@@ -42,15 +43,17 @@ def rebuild(suite: SuiteRuns, run: RunRecord) -> None:
         made.unlink()
         raise UserError(f"The network of {run.folder} is not its base's with other activations: run it again.")
     made.rename(run.folder / NETWORK)
+    click.echo(f"{run.folder / NETWORK}: rebuilt")
+    strike_missing_optimizer(run.folder)
 
 
-def strike_missing_optimizer(run: RunRecord) -> None:
+def strike_missing_optimizer(folder: Path) -> None:
     """Let `done.json` not list the state of an optimizer that is not there."""
-    done = run.done
-    assert done is not None
-    if OPTIMIZER in done.sha256 and not (run.folder / OPTIMIZER).exists():
+    done = Done.of(folder)
+    if OPTIMIZER in done.sha256 and not (folder / OPTIMIZER).exists():
         there = {name: digest for name, digest in done.sha256.items() if name != OPTIMIZER}
-        done.model_copy(update={"sha256": there}).write(run.folder)
+        done.model_copy(update={"sha256": there}).write(folder)
+        click.echo(f"{folder / DONE}: lists no {OPTIMIZER} any longer")
 
 
 @click.command(cls=Command)
@@ -59,14 +62,16 @@ def strike_missing_optimizer(run: RunRecord) -> None:
 def main(runs_dir: Path, suite_name: str) -> None:
     """The missing networks of a suite's finished runs, from those of their bases."""
     suite = read_suite(runs_dir / suite_name)
+    refused = []
     for runs in suite.by_name().values():
         for run in runs:
-            if run.done is None:
-                continue
-            strike_missing_optimizer(run)
-            if NETWORK in run.done.sha256 and not (run.folder / NETWORK).exists():
-                rebuild(suite, run)
-                click.echo(f"{run.folder / NETWORK}: rebuilt")
+            if run.done is not None and NETWORK in run.done.sha256 and not (run.folder / NETWORK).exists():
+                try:
+                    rebuild(suite, run)
+                except UserError as error:
+                    refused.append(str(error))
+    if refused:
+        raise UserError("\n".join(refused))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ on a GPU) and keeps it in a cache on disk that processes share. A block `with co
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from threading import Lock
 from typing import Any
 
 import torch
@@ -90,36 +90,40 @@ class _Compiler:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._failed, self._warned = 0, False
         self._loops: dict[Hashable, list[Loop]] = {}
-        self._making = Lock()
+        self._in_a_row, self._failures, self._warned = 0, Counter[Hashable](), False
 
     def run(self, run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool) -> tuple[Any, ...] | None:
         """run(*rows, *whole) by a loop that fits, made where there is none yet; None where that does not work."""
-        if self._failed >= GIVEN_UP:
-            return None
         arrays = [*rows, *_as_tensors(whole)]
         # All that a loop's code depends on, but for the sizes.
-        settings = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-        key = run, serial, arrays[0].device, settings, *(x.dtype for x in arrays), *(x.ndim for x in arrays)
+        settings = run, serial, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        key = *settings, *(x.device for x in arrays), *(x.dtype for x in arrays), *(x.ndim for x in arrays)
+        if max(self._in_a_row, self._failures[key]) >= GIVEN_UP:
+            return None
         loops = self._loops.setdefault(key, [])
-        known = next((loop for loop in loops if loop.fits(*arrays)), None)
+        known = None
         try:
+            known = next((loop for loop in loops if loop.fits(*arrays)), None)
             loop = known or self._new(run, arrays, serial)
             with torch.no_grad():
                 result = loop.call(*arrays)
+        except torch.OutOfMemoryError:
+            return None
         # Of whatever kind: where the fault is not the compiler's, the same operations run next and raise it again.
         except Exception as error:
-            if known is None:
-                self._count(error)
+            self._count(key, error)
+            if known is not None:
+                loops.remove(known)
             return None
         if known is None:
             loops.append(loop)
-        self._failed = 0
+        self._in_a_row = 0
         return result
 
-    def _count(self, error: Exception) -> None:
-        self._failed += 1
+    def _count(self, key: Hashable, error: Exception) -> None:
+        self._in_a_row += 1
+        self._failures[key] += 1
         if not self._warned:
             self._warned = True
             said = (line.strip() for line in str(error).splitlines())
@@ -127,8 +131,7 @@ class _Compiler:
             log.warning("No compiled activations on %s, they run slower: %s", self.device, reason)
 
     def _new(self, run: Pass, arrays: Sequence[Tensor], serial: bool) -> Loop:
-        with self._making:
-            return compiled_loop(run, arrays, _options(serial))
+        return compiled_loop(run, arrays, _options(serial))
 
 
 @cache

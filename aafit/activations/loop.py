@@ -1,8 +1,9 @@
 """A function of arrays as one compiled loop for arrays of many sizes, by torch's compiler, Inductor.
 
 The function is traced once, with symbols for sizes. What the tracing and the compiler took for granted of them (one
-is 1, two are equal) becomes the loop's conditions. torch.compile does so too, but at every call it also looks at the
-Python program around the function. Here nothing of that changes, and the look takes longer than a small layer.
+is 1, two are equal) becomes the loop's conditions. torch.compile does so too, but at every call it also checks that
+the Python program around the function is what it was. The functions here never change, and that check takes longer
+than a small layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +21,9 @@ class Loop:
 
     Attributes:
         call: the function.
-        fits: whether it may be called with these arrays, as far as their sizes go. The number of arrays, their
-            dimensions, dtypes and devices, and torch's number of threads must be those that it was made for.
+        fits: whether it may be called with these arrays, as far as their sizes go. All else must be as it was when the
+            loop was made: the number of arrays, their dimensions, dtypes and devices, torch's number of threads, and
+            whether it computes deterministically.
     """
 
     call: Callable[..., tuple[Any, ...]]
@@ -32,7 +34,8 @@ def compiled_loop(run: Callable[..., Any], arrays: Sequence[Tensor], options: di
     """`run` compiled for arrays like these; it records no gradient.
 
     Args:
-        run: A function of arrays that gives a tuple of arrays and None. Whatever else it reads must never change.
+        run: A function of arrays that gives a tuple whose members are arrays or None. What else it reads must never
+            change.
         arrays: Contiguous arrays to call it with; their values are not read.
         options: Of Inductor.
 
@@ -40,48 +43,53 @@ def compiled_loop(run: Callable[..., Any], arrays: Sequence[Tensor], options: di
         Exception: the compiler cannot do it, for whatever reason.
     """
     # Imported here: a process without large arrays does without the compiler, which takes a second to import.
+    from torch._dynamo.convert_frame import compile_lock
     from torch._dynamo.source import ConstantSource
     from torch._inductor import compile as inductor
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
-    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+    from torch.fx.experimental.symbolic_shapes import (
+        SYMPY_INTERP,
+        DimDynamic,
+        ShapeEnv,
+        StatelessSymbolicContext,
+        is_concrete_int,
+    )
+    from torch.utils._python_dispatch import _disable_current_modes
 
     # Sizes that are equal by chance must not share a symbol.
     sizes = ShapeEnv(duck_shape=False)
     fake = FakeTensorMode(shape_env=sizes)
+    sources = [ConstantSource(f"t{at}") for at in range(len(arrays))]
     with ExitStack() as block:
+        # torch's own lock: tracing replaces functions of the whole process.
+        block.enter_context(compile_lock)
         # However the caller computes, it becomes no part of the loop.
+        block.enter_context(_disable_current_modes())
         block.enter_context(torch.inference_mode(False))
         block.enter_context(torch.no_grad())
         block.enter_context(torch.autocast(arrays[0].device.type, enabled=False))
         examples: list[Any] = [
             fake.from_tensor(
-                torch.empty_like(array),
-                source=ConstantSource(f"t{at}"),
+                # A view would be traced as one, of what it is a view of: `data` is none.
+                array.data,
+                source=source,
                 symbolic_context=StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * array.ndim),
             )
-            for at, array in enumerate(arrays)
+            for source, array in zip(sources, arrays, strict=True)
         ]
-        call = inductor(make_fx(run, tracing_mode="symbolic")(*examples), examples, options=options)
-    loop = Loop(call, _fits(examples, sizes.produce_guards_expression(examples)))
-    assert loop.fits(*arrays)
-    return loop
-
-
-def _fits(examples: Sequence[Tensor], torchs: str | None) -> Callable[..., bool]:
-    """Whether arrays have all sizes that became constants, and meet torch's conditions, of L['t0'], L['t1']..."""
-    from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP, is_concrete_int
-
-    conditions = [
+        traced = make_fx(run, tracing_mode="symbolic")(*examples)
+        # The cache of compiled graphs forgets conditions of sizes that are no arguments. The C++ code has its own.
+        call = inductor(traced, examples, options={**options, "fx_graph_cache": False})
+    conditions = [f"({condition})" for condition in sizes.produce_guards(examples, sources, ignore_static=True)]
+    # Sizes that became constants, which these leave out.
+    conditions += [
         f"t{at}.size()[{dim}] == {int(size)}"
         for at, example in enumerate(examples)
         for dim, size in enumerate(example.shape)
         if is_concrete_int(size)
     ]
-    names = [f"t{at}" for at in range(len(examples))]
-    if torchs is not None:
-        for name in names:
-            torchs = torchs.replace(f"L['{name}']", name)
-        conditions.append(torchs)
-    function: Callable[..., bool] = eval(f"lambda {', '.join(names)}: {' and '.join(conditions)}", dict(SYMPY_INTERP))
-    return function
+    names = ", ".join(f"t{at}" for at in range(len(arrays)))
+    fits: Callable[..., bool] = eval(f"lambda {names}: {' and '.join(conditions) or True}", dict(SYMPY_INTERP))
+    assert fits(*arrays)
+    return Loop(call, fits)

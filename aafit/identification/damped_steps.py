@@ -4,13 +4,14 @@ Axes in names: P coordinate, K direction of a basis.
 """
 
 from collections.abc import Callable
+from math import isfinite
 
 import torch
 from torch import Tensor
 
 SMALLEST = 1e-140  # so that products of two scales are still numbers
 SMALLEST_SCALE = 1e-12  # of the largest: what nothing depends on must not move at all
-EXHAUSTED = 1e-13  # of the curvature: a product that is so near to the directions known before adds none
+EXHAUSTED = 1e-13  # of the curvature: what is left of a product below this is rounding
 
 
 def scales(diagonal_P: Tensor) -> Tensor:
@@ -31,13 +32,13 @@ class KrylovSteps:
     """The same steps from products with the curvature alone, for one damping after another.
 
     Lanczos's method: in an orthonormal basis of what K products reach from the gradient, the scaled curvature is a
-    tridiagonal matrix. Its least value there is what K iterations of conjugate gradients find. A damping adds to the
-    diagonal only, so that one basis serves all dampings, and a stronger one seldom needs another product.
+    tridiagonal matrix, and the least point of the quadratic is what K iterations of conjugate gradients find. A damping
+    adds to the diagonal only, so that one basis serves all dampings, and a stronger one seldom needs another product.
 
     Args:
         product: the curvature times a direction.
         diagonal_P: the curvature's diagonal or an estimate of it, to scale by.
-        products: at most so many; as many vectors (P,) in float64 are kept.
+        products: at most so many; as many vectors (P,) in float64 are kept, and one more.
         tolerance: the residual to reach, relative to the gradient.
     """
 
@@ -59,12 +60,14 @@ class KrylovSteps:
         self._beside: list[float] = []
 
     def __call__(self, damping: float) -> Tensor:
-        """The step, (P,) in float64."""
+        """The step, (P,) in float64; of NaN where a product was not finite."""
         if not self._basis:
             return torch.zeros_like(self._root_P)
         if not self._diagonal:
             self._extend()
         while True:
+            if not isfinite(self._diagonal[-1] + self._beside[-1]):
+                return torch.full_like(self._root_P, torch.nan)
             share_K = self._solved(damping)
             residual = self._beside[-1] * abs(share_K[-1].item())
             if residual <= self._tolerance * self._size or len(self._diagonal) >= self._products:
@@ -85,9 +88,10 @@ class KrylovSteps:
             for direction_P in self._basis:
                 applied_P = applied_P - (direction_P @ applied_P) * direction_P
         beside = applied_P.norm().item()
-        new = beside > EXHAUSTED * max(map(abs, self._diagonal))
-        self._beside.append(beside if new else 0.0)
-        if new:
+        if beside <= EXHAUSTED * max(map(abs, self._diagonal)):
+            self._beside.append(0.0)
+        else:
+            self._beside.append(beside)
             self._basis.append(applied_P / beside)
 
     def _solved(self, damping: float) -> Tensor:

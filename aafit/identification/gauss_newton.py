@@ -156,7 +156,7 @@ class Descent:
             loss=loss + self._penalty(vector_P),
             gradient_P=gradient_P,
             noise=lambda damping: noise,
-            step=lambda damping, noise: steps(damping),
+            step=lambda damping, _: steps(damping),
             curved=lambda step_P: step_P @ product(step_P),
         )
 

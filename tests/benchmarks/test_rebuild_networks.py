@@ -40,7 +40,9 @@ def rebuilt(runs):
 def test_they_have_the_bytes_that_they_had(finished, archived):
     done = rebuilt(archived)
     assert done.exit_code == 0, done.output
-    assert [line.split("/")[-3] for line in done.output.splitlines()] == ["child", "grandchild"]
+    told = [line.split("/")[-3:] for line in done.output.splitlines()]
+    assert [name for name, _, what in told if "rebuilt" in what] == ["child", "grandchild"]
+    assert [name for name, _, what in told if "done.json" in what] == ["base", "child", "grandchild"]
     for name in ("base", "child", "grandchild"):
         before, after = (runs / "tiny" / name / "seed42" for runs in (finished, archived))
         check_finished(after)
@@ -67,6 +69,7 @@ def _others_activations(runs):
     [
         (_no_activations, "child/seed42 has no activations.safetensors"),
         (_no_base, "base/seed42 has no network.safetensors, and no base"),
+        (_no_base, "base/seed42/network.safetensors is missing"),
         (_others_activations, "child/seed42 is not its base's with other activations"),
     ],
 )

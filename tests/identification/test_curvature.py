@@ -414,6 +414,27 @@ def test_the_products_for_one_damping_serve_the_next() -> None:
     assert len(made) > count
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("what", ["gradient", "diagonal", "first product", "second product"])
+def test_what_is_not_finite_is_no_step(what: str, bad: float) -> None:
+    """NaN, or no step at all: never an error of the linear algebra."""
+    g_P, C_PP = positive(8)
+    diagonal_P, made = C_PP.diagonal().clone(), []
+    if what in ("gradient", "diagonal"):
+        {"gradient": g_P, "diagonal": diagonal_P}[what][3] = bad
+
+    def product(d_P: Tensor) -> Tensor:
+        made.append(d_P)
+        at = {"first product": 1, "second product": 2}.get(what)
+        return torch.full_like(d_P, bad) if len(made) == at else C_PP.mv(d_P)
+
+    steps = KrylovSteps(g_P, product, diagonal_P, tolerance=1e-12)
+    for damping in (0.1, 10.0):
+        step_P = steps(damping)
+        assert step_P.isnan().any() or not step_P.any()
+    assert len(made) <= 2
+
+
 @pytest.mark.parametrize("products", [1, 3, 6])
 def test_each_step_is_the_best_of_what_its_products_reach(products: int) -> None:
     """What conjugate gradients find: the least value over the powers of the scaled curvature times the gradient."""
