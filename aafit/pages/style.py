@@ -78,7 +78,10 @@ LINES = (
 
 
 def line(index: int) -> Line:
-    return LINES[index % len(LINES)]
+    again, at = divmod(index, len(LINES))
+    # A colour that comes again has another dash and marker.
+    other = LINES[(at + 3 * again) % len(LINES)]
+    return Line(LINES[at].color, other.linestyle, other.marker)
 
 
 @contextmanager

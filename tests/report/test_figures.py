@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from aafit.activations import FIXED, LEAF, FNeuron
 from aafit.errors import UserError
-from aafit.pages.style import spread
+from aafit.pages.style import line, spread
 from aafit.report.curves import draw_group
 from aafit.report.groups import groups
 from aafit.report.page import write_report
@@ -106,6 +106,12 @@ def test_labels_keep_order_and_distance_and_stay_inside_where_there_is_room(
 def curve(figure: Figure, axes: int, label: str) -> tuple[np.ndarray, np.ndarray]:
     line = next(line for line in figure.axes[axes].lines if line.get_label() == label)
     return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+
+
+def test_many_lines_are_told_apart() -> None:
+    drawn = [(one.color, one.marker) for one in map(line, range(40))]
+    assert len(set(drawn)) == len(drawn)
+    assert len({color for color, _ in drawn[:8]}) == 8
 
 
 def test_plot_activations_draws_each_activation_beside_what_it_started_as() -> None:
