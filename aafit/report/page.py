@@ -99,9 +99,13 @@ def _verdict(suite: SuiteRuns, table: ResultsTable) -> list[str]:
     changes.sort(key=lambda change: -change[0])
     costs = sorted(100 * cost for _, cost, _ in changes)
     above = sum(gain > 0 for gain, _, _ in changes)
+    least, most = (f"{cost:+.2f}" for cost in (costs[0], costs[-1]))
+    by = f"by {least} points" if least == most else f"by {least} to {most} points"
+    changed = (
+        f"changed the test accuracy {by}" if {least, most} - {"+0.00", "-0.00"} else "left the test accuracy as it was"
+    )
     said.append(
-        f"The replacement alone changed the test accuracy by {costs[0]:+.2f} to {costs[-1]:+.2f} points; after tuning "
-        f"{above} of {len(changes)} are above their base network."
+        f"The replacement alone {changed}; after tuning {above} of {len(changes)} are above their base network."
     )
     gain, _, best = changes[0]
     seeds = f" (mean of {len(best.seeds)} seeds)" if len(best.seeds) > 1 else ""

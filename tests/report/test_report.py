@@ -193,6 +193,29 @@ def test_of_very_many_runs_the_page_shows_the_first_seeds(tmp_path: Path, monkey
     assert [row["seeds"] for row in csv_table(tmp_path / "many").values()] == ["3 4 5", "3 4 5"]
 
 
+@pytest.mark.parametrize(
+    ("replaced", "says"),
+    [
+        ((0.75, 0.75), "The replacement alone left the test accuracy as it was; after tuning 2 of 2 are above"),
+        ((0.25, 0.25), "The replacement alone changed the test accuracy by -50.00 points; after tuning"),
+        ((0.25, 0.75), "The replacement alone changed the test accuracy by -50.00 to +0.00 points; after tuning"),
+    ],
+)
+def test_the_verdict_says_what_replacing_cost(tmp_path: Path, replaced: tuple[float, float], says: str) -> None:
+    write_run(tmp_path / "two", "base", "ReLU", epochs=2)
+    for at, accuracy in enumerate(replaced):
+        write_run(
+            tmp_path / "two",
+            f"run{at}",
+            "LEAF as ReLU",
+            parent="base",
+            start=2,
+            epochs=2,
+            accuracy=(0.75, accuracy, 0.8),
+        )
+    assert says in write_report(tmp_path / "two").page.read_text(encoding="utf-8")
+
+
 def test_the_page_needs_nothing_else_and_escapes(report: Report) -> None:
     page = report.page.read_text()
     assert not re.findall(r"<script src|<link|@import|url\(|src=\"(?!data:image/svg)|href=\"(?!#)", page)
