@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 # Smaller arrays are not worth the start of the compiler, which takes seconds in every process.
 SMALLEST_COMPILED = 1 << 15
-# So many failures in a row, and there is no compiler in this process. A single one may be due to where a call was made.
+# So many failures in a row, and there is no compiler in this process; so many of one kind, and that kind has no loop.
+# A single one may be due to where a call was made.
 GIVEN_UP = 3
 # Elements a thread has in hand where nothing is compiled: few enough to stay in its cache from operation to operation.
 BLOCK = 1 << 16

@@ -78,6 +78,7 @@ LINES = (
 
 
 def line(index: int) -> Line:
+    """The line number `index` of a figure; the first 64 differ in colour or marker."""
     again, at = divmod(index, len(LINES))
     # A colour that comes again has another dash and marker.
     other = LINES[(at + 3 * again) % len(LINES)]
