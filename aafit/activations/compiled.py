@@ -27,6 +27,7 @@ GIVEN_UP = 3
 BLOCK = 1 << 16
 
 Pass = Callable[..., tuple[Tensor | None, ...]]
+OwnLoop = Callable[[Sequence[Tensor]], Loop | None]
 
 # Of the process, not of a thread: torch computes gradients in threads of its own.
 _on = True
@@ -47,7 +48,9 @@ def compiled_loops(on: bool) -> Iterator[None]:
         _on = before
 
 
-def one_pass(run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool = False) -> tuple[Any, ...]:
+def one_pass(
+    run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool = False, own_loop: OwnLoop | None = None
+) -> tuple[Any, ...]:
     """run(*rows, *whole) in one pass over the rows.
 
     Args:
@@ -55,6 +58,7 @@ def one_pass(run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bo
         rows: Contiguous arrays of one shape.
         whole: What every row needs besides: tensors and numbers.
         serial: Whether several threads would make the order of the sums depend on their timing.
+        own_loop: Gives a loop for arrays like these that takes the compiler's place, or None. It depends on `run`.
     """
     u = rows[-1]
     compiles = _on and u.numel() >= SMALLEST_COMPILED
@@ -62,7 +66,7 @@ def one_pass(run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bo
     # A mode that watches torch's functions is for the network's own program, and stops the compiler.
     with torch._C.DisableTorchFunction():
         if compiles and not (serial and u.device.type != "cpu"):
-            result = _compiler(u.device.type).run(run, rows, whole, serial)
+            result = _compiler(u.device.type).run(run, rows, whole, serial, own_loop)
             if result is not None:
                 return result
         return _in_blocks(run, rows, whole)
@@ -94,7 +98,14 @@ class _Compiler:
         self._loops: dict[Hashable, list[Loop]] = {}
         self._in_a_row, self._failures, self._warned = 0, Counter[Hashable](), False
 
-    def run(self, run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool) -> tuple[Any, ...] | None:
+    def run(
+        self,
+        run: Pass,
+        rows: Sequence[Tensor],
+        whole: Sequence[Any],
+        serial: bool,
+        own_loop: OwnLoop | None = None,
+    ) -> tuple[Any, ...] | None:
         """run(*rows, *whole) by a loop that fits, made where there is none yet; None where that does not work."""
         arrays = [*rows, *_as_tensors(whole)]
         # All that a loop's code depends on, but for the sizes.
@@ -106,7 +117,7 @@ class _Compiler:
         known = None
         try:
             known = next((loop for loop in loops if loop.fits(*arrays)), None)
-            loop = known or self._new(run, arrays, serial)
+            loop = known or (own_loop and own_loop(arrays)) or self._new(run, arrays, serial)
             with torch.no_grad():
                 result = loop.call(*arrays)
         except torch.OutOfMemoryError:

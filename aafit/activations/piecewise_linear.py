@@ -4,7 +4,7 @@ Time and memory do not depend on the number of values: each input takes the two 
 values is gathered as two sums for each segment between them.
 """
 
-from functools import cache
+from functools import cache, partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aafit.activations.compiled import Pass, one_pass
 from aafit.activations.elementwise import inner_dtype, needs_plain, sizes_of, unseen
+from aafit.activations.look_up import gradient_loop, value_loop
 from aafit.activations.memory_layout import Layout
 
 
@@ -62,6 +63,7 @@ class _Interpolation(torch.autograd.Function):
             (*tables, *_scale(weight, line)),
             # Threads that add to one table would do so in any order.
             serial=wanted[1],
+            own_loop=partial(gradient_loop, extended=line.extended, wanted=wanted),
         )
         by_weight = layout.restore_parameter(sums[0].to(dtype), weight).to(weight.dtype) if wanted[1] else None
         return None if by_u is None else layout.restore(by_u), by_weight, None
@@ -69,7 +71,12 @@ class _Interpolation(torch.autograd.Function):
 
 def _output(u: Tensor, weight: Tensor, line: Line, layout: Layout, dtype: torch.dtype) -> Tensor:
     tables = _tables(layout.read_parameter(weight.to(dtype)))
-    y, *_ = one_pass(_value_pass(dtype, line.extended), (layout.read(u),), (*tables, *_scale(weight, line)))
+    y, *_ = one_pass(
+        _value_pass(dtype, line.extended),
+        (layout.read(u),),
+        (*tables, *_scale(weight, line)),
+        own_loop=partial(value_loop, extended=line.extended),
+    )
     return layout.restore(y)
 
 
