@@ -8,13 +8,13 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aafit.activations.loop import Loop, compiled_loop
+from aafit.activations.loop import Loop, built_anew, compiled_loop
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class _Compiler:
             log.warning("No compiled activations on %s, they run slower: %s", self.device, reason)
 
     def _new(self, run: Pass, arrays: Sequence[Tensor], serial: bool) -> Loop:
-        return compiled_loop(run, arrays, _options(serial))
+        return built_anew(partial(compiled_loop, run, arrays, _options(serial)))
 
 
 @cache

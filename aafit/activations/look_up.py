@@ -7,14 +7,14 @@ They give the same bits as those, in a fraction of the time.
 import logging
 from collections.abc import Sequence
 from ctypes import CDLL, c_bool, c_int, c_int64, c_void_p
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aafit.activations.loop import Loop
+from aafit.activations.loop import Loop, built_anew
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _library() -> CDLL | None:
     """look_up.cpp, built; None where it cannot be, or where the processor has no such registers."""
     source = files("aafit.activations").joinpath("look_up.cpp").read_text(encoding="utf-8")
     try:
-        library = _built(source)
+        library = built_anew(partial(_built, source))
     # Of whatever kind: there are the loops that the compiler makes by itself.
     except Exception as error:
         log.warning("F-Neuron runs slower, its own loops could not be built: %s", error)

@@ -6,13 +6,17 @@ the Python program around the function is what it was. The functions here never 
 than a small layer.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
@@ -93,3 +97,27 @@ def compiled_loop(run: Callable[..., Any], arrays: Sequence[Tensor], options: di
     fits: Callable[..., bool] = eval(f"lambda {names}: {' and '.join(conditions) or True}", dict(SYMPY_INTERP))
     assert fits(*arrays)
     return Loop(call, fits)
+
+
+def built_anew(build: Callable[[], Built]) -> Built:
+    """build(); once more, where it finds a library in the compiler's cache that cannot be loaded, without that one.
+
+    A process that is killed while it compiles leaves half a file there, which all that come after it would find.
+    """
+    try:
+        return build()
+    except Exception as error:
+        broken = _library_in_cache(str(error))
+        if broken is None:
+            raise
+        broken.unlink(missing_ok=True)
+        return build()
+
+
+def _library_in_cache(message: str) -> Path | None:
+    """The library that a message such as "/tmp/torchinductor_me/ab/c.so: file too short" names, if it is the cache's."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    named = re.search(r"(\S+\.so): ", message)
+    path = Path(named[1]) if named else None
+    return path if path is not None and Path(cache_dir()) in path.parents else None

@@ -183,7 +183,10 @@ class Identifier:
         whole = images == len(self.samples.fitted)
         if not outcome.moved:
             state = replace(state, messages=messages, images=larger, damping=FIRST_DAMPING)
-            return self._best(state) if whole else state
+            if not whole:
+                return state
+            why = "lowered the loss of the sample and of those held out" if outcome.promised else "promised enough"
+            return self._best(state, *([] if done else [f"joint: no step was kept, since none {why}"]))
         step = Step(
             len(state.steps),
             "joint",

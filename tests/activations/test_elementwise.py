@@ -223,6 +223,33 @@ assert (leaf(u) - u.tanh()).abs().max() < 1e-6
     assert "/no/such/compiler" in line
 
 
+@needs_compiler
+def test_half_a_library_of_a_killed_process_is_built_anew(tmp_path: Path) -> None:
+    """In processes of their own, with a cache of their own: a library that is loaded cannot be broken safely."""
+    code = """
+import logging, sys, torch
+from aafit.activations import LEAF, FNeuron
+logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(name)s %(message)s")
+with torch.no_grad():
+    for activation in LEAF.like("Tanh"), FNeuron.like("Tanh"):
+        activation(torch.linspace(-3, 3, 100_000))
+"""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+
+    def built() -> dict[Path, int]:
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=250)
+        assert run.returncode == 0, run.stderr
+        assert not run.stdout
+        return {path: path.stat().st_size for path in tmp_path.rglob("*.main.so")}
+
+    whole = built()
+    assert len(whole) == 2
+    # A linker writes the head of a file last.
+    for path, left in zip(whole, [b"", bytes(1000)], strict=True):
+        path.write_bytes(left)
+    assert built() == whole
+
+
 class TestPlainBlocks:
     """Without a compiler, large inputs go through in blocks."""
 

@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,26 @@ def started(sharing: Any = "layer", dtype: torch.dtype = torch.float32) -> Any:
 
 def untimed(result: Identification) -> tuple[Any, ...]:
     return tuple(replace(step, seconds=0.0) for step in result.steps)
+
+
+@pytest.mark.parametrize("why", ["promised enough", "lowered the loss of the sample and of those held out"])
+def test_it_says_why_no_step_was_kept(why: str) -> None:
+    net = started(dtype=torch.float64).eval()
+    batches = [(x, net(x).detach()) for x, _ in problem(torch.float64)]
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        away = outputs - targets
+        if why == "promised enough":
+            return 0 * away.square().sum(1)
+        # A slope that promises much, and a wall that no gradient sees.
+        return (away.square() + away + 100 * (away.abs() > 1e-9)).sum(1)
+
+    before = deepcopy(net.state_dict())
+    result = identify(net, batches, loss=loss, budget=0.0)
+    assert result.state.messages == (f"joint: no step was kept, since none {why}",)
+    assert f"none {why}" in str(result)
+    assert [step.phase for step in result.steps] == ["start"]
+    torch.testing.assert_close(net.state_dict(), before, rtol=1e-12, atol=0)
 
 
 class Stopped(Exception):
