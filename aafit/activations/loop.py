@@ -115,7 +115,7 @@ def built_anew(build: Callable[[], Built]) -> Built:
 
 
 def _library_in_cache(message: str) -> Path | None:
-    """The library that a message such as "/tmp/torchinductor_me/ab/c.so: file too short" names, if it is the cache's."""
+    """The library that a message such as "/tmp/torchinductor_me/ab/c.so: file too short" names, if the cache has it."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     named = re.search(r"(\S+\.so): ", message)
