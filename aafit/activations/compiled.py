@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aafit.activations.loop import Loop, built_anew, compiled_loop
+from aafit.activations.loop import Loop, built_anew, compiled_loop, first_line
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ GIVEN_UP = 3
 BLOCK = 1 << 16
 
 Pass = Callable[..., tuple[Tensor | None, ...]]
-OwnLoop = Callable[[Sequence[Tensor]], Loop | None]
 
 # Of the process, not of a thread: torch computes gradients in threads of its own.
 _on = True
@@ -49,7 +48,7 @@ def compiled_loops(on: bool) -> Iterator[None]:
 
 
 def one_pass(
-    run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool = False, own_loop: OwnLoop | None = None
+    run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool = False, own_loop: Loop | None = None
 ) -> tuple[Any, ...]:
     """run(*rows, *whole) in one pass over the rows.
 
@@ -58,15 +57,17 @@ def one_pass(
         rows: Contiguous arrays of one shape.
         whole: What every row needs besides: tensors and numbers.
         serial: Whether several threads would make the order of the sums depend on their timing.
-        own_loop: Gives a loop for arrays like these that takes the compiler's place, or None. It depends on `run`.
+        own_loop: A loop for `run` that takes the compiler's place wherever it fits.
     """
     u = rows[-1]
     compiles = _on and u.numel() >= SMALLEST_COMPILED
     # What a GPU's threads add to one place, only torch's own operations can be told to add in a fixed order.
     # A mode that watches torch's functions is for the network's own program, and stops the compiler.
     with torch._C.DisableTorchFunction():
+        if compiles and own_loop is not None and own_loop.fits(*rows, *whole):
+            return own_loop.call(*rows, *whole)
         if compiles and not (serial and u.device.type != "cpu"):
-            result = _compiler(u.device.type).run(run, rows, whole, serial, own_loop)
+            result = _compiler(u.device.type).run(run, rows, whole, serial)
             if result is not None:
                 return result
         return _in_blocks(run, rows, whole)
@@ -98,14 +99,7 @@ class _Compiler:
         self._loops: dict[Hashable, list[Loop]] = {}
         self._in_a_row, self._failures, self._warned = 0, Counter[Hashable](), False
 
-    def run(
-        self,
-        run: Pass,
-        rows: Sequence[Tensor],
-        whole: Sequence[Any],
-        serial: bool,
-        own_loop: OwnLoop | None = None,
-    ) -> tuple[Any, ...] | None:
+    def run(self, run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool) -> tuple[Any, ...] | None:
         """run(*rows, *whole) by a loop that fits, made where there is none yet; None where that does not work."""
         arrays = [*rows, *_as_tensors(whole)]
         # All that a loop's code depends on, but for the sizes.
@@ -117,7 +111,7 @@ class _Compiler:
         known = None
         try:
             known = next((loop for loop in loops if loop.fits(*arrays)), None)
-            loop = known or (own_loop and own_loop(arrays)) or self._new(run, arrays, serial)
+            loop = known or self._new(run, arrays, serial)
             with torch.no_grad():
                 result = loop.call(*arrays)
         except torch.OutOfMemoryError:
@@ -138,9 +132,7 @@ class _Compiler:
         self._failures[key] += 1
         if not self._warned:
             self._warned = True
-            said = (line.strip() for line in str(error).splitlines())
-            reason = next((line for line in said if line and not line.endswith("raised:")), type(error).__name__)
-            log.warning("No compiled activations on %s, they run slower: %s", self.device, reason)
+            log.warning("No compiled activations on %s, they run slower: %s", self.device, first_line(error))
 
     def _new(self, run: Pass, arrays: Sequence[Tensor], serial: bool) -> Loop:
         return built_anew(partial(compiled_loop, run, arrays, _options(serial)))

@@ -10,13 +10,18 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if !defined(__AVX512F__) && !defined(__AVX2__)
+
+// Elements in a register: this processor has none to look up in.
+extern "C" int register_width() { return 0; }
+
+#else
+
 #include <immintrin.h>
-#endif
 
 namespace {
 
-constexpr int most = 64;  // values in a table
+constexpr int most = 64;  // points in a table
 
 struct BFloat16 {
   uint16_t bits;
@@ -51,9 +56,9 @@ inline Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 inline Places truncated(Floats x) { return _mm512_cvttps_epi32(x); }
 inline Floats floats(Places k) { return _mm512_cvtepi32_ps(k); }
 
-inline Floats look_up(const float* table, int values, Places k) {
+inline Floats look_up(const float* table, int points, Places k) {
   Floats found = _mm512_permutex2var_ps(load(table), k, load(table + 16));
-  if (values > 32) {
+  if (points > 32) {
     const Floats upper = _mm512_permutex2var_ps(load(table + 32), k, load(table + 48));
     found = _mm512_mask_mov_ps(found, _mm512_cmpgt_epi32_mask(k, _mm512_set1_epi32(31)), upper);
   }
@@ -66,7 +71,7 @@ inline Floats zero_at_ends(Floats x, Floats at, Floats segments) {
   return _mm512_mask_mov_ps(x, flat, every(0));
 }
 
-#elif defined(__AVX2__)
+#else
 
 constexpr int width = 8;
 using Floats = __m256;
@@ -94,9 +99,9 @@ inline Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 inline Places truncated(Floats x) { return _mm256_cvttps_epi32(x); }
 inline Floats floats(Places k) { return _mm256_cvtepi32_ps(k); }
 
-inline Floats look_up(const float* table, int values, Places k) {
+inline Floats look_up(const float* table, int points, Places k) {
   Floats found = _mm256_permutevar8x32_ps(load(table), k);
-  for (int first = 8; first < values; first += 8) {
+  for (int first = 8; first < points; first += 8) {
     const Floats above = _mm256_castsi256_ps(_mm256_cmpgt_epi32(k, _mm256_set1_epi32(first - 1)));
     found = _mm256_blendv_ps(found, _mm256_permutevar8x32_ps(load(table + first), k), above);
   }
@@ -110,33 +115,27 @@ inline Floats zero_at_ends(Floats x, Floats at, Floats segments) {
 
 #endif
 
-}  // namespace
-
-#if defined(__AVX512F__) || defined(__AVX2__)
-
-namespace {
-
 constexpr int64_t chunk = 2048;  // elements in hand at a time
 
 struct Line {
   float left, scale;
-  int values;
+  int points;
   bool extended;
 };
 
-// The values of one set, padded so that whole registers can be read.
+// What one set learnt, padded so that whole registers can be read.
 struct Table {
   alignas(64) float weight[most] = {};
   alignas(64) float rises[most] = {};
 
-  Table(const float* its_weight, const float* its_rises, int values) {
-    std::memcpy(weight, its_weight, values * sizeof(float));
-    std::memcpy(rises, its_rises, (values - 1) * sizeof(float));
+  Table(const float* its_weight, const float* its_rises, int points) {
+    std::memcpy(weight, its_weight, points * sizeof(float));
+    std::memcpy(rises, its_rises, (points - 1) * sizeof(float));
   }
 };
 
-// Of the inputs in a segment.
-struct alignas(16) Sums {
+// Over the inputs in one segment: the sums of grad and of grad * part.
+struct Sums {
   double of_grad = 0, of_ends = 0;
 };
 
@@ -148,9 +147,9 @@ struct Segment {
 
 inline Segment segment(Floats u, const Line& line) {
   Floats at = (u - every(line.left)) * every(line.scale);
-  if (!line.extended) at = min(every(line.values - 1), max(every(0), at));
-  // NaN becomes the least of all integers. Its last bits, which are all that look_up reads, are 0.
-  const Places k = truncated(min(max(at, every(0)), every(line.values - 2)));
+  if (!line.extended) at = min(every(line.points - 1), max(every(0), at));
+  // NaN is in segment 0, and its part stays NaN.
+  const Places k = truncated(min(max(at, every(0)), every(line.points - 2)));
   return {at, k, at - floats(k)};
 }
 
@@ -158,7 +157,7 @@ template <class T>
 void value(const T* u, T* y, int64_t n, const Table& table, const Line& line) {
   const auto one = [&](Floats x) {
     const Segment its = segment(x, line);
-    return look_up(table.weight, line.values, its.k) + its.part * look_up(table.rises, line.values, its.k);
+    return look_up(table.weight, line.points, its.k) + its.part * look_up(table.rises, line.points, its.k);
   };
   int64_t i = 0;
   for (; i + width <= n; i += width) store(y + i, one(load(u + i)));
@@ -170,7 +169,7 @@ void value(const T* u, T* y, int64_t n, const Table& table, const Line& line) {
   }
 }
 
-// by_u = grad * (rises[k] * scale), and sums[k] += {grad, grad * part}; either may be null. n is at most `chunk`.
+// by_u = grad * (rises[k] * scale), and sums[k] gets grad and grad * part; either may be null. n is at most `chunk`.
 template <class T>
 void gradient(const T* grad, const T* u, T* by_u, Sums* sums, int64_t n, const Table& table, const Line& line) {
   // Room for a whole register at the end.
@@ -180,8 +179,8 @@ void gradient(const T* grad, const T* u, T* by_u, Sums* sums, int64_t n, const T
     const Floats g = load(from_grad);
     const Segment its = segment(load(from_u), line);
     if (by_u) {
-      const Floats steep = g * (look_up(table.rises, line.values, its.k) * every(line.scale));
-      store(out, line.extended ? steep : zero_at_ends(steep, its.at, every(line.values - 1)));
+      const Floats steep = g * (look_up(table.rises, line.points, its.k) * every(line.scale));
+      store(out, line.extended ? steep : zero_at_ends(steep, its.at, every(line.points - 1)));
     }
     store(places + i, its.k);
     store(grads + i, g);
@@ -198,12 +197,12 @@ void gradient(const T* grad, const T* u, T* by_u, Sums* sums, int64_t n, const T
   }
   // One after the other: the order of the sums is that of the elements.
   for (int64_t j = 0; sums && j < n; ++j) {
-    double* its = &sums[std::max(places[j], 0)].of_grad;
-    _mm_store_pd(its, _mm_add_pd(_mm_load_pd(its), _mm_set_pd(ends[j], grads[j])));
+    sums[places[j]].of_grad += grads[j];
+    sums[places[j]].of_ends += ends[j];
   }
 }
 
-// What all elements of an array of shape (rows, sets, n) need: weight is of shape (sets, values), rises are the
+// What all elements of an array of shape (rows, sets, n) need: weight is of shape (sets, points), rises are the
 // differences of all its numbers in a row.
 struct Arrays {
   int64_t rows, sets, n;
@@ -218,7 +217,7 @@ struct Arrays {
 #pragma omp parallel for num_threads(threads) if (side_by_side && threads > 1)
     for (int64_t c = 0; c < rows * sets * chunks; ++c) {
       const int64_t row = c / chunks, at = c % chunks * chunk, set = row % sets;
-      const Table table(weight + set * line.values, rises + set * line.values, line.values);
+      const Table table(weight + set * line.points, rises + set * line.points, line.points);
       run(row * n + at, std::min(chunk, n - at), set, table);
     }
   }
@@ -232,11 +231,11 @@ struct Arrays {
 
   template <class T>
   void gradients(const T* grad, const T* u, T* by_u, double* by_weight) const {
-    const int64_t numbers = sets * line.values;
+    const int64_t numbers = sets * line.points;
     std::vector<Sums> sums(by_weight ? numbers : 0);
     // Threads that add to one table would do so in any order.
     each_chunk(!by_weight, [&](int64_t at, int64_t count, int64_t set, const Table& table) {
-      gradient(grad + at, u + at, by_u ? by_u + at : nullptr, by_weight ? &sums[set * line.values] : nullptr, count,
+      gradient(grad + at, u + at, by_u ? by_u + at : nullptr, by_weight ? &sums[set * line.points] : nullptr, count,
                table, line);
     });
     // A segment's end is the next one's beginning. No segment begins at a set's last value.
@@ -247,13 +246,14 @@ struct Arrays {
 
 }  // namespace
 
-// Elements in a register; 0 where the processor has none to look up in, and the functions below are not there.
 extern "C" int register_width() { return width; }
 
-extern "C" void values(bool bfloat16, const void* u, void* y, int64_t rows, int64_t sets, int64_t n,
-                       const float* weight, const float* rises, int number, const float* left, const float* scale,
-                       bool extended, int threads) {
-  const Arrays arrays{rows, sets, n, weight, rises, {*left, *scale, number, extended}, threads};
+extern "C" int most_points() { return most; }
+
+extern "C" void interpolate(bool bfloat16, const void* u, void* y, int64_t rows, int64_t sets, int64_t n,
+                            const float* weight, const float* rises, int points, float left, float scale,
+                            bool extended, int threads) {
+  const Arrays arrays{rows, sets, n, weight, rises, {left, scale, points, extended}, threads};
   if (bfloat16)
     arrays.values(static_cast<const BFloat16*>(u), static_cast<BFloat16*>(y));
   else
@@ -261,10 +261,10 @@ extern "C" void values(bool bfloat16, const void* u, void* y, int64_t rows, int6
 }
 
 // by_weight is of the shape of weight. Of by_u and by_weight, what is not wanted is null.
-extern "C" void gradients(bool bfloat16, const void* grad, const void* u, void* by_u, double* by_weight, int64_t rows,
-                          int64_t sets, int64_t n, const float* weight, const float* rises, int number,
-                          const float* left, const float* scale, bool extended, int threads) {
-  const Arrays arrays{rows, sets, n, weight, rises, {*left, *scale, number, extended}, threads};
+extern "C" void gradients(bool bfloat16, const void* u, const void* grad, void* by_u, double* by_weight, int64_t rows,
+                          int64_t sets, int64_t n, const float* weight, const float* rises, int points, float left,
+                          float scale, bool extended, int threads) {
+  const Arrays arrays{rows, sets, n, weight, rises, {left, scale, points, extended}, threads};
   if (bfloat16)
     arrays.gradients(static_cast<const BFloat16*>(grad), static_cast<const BFloat16*>(u), static_cast<BFloat16*>(by_u),
                      by_weight);
@@ -272,9 +272,5 @@ extern "C" void gradients(bool bfloat16, const void* grad, const void* u, void* 
     arrays.gradients(static_cast<const float*>(grad), static_cast<const float*>(u), static_cast<float*>(by_u),
                      by_weight);
 }
-
-#else
-
-extern "C" int register_width() { return 0; }
 
 #endif

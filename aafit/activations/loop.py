@@ -100,24 +100,33 @@ def compiled_loop(run: Callable[..., Any], arrays: Sequence[Tensor], options: di
 
 
 def built_anew(build: Callable[[], Built]) -> Built:
-    """build(); once more, where it finds a library in the compiler's cache that cannot be loaded, without that one.
+    """build(); again, where it finds half a library in the compiler's cache, without that one.
 
-    A process that is killed while it compiles leaves half a file there, which all that come after it would find.
+    A process that is killed while it compiles leaves such a file there, and all that come after it would find it. It
+    is told by the words of Linux; elsewhere the error stands.
     """
-    try:
-        return build()
-    except Exception as error:
-        broken = _library_in_cache(str(error))
-        if broken is None:
-            raise
-        broken.unlink(missing_ok=True)
-        return build()
+    # Another process that found the same file may remove the new one: a third try.
+    for _ in range(2):
+        try:
+            return build()
+        except Exception as error:
+            broken = _broken_library(str(error))
+            if broken is None:
+                raise
+            broken.unlink(missing_ok=True)
+    return build()
 
 
-def _library_in_cache(message: str) -> Path | None:
+def _broken_library(message: str) -> Path | None:
     """The library that a message such as "/tmp/torchinductor_me/ab/c.so: file too short" names, if the cache has it."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    named = re.search(r"(\S+\.so): ", message)
+    named = re.search(r"(/.*\.so): (?:file too short|invalid ELF header|cannot read file data)", message)
     path = Path(named[1]) if named else None
     return path if path is not None and Path(cache_dir()) in path.parents else None
+
+
+def first_line(error: Exception) -> str:
+    """What an error of the compiler says, without its commands and their output."""
+    said = (line.strip() for line in str(error).splitlines())
+    return next((line for line in said if line and not line.endswith("raised:")), type(error).__name__)

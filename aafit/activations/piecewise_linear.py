@@ -4,7 +4,7 @@ Time and memory do not depend on the number of values: each input takes the two 
 values is gathered as two sums for each segment between them.
 """
 
-from functools import cache, partial
+from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ class _Interpolation(torch.autograd.Function):
             (*tables, *_scale(weight, line)),
             # Threads that add to one table would do so in any order.
             serial=wanted[1],
-            own_loop=partial(gradient_loop, extended=line.extended, wanted=wanted),
+            own_loop=gradient_loop(line.extended, wanted),
         )
         by_weight = layout.restore_parameter(sums[0].to(dtype), weight).to(weight.dtype) if wanted[1] else None
         return None if by_u is None else layout.restore(by_u), by_weight, None
@@ -75,7 +75,7 @@ def _output(u: Tensor, weight: Tensor, line: Line, layout: Layout, dtype: torch.
         _value_pass(dtype, line.extended),
         (layout.read(u),),
         (*tables, *_scale(weight, line)),
-        own_loop=partial(value_loop, extended=line.extended),
+        own_loop=value_loop(line.extended),
     )
     return layout.restore(y)
 

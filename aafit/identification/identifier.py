@@ -185,7 +185,8 @@ class Identifier:
             state = replace(state, messages=messages, images=larger, damping=FIRST_DAMPING)
             if not whole:
                 return state
-            why = "lowered the loss of the sample and of those held out" if outcome.promised else "promised enough"
+            kept = "kept its promise, with a loss on the held-out images that is no higher"
+            why = kept if outcome.promised else "promised enough"
             return self._best(state, *([] if done else [f"joint: no step was kept, since none {why}"]))
         step = Step(
             len(state.steps),
