@@ -88,10 +88,16 @@ def works_in_place(row: FoundActivation) -> bool:
 
 
 def leave_fused_step(net: nn.Module, path: str) -> None:
-    """Let a TransformerEncoderLayer at `path` call its activation; in eval mode it would compute it in a fused step."""
+    """Let a TransformerEncoderLayer at `path` call its activation; in eval mode it would compute it in a fused step.
+
+    The encoder around it then hands it padded tensors: nested ones, which leave the padding out, only that step takes.
+    """
     layer = net.get_submodule(path)
     if isinstance(layer, nn.TransformerEncoderLayer) and layer.activation_relu_or_gelu:
         vars(layer)["_fused_activation"], layer.activation_relu_or_gelu = layer.activation_relu_or_gelu, 0
+        for encoder in _encoders_around(net, path):
+            vars(encoder).setdefault("_nested_tensors", encoder.use_nested_tensor)
+            encoder.use_nested_tensor = False
 
 
 def take_fused_step(net: nn.Module, path: str) -> None:
@@ -99,6 +105,15 @@ def take_fused_step(net: nn.Module, path: str) -> None:
     layer = net.get_submodule(path)
     if isinstance(layer, nn.TransformerEncoderLayer) and "_fused_activation" in vars(layer):
         layer.activation_relu_or_gelu = layer.__dict__.pop("_fused_activation")
+        for encoder in _encoders_around(net, path):
+            if not any("_fused_activation" in vars(one) for one in encoder.layers):
+                encoder.use_nested_tensor = encoder.__dict__.pop("_nested_tensors")
+
+
+def _encoders_around(net: nn.Module, path: str) -> Iterator[nn.TransformerEncoder]:
+    names = path.split(".")
+    around = (net.get_submodule(".".join(names[:depth])) for depth in range(len(names)))
+    return (module for module in around if isinstance(module, nn.TransformerEncoder))
 
 
 def _tensors(returned: Any) -> Iterator[Tensor]:

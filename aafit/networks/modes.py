@@ -1,4 +1,4 @@
-"""A network in evaluation mode for a while."""
+"""How networks compute for a while: in evaluation mode, and without the fused steps that torch.nn has for it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +20,26 @@ def own_modes(*nets: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(*nets: nn.Module) -> Iterator[None]:
-    """Within the block: no gradients, and the networks without dropout and with fixed statistics; then as they were."""
-    with own_modes(*nets), torch.no_grad():
+    """Within the block: no gradients, and the networks without dropout and with fixed statistics; then as they were.
+
+    They compute step by step, see `step_by_step`.
+    """
+    with own_modes(*nets), torch.no_grad(), step_by_step():
         for net in nets:
             net.eval()
         yield
+
+
+@contextmanager
+def step_by_step() -> Iterator[None]:
+    """Within the block encoders of torch.nn compute as in training.
+
+    In evaluation mode they take a fused step, which calls no activation. They also leave out what is padding then, and
+    give 0 there: beside a network whose activations are replaced, which cannot, that would count as a difference.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from aafit.errors import UserError
 from aafit.networks.inputs import as_inputs
+from aafit.networks.modes import step_by_step
 
 
 def probe_of(net: nn.Module) -> nn.Module:
@@ -21,7 +22,8 @@ def probe_of(net: nn.Module) -> nn.Module:
 def forward_of_sample(net: nn.Module, sample: Any, watch: AbstractContextManager[Any] | None = None) -> Any:
     """What `net` returns for the sample, without gradients, within the block of `watch`.
 
-    The random numbers it draws are the same each time, and torch's own go on afterwards as if it had drawn none.
+    The random numbers it draws are the same each time, and torch's own go on afterwards as if it had drawn none. It
+    computes step by step, see `step_by_step`.
 
     Raises:
         UserError: the sample has no form that a network takes, or the forward fails; the message says why.
@@ -29,7 +31,7 @@ def forward_of_sample(net: nn.Module, sample: Any, watch: AbstractContextManager
     inputs = as_inputs(sample)
     tensors = [value for value in (*inputs.args, *inputs.kwargs.values()) if isinstance(value, Tensor)]
     devices = {tensor.device.index for tensor in (*tensors, *net.parameters()) if tensor.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), watch or nullcontext():
+    with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), step_by_step(), watch or nullcontext():
         torch.manual_seed(0)
         own = inputs.cloned()
         try:
