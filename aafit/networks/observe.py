@@ -94,7 +94,7 @@ class _Observer(TorchFunctionMode):
         super().__init__()
         self._named = set(named)
         self._seen: dict[tuple[str, str | None, Place], Seen] = {}
-        # The modules whose forwards run, and what each received.
+        # The modules whose forwards run, and what each received that may be an activation.
         self._around: list[tuple[str, Signal | None]] = []
         self._signals = Signals()
         self._modules = dict(probe.named_modules())
@@ -146,7 +146,7 @@ class _Observer(TorchFunctionMode):
                 self._note(activation_name(module), received, path, "", {}, bool(getattr(module, "inplace", False)))
                 if path in self._candidates:
                     self._received.setdefault(path, _few_rows(received))
-            self._around.append((path, None if received is None else self._signals.of(received)))
+            self._around.append((path, self._signals.of(received) if counted and received is not None else None))
 
         return hook
 
