@@ -16,6 +16,30 @@ class Swish(nn.Module):
         return x * torch.sigmoid(x)
 
 
+class HardSwish(nn.Module):
+    """A class of the network's own that has another one in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = HardSigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x * self.gate(x)
+        return out
+
+
+class HardSigmoid(nn.Module):
+    """What is in it is a module of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.relu(x + 3) / 6
+        return out
+
+
 class Written(nn.Module):
     """Two linear layers and between them what a subclass writes down."""
 
@@ -24,7 +48,7 @@ class Written(nn.Module):
         torch.manual_seed(0)
         self.fc1, self.fc2 = nn.Linear(6, 6), nn.Linear(6, 6)
         self.relu, self.own = nn.ReLU(), Swish()
-        self.act, self.in_place = F.gelu, nn.ReLU(inplace=True)
+        self.act, self.in_place, self.nested = F.gelu, nn.ReLU(inplace=True), HardSwish()
 
     def between(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -69,6 +93,7 @@ FORMS = OrderedDict(
     {
         "module": (lambda net, x: net.relu(x), [("ReLU", "relu")]),
         "class of its own": (lambda net, x: net.own(x), [("SiLU", "own")]),
+        "class within a class": (lambda net, x: net.nested(x), [("Hardswish", "nested")]),
         "F.relu": (lambda net, x: F.relu(x), [("ReLU", "relu_1")]),
         "F.relu in place": (lambda net, x: F.relu(x, inplace=True), [("ReLU", "relu_1")]),
         "torch.relu": (lambda net, x: torch.relu(x), [("ReLU", "relu_1")]),
@@ -138,6 +163,14 @@ NOT_FOUND = OrderedDict(
         "x * sigmoid(x)": (
             lambda net, x: x * torch.sigmoid(x),
             [("Sigmoid", "sigmoid_1", "it multiplies its own input")],
+        ),
+        "arithmetic with tanh": (
+            lambda net, x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))),
+            [("Tanh", "tanh_1", "it multiplies its own input")],
+        ),
+        "x * relu6(x + 3) / 6": (
+            lambda net, x: x * F.relu6(x + 3) / 6,
+            [("ReLU6", "relu6_1", "it multiplies its own input")],
         ),
         "torch.where": (lambda net, x: torch.where(x > 0, x, 0.1 * x), []),
         "torch.maximum": (lambda net, x: torch.maximum(x, torch.zeros_like(x)), []),

@@ -1,38 +1,21 @@
 """What one forward of a sample shows of a network's activations: where each is called, and what it receives."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from aafit.networks.call_sites import show_unnamed_calls
 from aafit.networks.kinds import GATES, activation_name, called_kind, function_name, is_activation
 from aafit.networks.own_classes import each_its_own, elementwise_kind, may_be_an_activation
 from aafit.networks.places import Place, calling_frames, line_of, place_of
 from aafit.networks.probe import forward_of_sample, probe_of
+from aafit.networks.signals import Signal, Signals, tensors_in
 
-MOVES_AXES = (
-    "permute",
-    "transpose",
-    "swap",
-    "movedim",
-    "moveaxis",
-    "view",
-    "reshape",
-    "flatten",
-    "squeeze",
-    "unsqueeze",
-    "expand",
-    "mT",
-    "T",
-)
 KEPT = 1 << 16  # elements of what a module receives that may be an activation
-_PRODUCTS = ("matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention")
-_TIMES = ("mul", "__mul__", "__rmul__", "__imul__", "multiply")
 
 
 @dataclass
@@ -44,8 +27,8 @@ class Seen:
         module: Path of the module that is called; None: a function is.
         call: Name of the function, with the options it is called with beside its input.
         line: "net.py:12: x = F.relu(x)".
-        channel_axis: That of the layer before it (1 after a convolution, the last after a linear layer), None where
-            the operations between do not tell.
+        channel_axis: That of the layer before it (1 after a convolution or a batch norm, the last after a linear
+            layer), None where the operations between do not tell.
         after: The class of the layer before it and its path.
         low, high: The range of its inputs.
         gate: Why it is taken for a gate; empty: it is none.
@@ -105,18 +88,22 @@ def observe(model: nn.Module, sample: Any, named: Collection[str] = ()) -> Obser
 
 
 class _Observer(TorchFunctionMode):
-    """Sees each call of a torch function and of a module, knows whose forward it is in, and follows the channels."""
+    """Sees each call of a torch function and of a module, knows whose forward it is in, and follows the tensors."""
 
     def __init__(self, probe: nn.Module, named: Collection[str]) -> None:
         super().__init__()
         self._named = set(named)
         self._seen: dict[tuple[str, str | None, Place], Seen] = {}
-        self._around: list[str] = []
-        self._axes, self._layers = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
-        self._gates, self._comes_from = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        # The modules whose forwards run, and what each received that may be an activation.
+        self._around: list[tuple[str, Signal | None]] = []
+        self._signals = Signals()
         self._modules = dict(probe.named_modules())
-        self._candidates = {path: module for path, module in self._modules.items() if may_be_an_activation(module)}
+        self._candidates = {
+            path: module for path, module in self._modules.items() if path and may_be_an_activation(module)
+        }
         self._received: dict[str, Tensor] = {}
+        # Candidates that are gates only if their kind is one of those.
+        self._by_kind: set[str] = set()
         self._handles = []
         show_unnamed_calls(probe, self)
         for path, module in self._modules.items():
@@ -141,7 +128,12 @@ class _Observer(TorchFunctionMode):
                 continue
             if row.owner in hidden or (f"{row.owner}.").startswith(inside):
                 continue
-            row.kind = own.get(row.module or "", row.kind) if row.module is not None else row.kind
+            if row.module is None:
+                row.gate = self._signals.gates.get((row.owner, row.place), "")
+            else:
+                row.kind = own.get(row.module, row.kind)
+                if row.module not in self._by_kind or row.kind in GATES:
+                    row.gate = self._signals.gates.get(row.module, "")
             seen.append(row)
         return Observation(seen, own)
 
@@ -154,24 +146,33 @@ class _Observer(TorchFunctionMode):
                 self._note(activation_name(module), received, path, "", {}, bool(getattr(module, "inplace", False)))
                 if path in self._candidates:
                     self._received.setdefault(path, _few_rows(received))
-            self._around.append(path)
+            self._around.append((path, self._signals.of(received) if counted and received is not None else None))
 
         return hook
 
     def _leaving(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._around.pop()
-            if not isinstance(output, Tensor):
+            _, received = self._around.pop()
+            made = next(tensors_in(output), None)
+            if made is None:
                 return
             if _is_layer(module):
-                self._layers[output] = (type(module).__name__, path)
-                if type(module).__name__ == "Conv1D":
-                    # A linear layer in spite of its name; it reshapes what its product of matrices gives.
-                    self._axes[output] = output.dim() - 1
+                signal = self._signals.of(made)
+                signal.layer = type(module).__name__, path
+                if isinstance(module, nn.RNNBase) or type(module).__name__ == "Conv1D":
+                    # A Conv1D is a linear layer in spite of its name; it reshapes what its product of matrices gives.
+                    signal.axis = made.dim() - 1
+            if received is None or not isinstance(output, Tensor):
+                return
             if is_activation(module):
-                received = [value for value in args if isinstance(value, Tensor)]
-                self._follow("", output, received)
-                self._mark_gate(path, None, activation_name(module), output, tuple(received))
+                self._signals.follow(
+                    type(module), output, [value for value in args if isinstance(value, Tensor)], path, True
+                )
+                self._may_be_a_gate(activation_name(module), path, received, output)
+            elif path in self._candidates:
+                if not {*self._signals.of(output).gates} - {*received.gates}:
+                    self._by_kind.add(path)
+                self._signals.add_gate(path, received, output)
 
         return hook
 
@@ -180,27 +181,32 @@ class _Observer(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name, kind = function_name(func), called_kind(func, args, kwargs)
-        row = None
+        row, received = None, None
         if kind is not None:
             u = args[0] if args else kwargs.get("input")
             if isinstance(u, Tensor) and u.is_floating_point():
                 options = {str(at): value for at, value in enumerate(args[1:], 1)}
                 options |= {key: value for key, value in kwargs.items() if key != "input"}
                 in_place = bool(options.pop("inplace", False)) or func.__name__.endswith("_")
-                row = self._note(kind, u, None, name, options, in_place)
-        if name in _TIMES:
-            self._multiplied(args)
+                row, received = self._note(kind, u, None, name, options, in_place), self._signals.of(u)
+        owner = self._around[-1][0] if self._around else ""
         output = func(*args, **kwargs)
-        if isinstance(output, Tensor):
-            self._follow(name, output, [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)])
-            if row is not None and kind is not None:
-                self._mark_gate(row.owner, row, kind, output, args)
+        self._signals.follow(func, output, [*args, *kwargs.values()], owner, kind is not None)
+        if kind is not None and row is not None and received is not None:
+            self._may_be_a_gate(kind, (row.owner, row.place), received, output)
         return output
+
+    def _may_be_a_gate(self, kind: str, name: Hashable, received: Signal, output: Tensor) -> None:
+        if kind in GATES:
+            self._signals.add_gate(name, received, output)
+        elif kind == "ReLU6":
+            # relu6(x + 3) is six times a hard sigmoid.
+            self._signals.add_gate(name, received, output, of_others=received.plus_3)
 
     def _note(
         self, kind: str, u: Tensor, module: str | None, call: str, options: dict[str, Any], in_place: bool
     ) -> Seen | None:
-        owner = self._around[-1] if self._around else ""
+        owner = self._around[-1][0] if self._around else ""
         frames = calling_frames(self._modules[owner])
         if not frames:
             return None
@@ -210,64 +216,12 @@ class _Observer(TorchFunctionMode):
             row = self._seen[key] = Seen(owner, module, key[2], kind, call, options, line_of(frames), in_place=in_place)
         row.calls += 1
         row.shape, row.device, row.dtype = tuple(u.shape), u.device, u.dtype
-        row.channel_axis, row.after = self._axes.get(u), self._layers.get(u)
+        signal = self._signals.of(u)
+        row.channel_axis, row.after = signal.axis, signal.layer
         if u.numel() and u.is_floating_point() and not u.is_meta:
             low, high = u.detach().aminmax()
             row.low, row.high = min(row.low, low.item()), max(row.high, high.item())
         return row
-
-    def _follow(self, name: str, output: Tensor, inputs: list[Tensor]) -> None:
-        axis = self._axis(name, output, inputs)
-        if axis is not None:
-            self._axes[output] = axis
-        origins = frozenset[str]().union(*(self._comes_from.get(tensor, ()) for tensor in inputs))
-        if origins:
-            self._comes_from[output] = origins
-        for tensor in inputs:
-            layer = self._layers.get(tensor)
-            if layer is not None and output not in self._layers:
-                self._layers[output] = layer
-            mark = self._gates.get(tensor)
-            if mark is not None and name.startswith(MOVES_AXES):
-                self._gates[output] = mark
-
-    def _axis(self, name: str, output: Tensor, inputs: list[Tensor]) -> int | None:
-        """Where the channels of what a function gives are, None where that is not known."""
-        if name.startswith("conv") and name[-2:] in ("1d", "2d", "3d"):
-            return output.dim() - int(name[-2]) - 1
-        if name == "linear":
-            return output.dim() - 1
-        if name.startswith(MOVES_AXES) or name in _PRODUCTS:
-            return None
-        for tensor in inputs:
-            axis: int | None = self._axes.get(tensor)
-            if axis is not None and tensor.dim() == output.dim() and tensor.shape[axis] == output.shape[axis]:
-                return axis
-        return None
-
-    def _mark_gate(self, path: str, row: Seen | None, kind: str, output: Tensor, args: Any) -> None:
-        if kind in GATES:
-            own = path if row is None else f"{path}:{row.place}"
-            self._comes_from[output] = self._comes_from.get(output, frozenset()) | {own}
-            self._gates[output] = (path, row, own, args[0] if isinstance(args, tuple) and args else None)
-
-    def _multiplied(self, args: tuple[Any, ...]) -> None:
-        """Mark what is multiplied with another signal as a gate."""
-        tensors = [value for value in args[:2] if isinstance(value, Tensor)]
-        if len(tensors) < 2:
-            return
-        for one, other in (tensors, tensors[::-1]):
-            mark = self._gates.get(one)
-            # What the other comes from is the signal that it is a gate of.
-            if mark is None or mark[2] in self._comes_from.get(other, ()):
-                continue
-            path, row, _, received = mark
-            why = "a gate: it multiplies another signal"
-            if received is other:
-                why = "it multiplies its own input: put the product into a module, to replace it as a whole"
-            rows = [row] if row is not None else [seen for seen in self._seen.values() if seen.module == path]
-            for seen in rows:
-                seen.gate = why
 
 
 def _few_rows(u: Tensor) -> Tensor:
@@ -279,5 +233,5 @@ def _few_rows(u: Tensor) -> Tensor:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding)
+    kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase)
     return isinstance(module, kinds) or type(module).__name__ in ("Conv1D", "LazyLinear")

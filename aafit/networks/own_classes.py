@@ -23,11 +23,10 @@ def each_its_own(net: nn.Module) -> nn.Module:
 
 
 def may_be_an_activation(module: nn.Module) -> bool:
-    """Whether a module of a class that is not torch's has nothing in it but, perhaps, activations."""
-    if type(module).__module__.startswith("torch.") or is_activation(module):
+    """Whether a module of a class that is not torch's has nothing in it but activations, and classes like itself."""
+    if is_activation(module) or any(True for _ in module.buffers()):
         return False
-    inner = list(module.modules())[1:]
-    return all(is_activation(child) for child in inner) and not any(True for _ in module.buffers())
+    return all(is_activation(inner) or not type(inner).__module__.startswith("torch.") for inner in module.modules())
 
 
 def elementwise_kind(module: nn.Module, u: Tensor) -> str | None:
@@ -41,7 +40,8 @@ def elementwise_kind(module: nn.Module, u: Tensor) -> str | None:
         return None
     few = u.flatten()[:_PROBED].double()
     shuffled = torch.randperm(few.numel(), generator=torch.Generator().manual_seed(0)).to(u.device)
-    line = torch.linspace(-3, 3, u.numel(), dtype=torch.float64, device=u.device).reshape(u.shape)
+    # Dense near 0, where most functions bend, and as far out as one is compared with those that are known.
+    line = 8 * torch.linspace(-1, 1, u.numel(), dtype=torch.float64, device=u.device).reshape(u.shape) ** 3
     try:
         with torch.no_grad():
             own = deepcopy(module).double()
@@ -59,11 +59,12 @@ def elementwise_kind(module: nn.Module, u: Tensor) -> str | None:
         return None
     if not torch.allclose(whole.flatten()[: few.numel()][shuffled], mixed, rtol=1e-6, atol=1e-9):
         return None
-    ends = bent.flatten()[0] + (bent.flatten()[-1] - bent.flatten()[0]) * (line.flatten() + 3) / 6
+    ends = bent.flatten()[0] + (bent.flatten()[-1] - bent.flatten()[0]) * (line.flatten() + 8) / 16
     if torch.allclose(bent.flatten(), ends, atol=1e-6):
         return None
     try:
-        return recognised(own.cpu()) or type(module).__name__
+        # Either form of GELU is called by that name, as it is where a function is called.
+        return (recognised(own.cpu()) or type(module).__name__).removesuffix(" (tanh)")
     # It may take inputs of its own rank alone.
     except Exception:
         return type(module).__name__

@@ -118,8 +118,9 @@ def replace_activations(
             its batch axis).
         sample: an input of the model: a tensor, a tuple where it takes several, a mapping of keyword inputs, or what a
             tokenizer gives. No activation is fitted to padding, see `aafit.networks.padding`.
-        channel_axis: where the channels are in what the activations receive, the batch being axis 0; -1 is the last.
-            By default that of the layer before each: 1 after a convolution, the last after a linear layer.
+        channel_axis: where the channels are in what an activation receives, the batch being axis 0; -1 is the last.
+            Used where the layer before does not tell: after a convolution or a batch norm it is 1, after a linear layer
+            the last.
         share_calls: let all calls of one module share one activation, instead of each having its own.
 
     Raises:
@@ -231,7 +232,7 @@ def parameter_shape(row: FoundActivation, sharing: Sharing, channel_axis: int | 
         raise UserError(f"{receives}, which has no batch axis: give a sample with a batch axis.")
     if sharing == "neuron":
         return row.shape[1:]
-    axis = channel_axis if channel_axis is not None else row.channel_axis if rank > 2 else 1
+    axis = channel_axis if row.channel_axis is None else row.channel_axis
     if axis is None:
         raise UserError(
             f"{receives}, and the layer before it does not tell which axis the channels are: give channel_axis=, or "
