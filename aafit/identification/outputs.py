@@ -13,7 +13,7 @@ from torch import Size, Tensor
 
 from aafit.errors import UserError
 from aafit.identification.losses import CROSS_ENTROPY, LOSSES, Loss
-from aafit.training.losses import IGNORED, check_labels, class_axis, known_labels
+from aafit.training.losses import IGNORED, check_labels, check_probabilities, class_axis, known_labels
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,8 @@ def check_targets(loss: Loss, outputs: Tensor, targets: Any) -> None:
             f"Targets of shape {tuple(targets.shape)} do not fit outputs of shape {shape}, as the loss {loss.name!r} "
             "needs it."
         )
+    elif loss is CROSS_ENTROPY:
+        check_probabilities(targets, _class_axis(outputs.shape))
     elif loss.whole:
         few = targets[: len(outputs)]
         try:
