@@ -90,9 +90,7 @@ def run_parts(net: nn.Module, samples: Samples, asked: Asked, store: Store, comm
     ranked = store.value(
         "standings",
         Standings,
-        lambda: standings(
-            base, start, tuned, samples.judged, samples.heldout_sha256 is not None, loss, asked.output
-        ),
+        lambda: standings(base, start, tuned, samples.judged, samples.heldout_sha256 is not None, loss, asked.output),
     )
     tell("forms", "")
     originals = {path: base.get_submodule(path) for path in paths}

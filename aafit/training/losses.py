@@ -3,7 +3,7 @@
 Axes in names: B row, T position of a sequence, H height, W width, C and K class.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,21 @@ def check_labels(outside: Tensor, classes: int) -> None:
             f"{count} of the labels are no class: the network gives {classes} classes, so labels are 0 to "
             f"{classes - 1}, or {IGNORED} for what does not count."
         )
+
+
+def any_counts(labels: Tensor) -> Tensor:
+    """Whether any of the labels counts, left on the device."""
+    return (labels != IGNORED).any()
+
+
+def check_counted(batches: Sequence[Tensor]) -> None:
+    """Check what `any_counts` told of some batches.
+
+    Raises:
+        UserError: no label of any batch counts.
+    """
+    if batches and not torch.stack(list(batches)).any():
+        raise UserError(f"No label counts: all of them are {IGNORED}. Give some that are classes.")
 
 
 def check_probabilities(target: Tensor, axis: int = 1) -> None:

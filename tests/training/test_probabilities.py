@@ -89,5 +89,5 @@ def test_a_study_judges_by_the_loss_that_it_identifies_by() -> None:
 
 def test_a_network_with_one_output_has_no_classes_to_match() -> None:
     base, net = networks(1)
-    with pytest.raises(UserError, match="^60 of 60 targets are no probabilities of several classes"):
+    with pytest.raises(UserError, match=r"^60 of 60 targets are no probabilities of several classes"):
         tune(net, [X], base=base, loss="cross-entropy")
