@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from aafit.activations import LEAF
 from aafit.identification import audit, identify, importance
+from aafit.networks.find import find_activations
 from aafit.networks.modes import random_numbers_from
 from aafit.networks.surgery import replace_activations
 from aafit.studies.study import study
@@ -63,6 +64,16 @@ def test_the_block_leaves_no_trace(device: str, seed: int | None) -> None:
     assert all(map(torch.equal, before, states()))
     if seed is None:
         assert torch.equal(torch.rand(5), drawn[0][0])
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="CUDA is in use")
+def test_a_device_that_is_not_in_use_is_not_seeded_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, net = networks("cpu")
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    find_activations(base, X)
+    compare(base, net, batches("cpu"))
+    assert not seeded
 
 
 @pytest.mark.parametrize("device", DEVICES)
