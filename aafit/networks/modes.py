@@ -1,4 +1,4 @@
-"""How networks compute for a while: in evaluation mode, without torch.nn's fused steps, from the same random numbers."""
+"""How networks compute for a while: in evaluation mode, without the fused steps of torch.nn, from one seed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
