@@ -18,7 +18,7 @@ from aafit.activations.fneuron import FNeuron
 from aafit.activations.histogram import Histogram
 from aafit.activations.leaf import LEAF
 from aafit.activations.least_squares import Residual
-from aafit.errors import UserError, check_name
+from aafit.errors import UserError, check_name, nearest
 
 __all__ = [
     "ADAPTIVE",
@@ -118,7 +118,13 @@ def from_settings(settings: Mapping[str, Any], families: Iterable[type[AdaptiveA
         if known.setdefault(family.family, family) is not family:
             raise UserError(f"Two different classes are called {family.family!r}: give each a family name of its own.")
     try:
-        cls = known[check_name("family of activations", settings["family"], known)]
+        family_name = str(settings["family"])
+        if family_name not in known:
+            raise UserError(
+                f"Unknown family of activations {family_name!r}. {nearest(family_name, known)} "
+                "If it is a class of your own, give the class, as families=[TheClass]."
+            )
+        cls = known[family_name]
         made = cls.blank({**settings, "shape": check_shape(settings["shape"])})
         made.start = settings["start"]
     except (KeyError, TypeError) as error:

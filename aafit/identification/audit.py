@@ -155,8 +155,6 @@ def audit(
         raise UserError("The network has no adaptive activation to audit: put some in with replace_activations first.")
     groups = step_settings(activations, optimizer, lr, p24sl)
     data = first_samples(net, batches, images, "audit on", base, output)
-    with evaluation_mode(net, *([] if base is None else [base])):
-        data, made = with_targets(data, base, loss, batch_size, precision, output)
     names = {
         parameter: f"{path}.{own}" if path else own
         for path, activation in activations.items()
@@ -164,6 +162,8 @@ def audit(
     }
     # A row of every parameter's gradient for each image is kept, in float64.
     size = max(1, min(batch_size, 8_000_000 // sum(parameter.numel() for parameter in names)))
+    with evaluation_mode(net, *([] if base is None else [base])):
+        data, made = with_targets(data, base, loss, size, precision, output)
     received = {path: _Received(activation) for path, activation in activations.items()}
     outputs_NK = _watched_outputs(net, data, received, size, precision, output)
     check_targets(made, outputs_NK, data.target)

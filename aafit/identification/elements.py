@@ -18,6 +18,8 @@ from aafit.activations.memory_layout import Layout
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.hooks import receiving, watched
 from aafit.networks.inputs import Batch
+from aafit.networks.modes import random_numbers_from
+from aafit.networks.outputs import call
 from aafit.networks.padding import without_padding
 
 ELEMENTS = 1 << 16  # of a layer's output that are fitted, more only to give every set its share
@@ -91,8 +93,11 @@ def some(x_ES: Tensor, wanted: int, generator: torch.Generator) -> Tensor:
     return x_ES[torch.randperm(len(x_ES), generator=generator)[:wanted].to(x_ES.device)]
 
 
-class _AllSeen(Exception):
-    """What is wanted of a forward is there: the rest of it needs no computing."""
+class _AllSeen(BaseException):
+    """What is wanted of a forward is there: the rest of it needs no computing.
+
+    No Exception: that would be an error of the network's.
+    """
 
 
 def _seen(
@@ -133,5 +138,5 @@ def _seen(
 
 def _call(net: nn.Module, batch: Batch) -> None:
     # Cloned: a network may work in place on what it receives.
-    inputs = batch.cloned()
-    net(*inputs.args, **inputs.kwargs)
+    with random_numbers_from(0):
+        call(net, batch.cloned())

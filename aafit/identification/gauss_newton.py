@@ -234,7 +234,8 @@ def perfect_variation(outputs: Tensor, targets: Any) -> float:
     Args:
         outputs: of a few samples, for their shape.
     """
-    return variation(targets if targets.is_floating_point() else one_hot(outputs, targets))
+    values = targets.is_floating_point() or targets.shape[1:] == outputs.shape[1:]
+    return variation(targets if values else one_hot(outputs, targets))
 
 
 def collapsed(now: float, before: float) -> bool:

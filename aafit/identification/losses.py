@@ -100,7 +100,7 @@ def _hessian(value: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets
             f"The Hessian of a loss that is given as a function is computed for up to {MOST_OUTPUTS} outputs a sample, "
             f"and the network has {size}: give the loss its Hessian by loss_with_hessian, or take a named one."
         )
-    leaf_BK = outputs.detach().flatten(1).requires_grad_()
+    leaf_BK = outputs.detach().reshape(len(outputs), -1).requires_grad_()
     with torch.enable_grad():
         total = value(leaf_BK.reshape(outputs.shape), targets).sum()
         (gradient_BK,) = torch.autograd.grad(total, leaf_BK, create_graph=True)

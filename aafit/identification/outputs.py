@@ -13,7 +13,15 @@ from torch import Size, Tensor
 
 from aafit.errors import UserError
 from aafit.identification.losses import CROSS_ENTROPY, LOSSES, Loss
-from aafit.training.losses import IGNORED, check_labels, class_axis, known_labels
+from aafit.training.losses import (
+    IGNORED,
+    any_counts,
+    check_counted,
+    check_labels,
+    check_probabilities,
+    class_axis,
+    known_labels,
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ def curved(loss: Loss, outputs: Tensor, targets: Any, change: Tensor) -> Tensor:
     wide = outputs.detach().double()
     if loss.whole:
         factor_BKC = loss.factor(wide, _wide(targets))
-        product_BK1 = factor_BKC @ (factor_BKC.mT @ change.double().flatten(1).unsqueeze(2))
+        product_BK1 = factor_BKC @ (factor_BKC.mT @ change.double().reshape(len(change), -1, 1))
         return product_BK1.reshape(outputs.shape)
     rows, axis = _rows(loss, wide, targets), _axis(loss, outputs, targets)
     change_BMK = _by_position(change.double(), axis)
@@ -117,30 +125,34 @@ def check_targets(loss: Loss, outputs: Tensor, targets: Any) -> None:
     """Check that targets fit outputs, of which a few rows are enough to tell.
 
     Raises:
-        UserError: they do not; there are none; labels are no class; or the first dimension of the outputs is not that
-            of the samples.
+        UserError: they do not; there are none; labels are no class or none of them counts; targets are no
+            probabilities where these are needed; or the loss fails on them.
     """
     if not isinstance(targets, Tensor):
         raise UserError(
             "The batches have no labels, or none that are a tensor: give them as the last of a tuple or under the key "
-            '"labels"; without labels give the network that this one was made from as base=, with target="logits".'
+            '"labels"; without labels give the network that this one was made from as base=, and to identify also '
+            'target="logits".'
         )
-    if outputs.ndim == 0:
-        raise UserError("The network gives one number for a whole batch: let output= give one or more for each sample.")
     shape = (len(targets), *outputs.shape[1:])
     if loss is CROSS_ENTROPY and not targets.is_floating_point():
         classes = shape[_class_axis(Size(shape), targets.shape)]
         check_labels(known_labels(targets, classes)[1], classes)
+        check_counted([any_counts(targets)])
     elif loss in LOSSES.values() and targets.shape != shape:
         raise UserError(
             f"Targets of shape {tuple(targets.shape)} do not fit outputs of shape {shape}, as the loss {loss.name!r} "
             "needs it."
         )
+    elif loss is CROSS_ENTROPY:
+        check_probabilities(targets, _class_axis(outputs.shape))
     elif loss.whole:
         few = targets[: len(outputs)]
         try:
             losses_of(loss, outputs, few)
-        except (RuntimeError, TypeError, IndexError) as error:
+        except UserError:
+            raise
+        except Exception as error:
             raise UserError(
                 f"The loss {loss.name!r} failed on outputs of shape {tuple(outputs.shape)} and targets of shape "
                 f"{tuple(few.shape)}: {error}"

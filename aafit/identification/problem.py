@@ -18,6 +18,7 @@ from aafit.identification.losses import Loss
 from aafit.identification.outputs import check_targets, columns_of, curved, gradient_of, losses_of
 from aafit.identification.per_sample import Placement, placements
 from aafit.networks.inputs import Batch
+from aafit.networks.modes import random_numbers_from
 from aafit.networks.outputs import Output, run
 from aafit.training.precision import autocast
 
@@ -220,7 +221,8 @@ class Problem:
         # Cloned: a network may work in place on what it receives, which is needed again.
         inputs = Batch(batch.args, batch.kwargs).cloned()
         named = {f"net.{name}": tensor for name, tensor in tensors.items()}
-        with autocast(self.precision, batch.device):
+        # A network that draws random numbers draws the same ones each time, as `outputs_of` lets its base do.
+        with autocast(self.precision, batch.device), random_numbers_from(0):
             outputs: Tensor = functional_call(self._called, named, (inputs,))
         return outputs if outputs.dtype == torch.float64 else outputs.float()
 

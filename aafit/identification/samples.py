@@ -13,6 +13,7 @@ from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, as_l
 from aafit.identification.outputs import meant
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.inputs import Batch, as_batch
+from aafit.networks.modes import random_numbers_from
 from aafit.networks.outputs import Output, run
 from aafit.training.after_prefix import after_prefix
 from aafit.training.precision import autocast
@@ -75,15 +76,18 @@ def prepare(
             f"Of {len(data)} images a share of {heldout} leaves {count} held out and {len(data) - count} to fit on: "
             f"give more images or another share, so that at least {LEAST_HELDOUT} are held out and one is left."
         )
-    data, made = with_targets(data, base, loss, batch_size, precision, output)
-    seen, rest = data, net
     kept = sum(x.nbytes for x in data.inputs())
-    found = after_prefix(net, data.batches(batch_size), memory - kept, precision, output)
+    # In two parts from here on: so the base gets the batches that the network will, and the same random numbers.
+    parts = data.part(0, count), data.part(count, len(data))
+    (held, made), (fitted, _) = (with_targets(part, base, loss, batch_size, precision, output) for part in parts)
+    raw, rest = Batch(fitted.args, fitted.kwargs), net
+    batches = [batch for part in (held, fitted) for batch in part.batches(batch_size)]
+    found = after_prefix(net, batches, memory - kept, precision, output)
     if found is not None and _has_all(found[0], net):
         seen, rest = Batch.joined(found[1]), found[0]
+        held, fitted = seen.part(0, count), seen.part(count, len(seen))
         kept += sum(x.nbytes for x in seen.inputs())
-    raw = Batch(data.args, data.kwargs).part(count, len(data))
-    return Samples(rest, raw, seen.part(count, len(seen)), seen.part(0, count), made, kept)
+    return Samples(rest, raw, fitted, held, made, kept)
 
 
 def gathered(
@@ -170,12 +174,16 @@ def with_targets(
 
 
 def outputs_of(net: nn.Module, data: Batch, batch_size: int, precision: str, output: Output | None = None) -> Tensor:
-    """The outputs of a network for all samples, at least in float32."""
+    """The outputs of a network for all samples, at least in float32.
+
+    One that draws random numbers draws the same for each batch.
+    """
     given = []
     with torch.no_grad(), autocast(precision, data.device):
         for batch in data.batches(batch_size):
             # Cloned: a network may work in place on what it receives.
-            outputs = run(net, batch.cloned(), output)
+            with random_numbers_from(0):
+                outputs = run(net, batch.cloned(), output)
             given.append(outputs if outputs.dtype == torch.float64 else outputs.float())
     return torch.cat(given)
 

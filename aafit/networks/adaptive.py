@@ -95,8 +95,15 @@ def save_activations(
         replaced: the names of the functions they took the place of, by path; by default as `replace_activations` noted.
 
     Raises:
-        UserError: the network has no adaptive activation, or the file cannot be written.
+        UserError: the network has no adaptive activation, it is wrapped (DataParallel, torch.compile), or the file
+            cannot be written.
     """
+    inner = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+    if (wrapper := type(net).__name__) in inner:
+        raise UserError(
+            f"The network is wrapped in a {wrapper}, so that its paths are not those of the base: save "
+            f"net.{inner[wrapper]}, which has the same activations."
+        )
     activations = adaptive_activations(net)
     if not activations:
         raise UserError(f"There is nothing to save to {path}: the network has no adaptive activation.")

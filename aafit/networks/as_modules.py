@@ -116,13 +116,17 @@ def _encoders_around(net: nn.Module, path: str) -> Iterator[nn.TransformerEncode
     return (module for module in around if isinstance(module, nn.TransformerEncoder))
 
 
-def _tensors(returned: Any) -> Iterator[Tensor]:
-    """All tensors in what a network returns."""
+def _tensors(returned: Any, met: dict[int, Any] | None = None) -> Iterator[Tensor]:
+    """All tensors in what a network returns. Of each object once (`met`, by id): some hold one that holds them."""
     if isinstance(returned, Tensor):
         yield returned
         return
+    met = {} if met is None else met
+    if id(returned) in met:
+        return
+    met[id(returned)] = returned
     values = returned.values() if isinstance(returned, Mapping) else returned
     if not isinstance(returned, (Mapping, tuple, list)):
         values = vars(returned).values() if hasattr(returned, "__dict__") else ()
     for value in values:
-        yield from _tensors(value)
+        yield from _tensors(value, met)

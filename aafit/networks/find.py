@@ -90,13 +90,14 @@ def _modules(net: nn.Module, watched: Observation, named: Collection[str] = ()) 
             continue
         if path in _called_at_several_places(watched) or path.startswith(inside):
             continue
+        seen = seen_of.get(path)
         yield FoundActivation(
             path,
             watched.own.get(path) or activation_name(module),
             type(module).__name__,
-            "" if not known or is_elementwise(module) else "not an elementwise activation",
+            "not an elementwise activation" if known and not is_elementwise(module) else _of_no_reals(seen),
             bool(watched.seen),
-            seen_of.get(path),
+            seen,
             aliases=tuple(other for other in aliases[id(module)] if other not in places),
         )
 
@@ -141,11 +142,19 @@ def _calls(net: nn.Module, watched: Observation) -> Iterator[FoundActivation]:
             f"{seen.owner}.{name}" if seen.owner else name,
             seen.kind,
             f"{seen.call}()" if seen.module is None else type(net.get_submodule(seen.module)).__name__,
-            "" if plain else "which is called with a tensor beside its input",
+            _of_no_reals(seen) if plain else "which is called with a tensor beside its input",
             True,
             seen,
             Site(name, place, seen.kind, call, seen.options, seen.module is not None),
         )
+
+
+def _of_no_reals(seen: Seen | None) -> str:
+    """Why what is called with integers or complex numbers is not replaced."""
+    if seen is None or seen.dtype.is_floating_point:
+        return ""
+    kind = "complex numbers" if seen.dtype.is_complex else "integers"
+    return f"called with {kind} ({str(seen.dtype).removeprefix('torch.')}), which no adaptive activation takes"
 
 
 def _called_at_several_places(watched: Observation) -> set[str]:

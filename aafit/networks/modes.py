@@ -1,4 +1,4 @@
-"""How networks compute for a while: in evaluation mode, and without the fused steps that torch.nn has for it."""
+"""How networks compute for a while: in evaluation mode, without the fused steps of torch.nn, from one seed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,3 +43,20 @@ def step_by_step() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def random_numbers_from(seed: int | None) -> Iterator[None]:
+    """Within the block torch draws random numbers from a seed on (None: the next ones); then it goes on as before it.
+
+    So networks that draw some in evaluation mode, as a variational one does, can be held against each other: each draws
+    the same for a batch.
+    """
+    # Not torch.manual_seed: where CUDA is not in use yet, that would seed it for later.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else range(0)
+    with torch.random.fork_rng(devices, device_type="cuda"):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed_all(seed)
+        yield

@@ -23,18 +23,29 @@ def run(net: nn.Module, batch: Batch, output: Output | None = None) -> Tensor:
     only element of a tuple.
 
     Raises:
-        UserError: the network refuses the inputs (its own error is the cause of ours), `output` gives no tensor, or no
-            `output` is given and nothing says which tensor is meant.
+        UserError: the network or `output` fails on the inputs (its own error is the cause of ours), `output` gives no
+            tensor, no `output` is given and nothing says which tensor is meant, or it has no axis for the samples.
+    """
+    returned = call(net, batch)
+    tensor = _meant(returned) if output is None else _given(output, returned, batch)
+    if tensor.dim() == 0:
+        of = "The function given as output" if output is not None else "The network"
+        raise UserError(f"{of} gives one number for a whole batch: let output= give one or more for each sample.")
+    return tensor
+
+
+def call(net: nn.Module, batch: Batch) -> Any:
+    """What `net` returns for the inputs of `batch`.
+
+    Raises:
+        UserError: its forward fails, with whatever error, which is the cause of ours.
     """
     try:
-        returned = net(*batch.args, **batch.kwargs)
+        return net(*batch.args, **batch.kwargs)
     except (UserError, torch.OutOfMemoryError):
         raise
-    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError) as error:
+    except Exception as error:
         raise UserError(_refusal(batch, error)) from error
-    if isinstance(returned, Tensor) and output is None:
-        return returned
-    return _given(output, returned, batch) if output is not None else _meant(returned)
 
 
 def takes_inputs(output: Output | None) -> bool:
@@ -50,7 +61,9 @@ def takes_inputs(output: Output | None) -> bool:
 def _given(output: Output, returned: Any, batch: Batch) -> Tensor:
     try:
         tensor = output(returned, batch) if takes_inputs(output) else output(returned)
-    except (AttributeError, LookupError, TypeError) as error:
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         raise UserError(
             f"The function given as output failed ({_first_line(error)}) on what the network returns: "
             f"{_form(returned)}."
@@ -64,6 +77,8 @@ def _given(output: Output, returned: Any, batch: Batch) -> Tensor:
 
 
 def _meant(returned: Any) -> Tensor:
+    if isinstance(returned, Tensor):
+        return returned
     logits = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
     if isinstance(logits, Tensor):
         return logits

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from aafit.errors import UserError
 from aafit.networks.inputs import as_inputs
-from aafit.networks.modes import step_by_step
+from aafit.networks.modes import random_numbers_from, step_by_step
 
 
 def probe_of(net: nn.Module) -> nn.Module:
@@ -30,9 +30,7 @@ def forward_of_sample(net: nn.Module, sample: Any, watch: AbstractContextManager
     """
     inputs = as_inputs(sample)
     tensors = [value for value in (*inputs.args, *inputs.kwargs.values()) if isinstance(value, Tensor)]
-    devices = {tensor.device.index for tensor in (*tensors, *net.parameters()) if tensor.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), step_by_step(), watch or nullcontext():
-        torch.manual_seed(0)
+    with random_numbers_from(0), torch.no_grad(), step_by_step(), watch or nullcontext():
         own = inputs.cloned()
         try:
             return net(*own.args, **own.kwargs)

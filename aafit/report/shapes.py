@@ -19,6 +19,7 @@ from aafit.networks.hooks import receiving
 from aafit.networks.inputs import as_batch
 from aafit.networks.kinds import KNOWN
 from aafit.networks.modes import evaluation_mode
+from aafit.networks.outputs import call
 from aafit.pages.style import GREY, REPLACED, START, TUNED, look, panels
 
 WIDEST = 58  # letters of a heading that a panel has room for
@@ -232,7 +233,7 @@ def _histograms(
     with receiving(net, found, note), evaluation_mode(net):
         seen = 0
         for batch in map(as_batch, batches):
-            net(*batch.args, **batch.kwargs)
+            call(net, batch)
             seen += 1
     if not seen:
         raise UserError("inputs holds no batch: give at least one, or leave inputs out.")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from aafit.errors import UserError
 from aafit.networks.hooks import receiving
 from aafit.networks.inputs import Batch
-from aafit.networks.modes import evaluation_mode
+from aafit.networks.modes import evaluation_mode, random_numbers_from
+from aafit.networks.outputs import call
 from aafit.networks.padding import without_padding
 
 BINS = 200
@@ -117,6 +118,6 @@ def _seen(path: str, sums: _Sums, ends: tuple[float, float], counts: Tensor) -> 
 
 def _watch(net: nn.Module, paths: Sequence[str], batches: Iterable[Batch], see: Callable[[str, Tensor], None]) -> None:
     with receiving(net, paths, lambda path, u: see(path, without_padding(u, batch))), evaluation_mode(net):
-        for batch in batches:
-            own = batch.cloned()
-            net(*own.args, **own.kwargs)
+        for number, batch in enumerate(batches):
+            with random_numbers_from(number):
+                call(net, batch.cloned())

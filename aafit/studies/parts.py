@@ -9,13 +9,14 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aafit.identification import Audit, Identification, Importance, State, audit, identify, importance
 from aafit.identification.coordinates import Coordinates
 from aafit.networks.adaptive import load_activations, save_activations
 from aafit.networks.as_modules import like_for_like
 from aafit.networks.find import found_in
+from aafit.networks.inputs import Batch
 from aafit.networks.surgery import replace_activations
 from aafit.studies.asked import Asked, facts
 from aafit.studies.forms import Form, Identified, forms
@@ -77,17 +78,19 @@ def run_parts(net: nn.Module, samples: Samples, asked: Asked, store: Store, comm
     way = store.value("identify", Identified, lambda: _identified(start, base, samples, asked, store, tell))
     tuned = load_identified(start, way.result)
     tell("compare", "")
+    # As `identify` took it; where the outputs of the base were the target, the loss was one of these.
+    loss = (asked.loss or "cross-entropy") if labels else None
 
     def compared() -> Compared:
-        return Compared(*(compare(base, own, judged, output=asked.output) for own in (start, tuned)))
+        # Where the study is not about the targets they count only if they are classes.
+        seen = judged if labels or all(map(_has_classes, judged)) else [Batch(own.args, own.kwargs) for own in judged]
+        return Compared(*(compare(base, own, seen, output=asked.output, loss=loss) for own in (start, tuned)))
 
     differences = store.value("compare", Compared, compared)
     ranked = store.value(
         "standings",
         Standings,
-        lambda: standings(
-            base, start, tuned, samples.judged, samples.heldout_sha256 is not None, asked.loss, asked.output
-        ),
+        lambda: standings(base, start, tuned, samples.judged, samples.heldout_sha256 is not None, loss, asked.output),
     )
     tell("forms", "")
     originals = {path: base.get_submodule(path) for path in paths}
@@ -171,6 +174,10 @@ def _identified(
         after_step=after_step,
     )
     return Identified(result, tuple(vectors))
+
+
+def _has_classes(batch: Batch) -> bool:
+    return isinstance(batch.target, Tensor) and not batch.target.is_floating_point()
 
 
 def _plain(row: Any) -> FoundLayer:

@@ -13,7 +13,7 @@ from aafit.errors import UserError
 from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, as_loss
 from aafit.identification.outputs import losses_of
 from aafit.networks.inputs import Batch
-from aafit.networks.modes import evaluation_mode
+from aafit.networks.modes import evaluation_mode, random_numbers_from
 from aafit.networks.outputs import Output, run
 from aafit.studies.asked import LossGiven
 from aafit.training.losses import IGNORED, class_axis, with_classes
@@ -118,8 +118,9 @@ def standings(
 def _rows(net: nn.Module, batches: Iterable[Batch], loss: LossGiven | None, output: Output | None) -> _Rows:
     outputs, losses, predicted, right = [], [], [], []
     with evaluation_mode(net):
-        for batch in batches:
-            y = run(net, batch.cloned(), output).detach().cpu().double()
+        for number, batch in enumerate(batches):
+            with random_numbers_from(number):
+                y = run(net, batch.cloned(), output).detach().cpu().double()
             outputs.append(y)
             target = batch.target.cpu() if isinstance(batch.target, Tensor) else None
             labelled = (

@@ -7,6 +7,7 @@ from torch import nn
 
 from aafit.networks.frozen_prefix import split_network
 from aafit.networks.inputs import Batch
+from aafit.networks.modes import random_numbers_from
 from aafit.networks.outputs import Output, takes_inputs
 from aafit.training.precision import autocast
 
@@ -28,7 +29,9 @@ def after_prefix(
         if batch.kwargs:
             return None
         if prefix is None:
-            prefix, rest = split_network(net, batch.part(0, 2).args)
+            # A network that draws random numbers is never split, but it draws some before that shows.
+            with random_numbers_from(None):
+                prefix, rest = split_network(net, batch.part(0, 2).args)
         if prefix is None:
             return None
         with torch.no_grad(), autocast(precision, batch.device):

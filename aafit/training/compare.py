@@ -13,7 +13,7 @@ from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError
 from aafit.networks.as_modules import like_for_like
 from aafit.networks.inputs import Batch, each_batch
-from aafit.networks.modes import evaluation_mode
+from aafit.networks.modes import evaluation_mode, random_numbers_from
 from aafit.networks.outputs import Output, run
 from aafit.training.comparison import Comparison, Difference, LayerDifference, Reference
 from aafit.training.evaluate import Batches, finite_rows
@@ -70,8 +70,8 @@ def compare(
     Differences are taken at the output of every replaced activation that the networks call, over all its calls (with
     everything before it replaced too, and once more on the inputs that it has in the base: its own difference), and at
     the outputs. Both networks run in evaluation mode and are left in the mode they were in; with precision "bf16" they
-    run under autocast, else in the type that they have. Memory: the inputs and outputs of all replaced activations for
-    one batch, of each network.
+    run under autocast, else in the type that they have. If they draw random numbers, both draw the same. Memory: the
+    inputs and outputs of all replaced activations for one batch, of each network.
 
     Args:
         base: the network before.
@@ -101,17 +101,16 @@ def compare(
     recorders = Recorder(twin, paths), Recorder(net, paths)
     try:
         with evaluation_mode(twin, net):
-            for batch in each_batch(batches):
+            for number, batch in enumerate(each_batch(batches)):
                 with autocast(precision, batch.device):
-                    # Cloned: the first activation may work in place.
-                    results = run(twin, batch.cloned(), output), run(net, batch.cloned(), output)
+                    results = _run(twin, batch, output, number), _run(net, batch, output, number)
                     if results[0].shape != results[1].shape:
                         shapes = " and ".join(str(tuple(result.shape)) for result in results)
                         raise UserError(f"The networks cannot be compared: they give outputs of the shapes {shapes}.")
                     kept = [recorder.taken() for recorder in recorders]
                     found.add(kept[0], kept[1])
                 if finer is not None:
-                    finer.add(batch, output, kept, results)
+                    finer.add(batch, output, number, kept, results)
                 found.outputs.add(*results)
                 outputs.add(batch, results)
     finally:
@@ -121,6 +120,13 @@ def compare(
         raise UserError("There is nothing to compare on: the batches hold no image.")
     references = {} if finer is None else finer.found()
     return outputs.comparison(*found.rows(references))
+
+
+def _run(net: nn.Module, batch: Batch, output: Output | None, number: int) -> Tensor:
+    """The outputs for one batch; a network that draws random numbers draws the same ones as the others do for it."""
+    with random_numbers_from(number):
+        # Cloned: the first activation may work in place.
+        return run(net, batch.cloned(), output)
 
 
 class _Layers:
@@ -180,8 +186,8 @@ class _Finer:
     """Both networks in a finer arithmetic."""
 
     def __init__(self, base: nn.Module, net: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
-        if not dtype.is_floating_point:
-            raise UserError(f"reference={dtype} is no floating-point type: give torch.float64.")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise UserError(f"reference={dtype!r} is no floating-point type: give torch.float64.")
         self.dtype = dtype
         self.nets = [deepcopy(one).to(dtype).eval() for one in (base, net)]
         self.recorders = [Recorder(one, paths) for one in self.nets]
@@ -191,10 +197,11 @@ class _Finer:
         self,
         batch: Batch,
         output: Output | None,
+        number: int,
         kept: Sequence[dict[str, list[tuple[Tensor, Tensor]]]],
         results: tuple[Tensor, Tensor],
     ) -> None:
-        fine = [run(one, batch.floating(self.dtype).cloned(), output) for one in self.nets]
+        fine = [_run(one, batch.floating(self.dtype), output, number) for one in self.nets]
         calls = [recorder.taken() for recorder in self.recorders]
         for path in kept[0].keys() & kept[1].keys() & calls[0].keys() & calls[1].keys():
             for four in zip(calls[0][path], calls[1][path], kept[0][path], kept[1][path], strict=False):

@@ -14,7 +14,7 @@ from aafit.networks.inputs import each_batch
 from aafit.networks.modes import evaluation_mode
 from aafit.networks.outputs import Output, run
 from aafit.training.after_prefix import after_prefix
-from aafit.training.losses import Loss, Metric, check_labels, check_loss, score, total_metric
+from aafit.training.losses import IGNORED, Loss, Metric, check_labels, check_loss, score, total_metric
 from aafit.training.precision import autocast
 
 Batches = Iterable[Any]
@@ -48,7 +48,8 @@ class Evaluation:
             return f"DIVERGED: NaN or infinity for {self.not_finite} of {self.images} images"
         found = (f"loss {self.loss:.4f}", f"accuracy {self.accuracy:.2%}", f"metric {self.metric:.4g}")
         there = (self.loss, self.accuracy, self.metric)
-        return ", ".join(text for text, value in zip(found, there, strict=True) if not math.isnan(value))
+        told = ", ".join(text for text, value in zip(found, there, strict=True) if not math.isnan(value))
+        return told or f"no loss: it is not a number, as where all labels are {IGNORED}"
 
 
 def evaluate(

@@ -3,7 +3,7 @@
 Axes in names: B row, T position of a sequence, H height, W width, C and K class.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ Metric = Callable[..., Tensor | float]
 
 IGNORED = -100
 """A label that does not count, as in F.cross_entropy."""
+
+ROUNDING = 0.01
+"""How far from 1 the sum of probabilities may be: in bfloat16 they are good to three digits."""
 
 
 def check_loss(loss: Loss) -> Loss:
@@ -71,6 +74,38 @@ def check_labels(outside: Tensor, classes: int) -> None:
         )
 
 
+def any_counts(labels: Tensor) -> Tensor:
+    """Whether any of the labels counts, left on the device."""
+    return (labels != IGNORED).any()
+
+
+def check_counted(batches: Sequence[Tensor]) -> None:
+    """Check what `any_counts` told of some batches.
+
+    Raises:
+        UserError: no label of any batch counts.
+    """
+    if batches and not torch.stack(list(batches)).any():
+        raise UserError(f"No label counts: all of them are {IGNORED}. Give some that are classes.")
+
+
+def check_probabilities(target: Tensor, axis: int = 1) -> None:
+    """Nothing, where the target has a probability for each class, on `axis`; NaN shows in the loss itself.
+
+    Raises:
+        UserError: some are negative or do not sum to 1, or there is one class only, whose cross-entropy is always 0.
+    """
+    wide = target.float()
+    wrong = (wide < 0).any(axis) | ((wide.sum(axis) - 1).abs() > ROUNDING)
+    count = wrong.numel() if target.shape[axis] == 1 else int(wrong.sum())
+    if count:
+        raise UserError(
+            f"{count} of {wrong.numel()} targets are no probabilities of several classes, which are 0 or more and sum "
+            'to 1, as cross-entropy takes them: for numbers give loss="mean squared error", for several labels at once '
+            "a function of output and target, as F.binary_cross_entropy_with_logits."
+        )
+
+
 def known_labels(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """The labels with `IGNORED` for those that are outside the classes, and how many these are, left on the device."""
     outside = ((labels < 0) & (labels != IGNORED)) | (labels >= classes)
@@ -110,7 +145,8 @@ def with_classes(output: Tensor, target: Any) -> tuple[Tensor, Tensor]:
 def objective(loss: Loss = "cross-entropy", check: bool = False) -> LossFunction:
     """The mean loss of a batch as a function of output and target, to be made smaller by gradient steps.
 
-    Labels outside the classes are refused: always on a CPU, elsewhere, where that waits for the device, on `check`.
+    Labels outside the classes, and targets that are no probabilities, are refused: always on a CPU, elsewhere, where
+    that waits for the device, on `check`.
     """
     loss = check_loss(loss)
     if loss == "cross-entropy":
@@ -126,9 +162,12 @@ def objective(loss: Loss = "cross-entropy", check: bool = False) -> LossFunction
 
 def _mean_cross_entropy(output: Tensor, target: Any, check: bool) -> Tensor:
     logits, target = with_classes(output, target)
+    check = check or target.device.type == "cpu"
     if target.is_floating_point():
+        if check:
+            check_probabilities(target)
         return F.cross_entropy(logits, target)
-    if check or target.device.type == "cpu":
+    if check:
         check_labels(known_labels(target, logits.shape[1])[1], logits.shape[1])
     if target.dim() == 1:
         return F.cross_entropy(logits, target, ignore_index=IGNORED)
@@ -157,11 +196,14 @@ def score(loss: Loss, output: Tensor, target: Any) -> Score:
     """Loss and right predictions of a batch. A prediction from outputs that are not finite is not right.
 
     Raises:
-        UserError: there is no target, it does not fit the output, or the user's function gives no tensor.
+        UserError: there is no target, it does not fit the output or is neither labels nor probabilities where these are
+            needed, or the user's function gives no tensor.
     """
     if loss != "cross-entropy" and not _has_labels(output, target):
         return Score(*total_loss(loss, output, target))
     logits_BK, target = with_classes(output, target)
+    if target.is_floating_point():
+        check_probabilities(target)
     labels_B, outside = known_labels(target.argmax(1) if target.is_floating_point() else target, logits_BK.shape[1])
     if loss == "cross-entropy" and not target.is_floating_point():
         total = total_loss(loss, output, labels_B)

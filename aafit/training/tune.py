@@ -13,11 +13,20 @@ from torch.optim import Adam, Optimizer, RMSprop
 from aafit.errors import UserError, check_name
 from aafit.networks.adaptive import adaptive_activations, train_only_activations, training_mode
 from aafit.networks.inputs import Batch, as_batch, each_batch
-from aafit.networks.modes import evaluation_mode, own_modes
+from aafit.networks.modes import evaluation_mode, own_modes, random_numbers_from
 from aafit.networks.outputs import Output, run
 from aafit.training.distance import Distance
 from aafit.training.evaluate import Batches
-from aafit.training.losses import Loss, LossFunction, check_loss, class_axis, objective, with_classes
+from aafit.training.losses import (
+    Loss,
+    LossFunction,
+    any_counts,
+    check_counted,
+    check_loss,
+    class_axis,
+    objective,
+    with_classes,
+)
 from aafit.training.precision import autocast
 
 OPTIMIZERS = ("adam", "rmsprop")
@@ -171,8 +180,8 @@ def tune(
 
     Raises:
         UserError: no adaptive activation in `net`, a scripted network, no images, an iterator that is exhausted after
-            one epoch, batches without target and no base, a target that does not fit the output, or an option that
-            is out of range.
+            one epoch, batches without target and no base, a target that does not fit the output, labels of which
+            none counts, or an option that is out of range.
 
     Warns:
         UserWarning: a base is given, and the start is far from it.
@@ -196,6 +205,7 @@ def tune(
             # Labels are the same ones in each epoch: checked once, where that makes a device wait.
             aim = objective(loss, check=epoch == 0)
             losses: list[Tensor] = []
+            counted: list[Tensor] = []
             for batch in each_batch(batches(epoch) if callable(batches) else batches):
                 step_aim = aim
                 if base is not None:
@@ -208,6 +218,9 @@ def tune(
                         "The batches have no target to tune by: give (inputs, labels), or base= to match its outputs."
                     )
                 losses.append(train_step(net, batch, optimizers, trained, precision, output, step_aim))
+                if epoch == 0 and loss == "cross-entropy" and isinstance(batch.target, Tensor):
+                    counted.append(any_counts(batch.target))
+            check_counted(counted)
             mean, _ = mean_and_variance(losses)
             history.append(mean)
             if after_epoch:
@@ -231,7 +244,8 @@ def check_tunable(net: nn.Module, epochs: int, base: nn.Module | None) -> None:
 
 
 def _outputs_of(base: nn.Module, batch: Batch, output: Output | None, precision: str) -> Tensor:
-    with evaluation_mode(base), autocast(precision, batch.device):
+    # If it draws random numbers, they are those that the other network draws next.
+    with evaluation_mode(base), autocast(precision, batch.device), random_numbers_from(None):
         # Cloned: the first activation may work in place.
         outputs = run(base, batch.cloned(), output)
     return outputs

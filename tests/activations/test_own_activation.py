@@ -55,7 +55,7 @@ def test_its_whole_life_in_a_network(tmp_path: Path) -> None:
         assert torch.equal(again(batches[0][0]), net(batches[0][0]))
     (saved,) = read_activations(file, families=[Rational])
     assert isinstance(saved.tuned, Rational)
-    with pytest.raises(UserError, match="Unknown family of activations 'Rational'"):
+    with pytest.raises(UserError, match=r"Unknown family of activations 'Rational'.*give the class, as families="):
         load_activations(base(), file)
     assert torch.equal(swap.restore(net)(batches[0][0]), base()(batches[0][0]))
 

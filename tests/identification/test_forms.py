@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aafit.activations import LEAF, FNeuron
@@ -132,3 +133,26 @@ def test_what_is_missing_is_named(call: Any) -> None:
         call(net, labelled, output=hidden)
     classes = [batch | {"labels": batch["input_ids"] % 20} for batch in batches()]
     call(net, classes, output=hidden)
+    nothing = [batch | {"labels": torch.full((20, 6), -100)} for batch in batches()]
+    with pytest.raises(UserError, match="No label counts: all of them are -100"):
+        call(net, nothing, output=hidden)
+    with pytest.raises(UserError, match="The function given as output gives one number for a whole batch"):
+        call(net, classes, output=lambda out: out.pooled.mean())
+
+
+def by_sample(output: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(output, target.to(output), reduction="none")
+
+
+@pytest.mark.parametrize("call", [identify, audit, importance])
+@pytest.mark.parametrize("loss", ["mean squared error", by_sample])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_one_number_for_each_sample_is_as_good_as_one_in_a_row(call: Any, loss: Any, dtype: torch.dtype) -> None:
+    found = []
+    for output in (lambda out: out.pooled[:, 0], lambda out: out.pooled[:, :1]):
+        _, net = started()
+        targets = [output(Encoded(b["input_ids"], b["input_ids"] % 2)).to(dtype) for b in batches()]
+        labelled = [batch | {"labels": y} for batch, y in zip(batches(), targets, strict=True)]
+        result = call(net, labelled, output=output, loss=loss)
+        found.append(result.state.steps[-1].loss if call is identify else result.loss)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)

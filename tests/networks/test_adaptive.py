@@ -202,6 +202,19 @@ def test_file_has_tensors_by_name_with_starts_and_descriptions(tmp_path: Path) -
     assert torch.equal(load_activations(resnet(), path).head["act"].weight, net.head["act"].weight)
 
 
+@pytest.mark.parametrize(
+    ("wrapped", "inner"),
+    [(nn.DataParallel, "module"), (lambda net: torch.compile(net, backend="eager"), "_orig_mod")],
+)
+def test_a_wrapped_network_is_saved_as_the_one_within(tmp_path: Path, wrapped, inner: str) -> None:
+    net, path = wrapped(adaptive_resnet()), tmp_path / "a.safetensors"
+    with pytest.raises(UserError, match=f"is wrapped in a {type(net).__name__}, .*: save net.{inner}, which has the"):
+        save_activations(net, path)
+    assert not path.exists()
+    save_activations(getattr(net, inner), path)
+    assert list(adaptive_activations(load_activations(resnet(), path))) == list(RELUS)
+
+
 def test_the_same_activations_give_the_same_file(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.safetensors" for number in range(8)]
     for path in paths:

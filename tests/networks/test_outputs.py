@@ -67,6 +67,10 @@ def test_the_forms_of_an_output(make: Any, output: Any) -> None:
         (lambda x: x, lambda out: 3, "output returned a int, not a tensor: the network returns a Tensor"),
         (lambda x: x, lambda out: None, "output returned a NoneType"),
         (Fields, lambda out: out.logits, "output failed .*'logits'.* a Fields with last_hidden_state, pooled"),
+        (lambda x: x, lambda out: out.reshape(7), "output failed .shape '.7.' is invalid.* returns: a Tensor"),
+        (lambda x: x, lambda out: list(out).index(3), "output failed .*returns: a Tensor"),
+        (lambda x: x.sum(), None, "^The network gives one number for a whole batch: let output= give one or more for"),
+        (lambda x: x, lambda out: out.mean(), "^The function given as output gives one number for a whole batch"),
     ],
 )
 def test_what_is_no_output(make: Any, output: Any, sentence: str) -> None:
@@ -87,6 +91,16 @@ def test_what_a_network_refuses(net: nn.Module, batch: Any, sentence: str) -> No
     with pytest.raises(UserError, match=sentence) as caught:
         run(net, as_batch(batch))
     assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("error", [ValueError, AssertionError, StopIteration, OSError, ZeroDivisionError])
+def test_an_error_of_any_kind_is_shown_under_one_sentence(error: type[Exception]) -> None:
+    def fails(x: Tensor) -> Tensor:
+        raise error("the number of channels is odd")
+
+    with pytest.raises(UserError, match=r"^The network's forward of the batch \(.*odd\.$") as caught:
+        run(Returns(fails), as_batch(X))
+    assert isinstance(caught.value.__cause__, error)
 
 
 def test_integer_inputs_are_as_good_as_others() -> None:

@@ -65,6 +65,7 @@ def test_a_batch_in_which_nothing_counts_has_no_gradient_and_no_nan() -> None:
     assert math.isnan(found.loss)
     assert math.isnan(found.accuracy)
     assert not found.diverged
+    assert str(found) == "no loss: it is not a number, as where all labels are -100"
 
 
 def test_probabilities_as_target() -> None:
@@ -351,6 +352,19 @@ def test_what_is_wrong_is_said(function: Any, batches: Any, options: dict[str, A
     with pytest.raises(UserError, match=sentence):
         function(net, batches, **options)
     assert not changed(net, before)
+
+
+def test_labels_of_which_none_counts_are_nothing_to_tune_by() -> None:
+    for shape in ((4, 3), (4, 5, 3)):
+        none = torch.full(shape[:-1], -100)
+        net = nn.Sequential(nn.Linear(3, 4), LEAF.like("Tanh"), nn.Linear(4, 3))
+        before = snapshot(net)
+        with pytest.raises(UserError, match="No label counts: all of them are -100"):
+            tune(net, [(random(*shape), none), (random(*shape), none)])
+        assert not changed(net, before)
+        some = none.clone()
+        some[0] = 1
+        tune(net, [(random(*shape), none), (random(*shape), some)], epochs=1)
 
 
 @pytest.mark.parametrize("metric", [lambda out, y: "high", lambda out, y: None])

@@ -183,6 +183,8 @@ def test_what_cannot_be_compared() -> None:
         compare(base, net, [(x[:2], torch.tensor([0, 3]))])
     with pytest.raises(UserError, match=r"torch.int64 is no floating-point type"):
         compare(base, net, [x], reference=torch.int64)
+    with pytest.raises(UserError, match=r"reference='float64' is no floating-point type: give torch.float64"):
+        compare(base, net, [x], reference="float64")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="one batch alone"):
         compare(base, net, (x, x))
 
