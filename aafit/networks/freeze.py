@@ -13,7 +13,7 @@ from aafit.errors import UserError, check_name
 from aafit.networks.hooks import receiving
 from aafit.networks.kinds import KNOWN, activation_name
 from aafit.networks.nearest import nearest_functions
-from aafit.networks.probe import forward_of_sample, probe_of
+from aafit.networks.probe import copied, forward_of_sample, probe_of
 from aafit.networks.surgery import put_activation
 from aafit.tables import table
 
@@ -140,7 +140,7 @@ def freeze_activations(
     left, right = interval
     if not (-float("inf") < left < right < float("inf")):
         raise UserError(f"The interval {interval} cannot be used; give (left, right) with left < right.")
-    frozen = deepcopy(net)
+    frozen = copied(net)
     # With duplicates: one activation may be at several paths.
     named = frozen.named_modules(remove_duplicate=False)
     activations = {path: module for path, module in named if isinstance(module, AdaptiveActivation)}

@@ -18,7 +18,7 @@ from aafit.networks.found import NOT_SAMPLED, FoundActivation
 from aafit.networks.kinds import activation_name
 from aafit.networks.make import Replacement, inputs_seen, is_fit, leave_out_what_has_no_fit, make_activation
 from aafit.networks.places import CallSites
-from aafit.networks.probe import forward_of_sample
+from aafit.networks.probe import copied, forward_of_sample
 from aafit.networks.select import check_keys, named_modules_of, select, told, why_kept
 from aafit.networks.sharing import SHARINGS, Sharing, check_inputs_fit, parameter_shape
 from aafit.tables import table
@@ -210,7 +210,7 @@ def restore_activations(net: nn.Module, swap: Swap) -> nn.Module:
         UserError: `net` is not the network that `swap` belongs to: it has no module at one of the paths, or another one
             than was put there.
     """
-    restored = deepcopy(net)
+    restored = copied(net)
     for row in swap.rows:
         there = type(find_module(restored, row.path)).__name__
         if there != row.family:
