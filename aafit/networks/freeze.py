@@ -136,9 +136,15 @@ def freeze_activations(
         UserError: the network has no adaptive activation; an unknown way; an interval that is empty or not finite; a
             sample that the network refuses, or on which an activation receives or gives NaN or infinity.
     """
+    if not isinstance(as_, str):
+        raise UserError(f'as_= is "function" or "table", not a {type(as_).__name__}: an input is given as sample=.')
     check_name("way to freeze", as_, WAYS)
-    left, right = interval
-    if not (-float("inf") < left < right < float("inf")):
+    try:
+        left, right = interval
+        usable = -float("inf") < left < right < float("inf")
+    except (TypeError, ValueError):
+        usable = False
+    if not usable:
         raise UserError(f"The interval {interval} cannot be used; give (left, right) with left < right.")
     frozen = copied(net)
     # With duplicates: one activation may be at several paths.
