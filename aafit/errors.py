@@ -18,7 +18,7 @@ def nearest(value: str, valid: Iterable[str]) -> str:
     names = list(valid)
     if not names:
         return "There is none to choose from."
-    close = get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
+    close = get_close_matches(str(value).lower(), [name.lower() for name in names], n=1, cutoff=0.5)
     meant = next((name for name in names if close and name.lower() == close[0]), None)
     listed = f"Valid: {', '.join(names)}."
     return f"Did you mean {meant!r}? {listed}" if meant else listed

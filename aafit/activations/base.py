@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from aafit.activations.elementwise import Formula, check_input, computed
 from aafit.activations.fixed import FUNCTIONS
 from aafit.activations.histogram import Histogram
-from aafit.activations.least_squares import Residual, fitted_parameters, function_name, function_values, residual
+from aafit.activations.least_squares import (
+    Residual,
+    fitted_parameters,
+    function_name,
+    function_values,
+    points_of,
+    residual,
+)
 from aafit.errors import UserError, check_name
 
 EXACT = 1e-6
@@ -67,6 +74,8 @@ class AdaptiveActivation(nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if {"family", "starts", "formula"} & vars(cls).keys() and "likes" not in vars(cls):
+            cls._check_whole()
         if "starts" in vars(cls):
             cls.likes = tuple(cls.starts)
             names = cls.parameter_names()
@@ -97,8 +106,15 @@ class AdaptiveActivation(nn.Module):
             raise UserError(f"{self.family}'s {', '.join(names)} need one shape; got {', '.join(map(str, shapes))}.")
 
     @classmethod
+    def _check_whole(cls) -> None:
+        missing = [name for name in ("family", "starts", "formula") if not hasattr(cls, name)]
+        if missing:
+            raise UserError(f"{cls.__name__} needs family, starts and formula; it has no {' and no '.join(missing)}.")
+
+    @classmethod
     def parameter_names(cls) -> tuple[str, ...]:
         """The names of the parameters, which are those of the formula's arguments after the input."""
+        cls._check_whole()
         return tuple(inspect.signature(cls.formula).parameters)[1:]
 
     @classmethod
@@ -108,6 +124,12 @@ class AdaptiveActivation(nn.Module):
         Raises:
             UserError: the family cannot start as that, or `shape` is not one of positive integers.
         """
+        cls._check_whole()
+        if not isinstance(name, str):
+            raise UserError(
+                f"{cls.family} starts as a name ({', '.join(cls.likes)}), not as {function_name(name)}: give the class "
+                f"itself in a replacement, or {cls.__name__}.fit(function, histogram), which comes near any function."
+            )
         values = cls.starts[check_name(f"start of {cls.family}", name, cls.likes)]
         what = f"{cls.family} as {name}:"
         tensors = (filled(shape, x, f"{what} {own}") for x, own in zip(values, cls.parameter_names(), strict=True))
@@ -133,8 +155,9 @@ class AdaptiveActivation(nn.Module):
             UserError: an unknown name, a function that is not elementwise or not finite on the inputs, a bad shape.
         """
         shape = check_shape(shape)
+        cls._check_whole()
         target = FUNCTIONS[check_name("function", function, FUNCTIONS)] if isinstance(function, str) else function
-        u_E, weight_E = histogram.points()
+        u_E, weight_E = points_of(histogram, cls.family)
         y_E = function_values(target, u_E, cls.family)
         for name in cls.likes:
             made = cls.like(name)

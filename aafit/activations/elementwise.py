@@ -193,6 +193,12 @@ def inner_dtype(u: Tensor, *parameters: Tensor) -> torch.dtype:
     return dtype
 
 
+def fits(shape: tuple[int, ...], u: Tensor) -> bool:
+    """Whether a parameter of this shape broadcasts against the trailing dimensions of an input."""
+    trailing = u.shape[max(0, u.ndim - len(shape)) :]
+    return len(trailing) == len(shape) and all(mine in (1, size) for mine, size in zip(shape, trailing, strict=True))
+
+
 def check_input(u: Tensor, shape: tuple[int, ...], who: str) -> None:
     """Nothing, where parameters of this shape fit the input; a tracer, which knows no sizes, is told nothing.
 
@@ -203,8 +209,7 @@ def check_input(u: Tensor, shape: tuple[int, ...], who: str) -> None:
         raise UserError(f"{who} needs a floating-point input, this one is {u.dtype}.")
     if (not torch.compiler.is_compiling() and torch.jit.is_tracing()) or shape == (1,):
         return
-    trailing = u.shape[max(0, u.ndim - len(shape)) :]
-    if len(trailing) < len(shape) or any(mine not in (1, size) for mine, size in zip(shape, trailing, strict=True)):
+    if not fits(shape, u):
         raise UserError(
             f"{who} has parameters of shape {tuple(shape)}, which do not fit an input of shape {tuple(u.shape)}: they "
             "must match its trailing dimensions."

@@ -14,6 +14,7 @@ from aafit.activations.histogram import Histogram
 from aafit.activations.least_squares import (
     function_name,
     function_values,
+    points_of,
     residual,
 )
 from aafit.activations.piecewise_linear import Line, interpolate
@@ -35,6 +36,9 @@ class FNeuron(AdaptiveActivation):
     So `pieces` = 16 makes 17 straight lines between 18 values; the same is asked for by `knots` = 18. With `outside` =
     "linear" the first and the last of these lines go on beyond the interval instead, which suits functions that grow,
     as ReLU, SiLU and GELU.
+
+    A state_dict holds `weight` alone: `interval` and `outside` are settings. So build the same F-Neuron before you load
+    one, or take `save_activations` and `load_activations`, which keep them.
 
     Input (B, *...) of any floating-point dtype, output of the same shape and dtype. `weight` has the shape
     (*shape, n + 2), with the shape (1,) where a layer shares it, else one that broadcasts against the input's trailing
@@ -224,7 +228,7 @@ class FNeuron(AdaptiveActivation):
         size = len(centres(interval or (-1.0, 1.0), _pieces(pieces, knots)))
         extended = check_name("outside", outside, OUTSIDE) == "linear"
         target = FUNCTIONS[check_name("function", function, FUNCTIONS)] if isinstance(function, str) else function
-        u_E, weight_E = histogram.points()
+        u_E, weight_E = points_of(histogram, cls.family)
         y_E = function_values(target, u_E, cls.family)
         if interval is None:
             interval = best_interval(u_E, y_E, weight_E, size, extended)

@@ -41,6 +41,20 @@ def function_name(function: str | Callable[[Tensor], Tensor]) -> str:
     return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
 
 
+def points_of(histogram: Histogram, family: str) -> tuple[Tensor, Tensor]:
+    """The inputs and their shares, see `Histogram.points`.
+
+    Raises:
+        UserError: it is no histogram.
+    """
+    if not isinstance(histogram, Histogram):
+        raise UserError(
+            f"{family} is fitted over a histogram of inputs, not a {type(histogram).__name__}: give "
+            "aafit.Histogram.of(inputs), of a tensor of them."
+        )
+    return histogram.points()
+
+
 def function_values(function: Callable[[Tensor], Tensor], u_E: Tensor, family: str) -> Tensor:
     """The values of a function of a tensor, (E,) in float64.
 
@@ -49,9 +63,15 @@ def function_values(function: Callable[[Tensor], Tensor], u_E: Tensor, family: s
     """
     if not callable(function):
         raise UserError(f"{family} can be fitted to the name of a function or to a function; got {function!r}.")
-    with torch.no_grad():
-        y_E = function(u_E.clone())
     name = function_name(function)
+    try:
+        with torch.no_grad():
+            y_E = function(u_E.clone())
+    except UserError:
+        raise
+    # Of whatever kind: the function is not ours.
+    except Exception as error:
+        raise UserError(f"{family} can start only as a function of a tensor; {name} fails: {error}.") from error
     if not isinstance(y_E, Tensor) or y_E.shape != u_E.shape:
         raise UserError(f"{family} can start only as an elementwise function of a tensor; {name} is none.")
     if not y_E.isfinite().all():

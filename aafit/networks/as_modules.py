@@ -6,19 +6,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from aafit.errors import UserError
 from aafit.networks.call_sites import call_sites, close_call_sites, open_call_sites
 from aafit.networks.found import Found, FoundActivation
 from aafit.networks.places import CallSites, Site
-from aafit.networks.probe import forward_of_sample, probe_of
+from aafit.networks.probe import copied, forward_of_sample, probe_of
 
 
 def with_modules(
     model: nn.Module, found: Found, chosen: Iterable[FoundActivation]
 ) -> tuple[nn.Module, dict[str, CallSites]]:
-    """A copy of `model` in which each of the chosen activations is a module, and the calls that were given one."""
-    net = deepcopy(model)
+    """A copy of `model` in which each of the chosen activations is a module, and the calls that were given one.
+
+    Raises:
+        UserError: it cannot be copied, or a call is in the program of torch.fx.
+    """
+    net = copied(model)
     sites: dict[str, tuple[Site, ...]] = {}
     for row in chosen:
         owner = row.path.rpartition(".")[0]
@@ -28,6 +33,12 @@ def with_modules(
     # Every owner is watched then, so that the calls of one are never taken for those of another around it.
     owners = found.owners if sites else ()
     calls = {owner: CallSites(sites.get(owner, ())) for owner in owners}
+    traced = next((owner for owner in owners if isinstance(net.get_submodule(owner), GraphModule)), None)
+    if traced is not None:
+        raise UserError(
+            f"{repr(traced) if traced else 'The network'} is a GraphModule of torch.fx, in which calls of functions "
+            "cannot be given modules: replace before the network is traced, or name only activations that are modules."
+        )
     open_call_sites(net, calls)
     return net, calls
 

@@ -6,13 +6,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._ops import OpOverload
+from torch.fx import GraphModule
 
 from aafit.errors import UserError
 from aafit.networks.call_sites import Doorway
 from aafit.networks.found import Found, FoundActivation
+from aafit.networks.inputs import Batch
 from aafit.networks.kinds import activation_name, is_activation, is_elementwise
 from aafit.networks.observe import Observation, Seen, observe
 from aafit.networks.places import Site
+
+EXPORTED = "{} is exported by torch.export, and its program is fixed: replace before it is exported."
 
 
 def find_activations(net: nn.Module, *sample: Any, **keywords: Any) -> Found:
@@ -25,12 +30,15 @@ def find_activations(net: nn.Module, *sample: Any, **keywords: Any) -> Found:
     Args:
         net: any network.
         sample: an input of it, as it is called: find_activations(net, images), find_activations(net, ids, mask=mask).
+            Or what `sample=` of `replace_activations` takes: a tuple of the inputs, or an `aafit.Batch`.
 
     Raises:
-        UserError: the network is wrapped, scripted or quantised; it refuses the sample.
+        UserError: the network is wrapped, scripted, compiled, exported or quantised; it refuses the sample.
     """
     if not sample and not keywords:
         return found_in(net, None)
+    if len(sample) == 1 and not keywords and isinstance(sample[0], (tuple, Batch)):
+        return found_in(net, sample[0])
     return found_in(net, (*sample, keywords) if keywords else sample)
 
 
@@ -43,6 +51,12 @@ def found_in(net: nn.Module, sample: Any, named: Collection[str] = (), share_cal
     check_plain(net)
     if sample is None:
         return Found(tuple(_modules(net, Observation(), named)), sampled=False)
+    for path, module in net.named_modules():
+        if type(module).__name__ == "OptimizedModule":
+            raise UserError(
+                f"{path!r} is compiled by torch.compile, and no call in it can be seen: put its _orig_mod there, and "
+                "compile what comes out."
+            )
     watched = observe(net, sample, named)
     if share_calls:
         watched.share_calls()
@@ -58,13 +72,15 @@ def check_plain(net: nn.Module) -> None:
     Raises:
         UserError: it is wrapped, scripted or quantised; the message says what to give instead.
     """
+    name = type(net).__name__
+    if name == "ExportedProgram":
+        raise UserError(EXPORTED.format("The network"))
     if not isinstance(net, nn.Module):
         raise UserError(f"The network is a {type(net).__name__}: give a torch.nn.Module.")
     if isinstance(net, torch.jit.ScriptModule):
         raise UserError(
             "The network is a ScriptModule, whose program is fixed: give the network that it was made from."
         )
-    name = type(net).__name__
     if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise UserError(f"The network is wrapped in a {name}: give net.module, and wrap what comes out.")
     if name == "OptimizedModule":
@@ -72,6 +88,8 @@ def check_plain(net: nn.Module) -> None:
     for path, module in net.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise UserError(f"{path!r} is a ScriptModule, whose program is fixed: give the module it was made from.")
+        if isinstance(module, GraphModule) and any(isinstance(node.target, OpOverload) for node in module.graph.nodes):
+            raise UserError(EXPORTED.format(repr(path) if path else "The network"))
         if ".quantized" in type(module).__module__:
             raise UserError(
                 f"{path!r} is a quantised {type(module).__name__}: give the network as it was before quantisation."

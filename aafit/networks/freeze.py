@@ -13,7 +13,7 @@ from aafit.errors import UserError, check_name
 from aafit.networks.hooks import receiving
 from aafit.networks.kinds import KNOWN, activation_name
 from aafit.networks.nearest import nearest_functions
-from aafit.networks.probe import forward_of_sample, probe_of
+from aafit.networks.probe import copied, forward_of_sample, probe_of
 from aafit.networks.surgery import put_activation
 from aafit.tables import table
 
@@ -136,11 +136,17 @@ def freeze_activations(
         UserError: the network has no adaptive activation; an unknown way; an interval that is empty or not finite; a
             sample that the network refuses, or on which an activation receives or gives NaN or infinity.
     """
+    if not isinstance(as_, str):
+        raise UserError(f'as_= is "function" or "table", not a {type(as_).__name__}: an input is given as sample=.')
     check_name("way to freeze", as_, WAYS)
-    left, right = interval
-    if not (-float("inf") < left < right < float("inf")):
+    try:
+        left, right = interval
+        usable = -float("inf") < left < right < float("inf")
+    except (TypeError, ValueError):
+        usable = False
+    if not usable:
         raise UserError(f"The interval {interval} cannot be used; give (left, right) with left < right.")
-    frozen = deepcopy(net)
+    frozen = copied(net)
     # With duplicates: one activation may be at several paths.
     named = frozen.named_modules(remove_duplicate=False)
     activations = {path: module for path, module in named if isinstance(module, AdaptiveActivation)}

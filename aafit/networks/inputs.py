@@ -14,6 +14,8 @@ FORMS = (
     'dictionary of keyword inputs, whose "labels" are the target'
 )
 
+INPUT_FORMS = "give a tensor, a tuple of the inputs, a dictionary of keyword inputs, or an aafit.Batch"
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -156,7 +158,7 @@ def as_inputs(sample: Any, what: str = "The sample") -> Batch:
     if isinstance(sample, (Tensor, Mapping)):
         sample = (sample,)
     if not isinstance(sample, (tuple, list)):
-        raise UserError(f"{what} is a {type(sample).__name__}: {FORMS}.")
+        raise UserError(f"{what} is a {type(sample).__name__}: {_forms_of(what)}.")
     kwargs: dict[str, Any] = {}
     for value in sample:
         if isinstance(value, Mapping):
@@ -167,10 +169,14 @@ def as_inputs(sample: Any, what: str = "The sample") -> Batch:
     return _with_tensors(Batch(tuple(value for value in sample if not isinstance(value, Mapping)), kwargs), what)
 
 
+def _forms_of(what: str) -> str:
+    return FORMS if what == "The batch" else INPUT_FORMS
+
+
 def _with_tensors(batch: Batch, what: str) -> Batch:
     if next(_tensors((batch.args, batch.kwargs)), None) is None:
         types = ", ".join(sorted({type(value).__name__ for value in (*batch.args, *batch.kwargs.values())}))
-        raise UserError(f"{what} has no tensor among its inputs ({types or 'it is empty'}): {FORMS}.")
+        raise UserError(f"{what} has no tensor among its inputs ({types or 'it is empty'}): {_forms_of(what)}.")
     if batch.first.dim() == 0:
         raise UserError(
             f"{what} begins with a tensor without axes ({batch.first}): the first axis is that of the rows."

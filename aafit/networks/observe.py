@@ -214,6 +214,8 @@ class _Observer(TorchFunctionMode):
         row = self._seen.get(key)
         if row is None:
             row = self._seen[key] = Seen(owner, module, key[2], kind, call, options, line_of(frames), in_place=in_place)
+            if isinstance(u if u._base is None else u._base, nn.Parameter):
+                row.gate = "it is given a parameter, not a signal"
         row.calls += 1
         row.shape, row.device, row.dtype = tuple(u.shape), u.device, u.dtype
         signal = self._signals.of(u)

@@ -3,15 +3,45 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
 from aafit.errors import UserError, nearest
+from aafit.networks.call_sites import Doorway
 from aafit.networks.found import NOT_SAMPLED, Found, FoundActivation
-from aafit.networks.kinds import is_activation
+from aafit.networks.kinds import FUNCTIONS, function_name, is_activation
 
-Key = str | Callable[[FoundActivation], bool]
+Key = str | type[nn.Module] | Callable[[FoundActivation], bool]
 AFTER = "after "
+EVERYTHING = "*"
+KEYS = (
+    'A key is a kind ("ReLU"), a class (nn.ReLU), a path ("act1"), a pattern of paths ("features.*"), the layer before '
+    '("after conv"), or a function of a FoundActivation that says yes or no.'
+)
+
+
+def check_keys(replacements: Any) -> None:
+    """Nothing, where what is given can be the replacements.
+
+    Raises:
+        UserError: it is no mapping, or one of its keys is of another kind.
+    """
+    if not hasattr(replacements, "keys"):
+        raise UserError(
+            f"The replacements are a {type(replacements).__name__}: give a dictionary of what to replace by what, as "
+            '{"ReLU": LEAF.like("ReLU")}.'
+        )
+    for key in replacements:
+        if isinstance(key, str):
+            if key.startswith(AFTER) and not key.removeprefix(AFTER).strip():
+                raise UserError(f'{key!r} names no layer: write "after conv" or "after linear".')
+            continue
+        module = isinstance(key, nn.Module) or (isinstance(key, type) and not issubclass(key, nn.Module))
+        if kind := FUNCTIONS.get(function_name(key)) if _is_of_torch(key) else None:
+            raise UserError(f"The function {function_name(key)} is no key: write its kind, {kind!r}. {KEYS}")
+        if module or not callable(key):
+            raise UserError(f"{key!r} is no key. {KEYS}")
 
 
 def named_modules_of(net: nn.Module, keys: Iterable[Key]) -> list[str]:
@@ -23,7 +53,8 @@ def named_modules_of(net: nn.Module, keys: Iterable[Key]) -> list[str]:
     paths = []
     for path, module in net.named_modules():
         for key in keys:
-            if key in (path, type(module).__name__) and path and not is_activation(module):
+            named = isinstance(module, key) if isinstance(key, type) else key in (path, type(module).__name__)
+            if named and path and not is_activation(module):
                 if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Identity):
                     raise UserError(
                         f"{path!r} is a {type(module).__name__}, not an elementwise activation: only those can be "
@@ -36,6 +67,8 @@ def named_modules_of(net: nn.Module, keys: Iterable[Key]) -> list[str]:
 def select(net: nn.Module, found: Found, keys: Iterable[Key]) -> dict[str, Key]:
     """The key that matches each activation to replace, by its path, in the order of `found`.
 
+    Where several match one, its own path comes before all other keys, and "*" after all.
+
     Raises:
         UserError: no key, a key that matches nothing, an activation matched by two, or one that cannot be replaced.
     """
@@ -43,18 +76,22 @@ def select(net: nn.Module, found: Found, keys: Iterable[Key]) -> dict[str, Key]:
     keys_of: defaultdict[str, list[Key]] = defaultdict(list)
     for row in found:
         for key in wanted:
-            if _matches(key, row):
+            if (not row.gate or _reaches_gates(key, row)) and _means(key, row, net):
                 keys_of[row.path].append(key)
     unused = [key for key in wanted if not any(key in used for used in keys_of.values())]
     if unused or not wanted:
         what = (
-            f"{_told(unused[0])} matches no activation of the network." if unused else "Nothing to replace was given."
+            f"{_sentence(told(unused[0]))} matches no activation of the network."
+            if unused
+            else "Nothing to replace was given."
         )
         raise UserError(f"{what} {_what_there_is(net, found, unused)}")
     for path, used in keys_of.items():
-        if len(used) > 1:
-            raise UserError(f"{path!r} is matched by {' and by '.join(map(_told, used))}: let only one key match it.")
         row = found[path]
+        first = min(_order(key, row) for key in used)
+        used[:] = [key for key in used if _order(key, row) == first]
+        if len(used) > 1:
+            raise UserError(f"{path!r} is matched by {' and by '.join(map(told, used))}: let only one key match it.")
         if row.refused:
             raise UserError(f"{path!r} is a {row.kind}, {row.refused}: it cannot be replaced.")
     if "" in keys_of:
@@ -71,30 +108,83 @@ def why_kept(row: FoundActivation) -> str:
     return f"{row.gate}; name its path to replace it" if row.gate else "no key matches it"
 
 
-def _matches(key: Key, row: FoundActivation) -> bool:
+def told(key: Any) -> str:
+    """What a key is called in a message."""
+    if isinstance(key, str):
+        return repr(key)
+    what = "the class" if isinstance(key, type) else "the function"
+    return f"{what} {getattr(key, '__name__', 'given')}"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _is_path_of(key: Key, row: FoundActivation) -> bool:
+    return isinstance(key, str) and (key == row.path or key in row.aliases)
+
+
+def _is_pattern(key: Key) -> bool:
+    return isinstance(key, str) and any(character in key for character in "*?[")
+
+
+def _order(key: Key, row: FoundActivation) -> int:
+    return 0 if _is_path_of(key, row) else 2 if key == EVERYTHING else 1
+
+
+def _reaches_gates(key: Key, row: FoundActivation) -> bool:
+    return _is_path_of(key, row) or not isinstance(key, (str, type))
+
+
+def _means(key: Key, row: FoundActivation, net: nn.Module) -> bool:
+    """Whether a key matches an activation, a gate or not."""
+    if isinstance(key, type):
+        # Of torch's activations the functions too: F.relu is what nn.ReLU computes.
+        of_torch = key.__module__.startswith("torch.nn.")
+        return isinstance(_module_of(row, net), key) or (of_torch and key.__name__ == row.kind)
     if not isinstance(key, str):
-        return not row.refused and bool(key(row))
-    if key == row.path or key in row.aliases:
+        return not row.refused and _says_yes(key, row)
+    if _is_path_of(key, row):
         return True
-    if any(character in key for character in "*?["):
-        return fnmatchcase(row.path, key) and not row.refused and not row.gate
-    if row.gate:
-        return False
+    if _is_pattern(key):
+        return fnmatchcase(row.path, key) and not row.refused
     if key.startswith(AFTER):
         before = row.after[0] if row.after is not None else ""
         return not row.refused and before.lower().startswith(key.removeprefix(AFTER).lower())
     return key in (row.kind, row.class_name)
 
 
-def _told(key: Key) -> str:
-    return repr(key) if isinstance(key, str) else f"the function {getattr(key, '__name__', 'given')}"
+def _module_of(row: FoundActivation, net: nn.Module) -> nn.Module | None:
+    """The module that the network calls there; None: it calls a function."""
+    if row.site is None:
+        return net.get_submodule(row.path)
+    called = net.get_submodule(row.site.call) if row.site.of_module else None
+    return called.original if isinstance(called, Doorway) else called
+
+
+def _says_yes(key: Callable[[FoundActivation], bool], row: FoundActivation) -> bool:
+    try:
+        return bool(key(row))
+    # Of whatever kind: it is the user's function, or none of a FoundActivation.
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"As a key, {told(key)} failed for {row.path!r} ({what}). {KEYS}") from error
+
+
+def _is_of_torch(key: Any) -> bool:
+    return (getattr(key, "__module__", None) or "torch").startswith("torch")
 
 
 def _what_there_is(net: nn.Module, found: Found, unused: list[Key]) -> str:
-    listed = ", ".join(f"{row.path} ({row.kind}{', a gate' if row.gate else ''})" for row in found)
-    words = dict.fromkeys(word for row in found for word in (row.kind, row.path))
+    listed = ", ".join(f"{row.path} ({row.kind}{', by its path only' if row.gate else ''})" for row in found)
     hint = ""
-    if unused and isinstance(unused[0], str) and words:
-        hint, _, _ = nearest(unused[0], words).rpartition("Valid:")
+    if unused:
+        gates = [row for row in found if row.gate and _means(unused[0], row, net)]
+        layers = dict.fromkeys(f"{AFTER}{row.after[0]}" for row in found if row.after is not None)
+        words = dict.fromkeys(word for row in found for word in (row.kind, row.path))
+        if gates:
+            hint = f"It leaves {gates[0].path!r} out ({gates[0].gate}): name its path to replace it. "
+        elif isinstance(unused[0], str) and words:
+            hint, _, _ = nearest(unused[0], layers if unused[0].startswith(AFTER) else words).rpartition("Valid:")
     sampled = "" if found.sampled else f" {NOT_SAMPLED}"
     return f"{hint}It has: {listed or 'none'}.{sampled}"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,14 +16,15 @@ from aafit.networks.call_sites import close_call_sites, learn_order
 from aafit.networks.find import check_plain, found_in
 from aafit.networks.found import NOT_SAMPLED, FoundActivation
 from aafit.networks.kinds import activation_name
-from aafit.networks.make import Replacement, inputs_seen, is_fit, make_activation
+from aafit.networks.make import Replacement, inputs_seen, is_fit, leave_out_what_has_no_fit, make_activation
 from aafit.networks.places import CallSites
-from aafit.networks.probe import forward_of_sample
-from aafit.networks.select import named_modules_of, select, why_kept
+from aafit.networks.probe import copied, forward_of_sample
+from aafit.networks.select import check_keys, named_modules_of, select, told, why_kept
+from aafit.networks.sharing import SHARINGS, Sharing, check_inputs_fit, parameter_shape
 from aafit.tables import table
 
-Sharing = Literal["layer", "channel", "neuron"]
-SHARINGS: tuple[Sharing, ...] = ("layer", "channel", "neuron")
+POOR = 0.05
+"""A fit with a residual above this is named in the report."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Swap:
         hooks: how many hooks of a replaced module were carried over to what took its place, by path.
         sampled: whether a sample was given; without one nothing is known of calls of functions.
         calls: the calls that got modules of their own, by the path of the module whose forward makes them.
+        residuals: of what was fitted, by path, the root mean squared error on the sample over the standard deviation of
+            the function that stood there.
     """
 
     rows: tuple[Replaced, ...]
@@ -69,6 +72,7 @@ class Swap:
     hooks: Mapping[str, int] = field(default_factory=dict)
     sampled: bool = True
     calls: Mapping[str, CallSites] = field(default_factory=dict, repr=False, compare=False)
+    residuals: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     def restore(self, net: nn.Module) -> nn.Module:
         """The same as `restore_activations(net, self)`."""
@@ -85,7 +89,21 @@ class Swap:
             text += "\n\n" + table(("not replaced", "kind", "why"), kept, numbers=False)
         for path, count in self.hooks.items():
             text += f"\n\n{count} hook(s) of {path!r} were carried over to what took its place."
-        return text if self.sampled else f"{text}\n\n{NOT_SAMPLED}"
+        poor = [f"{path} {rms:.0%}" for path, rms in self.residuals.items() if POOR < rms < float("inf")]
+        if poor:
+            text += (
+                f"\n\nPoor fits, with an error above {POOR:.0%} (root mean square on the sample, over the standard "
+                f"deviation of the function that stood there): {', '.join(poor)}."
+            )
+        if self.sampled:
+            return text
+        in_place = [path for path, module in self.originals.items() if getattr(module, "inplace", False)]
+        if in_place:
+            text += (
+                f"\n\n{', '.join(in_place)} worked in place: where the network uses the changed input again, it now "
+                "gives other outputs, which a sample would show (sample=)."
+            )
+        return f"{text}\n\n{NOT_SAMPLED}"
 
 
 def replace_activations(
@@ -106,13 +124,17 @@ def replace_activations(
     Args:
         model: any network.
         replacements: what to replace by what. A key is a kind ("ReLU": nn.ReLU, F.relu, x.relu(), x.clamp(min=0), ...)
-            or the name of a class; a path ("act7", "layer1.0.relu"); a pattern of paths ("features.*", where `*` also
-            spans dots); the layer before ("after conv", "after linear"); or a function of a `FoundActivation` that says
-            yes or no. A gate is matched by its path or such a function only. A value is an adaptive activation (each
-            layer gets its own copy, with parameters of the shape that `sharing` asks for), another module (copied), a
-            function called as `make(shape=...)` for each layer in the order of the calls, for starts drawn at random,
-            or something that fits: a class of adaptive activations, or a function of (function, histogram) as
-            `LEAF.fit`, which is given the function that stood there and the histogram of its inputs in the sample.
+            or the name of a class; a class (nn.ReLU, which means the kind too); a path ("act7", "layer1.0.relu"); a
+            pattern of paths ("features.*", where `*` also spans dots); the layer before ("after conv", "after linear");
+            or a function of a `FoundActivation` that says yes or no. Where several match one activation, its own path
+            comes first and "*" last; else only one may. A gate, and a function of a parameter, is matched by its path
+            or by a function only. A value is an adaptive activation (each layer gets its own copy, with parameters of
+            the shape that `sharing` asks for), another module (copied), a function called as `make(shape=...)` for each
+            layer in the order of the calls, for starts drawn at random, or something that fits: a class of adaptive
+            activations, or a function of (function, histogram) as `LEAF.fit` or
+            `functools.partial(FNeuron.fit, pieces=32, outside="linear")`, which is given the function that stood there
+            and the histogram of its inputs in the sample. Of a PReLU with a slope for each channel that is their mean,
+            or by channel that of each channel. What "*" has nothing to fit to is left as it is, with the reason.
         sharing: what has parameters of its own: the whole "layer" (shape (1,)), each "channel" ((C, 1, 1) in
             (B, C, H, W), or (C,) in (B, H, W, C), (B, T, C) and (B, C)), or each "neuron" (the layer's input without
             its batch axis).
@@ -126,14 +148,19 @@ def replace_activations(
     Raises:
         UserError: a key that matches nothing, or something that cannot be replaced; an activation matched by two keys;
             a forward of the sample that fails; sharing by channel or neuron, or a fit, without a sample; a channel axis
-            that cannot be told, or is not there; a network that is wrapped, scripted or quantised.
+            that cannot be told, or is not there; parameters that do not fit all that an activation receives; a network
+            that is wrapped, scripted, exported or quantised, or cannot be copied.
     """
     check_name("sharing", sharing, SHARINGS)
     if sharing != "layer" and sample is None:
         raise UserError(f"Sharing by {sharing} needs the layers' shapes: give an input of the network as sample=.")
+    if channel_axis is not None and (isinstance(channel_axis, bool) or not isinstance(channel_axis, int)):
+        raise UserError(f"channel_axis is the number of an axis, as 1 or -1; got {channel_axis!r}.")
     check_plain(model)
+    check_keys(replacements)
     found = found_in(model, sample, named_modules_of(model, replacements), share_calls)
     key_of = select(model, found, replacements)
+    unfit = leave_out_what_has_no_fit(found, key_of, replacements)
     chosen = [found[path] for path in key_of]
     net, calls = with_modules(model, found, chosen)
     if sample is not None:
@@ -142,22 +169,37 @@ def replace_activations(
     histograms = inputs_seen(net, sample, [row.path for row in chosen if is_fit(replacements[key_of[row.path]])])
     rows: list[Replaced] = []
     hooks: dict[str, int] = {}
+    shapes = {row.path: parameter_shape(row, sharing, channel_axis) for row in chosen}
+    made = {
+        row.path: make_activation(
+            told(key_of[row.path]),
+            replacements[key_of[row.path]],
+            row,
+            shapes[row.path],
+            originals[row.path],
+            histograms.get(row.path),
+        )
+        for row in chosen
+    }
+    adaptive = {path: new for path, new in made.items() if isinstance(new, AdaptiveActivation)}
+    if sharing != "layer":
+        check_inputs_fit(net, sample, {path: shapes[path] for path in adaptive})
+    residuals = {path: new.residual.rms for path, new in adaptive.items() if path in histograms and new.residual}
     for row in chosen:
-        key, old = key_of[row.path], originals[row.path]
-        shape = parameter_shape(row, sharing, channel_axis)
-        new = make_activation(str(key), replacements[key], shape, old, histograms.get(row.path))
+        old, new = originals[row.path], made[row.path]
         put_activation(net, row.path, new, row)
         if carried := _carry_hooks(old, new):
             hooks[row.path] = carried
         name = activation_name(new)
-        rows.append(Replaced(row.path, activation_name(old), name, row.calls, shape, type(new).__name__))
+        rows.append(Replaced(row.path, activation_name(old), name, row.calls, shapes[row.path], type(new).__name__))
     if calls:
         # The first forward of what is compiled takes seconds, and no watch sees a call in it.
         silent = {at: old for at, old in originals.items() if isinstance(net.get_submodule(at), AdaptiveActivation)}
         learn_order(net, partial(forward_of_sample, sample=sample), silent)
-    kept = [Kept(row.path, row.kind, why_kept(row)) for row in found if row.path not in key_of]
+    reasons = {row.path: unfit.get(row.path) or why_kept(row) for row in found if row.path not in key_of}
+    kept = [Kept(row.path, row.kind, reasons[row.path]) for row in found if row.path in reasons]
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    return net, Swap(tuple(rows), tuple(kept), originals, trained, hooks, sample is not None, calls)
+    return net, Swap(tuple(rows), tuple(kept), originals, trained, hooks, sample is not None, calls, residuals)
 
 
 def restore_activations(net: nn.Module, swap: Swap) -> nn.Module:
@@ -169,7 +211,7 @@ def restore_activations(net: nn.Module, swap: Swap) -> nn.Module:
         UserError: `net` is not the network that `swap` belongs to: it has no module at one of the paths, or another one
             than was put there.
     """
-    restored = deepcopy(net)
+    restored = copied(net)
     for row in swap.rows:
         there = type(find_module(restored, row.path)).__name__
         if there != row.family:
@@ -203,44 +245,20 @@ def put_activation(net: nn.Module, path: str, new: nn.Module, like: FoundActivat
     """Put `new` at `path` of `net`, in place, and return what was there.
 
     Its training flag becomes that of the old module; its device and dtype those of `like`, or else of the first
-    floating-point tensor of the old module or of the nearest module around it that has one.
+    floating-point tensor of the old module or of the nearest module around it that has one. An adaptive activation
+    takes the more precise of the two dtypes.
     """
     old = net.get_submodule(path)
     device, dtype = _device_and_dtype(net, path)
     if like is not None and like.seen is not None and like.seen.dtype.is_floating_point:
-        device, dtype = like.seen.device, like.seen.dtype
+        around, device, dtype = dtype, like.seen.device, like.seen.dtype
+        if around is not None and isinstance(new, AdaptiveActivation):
+            # Autocast gives bfloat16 to what has parameters in float32; an adaptive activation takes either.
+            dtype = torch.promote_types(around, dtype)
     net.set_submodule(path, new.to(device=device, dtype=dtype).train(old.training))
     if isinstance(new, AdaptiveActivation) and not isinstance(old, AdaptiveActivation):
         new.replaced = activation_name(old) if like is None else like.kind
     return old
-
-
-def parameter_shape(row: FoundActivation, sharing: Sharing, channel_axis: int | None) -> tuple[int, ...]:
-    """The shape of a parameter of what takes the place of `row`, see `replace_activations`.
-
-    Raises:
-        UserError: the layer's shape is not known, it has no batch axis, or the axis of its channels cannot be told.
-    """
-    if sharing == "layer":
-        return (1,)
-    if row.shape is None:
-        raise UserError(
-            f"The forward of the sample does not call {row.path!r}, so its shape is unknown: share by layer."
-        )
-    rank, receives = len(row.shape), f"{row.path!r} receives a tensor of shape {row.shape}"
-    if rank < 2 or row.channel_axis == 0:
-        raise UserError(f"{receives}, which has no batch axis: give a sample with a batch axis.")
-    if sharing == "neuron":
-        return row.shape[1:]
-    axis = channel_axis if row.channel_axis is None else row.channel_axis
-    if axis is None:
-        raise UserError(
-            f"{receives}, and the layer before it does not tell which axis the channels are: give channel_axis=, or "
-            "share by layer or by neuron."
-        )
-    if not (-rank < axis < rank and axis % rank > 0):
-        raise UserError(f"{receives}, which has no channel_axis {axis}: give 1 to {rank - 1}, or -1 for the last.")
-    return (row.shape[axis], *[1] * (rank - 1 - axis % rank))
 
 
 def _carry_hooks(old: nn.Module, new: nn.Module) -> int:

@@ -14,6 +14,7 @@ from aafit.activations import AdaptiveActivation
 from aafit.identification import Identification
 from aafit.identification.coordinates import Coordinates
 from aafit.networks.adaptive import adaptive_activations
+from aafit.networks.make import sets_of
 from aafit.networks.nearest import Near, distance, nearest_functions, rms
 from aafit.studies.inputs import InputsSeen
 
@@ -133,7 +134,7 @@ def points(seen: InputsSeen) -> Tensor:
 def values(activation: nn.Module, u_U: Tensor) -> Tensor:
     """The curves of an activation, (U, C) in float64: one for each of its parameters' channels or neurons."""
     own = deepcopy(activation).cpu().double().eval()
-    shape = own.shape if isinstance(own, AdaptiveActivation) else (1,)
+    shape = sets_of(own)
     u = u_U.reshape(-1, *[1] * len(shape))
     with torch.no_grad():
         parts = [own(part.expand(-1, *shape).clone()) for part in u.split(max(1, AT_ONCE // torch.Size(shape).numel()))]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aafit.activations import AHAF, LEAF, FNeuron, Histogram
@@ -120,11 +120,27 @@ def test_shapes_and_names(normal: Histogram) -> None:
         (torch.log, "function that is finite; log"),
         (lambda u: u[:3], "elementwise"),
         (lambda u: 1.0, "elementwise"),
+        (lambda u, v: u, "a function of a tensor; <lambda> fails: .* missing 1 required"),
+        (lambda u: u @ u[:3], "a function of a tensor; <lambda> fails: "),
     ],
 )
 def test_refused(family, function, says: str, normal: Histogram) -> None:
     with pytest.raises(UserError, match=says):
         family.fit(function, normal)
+
+
+@pytest.mark.parametrize("family", [LEAF, AHAF, FNeuron])
+@pytest.mark.parametrize("inputs", [torch.randn(9), None, 3])
+def test_inputs_that_are_no_histogram(family, inputs) -> None:
+    what = f"fitted over a histogram of inputs, not a {type(inputs).__name__}: give aafit.Histogram.of"
+    with pytest.raises(UserError, match=what):
+        family.fit(F.gelu, inputs)
+
+
+@pytest.mark.parametrize("function", [F.gelu, torch.tanh, nn.ReLU()])
+def test_a_family_that_starts_as_a_name_says_how_to_come_near_a_function(function) -> None:
+    with pytest.raises(UserError, match=r"LEAF starts as a name \(ReLU, .*, not as .* LEAF.fit\(function, histogram\)"):
+        LEAF.like(function)
 
 
 class TestLinearOutside:

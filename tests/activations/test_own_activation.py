@@ -12,7 +12,7 @@ from small import Rational, problem
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aafit.activations import LEAF, Histogram, from_settings
+from aafit.activations import LEAF, AdaptiveActivation, Histogram, from_settings
 from aafit.errors import UserError
 from aafit.identification import audit, identify
 from aafit.networks.adaptive import adaptive_parameters, load_activations, read_activations, save_activations
@@ -94,6 +94,15 @@ def test_it_is_fitted_to_any_function() -> None:
         (lambda: Rational.like("Relu"), "Did you mean 'ReLU'"),
         (lambda: Rational.like("ReLU")(torch.arange(3)), "Rational needs a floating-point input"),
         (lambda: type("Short", (Rational,), {"starts": {"ReLU": (1.0,)}}), "a value for each of a0, a1, a2, b"),
+        (lambda: Rational.like(F.gelu), r"Rational starts as a name \(Identity, ReLU\), not as gelu: give the class"),
+        (lambda: type("Own", (AdaptiveActivation,), {"family": "Own"}), "it has no starts and no formula"),
+        (lambda: type("Own", (AdaptiveActivation,), {"starts": {"ReLU": ()}}), "it has no family and no formula"),
+        (
+            lambda: type("Own", (AdaptiveActivation,), {"family": "Own", "formula": lambda u, a: u * a}),
+            r"Own needs family, starts and formula; it has no starts\.",
+        ),
+        (lambda: type("Own", (AdaptiveActivation,), {})(), "it has no family and no starts and no formula"),
+        (lambda: type("Own", (AdaptiveActivation,), {}).like("ReLU"), "Own needs family, starts and formula"),
         (lambda: from_settings(Rational.like("ReLU").settings()), "Unknown family of activations 'Rational'"),
         (
             lambda: from_settings(LEAF.like("ReLU").settings(), [type("Other", (LEAF,), {})]),

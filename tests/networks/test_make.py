@@ -1,5 +1,6 @@
 """What takes the place of an activation: fitted to the function that stood there, on the inputs of that layer."""
 
+import re
 from functools import partial
 
 import pytest
@@ -45,6 +46,97 @@ def test_a_family_that_contains_the_function_is_that_function() -> None:
     assert net.silu_1.residual.rms < 1e-6
 
 
+def per_channel(layer: nn.Module, channels: int) -> nn.Module:
+    """A PReLU with a slope for each channel."""
+    torch.manual_seed(0)
+    net = nn.Sequential(layer, nn.PReLU(channels))
+    nn.init.uniform_(net[1].weight, 0, 0.6)
+    return net
+
+
+@pytest.mark.parametrize("sharing", ["layer", "channel", "neuron"])
+@pytest.mark.parametrize(
+    "new",
+    [
+        FNeuron,
+        LEAF,
+        AHAF,
+        partial(FNeuron.fit, pieces=30, outside="linear"),
+        lambda function, histogram: LEAF.fit(function, histogram),
+    ],
+    ids=["F-Neuron", "LEAF", "AHAF", "partial", "function"],
+)
+def test_a_slope_for_each_channel_is_fitted_by_channel_or_in_the_mean(new, sharing) -> None:
+    base = per_channel(nn.Linear(6, 4), 4)
+    net, swap = replace_activations(base, {"PReLU": new}, sharing, X)
+    assert swap.rows[0].shape == ((1,) if sharing == "layer" else (4,))
+    u, slopes = base[0](X), base[1].weight
+    mean = u.clamp(min=0) + slopes.mean() * u.clamp(max=0)
+    wanted = mean if sharing == "layer" else base[1](u)
+    assert (net[1](u) - wanted).std() < 0.2 * wanted.std()
+    if sharing == "layer":
+        # What is left is what the channels differ by.
+        assert net[1].residual.rms > 0.15
+
+
+@pytest.mark.parametrize(("sharing", "shape"), [("channel", (4, 1, 1)), ("neuron", (4, 4, 4))])
+def test_a_slope_for_each_channel_of_an_image(sharing, shape) -> None:
+    base, x = per_channel(nn.Conv2d(3, 4, 3), 4), torch.randn(8, 3, 6, 6)
+    net, swap = replace_activations(base, {"*": FNeuron}, sharing, x)
+    assert swap.rows[0].shape == shape
+    torch.testing.assert_close(net(x), base(x), rtol=0, atol=0.05)
+
+
+def test_what_differs_by_channel_already_is_fitted_by_channel() -> None:
+    base, _ = replace_activations(per_channel(nn.Linear(6, 4), 4), {"PReLU": FNeuron}, "channel", X)
+    net, _ = replace_activations(base, {"*": partial(FNeuron.fit, pieces=60)}, "channel", X)
+    torch.testing.assert_close(net(X), base(X), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_one_call_may_receive_one_value_where_another_receives_more(value: float) -> None:
+    def calls(net: nn.Module, x: Tensor) -> Tensor:
+        state = torch.full_like(x, value)
+        for _ in range(3):
+            state = torch.tanh(state) + x
+        return state
+
+    net, _ = replace_activations(written(calls), {"Tanh": FNeuron}, sample=X)
+    assert net.tanh_1.residual.rms < 0.05
+
+
+def silent(net: nn.Module, x: Tensor) -> Tensor:
+    return F.relu(net.fc1(x)) + torch.tanh(torch.zeros_like(x))
+
+
+def test_what_cannot_be_fitted_is_left_out_by_a_star() -> None:
+    # Its modules are not called.
+    _, swap = replace_activations(written(silent), {"*": FNeuron}, sample=X)
+    assert [row.path for row in swap.rows] == ["relu_1"]
+    assert [(row.path, row.reason) for row in swap.kept][:2] == [
+        ("tanh_1", "in the sample it receives 0 only: there is nothing to fit to"),
+        ("relu", "the sample does not reach it: there is nothing to fit to"),
+    ]
+
+
+def test_a_poor_fit_is_told() -> None:
+    base = written(lambda net, x: F.gelu(net.fc2(torch.tanh(net.fc1(3 * x)))))
+    _, swap = replace_activations(base, {"*": AHAF}, sample=X)
+    assert [*swap.residuals] == ["tanh_1", "gelu_1"]
+    line = str(swap).splitlines()[-1]
+    assert line.startswith("Poor fits, with an error above 5% ")
+    assert re.search(r": tanh_1 \d\d%\.$", line)
+    _, swap = replace_activations(base, {"*": FNeuron}, sample=X)
+    assert "Poor" not in str(swap)
+
+
+class Own(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 2:
+            raise IndexError("two axes")
+        return x.relu() * 1.5
+
+
 class Unreached(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -60,9 +152,45 @@ class Unreached(nn.Module):
         (lambda: nn.Sequential(nn.ReLU()), LEAF, None, "needs the inputs of that layer: give an input of the network"),
         (Unreached, LEAF, X, "needs the inputs of that layer"),
         (lambda: nn.Sequential(nn.ReLU()), lambda function, histogram: 3, X, "returned 3: let it return an adaptive"),
+        (lambda: nn.Sequential(nn.ReLU()), lambda f, h: 3, X, "returned 3: let it return an adaptive"),
         (lambda: nn.Sequential(nn.ReLU()), lambda shape: 3, X, "returned 3 for shape"),
+        (lambda: nn.Sequential(nn.ReLU()), F.silu, X, "is to be replaced by <function silu .*: give a module"),
+        (
+            lambda: nn.Sequential(nn.ReLU()),
+            torch.tanh,
+            X,
+            "is to be replaced by <built-in method tanh.*: give a module",
+        ),
+        (lambda: nn.Sequential(nn.ReLU()), lambda s: LEAF.like("ReLU", s), X, r"called as make\(shape=...\)"),
+        (lambda: nn.Sequential(nn.ReLU()), 3, X, "'ReLU' is to be replaced by 3: give a module"),
+        (lambda: nn.Sequential(nn.ReLU()), LEAF, torch.zeros(4, 6), "'0' cannot be fitted: .* receives 0 only"),
+        (lambda: nn.Sequential(nn.ReLU()), LEAF, X / 0, "Nothing can be fitted at '0'. The inputs hold values"),
     ],
 )
 def test_what_cannot_be_fitted(base, new, sample, message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace_activations(base(), {"ReLU": new}, sample=sample)
+
+
+@pytest.mark.parametrize(
+    ("base", "key", "new", "message"),
+    [
+        (lambda: nn.Sequential(Own()), "0", FNeuron, r"'0' .* The Own there fails with \d+ numbers \(IndexError: two"),
+        (
+            lambda: per_channel(nn.Linear(6, 4), 4),
+            "PReLU",
+            lambda function, histogram: FNeuron.fit(function, histogram),
+            r"It computes 4 functions, and fits .* functools.partial\(FNeuron.fit",
+        ),
+    ],
+)
+def test_what_cannot_be_fitted_by_channel(base, key, new, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace_activations(base(), {key: new}, "channel", X)
+
+
+def test_slopes_along_another_axis_than_the_parameters() -> None:
+    base, x = per_channel(nn.Linear(6, 7), 4), torch.randn(8, 4, 6)
+    with pytest.raises(UserError, match=r"a function for each of 4x1 parts .* share by layer, or give channel_axis=1"):
+        replace_activations(base, {"PReLU": FNeuron}, "channel", x)
+    assert replace_activations(base, {"PReLU": FNeuron}, "channel", x, channel_axis=1)[1].rows[0].shape == (4, 1)

@@ -543,3 +543,66 @@ def test_a_sample_of_any_form(sample) -> None:
 def test_a_sample_that_cannot_be_used(sample, message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace_activations(Mixed(), {"ReLU": LIKE}, sample=sample)
+
+
+class Widths(nn.Module):
+    """One place, called after layers of two widths: a function, or one module."""
+
+    def __init__(self, act: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 6)])
+        self.act = F.relu if act is None else act
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.act(layer(x))
+        return x
+
+
+class Twice(Widths):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.layers[0](x))
+        return self.act(self.layers[1](x))
+
+
+@pytest.mark.parametrize("sharing", ["channel", "neuron"])
+@pytest.mark.parametrize(
+    ("base", "options"),
+    [(lambda: Widths(), {}), (lambda: Widths(nn.ReLU()), {}), (lambda: Twice(nn.ReLU()), {"share_calls": True})],
+    ids=["function", "module", "share_calls"],
+)
+def test_parameters_that_do_not_fit_all_calls_are_refused(base, options, sharing) -> None:
+    with pytest.raises(UserError, match=r"receives tensors of several shapes, such as \(2, [46]\).* share by layer"):
+        replace_activations(base(), {"ReLU": LIKE}, sharing, torch.rand(2, 3), **options)
+    net, _ = replace_activations(base(), {"ReLU": LIKE}, sample=torch.rand(2, 3), **options)
+    assert net(torch.rand(2, 3)).shape == (2, 6)
+
+
+@pytest.mark.parametrize("axis", ["c", 1.0, True, (1,)])
+def test_a_channel_axis_is_a_whole_number(axis) -> None:
+    with pytest.raises(UserError, match="channel_axis is the number of an axis, as 1 or -1; got"):
+        replace_activations(resnet(), {"ReLU": LIKE}, "channel", images(), channel_axis=axis)
+
+
+class Decorated(nn.Sequential):
+    @torch.autocast("cpu", dtype=torch.bfloat16)
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Decorated, nn.Sequential])
+def test_within_autocast_parameters_take_the_dtype_of_the_network(kind) -> None:
+    base = kind(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        net, _ = replace_activations(base, {"ReLU": AHAF.like("SiLU")}, "channel", torch.rand(2, 3))
+        assert net(torch.rand(2, 3)).isfinite().all()
+    assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
+
+
+def test_without_a_sample_the_report_says_what_worked_in_place() -> None:
+    _, swap = replace_activations(resnet(), {"*": LIKE})
+    assert "layers.0.act1, layers.0.act2, layers.1.act1, layers.1.act2 worked in place: where the network" in str(swap)
+    _, swap = replace_activations(resnet(), {"head.act": LIKE})
+    assert "in place" not in str(swap)
+    _, swap = replace_activations(resnet(), {"*": LIKE}, sample=images())
+    assert "in place" not in str(swap)

@@ -255,3 +255,17 @@ def test_a_damaged_part_is_named(tmp_path, monkeypatch):
     (found.folder / "forms.json").write_text("{")
     with pytest.raises(UserError, match=r"forms\.json is damaged"):
         studied(tmp_path)
+
+
+@pytest.mark.parametrize("new", [FNeuron, LEAF.like("ReLU")], ids=["fitted", "as ReLU"])
+@pytest.mark.parametrize("sharing", ["layer", "channel"])
+def test_slopes_by_channel_are_studied(new, sharing, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 3), nn.PReLU(3), nn.Linear(3, 2))
+    nn.init.uniform_(net[1].weight, 0, 0.6)
+    x = torch.randn(256, 5)
+    options = {"sharing": sharing, "target": "logits", "steps": 1, "report": tmp_path / "page.html"}
+    (form,) = aafit.study(net, [(x, None)], {"*": new}, **options).forms
+    slope = net[1].weight.detach().double().median()
+    wanted = torch.where(form.u_U > 0, form.u_U, slope * form.u_U)
+    torch.testing.assert_close(form.replaced_U, wanted)
