@@ -226,7 +226,7 @@ def _set_of_each(old: nn.Module, row: FoundActivation, shape: tuple[int, ...]) -
     except RuntimeError:
         raise UserError(
             f"It computes a function for each of {'x'.join(map(str, sets))} parts of its input, which parameters of "
-            f"shape {shape} do not tell apart: share by layer, or give channel_axis=1."
+            f"shape {shape} do not tell apart: share by layer."
         ) from None
 
 

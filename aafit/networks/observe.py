@@ -129,11 +129,11 @@ class _Observer(TorchFunctionMode):
             if row.owner in hidden or (f"{row.owner}.").startswith(inside):
                 continue
             if row.module is None:
-                row.gate = self._signals.gates.get((row.owner, row.place), "")
+                row.gate = self._signals.gates.get((row.owner, row.place), row.gate)
             else:
                 row.kind = own.get(row.module, row.kind)
                 if row.module not in self._by_kind or row.kind in GATES:
-                    row.gate = self._signals.gates.get(row.module, "")
+                    row.gate = self._signals.gates.get(row.module, row.gate)
             seen.append(row)
         return Observation(seen, own)
 
@@ -220,6 +220,9 @@ class _Observer(TorchFunctionMode):
         row.shape, row.device, row.dtype = tuple(u.shape), u.device, u.dtype
         signal = self._signals.of(u)
         row.channel_axis, row.after = signal.axis, signal.layer
+        if module is not None and getattr(self._modules[module], "num_parameters", 1) > 1:
+            # The slopes of an nn.PReLU lie along axis 1, whatever comes before it.
+            row.channel_axis = 1
         if u.numel() and u.is_floating_point() and not u.is_meta:
             low, high = u.detach().aminmax()
             row.low, row.high = min(row.low, low.item()), max(row.high, high.item())

@@ -189,8 +189,7 @@ def test_what_cannot_be_fitted_by_channel(base, key, new, message: str) -> None:
         replace_activations(base(), {key: new}, "channel", X)
 
 
-def test_slopes_along_another_axis_than_the_parameters() -> None:
+def test_slopes_of_a_prelu_tell_the_axis() -> None:
+    """A linear layer's channels come last, the slopes of what follows lie along axis 1."""
     base, x = per_channel(nn.Linear(6, 7), 4), torch.randn(8, 4, 6)
-    with pytest.raises(UserError, match=r"a function for each of 4x1 parts .* share by layer, or give channel_axis=1"):
-        replace_activations(base, {"PReLU": FNeuron}, "channel", x)
-    assert replace_activations(base, {"PReLU": FNeuron}, "channel", x, channel_axis=1)[1].rows[0].shape == (4, 1)
+    assert replace_activations(base, {"PReLU": FNeuron}, "channel", x)[1].rows[0].shape == (4, 1)
