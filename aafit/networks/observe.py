@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from aafit.networks.call_sites import show_unnamed_calls
+from aafit.networks.call_sites import Doorway, called_with, show_unnamed_calls
 from aafit.networks.kinds import GATES, activation_name, called_kind, function_name, is_activation
 from aafit.networks.own_classes import each_its_own, elementwise_kind, may_be_an_activation
-from aafit.networks.places import Place, calling_frames, line_of, place_of
+from aafit.networks.places import Place, calling_frames, in_full, line_of, place_of
 from aafit.networks.probe import forward_of_sample, probe_of
 
 MOVES_AXES = (
@@ -110,11 +110,18 @@ class _Observer(TorchFunctionMode):
     def __init__(self, probe: nn.Module, named: Collection[str]) -> None:
         super().__init__()
         self._named = set(named)
-        self._seen: dict[tuple[str, str | None, Place], Seen] = {}
+        self._seen: dict[Any, Seen] = {}
         self._around: list[str] = []
         self._axes, self._layers = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         self._gates, self._comes_from = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
-        self._modules = dict(probe.named_modules())
+        modules = dict(probe.named_modules())
+        # What stands behind a doorway counts as standing at its path.
+        behind = {f"{path}.original" for path, module in modules.items() if isinstance(module, Doorway)}
+        self._modules = {
+            path: module.original if isinstance(module, Doorway) else module
+            for path, module in modules.items()
+            if path not in behind
+        }
         self._candidates = {path: module for path, module in self._modules.items() if may_be_an_activation(module)}
         self._received: dict[str, Tensor] = {}
         self._handles = []
@@ -184,10 +191,9 @@ class _Observer(TorchFunctionMode):
         if kind is not None:
             u = args[0] if args else kwargs.get("input")
             if isinstance(u, Tensor) and u.is_floating_point():
-                options = {str(at): value for at, value in enumerate(args[1:], 1)}
-                options |= {key: value for key, value in kwargs.items() if key != "input"}
-                in_place = bool(options.pop("inplace", False)) or func.__name__.endswith("_")
-                row = self._note(kind, u, None, name, options, in_place)
+                in_place = bool(kwargs.get("inplace", False)) or func.__name__.endswith("_")
+                call, options, _ = called_with(func, args, kwargs)
+                row = self._note(kind, u, None, call, options, in_place)
         if name in _TIMES:
             self._multiplied(args)
         output = func(*args, **kwargs)
@@ -204,10 +210,13 @@ class _Observer(TorchFunctionMode):
         frames = calling_frames(self._modules[owner])
         if not frames:
             return None
-        key = owner, module, place_of(frames)
+        place = place_of(frames)
+        # One place may call now one function and now another, or one with other options.
+        full = {name: "" if isinstance(value, Tensor) else str(value) for name, value in in_full(call, options).items()}
+        key = owner, module, place, call, tuple(sorted(full.items()))
         row = self._seen.get(key)
         if row is None:
-            row = self._seen[key] = Seen(owner, module, key[2], kind, call, options, line_of(frames), in_place=in_place)
+            row = self._seen[key] = Seen(owner, module, place, kind, call, options, line_of(frames), in_place=in_place)
         row.calls += 1
         row.shape, row.device, row.dtype = tuple(u.shape), u.device, u.dtype
         row.channel_axis, row.after = self._axes.get(u), self._layers.get(u)
@@ -247,7 +256,7 @@ class _Observer(TorchFunctionMode):
 
     def _mark_gate(self, path: str, row: Seen | None, kind: str, output: Tensor, args: Any) -> None:
         if kind in GATES:
-            own = path if row is None else f"{path}:{row.place}"
+            own = path if row is None else f"{path}:{row.call}:{row.place}"
             self._comes_from[output] = self._comes_from.get(output, frozenset()) | {own}
             self._gates[output] = (path, row, own, args[0] if isinstance(args, tuple) and args else None)
 
