@@ -74,6 +74,18 @@ def _in_a_loop(net: Written, x: Tensor) -> Tensor:
     return x
 
 
+def _now_one_now_another(net: Written, x: Tensor) -> Tensor:
+    for act in (F.relu, torch.tanh):
+        x = act(net.fc2(x))
+    return x
+
+
+def _options_of_its_own(net: Written, x: Tensor) -> Tensor:
+    for high in (None, 6):
+        x = net.fc2(x).clamp(min=0, max=high)
+    return x
+
+
 def _layer(x: Tensor, fc: nn.Module) -> Tensor:
     return F.silu(fc(x))
 
@@ -134,6 +146,8 @@ FORMS = OrderedDict(
             [("SiLU", "own_1"), ("SiLU", "own_2")],
         ),
         "loop": (_in_a_loop, [("ReLU", "relu_1")]),
+        "loop, two functions": (_now_one_now_another, [("ReLU", "relu_1"), ("Tanh", "tanh_1")]),
+        "loop, other options": (_options_of_its_own, [("ReLU", "clamp_1"), ("ReLU6", "clamp_2")]),
         "module in place": (lambda net, x: net.in_place(x), [("ReLU", "in_place")]),
         "module and function": (lambda net, x: net.relu(F.relu(x - 1)), [("ReLU", "relu_1"), ("ReLU", "relu")]),
     }

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from aafit.errors import UserError
 from aafit.networks.call_sites import call_sites, close_call_sites, open_call_sites
@@ -33,12 +32,6 @@ def with_modules(
     # Every owner is watched then, so that the calls of one are never taken for those of another around it.
     owners = found.owners if sites else ()
     calls = {owner: CallSites(sites.get(owner, ())) for owner in owners}
-    traced = next((owner for owner in owners if isinstance(net.get_submodule(owner), GraphModule)), None)
-    if traced is not None:
-        raise UserError(
-            f"{repr(traced) if traced else 'The network'} is a GraphModule of torch.fx, in which calls of functions "
-            "cannot be given modules: replace before the network is traced, or name only activations that are modules."
-        )
     open_call_sites(net, calls)
     return net, calls
 

@@ -5,27 +5,24 @@ a module: a child of the module whose forward makes the call, its owner. The own
 that runs, a `Watch` sees the calls of torch functions and hands each of these to the module that stands for it. After
 that every activation of the network is a module at a path, and can be replaced like any other.
 
-A call is known by its place in the program: the function it stands in and the offset of its instruction, and the same
-of the calls that lead there from the owner's forward, so that a helper called for each of six layers is six places.
-Inside torch.compile no places can be seen: there the calls of an owner are told apart by their order, as it was in the
-forward of the sample.
+A call is known by its function with its options, and by its place in the program: the function it stands in and the
+offset of its instruction, and the same of the calls that lead there from the owner's forward, so that a helper called
+for each of six layers is six places.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import replace
 from functools import cache, wraps
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
+from torch.overrides import TorchFunctionMode, handle_torch_function
 
 from aafit.errors import UserError
-from aafit.networks.kinds import CalledFunction, called_kind
-from aafit.networks.places import CallSites, Site, calling_frames, site_at, through_checkpoint
-from aafit.networks.probe import probe_of
+from aafit.networks.kinds import CalledFunction, called_kind, function_name
+from aafit.networks.places import CallSites, Site, calling_frames, compiled_site_at, site_at, through_checkpoint
 
 
 def call_sites(net: nn.Module) -> dict[str, CallSites]:
@@ -41,6 +38,12 @@ def open_call_sites(net: nn.Module, calls: Mapping[str, CallSites]) -> None:
     """
     for path, opened in calls.items():
         owner = _module_at(net, path)
+        if isinstance(owner, torch.fx.GraphModule):
+            what = repr(path) if path else "The network"
+            raise UserError(
+                f"{what} is a GraphModule of torch.fx, in which calls of functions cannot be replaced: give the "
+                "network that it was made from, or replace its modules only."
+            )
         if "forward" in vars(owner):
             raise UserError(
                 f"The forward of {path or 'the network'!r} was put onto the object, over that of its class: take away "
@@ -51,7 +54,7 @@ def open_call_sites(net: nn.Module, calls: Mapping[str, CallSites]) -> None:
             if site.of_module:
                 called = _module_at(net, site.call)
                 if not isinstance(called, Doorway):
-                    net.set_submodule(site.call, Doorway(called))
+                    net.set_submodule(site.call, Doorway(called, site.call))
                 made = deepcopy(called.original if isinstance(called, Doorway) else called)
             owner.add_module(site.name, made.train(owner.training))
         before = owner._call_sites.sites if isinstance(owner, _Watched) else ()
@@ -59,7 +62,7 @@ def open_call_sites(net: nn.Module, calls: Mapping[str, CallSites]) -> None:
             before_class: Any = type(owner)
             owner.__class__ = _watched(before_class)
         assert isinstance(owner, _Watched)
-        owner._call_sites = CallSites((*before, *opened.sites), opened.order)
+        owner._set_sites((*before, *opened.sites))
 
 
 def close_call_sites(net: nn.Module, calls: Mapping[str, CallSites]) -> None:
@@ -71,14 +74,15 @@ def close_call_sites(net: nn.Module, calls: Mapping[str, CallSites]) -> None:
         names = {site.name for site in opened.sites}
         for site in opened.sites:
             delattr(owner, site.name)
-            called = _module_at(net, site.call) if site.of_module else None
-            if isinstance(called, Doorway):
-                net.set_submodule(site.call, called.original)
         left = tuple(site for site in owner._call_sites.sites if site.name not in names)
-        owner._call_sites = CallSites(left)
+        owner._set_sites(left)
         if not left:
             owner.__class__ = type(owner).__mro__[2]
-            del owner._call_sites
+            del owner._call_sites, owner._described
+    in_use = {site.call for _, site in sites_of(call_sites(net)) if site.of_module}
+    for path, module in list(net.named_modules()):
+        if isinstance(module, Doorway) and module.path not in in_use:
+            net.set_submodule(path, module.original)
 
 
 def show_unnamed_calls(net: nn.Module, observer: TorchFunctionMode) -> None:
@@ -88,55 +92,33 @@ def show_unnamed_calls(net: nn.Module, observer: TorchFunctionMode) -> None:
             vars(owner)["_observer"] = observer
 
 
-def learn_order(net: nn.Module, forward: Callable[[nn.Module], Any], silent: Mapping[str, nn.Module]) -> None:
-    """Note the order of the calls of every owner, in place, as it is in `forward` of a copy of the network.
-
-    In the copy the modules `silent` stand at their paths, and what they call themselves does not count.
-    """
-    probe = probe_of(net)
-    for path, module in silent.items():
-        probe.set_submodule(path, _Silent(module))
-    for owner in probe.modules():
-        if isinstance(owner, _Watched):
-            owner._orders = []
-    forward(probe)
-    for path, owner in probe.named_modules():
-        if isinstance(owner, _Watched):
-            orders = set(owner._orders)
-            own = net.get_submodule(path)
-            assert isinstance(own, _Watched)
-            own._call_sites = replace(owner._call_sites, order=orders.pop() if len(orders) == 1 else None)
-
-
-class _Silent(nn.Module):
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, u: Tensor) -> Tensor:
-        with torch._C.DisableTorchFunction():
-            result: Tensor = self.module(u)
-        return result
-
-
 class Doorway(nn.Module):
     """Stands where a module stood that is called at several places, and lets the owner's `Watch` see each call."""
 
-    def __init__(self, original: nn.Module) -> None:
+    def __init__(self, original: nn.Module, path: str) -> None:
         super().__init__()
-        self.original = original
+        self.original, self.path = original, path
 
     def forward(self, u: Tensor) -> Tensor:
         """What the call's own module gives, or the original where the call has none."""
-        result: Tensor = through_doorway(u, self.original)
+        result: Tensor = through_doorway(u, self.original, self.path)
         return result
 
 
-def through_doorway(u: Tensor, original: nn.Module) -> Any:
+def through_doorway(u: Tensor, original: nn.Module, path: str) -> Any:
     """A call of a module as a call of a function, which a `Watch` can see."""
-    if has_torch_function_unary(u):
-        return handle_torch_function(through_doorway, (u,), u, original)
+    if torch._C._is_torch_function_mode_enabled():
+        return handle_torch_function(through_doorway, (u,), u, original, path)
     return original(u)
+
+
+def called_with(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any], bool]:
+    """The name of a function and what it is called with beside its input; of a module its path; whether it is one."""
+    if function is through_doorway:
+        return args[2], {}, True
+    options = {str(at): value for at, value in enumerate(args[1:], 1)}
+    options |= {name: value for name, value in kwargs.items() if name not in ("input", "inplace")}
+    return function_name(function), options, False
 
 
 class Watch(TorchFunctionMode):
@@ -144,8 +126,7 @@ class Watch(TorchFunctionMode):
 
     def __init__(self, owner: "_Watched") -> None:
         super().__init__()
-        self.owner, self.seen = owner, 0
-        self.order: list[str | None] = []
+        self.owner = owner
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -153,43 +134,45 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not through_doorway and called_kind(func, args, kwargs) is None:
             return func(*args, **kwargs)
-        compiling = torch.compiler.is_dynamo_compiling()
-        name = self._next() if compiling else self._at(calling_frames(self.owner))
+        name = self._name_of(*called_with(func, args, kwargs))
         u = args[0] if args else kwargs["input"]
         if name is None and not isinstance(u, Tensor):
             return func(*args, **kwargs)
-        if name is None and not compiling and "_observer" in vars(self.owner):
-            return self.owner._observer.__torch_function__(func, types, args, kwargs)
         # Owners around this one are not to see the call again, nor what the module computes.
         with torch._C.DisableTorchFunction():
-            return func(*args, **kwargs) if name is None else self.owner.get_submodule(name)(u)
+            if name is not None:
+                return self.owner.get_submodule(name)(u)
+            if "_observer" in vars(self.owner):
+                return self.owner._observer.__torch_function__(func, types, args, kwargs)
+            return func(*args, **kwargs)
 
-    def _at(self, frames: list[FrameType]) -> str | None:
-        name = site_at(self.owner._call_sites.sites, frames) if frames else None
+    def _name_of(self, call: str, options: dict[str, Any], of_module: bool) -> str | None:
+        """The name of the module that stands for this call; None where it has none."""
+        if not all(value is None or isinstance(value, (bool, int, float, str)) for value in options.values()):
+            return None
+        if torch.compiler.is_dynamo_compiling():
+            return compiled_site_at(self.owner._described, call, options, of_module)
+        frames = calling_frames(self.owner)
+        name = site_at(self.owner._call_sites.sites, frames, call, options, of_module) if frames else None
         if name is not None and through_checkpoint(frames):
             raise UserError(
                 f"The call of {name!r} in {type(self.owner).__name__} is recomputed in the backward pass by "
                 "torch.utils.checkpoint, outside of the forward in which it is replaced: checkpoint modules as a whole "
                 "(checkpoint(self.block, x)), or make the activation a module of its own."
             )
-        if "_orders" in vars(self.owner):
-            self.order.append(name)
         return name
-
-    def _next(self) -> str | None:
-        order, at = self.owner._call_sites.order, self.seen
-        self.seen = at + 1
-        if order is None or at >= len(order):
-            raise UserError(_OTHER_ORDER)
-        return order[at]
 
 
 class _Watched(nn.Module):
     """What an owner's class is derived from, beside the one it had."""
 
-    _call_sites = CallSites()
-    _orders: list[tuple[str | None, ...]]
+    _call_sites: CallSites
+    _described: str
     _observer: TorchFunctionMode
+
+    def _set_sites(self, sites: tuple[Site, ...]) -> None:
+        self._call_sites = CallSites(sites)
+        self._described = json.dumps(self._call_sites.as_dict())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made here, so that pickle and copy cannot find it by its name.
@@ -205,24 +188,22 @@ def _new_watched(base: Any) -> nn.Module:
 def _watched(base: Any) -> type[_Watched]:
     @wraps(base.forward)
     def forward(self: _Watched, *args: Any, **kwargs: Any) -> Any:
-        watch = Watch(self)
-        with watch:
-            output = base.forward(self, *args, **kwargs)
-        if torch.compiler.is_dynamo_compiling():
-            if watch.seen != len(self._call_sites.order or ()):
-                raise UserError(_OTHER_ORDER)
-        elif "_orders" in vars(self):
-            self._orders.append(tuple(watch.order))
-        return output
+        with Watch(self):
+            return _run(base, self, args, kwargs)
 
     names = {"forward": forward, "__module__": base.__module__, "__qualname__": base.__qualname__}
     return type(base.__name__, (_Watched, base), names)
 
 
-_OTHER_ORDER = (
-    "The network cannot be compiled as one: it calls its activations in another order than for the sample, or not in "
-    "the same one each time, and inside torch.compile only the order tells them apart. Compile the parts that always "
-    "run alike."
+def _run(base: Any, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return base.forward(owner, *args, **kwargs)
+
+
+# A forward is compiled as a whole, as a part of what calls it, or not at all: where the compiler gives up on it, it
+# would go on with pieces of it, in which places are others.
+_compiler = torch._C._dynamo.eval_frame
+_compiler.set_code_exec_strategy(
+    _run.__code__, _compiler._FrameExecStrategy(_compiler._FrameAction.SKIP, _compiler._FrameAction.SKIP)
 )
 
 

@@ -102,11 +102,12 @@ def _modules(net: nn.Module, watched: Observation, named: Collection[str] = ()) 
     places, aliases = _places(net)
     inside = tuple(f"{path}." for path in watched.own)
     inside += tuple(f"{path}." for path, module in places.items() if isinstance(module, Doorway))
+    several = _called_at_several_places(net, watched)
     for path, module in places.items():
         known = is_activation(module)
         if not known and path not in watched.own and path not in named:
             continue
-        if path in _called_at_several_places(watched) or path.startswith(inside):
+        if path in several or path.startswith(inside):
             continue
         seen = seen_of.get(path)
         yield FoundActivation(
@@ -145,7 +146,7 @@ def _calls(net: nn.Module, watched: Observation) -> Iterator[FoundActivation]:
 
     The path of each is that of its owner, with the name of the function and a number: "block.relu_1".
     """
-    several = _called_at_several_places(watched)
+    several = _called_at_several_places(net, watched)
     taken: defaultdict[str, set[str]] = defaultdict(set)
     ways = Counter((seen.owner, seen.place[0]) for seen in watched.seen)
     for seen in watched.seen:
@@ -175,9 +176,11 @@ def _of_no_reals(seen: Seen | None) -> str:
     return f"called with {kind} ({str(seen.dtype).removeprefix('torch.')}), which no adaptive activation takes"
 
 
-def _called_at_several_places(watched: Observation) -> set[str]:
+def _called_at_several_places(net: nn.Module, watched: Observation) -> set[str]:
+    """The modules that are; one behind a doorway was when others of its calls were given modules."""
     places = Counter(seen.module for seen in watched.seen if seen.module is not None)
-    return {path for path, count in places.items() if count > 1}
+    doorways = {path for path, module in net.named_modules() if isinstance(module, Doorway)}
+    return {path for path, count in places.items() if count > 1} | doorways
 
 
 def _free_name(seen: Seen, owner: nn.Module, taken: set[str]) -> str:

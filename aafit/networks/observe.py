@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from aafit.networks.call_sites import show_unnamed_calls
-from aafit.networks.kinds import GATES, activation_name, called_kind, function_name, is_activation
+from aafit.networks.call_sites import Doorway, called_with, show_unnamed_calls
+from aafit.networks.kinds import GATES, activation_name, called_kind, is_activation
 from aafit.networks.own_classes import each_its_own, elementwise_kind, may_be_an_activation
-from aafit.networks.places import Place, calling_frames, line_of, place_of
+from aafit.networks.places import Place, calling_frames, in_full, line_of, place_of
 from aafit.networks.probe import forward_of_sample, probe_of
 from aafit.networks.signals import Signal, Signals, tensors_in
 
@@ -93,11 +93,18 @@ class _Observer(TorchFunctionMode):
     def __init__(self, probe: nn.Module, named: Collection[str]) -> None:
         super().__init__()
         self._named = set(named)
-        self._seen: dict[tuple[str, str | None, Place], Seen] = {}
+        self._seen: dict[Any, Seen] = {}
         # The modules whose forwards run, and what each received that may be an activation.
         self._around: list[tuple[str, Signal | None]] = []
         self._signals = Signals()
-        self._modules = dict(probe.named_modules())
+        modules = dict(probe.named_modules())
+        # What stands behind a doorway counts as standing at its path.
+        behind = {f"{path}.original" for path, module in modules.items() if isinstance(module, Doorway)}
+        self._modules = {
+            path: module.original if isinstance(module, Doorway) else module
+            for path, module in modules.items()
+            if path not in behind
+        }
         self._candidates = {
             path: module for path, module in self._modules.items() if path and may_be_an_activation(module)
         }
@@ -129,7 +136,7 @@ class _Observer(TorchFunctionMode):
             if row.owner in hidden or (f"{row.owner}.").startswith(inside):
                 continue
             if row.module is None:
-                row.gate = self._signals.gates.get((row.owner, row.place), row.gate)
+                row.gate = self._signals.gates.get(id(row), row.gate)
             else:
                 row.kind = own.get(row.module, row.kind)
                 if row.module not in self._by_kind or row.kind in GATES:
@@ -180,20 +187,19 @@ class _Observer(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name, kind = function_name(func), called_kind(func, args, kwargs)
+        kind = called_kind(func, args, kwargs)
         row, received = None, None
         if kind is not None:
             u = args[0] if args else kwargs.get("input")
             if isinstance(u, Tensor) and u.is_floating_point():
-                options = {str(at): value for at, value in enumerate(args[1:], 1)}
-                options |= {key: value for key, value in kwargs.items() if key != "input"}
-                in_place = bool(options.pop("inplace", False)) or func.__name__.endswith("_")
-                row, received = self._note(kind, u, None, name, options, in_place), self._signals.of(u)
+                in_place = bool(kwargs.get("inplace", False)) or func.__name__.endswith("_")
+                call, options, _ = called_with(func, args, kwargs)
+                row, received = self._note(kind, u, None, call, options, in_place), self._signals.of(u)
         owner = self._around[-1][0] if self._around else ""
         output = func(*args, **kwargs)
         self._signals.follow(func, output, [*args, *kwargs.values()], owner, kind is not None)
         if kind is not None and row is not None and received is not None:
-            self._may_be_a_gate(kind, (row.owner, row.place), received, output)
+            self._may_be_a_gate(kind, id(row), received, output)
         return output
 
     def _may_be_a_gate(self, kind: str, name: Hashable, received: Signal, output: Tensor) -> None:
@@ -210,10 +216,13 @@ class _Observer(TorchFunctionMode):
         frames = calling_frames(self._modules[owner])
         if not frames:
             return None
-        key = owner, module, place_of(frames)
+        place = place_of(frames)
+        # One place may call now one function and now another, or one with other options.
+        full = {name: "" if isinstance(value, Tensor) else str(value) for name, value in in_full(call, options).items()}
+        key = owner, module, place, call, tuple(sorted(full.items()))
         row = self._seen.get(key)
         if row is None:
-            row = self._seen[key] = Seen(owner, module, key[2], kind, call, options, line_of(frames), in_place=in_place)
+            row = self._seen[key] = Seen(owner, module, place, kind, call, options, line_of(frames), in_place=in_place)
             if isinstance(u if u._base is None else u._base, nn.Parameter):
                 row.gate = "it is given a parameter, not a signal"
         row.calls += 1

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +11,13 @@ from torch import nn
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError, check_name, nearest
 from aafit.networks.as_modules import check_same_outputs, take_fused_step, with_modules
-from aafit.networks.call_sites import close_call_sites, learn_order
+from aafit.networks.call_sites import close_call_sites
 from aafit.networks.find import check_plain, found_in
 from aafit.networks.found import NOT_SAMPLED, FoundActivation
 from aafit.networks.kinds import activation_name
 from aafit.networks.make import Replacement, inputs_seen, is_fit, leave_out_what_has_no_fit, make_activation
 from aafit.networks.places import CallSites
-from aafit.networks.probe import copied, forward_of_sample
+from aafit.networks.probe import copied
 from aafit.networks.select import check_keys, named_modules_of, select, told, why_kept
 from aafit.networks.sharing import SHARINGS, Sharing, check_inputs_fit, parameter_shape
 from aafit.tables import table
@@ -119,7 +118,9 @@ def replace_activations(
     `model` itself is left as it was. With a sample, activations are found however they are written, see
     `find_activations`: a call without a module of its own gets one, a child of the module whose forward makes it, such
     as "block.relu_1". Without one only modules are. Where the sample shows that the network would not give the same
-    with its activations as modules (one works in place, and the changed input is used again), it is refused.
+    with its activations as modules (one works in place, and the changed input is used again), it is refused. Such a
+    call is replaced within the forward of that module only: a method called from outside, as net.encode(x), goes on
+    with the activation of `model`.
 
     Args:
         model: any network.
@@ -192,10 +193,6 @@ def replace_activations(
             hooks[row.path] = carried
         name = activation_name(new)
         rows.append(Replaced(row.path, activation_name(old), name, row.calls, shapes[row.path], type(new).__name__))
-    if calls:
-        # The first forward of what is compiled takes seconds, and no watch sees a call in it.
-        silent = {at: old for at, old in originals.items() if isinstance(net.get_submodule(at), AdaptiveActivation)}
-        learn_order(net, partial(forward_of_sample, sample=sample), silent)
     reasons = {row.path: unfit.get(row.path) or why_kept(row) for row in found if row.path not in key_of}
     kept = [Kept(row.path, row.kind, reasons[row.path]) for row in found if row.path in reasons]
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

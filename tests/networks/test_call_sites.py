@@ -15,6 +15,7 @@ from aafit.networks.adaptive import adaptive_activations, load_activations, save
 from aafit.networks.as_modules import like_for_like
 from aafit.networks.call_sites import call_sites
 from aafit.networks.find import find_activations
+from aafit.networks.places import CallSites, Site
 from aafit.networks.surgery import replace_activations
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(5))
@@ -74,6 +75,10 @@ def _by_hand(base: Written, form: str, acts: list[AHAF]) -> Tensor:
     elif form == "module and function":
         y = next(calls)(x - 1)
         y = next(calls)(y)
+    elif form in ("loop, two functions", "loop, other options"):
+        for act in acts:
+            x = act(base.fc2(x))
+        y = x
     elif form == "loop":
         for _ in range(3):
             x = acts[0](base.fc2(x))
@@ -129,31 +134,84 @@ def test_programs_that_depend_on_their_data() -> None:
         y = value(2)(net.fc(y))
     torch.testing.assert_close(new(deeper), y.clamp(min=0) + value(3)(y))
     assert torch.equal(new(other), net(other))
-    with pytest.raises(Exception, match="another order"):
-        torch.compile(
-            _Loop(replace_activations(_Turns(), {"ReLU": LEAF.like("ReLU")}, sample=torch.rand(1, 6))[0]),
-            fullgraph=True,
-            backend="eager",
-        )(torch.rand(3, 6))
 
 
-class _Turns(nn.Module):
-    """As many turns as it has rows."""
+class ByMean(nn.Module):
+    """Calls now one function and now another at one place."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        for _ in range(len(x)):
-            x = F.relu(x) + 1
-        return F.relu(x)
-
-
-class _Loop(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.inner = inner
+        torch.manual_seed(0)
+        self.fc = nn.Linear(6, 6)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.inner(x)
-        return out
+        act = torch.relu if x.mean() > 0 else torch.tanh
+        return act(self.fc(x))
+
+
+def test_another_function_at_the_same_place_is_left() -> None:
+    base, x = ByMean(), X.abs()
+    net, swap = replace_activations(base, {"ReLU": value(1.5)}, sample=x)
+    assert [row.path for row in swap.rows] == ["relu_1"]
+    torch.testing.assert_close(net(x), value(1.5)(base.fc(x)))
+    assert torch.equal(net(-x), base(-x))
+
+
+def test_one_function_of_several_at_one_place() -> None:
+    def between(net: Written, x: Tensor) -> Tensor:
+        for act in (torch.relu, torch.relu, torch.tanh):
+            x = act(net.fc2(x))
+        return x
+
+    base = written(between)
+    assert [(row.path, row.calls) for row in find_activations(base, X) if row.calls] == [("relu_1", 2), ("tanh_1", 1)]
+    net, _ = replace_activations(base, {"Tanh": value(1.5)}, sample=X)
+    x = F.relu(base.fc2(F.relu(base.fc2(base.fc1(X)))))
+    torch.testing.assert_close(net(X), base.fc2(value(1.5)(base.fc2(x))))
+
+
+def test_two_modules_and_a_function_at_one_place() -> None:
+    def between(net: Written, x: Tensor) -> Tensor:
+        for act in (net.relu, net.own, F.relu):
+            x = act(net.fc2(x))
+        for act in (net.relu, net.own):
+            x = act(net.fc2(x))
+        return x
+
+    base = written(between)
+    paths = ["relu_1", "own_1", "relu_2", "relu_3", "own_2"]
+    assert [row.path for row in find_activations(base, X) if row.calls] == paths
+    acts = [value(0.5 + at) for at in range(len(paths))]
+    net, swap = replace_activations(base, dict(zip(paths, acts, strict=True)), sample=X)
+    x = base.fc1(X)
+    for act in acts:
+        x = act(base.fc2(x))
+    torch.testing.assert_close(net(X), base.fc2(x))
+    torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(X), net(X))
+    assert torch.equal(swap.restore(net)(X), base(X))
+
+
+@pytest.mark.parametrize(
+    ("call", "written_down", "called", "same"),
+    [
+        ("leaky_relu", {"negative_slope": 0.2}, {"1": 0.2}, True),
+        ("leaky_relu", {"negative_slope": 0.01}, {}, True),
+        ("leaky_relu", {"negative_slope": 0.2}, {}, False),
+        ("threshold", {"1": 0.1, "2": 0.0}, {"threshold": 0.1, "value": 0.0, "inplace": True}, True),
+        ("clamp", {"min": 0}, {"min": 0, "max": 6}, False),
+        ("relu", {}, {}, True),
+    ],
+)
+def test_options_are_compared_by_what_they_mean(call: str, written_down, called, same: bool) -> None:
+    assert Site("act_1", (), "", call, written_down).is_call(call, called) is same
+    assert not Site("act_1", (), "", "elu", written_down).is_call(call, called)
+
+
+def test_sites_that_were_written_with_their_order_are_read() -> None:
+    base = written(lambda net, x: F.relu(net.fc2(F.relu(x))))
+    net, _ = replace_activations(base, {"ReLU": value(1.5)}, sample=X)
+    described = {**call_sites(net)[""].as_dict(), "order": ["relu_1", None]}
+    assert CallSites.from_dict(described) == call_sites(net)[""]
 
 
 class Layers(nn.Module):
@@ -376,6 +434,8 @@ def test_another_program_is_noticed(tmp_path) -> None:
     loaded = load_activations(written(changed), tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="is not the one whose activations were replaced"):
         loaded(X)
+    with pytest.raises(Exception, match="is not the one whose activations were replaced"):
+        torch.compile(loaded, fullgraph=True, backend="eager")(X)
 
 
 def test_what_is_replaced_twice() -> None:
@@ -385,6 +445,34 @@ def test_what_is_replaced_twice() -> None:
     assert {row.path for row in second.rows} == {"relu_1", "silu_1", "relu"}
     x = base.fc1(X)
     torch.testing.assert_close(again(X), base.fc2(value(2.5)(value(1)(x)) + value(3.5)(x)))
+    assert torch.equal(second.restore(again)(X), net(X))
+    assert torch.equal(first.restore(second.restore(again))(X), base(X))
+
+
+class Around(nn.Module):
+    """One module of its own within it, which calls functions as it does itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.relu = written(lambda net, x: torch.tanh(x)), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.relu(self.inner(self.relu(F.relu(self.inner(x))))))
+
+
+def test_what_is_not_replaced_yet_is_found_as_before() -> None:
+    base = Around()
+    before = [(row.path, row.calls, row.shape) for row in find_activations(base, X) if row.calls]
+    assert before == [
+        ("inner.tanh_1", 2, (8, 6)), ("relu_1", 1, (8, 6)), ("relu_2", 1, (8, 6)), ("relu_3", 1, (8, 6)),
+        ("silu_1", 1, (8, 6)),
+    ]  # fmt: skip
+    net, first = replace_activations(base, {"relu_1": value(1.5), "relu_2": value(2.5)}, sample=X)
+    assert [(row.path, row.calls, row.shape) for row in find_activations(net, X) if row.calls] == before
+    again, second = replace_activations(net, {"relu_3": value(3.5)}, sample=X)
+    x = value(2.5)(value(1.5)(base.inner(X)))
+    torch.testing.assert_close(again(X), F.silu(value(3.5)(base.inner(x))))
     assert torch.equal(second.restore(again)(X), net(X))
     assert torch.equal(first.restore(second.restore(again))(X), base(X))
 
@@ -403,6 +491,23 @@ def test_what_is_replaced_twice() -> None:
 def test_networks_that_are_wrapped_or_scripted(net, message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace_activations(net(), {"ReLU": LEAF.like("ReLU")}, sample=X)
+
+
+def test_a_graph_module_has_no_forward_of_its_own() -> None:
+    graph = torch.fx.symbolic_trace(written(lambda net, x: F.silu(net.relu(x))))
+    net, _ = replace_activations(graph, {"relu": value(1.5)}, sample=X)
+    assert not torch.equal(net(X), graph(X))
+    with pytest.raises(UserError, match=r"is a GraphModule of torch.fx.*: give the network that it was made from"):
+        replace_activations(graph, {"SiLU": value(1.5)}, sample=X)
+
+
+def test_a_method_that_is_called_from_outside_keeps_the_functions_of_the_base() -> None:
+    base = written(lambda net, x: F.silu(net.relu(x)))
+    net, _ = replace_activations(base, {"SiLU": value(1.5)}, sample=X)
+    assert not torch.equal(net(X), base(X))
+    assert torch.equal(net.between(X), base.between(X))
+    net, _ = replace_activations(base, {"relu": value(1.5)}, sample=X)
+    torch.testing.assert_close(net.between(X), F.silu(value(1.5)(X)))
 
 
 def test_a_call_with_a_tensor_beside_its_input() -> None:

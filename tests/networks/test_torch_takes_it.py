@@ -62,6 +62,98 @@ def test_the_result_is_an_ordinary_module(new: nn.Module) -> None:
         assert all(torch.equal(one, other.grad) for one, other in zip(plain, net.relu_1.parameters(), strict=True))
 
 
+class Branches(nn.Module):
+    """Two programs, of which one has to be told from the other by more than what is called, in which order."""
+
+    def __init__(self, a: str, b: str, turns: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.fc2, self.a, self.b, self.turns = nn.Linear(6, 6), nn.Linear(6, 6), a, b, turns
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.turns if self.training else 1):
+            if self.training:
+                x = FUNCTIONS[self.b](self.fc2(FUNCTIONS[self.a](self.fc1(x))))
+            else:
+                x = FUNCTIONS[self.a](self.fc2(FUNCTIONS[self.b](self.fc1(x))))
+        return F.leaky_relu(x, 0.2) + F.leaky_relu(x)
+
+
+FUNCTIONS = {"relu": F.relu, "tanh": torch.tanh}
+
+
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
+@pytest.mark.parametrize(("a", "b", "turns"), [("relu", "tanh", 1), ("relu", "relu", 1), ("relu", "tanh", 3)])
+@pytest.mark.parametrize("trained", [False, True])
+def test_compiled_or_exported_it_gives_the_same_in_every_branch(a: str, b: str, turns: int, trained: bool) -> None:
+    base = Branches(a, b, turns)
+    net, swap = replace_activations(base, {"*": AHAF(gamma=1.5, beta=1.0)}, sample=X)
+    assert [row.path for row in swap.rows] == [
+        f"{b}_1",
+        "relu_2" if a == b else f"{a}_1",
+        "leaky_relu_1",
+        "leaky_relu_2",
+    ]
+    net.train(trained)
+    expected = net(X)
+    assert not torch.equal(expected, base.train(trained)(X))
+    torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(X), expected)
+    for strict in (False, True):
+        torch.testing.assert_close(torch.export.export(net, (X,), strict=strict).module()(X), expected)
+
+
+class Either(nn.Module):
+    """Calls its activation at the one place or at the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, first: bool = True) -> Tensor:
+        if first:
+            return F.relu(self.fc(x))
+        return F.relu(self.fc(x) + 1)
+
+
+def test_what_was_compiled_for_one_network_does_not_serve_another() -> None:
+    new = AHAF(gamma=1.5, beta=1.0)
+    # The same paths, of other calls.
+    nets = [replace_activations(Either(), {"ReLU": new}, sample=(X, first))[0] for first in (True, False)]
+    for net in nets:
+        assert [*adaptive_parameters(net)] == ["relu_1.gamma", "relu_1.beta"]
+        for first in (True, False):
+            compiled = torch.compile(net, fullgraph=True, backend="eager")
+            torch.testing.assert_close(compiled(X, first), net(X, first))
+
+
+class Broken(nn.Module):
+    """A program that the compiler breaks into parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.fc(x))
+        if x.mean() > 100:
+            x = torch.tanh(x)
+        torch._dynamo.graph_break()
+        return F.relu(self.fc(x) - 0.1)
+
+
+@pytest.mark.parametrize(
+    "around", [lambda net: net, lambda net: nn.Sequential(net, nn.Tanh())], ids=["alone", "in a net"]
+)
+def test_compiled_in_parts_it_gives_the_same(around) -> None:
+    net, _ = replace_activations(around(Broken()), {"ReLU": AHAF(gamma=1.5, beta=1.0)}, sample=X)
+    with torch.no_grad():
+        expected = net(X)
+        assert torch.equal(torch.compile(net, backend="eager")(X), expected)
+        assert torch.equal(net(X), expected)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_call_that_is_recomputed_outside_of_its_forward_is_refused(reentrant: bool) -> None:
     def part(net: Written, x: Tensor) -> Tensor:
