@@ -40,21 +40,22 @@ def is_fit(replacement: Replacement) -> bool:
 def leave_out_what_has_no_fit(
     found: Found, key_of: dict[str, Key], replacements: Mapping[Any, Replacement]
 ) -> dict[str, str]:
-    """Take out of `key_of` what "*" would fit to no input, or to one value alone; why, by path.
+    """Take out of `key_of` what the sample does not reach, and what "*" would fit to one value alone; why, by path.
 
     Raises:
-        UserError: another key asks for a fit to one value, or nothing is left.
+        UserError: a path names what the sample does not reach, another key than "*" asks for a fit to one value, or
+            nothing is left.
     """
     why: dict[str, str] = {}
     for path, key in list(key_of.items()):
         low, high = found[path].range or (0.0, 1.0)
-        unreached = found[path].calls == 0 and key == EVERYTHING
+        unreached = found[path].calls == 0
         if not is_fit(replacements[key]) or not (low == high or unreached):
             continue
         reason = "the sample does not reach it" if unreached else f"in the sample it receives {low:g} only"
         why[path] = f"{reason}: there is nothing to fit to"
         del key_of[path]
-        if key != EVERYTHING or not key_of:
+        if key == path or not (unreached or key == EVERYTHING) or not key_of:
             raise UserError(
                 f"{path!r} cannot be fitted: {reason}. Give another sample, or an activation, as LEAF.like('ReLU')."
             )

@@ -161,7 +161,7 @@ def replace_activations(
     check_keys(replacements)
     found = found_in(model, sample, named_modules_of(model, replacements), share_calls)
     key_of = select(model, found, replacements)
-    unfit = leave_out_what_has_no_fit(found, key_of, replacements)
+    unfit = {} if sample is None else leave_out_what_has_no_fit(found, key_of, replacements)
     chosen = [found[path] for path in key_of]
     net, calls = with_modules(model, found, chosen)
     if sample is not None:

@@ -124,7 +124,10 @@ def around_compiled() -> nn.Module:
         (lambda: nn.Sequential(exported()), "'0' is exported by torch.export"),
         (lambda: torch.export.export(nn.ReLU(), (X,)), "The network is exported by torch.export"),
         (around_compiled, "'1' is compiled by torch.compile, .*: put its _orig_mod there"),
-        (lambda: torch.fx.symbolic_trace(Kept()), "The network is a GraphModule of torch.fx, .*: give the network that it was made from"),
+        (
+            lambda: torch.fx.symbolic_trace(Kept()),
+            "The network is a GraphModule of torch.fx, .*: give the network that it was made from",
+        ),
         (lambda: nn.Sequential(torch.fx.symbolic_trace(Kept())), "'0' is a GraphModule of torch.fx"),
     ],
 )

@@ -193,3 +193,28 @@ def test_slopes_of_a_prelu_tell_the_axis() -> None:
     """A linear layer's channels come last, the slopes of what follows lie along axis 1."""
     base, x = per_channel(nn.Linear(6, 7), 4), torch.randn(8, 4, 6)
     assert replace_activations(base, {"PReLU": FNeuron}, "channel", x)[1].rows[0].shape == (4, 1)
+
+
+class Spare(nn.Module):
+    """One activation, and another that no forward calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.act, self.spare = nn.Linear(6, 4), nn.Tanh(), nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(self.fc(x))
+        return y
+
+
+@pytest.mark.parametrize("key", ["Tanh", "*"])
+def test_what_the_sample_does_not_reach_is_not_fitted(key: str) -> None:
+    _, swap = replace_activations(Spare(), {key: LEAF}, sample=torch.randn(8, 6))
+    assert [row.path for row in swap.rows] == ["act"]
+    assert [(row.path, row.reason) for row in swap.kept] == [
+        ("spare", "the sample does not reach it: there is nothing to fit to")
+    ]
+    with pytest.raises(UserError, match="'spare' cannot be fitted: the sample does not reach it"):
+        replace_activations(Spare(), {"spare": LEAF}, sample=torch.randn(8, 6))
+    with pytest.raises(UserError, match=r"needs the inputs of that layer: .* as sample="):
+        replace_activations(Spare(), {key: LEAF})
