@@ -2,7 +2,6 @@
 
 import logging
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,6 +139,14 @@ def test_chunks_and_threads_do_not_change_the_bits(instructions: str, wanted: tu
         assert_same_bits(ours, theirs)
 
 
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> compiling._Compiler:
+    """A compiler that has made nothing yet."""
+    one = compiling._Compiler("cpu")
+    monkeypatch.setattr(compiling, "_compiler", lambda device: one)
+    return one
+
+
 CASES = {
     # name: (input's shape, parameters' shape, input's dtype, weight's dtype, pieces, whether a loop of ours takes it)
     "one set": ((64, 600), (1,), torch.float32, torch.float32, 16, True),
@@ -156,30 +163,37 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("before", [None, "far too many", "a set for few elements"])
-@pytest.mark.parametrize("case", CASES)
-def test_which_arrays_they_take(case: str, before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever was called before: loops of the compiler's own fit arrays of any size."""
-    compiler = compiling._Compiler("cpu")
-    monkeypatch.setattr(compiling, "_compiler", lambda device: compiler)
-    with only("widest"):
-        for name in (before, case) if before else (case,):
-            made = sum(map(len, compiler._loops.values()))
-            shape, sets, dtype, weights, pieces, ours = CASES[name]
-            net = FNeuron.random(sets, torch.Generator().manual_seed(1), pieces=pieces).to(weights)
-            u = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-            with torch.no_grad():
-                y = net(u)
-                with compiled_loops(False):
-                    assert torch.equal(y, net(u))
-            if ours or before is None:
-                assert sum(map(len, compiler._loops.values())) == made + (not ours)
+def made_by(case: str, compiler: compiling._Compiler) -> int:
+    """How many loops the compiler makes for a case, which gives the bits of torch's operations."""
+    shape, sets, dtype, weights, pieces, _ = CASES[case]
+    net = FNeuron.random(sets, torch.Generator().manual_seed(1), pieces=pieces).to(weights)
+    u = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = sum(map(len, compiler._loops.values()))
+    with torch.no_grad():
+        y = net(u)
+        with compiled_loops(False):
+            assert torch.equal(y, net(u))
     assert not compiler._failures
+    return sum(map(len, compiler._loops.values())) - before
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_which_arrays_they_take(case: str, compiler: compiling._Compiler) -> None:
+    with only("widest"):
+        assert made_by(case, compiler) == (not CASES[case][-1])
+
+
+def test_what_was_called_before_does_not_matter(compiler: compiling._Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop of the compiler fits arrays of any size: it must not take what ours are for."""
+    with only("widest"):
+        assert made_by("far too many", compiler) == made_by("a set for few elements", compiler) == 1
+        monkeypatch.setattr(compiler, "run", lambda *arguments: pytest.fail("a loop of the compiler was used"))
+        assert made_by("one set", compiler) == made_by("a set for each map", compiler) == 0
 
 
 @pytest.mark.parametrize("why", ["no registers", "not built", "no source"])
 def test_without_them_the_compilers_loops_serve(
-    why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    why: str, compiler: compiling._Compiler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def built(source: str) -> CDLL:
         if why == "not built":
@@ -192,8 +206,6 @@ def test_without_them_the_compilers_loops_serve(
     monkeypatch.setattr(look_up, "_built", built)
     if why == "no source":
         monkeypatch.setattr(look_up, "files", no_files)
-    compiler = compiling._Compiler("cpu")
-    monkeypatch.setattr(compiling, "_compiler", lambda device: compiler)
     u = torch.randn(64, 600, generator=torch.Generator().manual_seed(0), requires_grad=True)
     look_up._library.cache_clear()
     try:
@@ -212,14 +224,12 @@ def test_without_them_the_compilers_loops_serve(
     assert said == ([] if reason is None else [f"F-Neuron runs slower, its own loops could not be built: {reason}"])
 
 
-def test_a_weight_elsewhere_is_an_error_and_no_crash() -> None:
-    """In a process of its own, which alone would end."""
-    code = """
-import torch
-from aafit.activations import FNeuron
-with torch.no_grad():
-    FNeuron.like("SiLU").to("meta")(torch.randn(64, 600))
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
-    assert run.returncode == 1
-    assert "meta" in run.stderr.splitlines()[-1]
+def test_a_weight_on_another_device_is_not_read(instructions: str) -> None:
+    """To read it where it is not would end the process."""
+    grad, u, (weight, rises, left, scale) = inputs(0, (40_000,), 18)
+    line = weight.to("meta"), rises.to("meta"), left, scale
+    assert not value_loop(False).fits(u, *line)
+    assert not gradient_loop(False, (True, True)).fits(grad, u, *line)
+    assert not value_loop(False).fits(u.to("meta"), weight, rises, left, scale)
+    with pytest.raises(RuntimeError, match="meta"), torch.no_grad():
+        FNeuron.like("SiLU").to("meta")(u)
