@@ -17,10 +17,10 @@ from benchmarks import paired
 
 @pytest.mark.parametrize(("wins", "losses"), [(300, 100), (50, 50), (0, 20)])
 def test_the_interval_is_that_of_a_mean_of_many_images(wins, losses):
-    difference_N = torch.zeros(5_000, dtype=torch.float64)
+    difference_N = torch.zeros(2_000, dtype=torch.float64)
     difference_N[:wins], difference_N[wins : wins + losses] = 1, -1
     mean, error = difference_N.mean().item(), difference_N.std().item() / len(difference_N) ** 0.5
-    low, high = paired.interval(difference_N.unsqueeze(0), draws=2_000)
+    low, high = paired.interval(difference_N.unsqueeze(0), draws=1_000)
     assert low == pytest.approx(mean - 1.96 * error, abs=0.25 * error)
     assert high == pytest.approx(mean + 1.96 * error, abs=0.25 * error)
 
