@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 # In a table, as in look_up.cpp. The time grows with their number, slowly.
 MOST_POINTS = 64
-# Elements of a set that lie side by side; with fewer a look-up costs less than to put the table in place.
+# Elements of a set that lie side by side: for fewer, to put the table in place costs more than it saves.
 SHORTEST = 32
 
 
 @cache
 def value_loop(extended: bool) -> Loop:
-    """From (u, weight, rises, left, scale) to (y,); arrays as `Layout` reads them, numbers as they are."""
+    """From (u, weight, rises, left, scale) to (y,); arrays as `memory_layout.Layout` reads them."""
 
     def call(u: Tensor, *line: Any) -> tuple[Tensor]:
         y = torch.empty_like(u)

@@ -1,4 +1,4 @@
-"""Find the activations of any torch network, however they are written: the dry run of a replacement."""
+"""Find the activations of a torch network, modules and calls of functions: the dry run of a replacement."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
@@ -23,9 +23,9 @@ EXPORTED = "{} is exported by torch.export, and its program is fixed: replace be
 def find_activations(net: nn.Module, *sample: Any, **keywords: Any) -> Found:
     """The activations of `net`, and what a replacement would do with each. `net` is left as it was.
 
-    With a sample they are found however they are written: modules, functions (F.relu, torch.relu, x.relu(),
-    x.clamp(min=0)), functions held in attributes, one module called at several places, modules of a class of the
-    network's own that computes a function element by element. Without one only modules are.
+    With a sample: modules, functions (F.relu, torch.relu, x.relu(), x.clamp(min=0)), functions held in attributes, one
+    module called at several places, modules of a class of the network's own that computes a function element by
+    element; docs/networks/README.md lists what is found and what is not. Without one only modules are.
 
     Args:
         net: any network.
@@ -67,10 +67,10 @@ def found_in(net: nn.Module, sample: Any, named: Collection[str] = (), share_cal
 
 
 def check_plain(net: nn.Module) -> None:
-    """Nothing, where the network is a plain module.
+    """Raise unless the network is a plain module.
 
     Raises:
-        UserError: it is wrapped, scripted or quantised; the message says what to give instead.
+        UserError: it is wrapped, scripted, compiled, exported or quantised; the message says what to give instead.
     """
     name = type(net).__name__
     if name == "ExportedProgram":

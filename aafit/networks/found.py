@@ -69,7 +69,7 @@ class FoundActivation:
 
     @property
     def gate(self) -> str:
-        """Why it is taken for a gate, which is replaced only by its own path; empty: it is none."""
+        """Why only its own path, or a function as the key, replaces it (a gate); empty: it is as all others."""
         return self.seen.gate if self.seen else ""
 
     @property

@@ -34,8 +34,8 @@ def evaluation_mode(*nets: nn.Module) -> Iterator[None]:
 def step_by_step() -> Iterator[None]:
     """Within the block encoders of torch.nn compute as in training.
 
-    In evaluation mode they take a fused step, which calls no activation. They also leave out what is padding then, and
-    give 0 there: beside a network whose activations are replaced, which cannot, that would count as a difference.
+    In evaluation mode they take a fused step, which calls no activation. They also leave padding out then, and give
+    0 there. A network with replaced activations cannot, so that the zeros would count as a difference.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -45,7 +45,7 @@ def parameter_shape(row: FoundActivation, sharing: Sharing, channel_axis: int | 
 
 
 def check_inputs_fit(net: nn.Module, sample: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Nothing, where parameters of these shapes, by path, fit all that each activation receives from the sample.
+    """Raise unless parameters of these shapes, by path, fit all that each activation receives from the sample.
 
     Raises:
         UserError: an activation receives several shapes, as one that is called after layers of different widths does.

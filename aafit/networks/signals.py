@@ -1,7 +1,7 @@
 """What is known of the tensors of one forward: the layer before them, the axis of their channels, and their gates.
 
-A gate is a sigmoid or tanh that multiplies another signal, with whatever is computed of it alone in between: a part of
-it, 1 - z, s / 6, an upsampled s. Layers and other activations end that.
+A gate is a sigmoid, tanh, hard sigmoid or hard tanh that multiplies another signal, with whatever is computed of it
+alone in between: a part of it, 1 - z, s / 6, an upsampled s. Layers and other activations end that.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -60,7 +60,8 @@ class Gate:
     Attributes:
         name: Tells it from other calls.
         source: The `Signal.source` of what it receives.
-        of_others: Whether it is one; else it is only looked whether it multiplies its own input.
+        of_others: Whether it is a gate if it multiplies another signal; if not, only a product with its own input is
+            noted.
     """
 
     name: Hashable
@@ -77,7 +78,7 @@ class Signal:
         weights: Whether it is a parameter, or computed of parameters alone.
         layer: Class and path of the layer before it.
         axis: That of the channels.
-        gates: Those whose values it has, or what is computed of them alone.
+        gates: Those whose values this tensor has, or is computed from alone.
         origins: The names of those that it depends on, in whatever way.
         plus_3: Whether 3 was added to get it, as for the ReLU6 in a hard sigmoid.
     """
@@ -162,7 +163,7 @@ class Signals:
             if signals[other].weights or not inputs[other].dim():
                 continue
             for gate in signals[one].gates:
-                # What the other comes from is the signal that it is a gate of.
+                # The other factor depends on the gate itself: it is no other signal.
                 if gate.name in signals[other].origins:
                     continue
                 if gate.source == signals[other].source:

@@ -115,12 +115,11 @@ def replace_activations(
 ) -> tuple[nn.Module, Swap]:
     """A copy of `model` with other activations, and the report of what was replaced, what was not, and why.
 
-    `model` itself is left as it was. With a sample, activations are found however they are written, see
+    `model` itself is left as it was. With a sample, calls of functions are found as well as modules, see
     `find_activations`: a call without a module of its own gets one, a child of the module whose forward makes it, such
-    as "block.relu_1". Without one only modules are. Where the sample shows that the network would not give the same
-    with its activations as modules (one works in place, and the changed input is used again), it is refused. Such a
-    call is replaced within the forward of that module only: a method called from outside, as net.encode(x), goes on
-    with the activation of `model`.
+    as "block.relu_1". It is replaced in that forward only: in a method called from outside, as net.encode(x), it stays
+    what it was. Without a sample only modules are found. A network that would compute something else with modules in
+    place of these calls (one works in place, and the changed input is used again) is refused.
 
     Args:
         model: any network.
@@ -135,22 +134,24 @@ def replace_activations(
             activations, or a function of (function, histogram) as `LEAF.fit` or
             `functools.partial(FNeuron.fit, pieces=32, outside="linear")`, which is given the function that stood there
             and the histogram of its inputs in the sample. Of a PReLU with a slope for each channel that is their mean,
-            or by channel that of each channel. What "*" has nothing to fit to is left as it is, with the reason.
+            or by channel that of each channel. What the sample does not reach is not fitted and stays as it is, with
+            the reason, unless its own path is the key: that is refused. What receives one value only is left by "*",
+            and refused with any other key.
         sharing: what has parameters of its own: the whole "layer" (shape (1,)), each "channel" ((C, 1, 1) in
             (B, C, H, W), or (C,) in (B, H, W, C), (B, T, C) and (B, C)), or each "neuron" (the layer's input without
             its batch axis).
-        sample: an input of the model: a tensor, a tuple where it takes several, a mapping of keyword inputs, or what a
-            tokenizer gives. No activation is fitted to padding, see `aafit.networks.padding`.
+        sample: an input of the model: a tensor, a tuple where it takes several, a mapping of keyword inputs, an
+            `aafit.Batch`, or what a tokenizer gives. No activation is fitted to padding, see `aafit.networks.padding`.
         channel_axis: where the channels are in what an activation receives, the batch being axis 0; -1 is the last.
-            Used where the layer before does not tell: after a convolution or a batch norm it is 1, after a linear layer
-            the last.
+            Used where the layer before does not tell: it is 1 after a convolution or a batch, group or instance norm
+            and in an input with two axes, and the last after a linear layer.
         share_calls: let all calls of one module share one activation, instead of each having its own.
 
     Raises:
         UserError: a key that matches nothing, or something that cannot be replaced; an activation matched by two keys;
             a forward of the sample that fails; sharing by channel or neuron, or a fit, without a sample; a channel axis
             that cannot be told, or is not there; parameters that do not fit all that an activation receives; a network
-            that is wrapped, scripted, exported or quantised, or cannot be copied.
+            that is wrapped, scripted, compiled, exported or quantised, or cannot be copied.
     """
     check_name("sharing", sharing, SHARINGS)
     if sharing != "layer" and sample is None:
