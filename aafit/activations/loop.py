@@ -118,7 +118,7 @@ def built_anew(build: Callable[[], Built]) -> Built:
 
 
 def _broken_library(message: str) -> Path | None:
-    """The library that a message such as "/tmp/torchinductor_me/ab/c.so: file too short" names, if the cache has it."""
+    """The library that a message such as "/cache/ab/c.so: file too short" names, if it is of torch's cache."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     named = re.search(r"(/.*\.so): (?:file too short|invalid ELF header|cannot read file data)", message)

@@ -11,6 +11,7 @@ for each of six layers is six places.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from functools import cache, wraps
@@ -23,6 +24,8 @@ from torch.overrides import TorchFunctionMode, handle_torch_function
 from aafit.errors import UserError
 from aafit.networks.kinds import CalledFunction, called_kind, function_name
 from aafit.networks.places import CallSites, Site, calling_frames, compiled_site_at, site_at, through_checkpoint
+
+log = logging.getLogger(__name__)
 
 
 def call_sites(net: nn.Module) -> dict[str, CallSites]:
@@ -201,10 +204,18 @@ def _run(base: Any, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 # A forward is compiled as a whole, as a part of what calls it, or not at all: where the compiler gives up on it, it
 # would go on with pieces of it, in which places are others.
-_compiler = torch._C._dynamo.eval_frame
-_compiler.set_code_exec_strategy(
-    _run.__code__, _compiler._FrameExecStrategy(_compiler._FrameAction.SKIP, _compiler._FrameAction.SKIP)
-)
+try:
+    _compiler = torch._C._dynamo.eval_frame
+    _compiler.set_code_exec_strategy(
+        _run.__code__, _compiler._FrameExecStrategy(_compiler._FrameAction.SKIP, _compiler._FrameAction.SKIP)
+    )
+# torch does not promise that every version has them.
+except AttributeError as error:
+    log.warning(
+        "With this version of torch, a forward that torch.compile breaks into pieces may keep some of its old "
+        "activations there: compile with fullgraph=True (%s)",
+        error,
+    )
 
 
 def _module_at(net: nn.Module, path: str) -> nn.Module:
