@@ -29,23 +29,22 @@ from aafit.networks.adaptive import (
     save_activations,
     train_only_activations,
 )
-from aafit.networks.authors_checkpoint import load_authors_checkpoint
+from aafit.networks.batches import Batch
 from aafit.networks.find import find_activations
 from aafit.networks.freeze import Freeze, freeze_activations
-from aafit.networks.inputs import Batch
-from aafit.networks.surgery import Swap, replace_activations, restore_activations
+from aafit.networks.surgery import Replacement, replace_activations, restore_activations
 from aafit.studies.result import Study
 from aafit.studies.study import study
-from aafit.training.compare import compare
-from aafit.training.comparison import Comparison
+from aafit.training.compare import Comparison, compare
 from aafit.training.curve_errors import CurveError, curve_errors
 from aafit.training.evaluate import Evaluation, evaluate
 from aafit.training.tune import tune
 from aafit.version import __version__
 
 if TYPE_CHECKING:
-    from aafit.report.shapes import plot_activations
-    from aafit.runs.start import load_run
+    from aafit.experiment.authors_checkpoint import load_authors_checkpoint
+    from aafit.experiment.runs.start import load_run
+    from aafit.plots.activations import plot_activations
     from aafit.studies.figure import plot_study
 
 __all__ = [
@@ -65,8 +64,8 @@ __all__ = [
     "Identification",
     "Importance",
     "Loss",
+    "Replacement",
     "Study",
-    "Swap",
     "UserError",
     "__version__",
     "adaptive_activations",
@@ -98,8 +97,9 @@ __all__ = [
 # What needs more than torch, numpy and safetensors is imported when it is first asked for: where it is, and in which
 # extra its packages are.
 _ON_DEMAND = {
-    "load_run": ("aafit.runs.start", "experiment"),
-    "plot_activations": ("aafit.report.shapes", "plots"),
+    "load_authors_checkpoint": ("aafit.experiment.authors_checkpoint", "experiment"),
+    "load_run": ("aafit.experiment.runs.start", "experiment"),
+    "plot_activations": ("aafit.plots.activations", "plots"),
     "plot_study": ("aafit.studies.figure", "plots"),
 }
 

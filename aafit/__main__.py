@@ -9,7 +9,7 @@ def main() -> None:
     """The command line, or one sentence where its packages are not installed."""
     try:
         with needs_extra("The command aafit", "experiment"):
-            from aafit.cli.main import main as command_line
+            from aafit.experiment.cli.main import main as command_line
     except ImportError as error:
         sys.exit(str(error))
     command_line(prog_name="aafit")

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from aafit.activations import from_text
-from aafit.devices import choose_device, slots
+from aafit.experiment.devices import choose_device, slots
 from aafit.training.precision import arithmetic
 from benchmarks import straightforward
 from benchmarks.harness import Command, Row, call, device_option, json_option, report, synchronise

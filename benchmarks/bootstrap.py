@@ -24,15 +24,15 @@ import click
 import torch
 from torch import Tensor
 
-from aafit.data.batches import derived_seed
 from aafit.errors import UserError
+from aafit.experiment.data.batches import derived_seed
 from aafit.identification import CROSS_ENTROPY, Identification, identify
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.gauss_newton import Descent
 from aafit.identification.problem import Problem
 from aafit.identification.samples import prepare
-from aafit.networks.inputs import Batch
-from aafit.networks.modes import evaluation_mode
+from aafit.networks.batches import Batch
+from aafit.networks.running import evaluation_mode
 from aafit.training.precision import arithmetic
 from benchmarks.harness import Command, Row, json_option, markdown_option, report
 from benchmarks.workload import HELD_OUT, Setting, base_option, images_dir_option, images_of, images_option, setting_of

@@ -18,12 +18,12 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from aafit.runs.config import RunConfig
-from aafit.runs.suite import Suite
-from aafit.scheduling.engines.engine import WORKER, Engine
-from aafit.scheduling.engines.local import LocalEngine
-from aafit.scheduling.engines.ray import RayEngine
-from aafit.scheduling.schedule import run_suite
+from aafit.experiment.runs.config import RunConfig
+from aafit.experiment.runs.suite import Suite
+from aafit.experiment.scheduling.engines.engine import WORKER, Engine
+from aafit.experiment.scheduling.engines.local import LocalEngine
+from aafit.experiment.scheduling.engines.ray import RayEngine
+from aafit.experiment.scheduling.schedule import run_suite
 from benchmarks.harness import Command, json_option, report
 from benchmarks.many_runs import SLEEPER, prepare
 from benchmarks.weather import MARK, RayNodes, marked

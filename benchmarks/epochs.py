@@ -16,9 +16,9 @@ from pathlib import Path
 
 import click
 
-from aafit.runs.config import RunConfig
-from aafit.runs.job import jobs_of, lockstep_groups
-from aafit.runs.suite import load_suite
+from aafit.experiment.runs.config import RunConfig
+from aafit.experiment.runs.job import jobs_of, lockstep_groups
+from aafit.experiment.runs.suite import load_suite
 from benchmarks.floor import Floor, measure_floor
 from benchmarks.harness import Command, Report, Row, data_dir_option, device_option, json_option, report
 from benchmarks.parts import table_of_parts

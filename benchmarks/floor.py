@@ -15,7 +15,7 @@ import click
 import torch
 from torch import Tensor
 
-from aafit.devices import slots
+from aafit.experiment.devices import slots
 from aafit.training.precision import arithmetic
 from benchmarks.harness import Command, Row, device_option, json_option, report, side_by_side, synchronise
 

@@ -28,10 +28,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from aafit.devices import Slot, processor_name, usable_cores
 from aafit.errors import UserError
+from aafit.experiment.devices import Slot, usable_cores
+from aafit.experiment.runs.environment import compiling_as_told
 from aafit.files import write_atomically
-from aafit.runs.environment import compiling_as_told
+from aafit.training.precision import processor_name
 from aafit.version import __version__
 
 Row = Mapping[str, str | int | float | bool | None]

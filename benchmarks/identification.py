@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
+from aafit.experiment.report.runs import RunRecord, SuiteRuns, read_suite
+from aafit.experiment.runs.checkpoint import load_tensors
+from aafit.experiment.runs.documents import ACTIVATIONS, IDENTIFICATION, Config, load_json
+from aafit.experiment.runs.start import load_run
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.report.runs import RunRecord, SuiteRuns, read_suite
-from aafit.runs.checkpoint import load_tensors
-from aafit.runs.documents import ACTIVATIONS, IDENTIFICATION, Config, load_json
-from aafit.runs.start import load_run
 from aafit.training.evaluate import Evaluation
 from aafit.training.precision import arithmetic
 from benchmarks.harness import Command, Loss, Report, Row, json_option, markdown_option, report

@@ -19,9 +19,9 @@ from torch import nn
 
 from aafit.activations import FIXED, from_text
 from aafit.errors import UserError
+from aafit.experiment.runs.start import activation_texts
 from aafit.identification import importance
 from aafit.networks.surgery import replace_activations
-from aafit.runs.start import activation_texts
 from aafit.training.precision import arithmetic
 from benchmarks.harness import Command, Loss, Row, json_option, markdown_option, report
 from benchmarks.workload import Setting, base_option, images_dir_option, images_option, setting_of

@@ -20,16 +20,16 @@ import click
 import torch
 
 from aafit.activations import LEAF
+from aafit.experiment.models import build
+from aafit.experiment.report.page import write_report
+from aafit.experiment.runs.documents import Comparison, Difference
+from aafit.experiment.runs.job import jobs_of
+from aafit.experiment.runs.suite import Suite, load_suite
+from aafit.experiment.scheduling.engines.local import LocalEngine
+from aafit.experiment.scheduling.options import RunOptions
+from aafit.experiment.scheduling.schedule import run_suite
 from aafit.networks.adaptive import adaptive_parameters, save_activations
-from aafit.networks.models import build
 from aafit.networks.surgery import replace_activations
-from aafit.report.page import write_report
-from aafit.runs.documents import Comparison, Difference
-from aafit.runs.job import jobs_of
-from aafit.runs.suite import Suite, load_suite
-from aafit.scheduling.engines.local import LocalEngine
-from aafit.scheduling.options import RunOptions
-from aafit.scheduling.schedule import run_suite
 from benchmarks.harness import Command, call, json_option, peak_bytes, report
 from benchmarks.sleeper import LAYERS
 

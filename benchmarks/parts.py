@@ -13,14 +13,14 @@ from typing import Any
 
 import click
 
-from aafit.data.batches import training_batches
-from aafit.data.datasets import SIZES
-from aafit.devices import choose_device, slots
-from aafit.runs.config import RunConfig
-from aafit.runs.documents import METRICS
-from aafit.runs.execute import execute
-from aafit.runs.job import Job
-from aafit.runs.metrics import read_columns
+from aafit.experiment.data.batches import training_batches
+from aafit.experiment.data.datasets import SIZES
+from aafit.experiment.devices import choose_device, slots
+from aafit.experiment.runs.config import RunConfig
+from aafit.experiment.runs.documents import METRICS
+from aafit.experiment.runs.execute import execute
+from aafit.experiment.runs.job import Job
+from aafit.experiment.runs.metrics import read_columns
 from aafit.training.precision import arithmetic, data_type
 from benchmarks.harness import (
     Command,

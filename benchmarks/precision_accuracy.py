@@ -16,13 +16,13 @@ from statistics import mean, stdev
 import click
 from rich.console import Console
 
-from aafit.data.datasets import load_dataset
 from aafit.errors import UserError
-from aafit.runs.config import RunConfig
-from aafit.runs.documents import Done
-from aafit.runs.suite import Suite
-from aafit.scheduling.options import RunOptions
-from aafit.scheduling.schedule import run_suite
+from aafit.experiment.data.datasets import load_dataset
+from aafit.experiment.runs.config import RunConfig
+from aafit.experiment.runs.documents import Done
+from aafit.experiment.runs.suite import Suite
+from aafit.experiment.scheduling.options import RunOptions
+from aafit.experiment.scheduling.schedule import run_suite
 from benchmarks.harness import Command, Row, data_dir_option, device_option, json_option, report, whole_numbers
 
 PRECISIONS = ("float32", "bf16")

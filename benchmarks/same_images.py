@@ -17,9 +17,9 @@ from time import perf_counter
 import click
 from torch import Tensor, nn
 
-from aafit.data.batches import evaluation_batches, training_batches
-from aafit.data.datasets import Split
-from aafit.networks.modes import evaluation_mode
+from aafit.experiment.data.batches import evaluation_batches, training_batches
+from aafit.experiment.data.datasets import Split
+from aafit.networks.running import evaluation_mode
 from aafit.training.evaluate import evaluate
 from aafit.training.precision import arithmetic, data_type
 from aafit.training.tune import tune

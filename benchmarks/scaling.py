@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
-from aafit.devices import slots
-from aafit.runs.config import RunConfig
+from aafit.experiment.devices import slots
+from aafit.experiment.runs.config import RunConfig
 from benchmarks.harness import (
     Command,
     Report,

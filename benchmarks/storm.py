@@ -22,9 +22,9 @@ from pathlib import Path
 import click
 
 from aafit.errors import UserError
-from aafit.runs.documents import ACTIVATIONS, METRICS, NETWORK, check_finished
-from aafit.runs.job import jobs_of
-from aafit.runs.metrics import read_rows
+from aafit.experiment.runs.documents import ACTIVATIONS, METRICS, NETWORK, check_finished
+from aafit.experiment.runs.job import jobs_of
+from aafit.experiment.runs.metrics import read_rows
 from benchmarks import witness
 from benchmarks.harness import ROOT, Command, Report, json_option, report, whole_numbers
 from benchmarks.weather import MARK, RayNodes, ThisMachine, Weather, jumping, kill_the_rest

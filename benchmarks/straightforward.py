@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from aafit.data.datasets import Split
-from aafit.devices import slots
-from aafit.runs.config import RunConfig
+from aafit.experiment.data.datasets import Split
+from aafit.experiment.devices import slots
+from aafit.experiment.runs.config import RunConfig
 from benchmarks.harness import Command, Row, call, data_dir_option, device_option, json_option, report, synchronise
 from benchmarks.workload import Sample, chosen_kinds, sample_for
 

@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from aafit.data.batches import evaluation_batches
-from aafit.data.datasets import Split, load_dataset
 from aafit.errors import UserError
-from aafit.networks.modes import evaluation_mode
-from aafit.report.runs import RunRecord, read_suite
-from aafit.runs.documents import Config
-from aafit.runs.start import load_run
+from aafit.experiment.data.batches import evaluation_batches
+from aafit.experiment.data.datasets import Split, load_dataset
+from aafit.experiment.report.runs import RunRecord, read_suite
+from aafit.experiment.runs.documents import Config
+from aafit.experiment.runs.start import load_run
+from aafit.networks.running import evaluation_mode
 from benchmarks.harness import Command, Loss, Row, json_option, markdown_option, report
 from benchmarks.workload import HELD_OUT, Halves, heldout_of, images_dir_option
 

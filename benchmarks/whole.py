@@ -6,7 +6,7 @@
 The first prints the plan of the paper suite as `--dry-run` does, with each kind's seconds an epoch timed as the program
 runs: processes side by side. With --check the same is done for the cpu suite with its epochs multiplied by that number;
 then that suite is run for real in a temporary folder, and the wall times are compared. A projection contains what each
-run costs beside its epochs, as `aafit/scheduling/plan.py` has it.
+run costs beside its epochs, as `aafit/experiment/scheduling/plan.py` has it.
 """
 
 import io
@@ -19,14 +19,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from aafit.data.datasets import SIZES
 from aafit.errors import UserError
-from aafit.runs.config import RunConfig
-from aafit.runs.job import lockstep_groups
-from aafit.runs.suite import Suite, load_suite
-from aafit.scheduling.options import RunOptions
-from aafit.scheduling.plan import Estimate, Planned, clock, epoch_seconds, estimate
-from aafit.scheduling.schedule import run_suite
+from aafit.experiment.data.datasets import SIZES
+from aafit.experiment.runs.config import RunConfig
+from aafit.experiment.runs.job import lockstep_groups
+from aafit.experiment.runs.suite import Suite, load_suite
+from aafit.experiment.scheduling.options import RunOptions
+from aafit.experiment.scheduling.plan import Estimate, Planned, clock, epoch_seconds, estimate
+from aafit.experiment.scheduling.schedule import run_suite
 from benchmarks.harness import Command, Report, Row, device_option, json_option, report
 from benchmarks.workload import Measured, measured_run
 

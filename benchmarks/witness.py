@@ -1,9 +1,9 @@
 """What `storm.py` kills: a schedule of real runs, and its worker processes, each with a witness that it is alone.
 
-`python -m benchmarks.witness worker` is `aafit.scheduling.worker`, which besides holds a lock of the system for each
-run folder that it works in. The system takes such a lock from whoever dies, and from nobody else: it does not depend on
-what it is a witness of. `python -m benchmarks.witness schedule`, with a `Schedule` as JSON on its standard input, does
-a suite by such workers.
+`python -m benchmarks.witness worker` is `aafit.experiment.scheduling.worker`, which besides holds a lock of the
+system for each run folder that it works in. The system takes such a lock from whoever dies, and from nobody else: it
+does not depend on what it is a witness of. `python -m benchmarks.witness schedule`, with a `Schedule` as JSON on its
+standard input, does a suite by such workers.
 """
 
 import fcntl
@@ -17,14 +17,14 @@ from pathlib import Path
 from pydantic import BaseModel
 from rich.console import Console
 
-from aafit.runs import execute
-from aafit.runs.lock import locked
-from aafit.runs.suite import Suite, load_suite
-from aafit.scheduling import worker
-from aafit.scheduling.engines.choose import open_engine
-from aafit.scheduling.engines.process import PYTHON
-from aafit.scheduling.options import RunOptions
-from aafit.scheduling.schedule import run_suite
+from aafit.experiment.runs import execute
+from aafit.experiment.runs.lock import locked
+from aafit.experiment.runs.suite import Suite, load_suite
+from aafit.experiment.scheduling import worker
+from aafit.experiment.scheduling.engines.choose import open_engine
+from aafit.experiment.scheduling.engines.process import PYTHON
+from aafit.experiment.scheduling.options import RunOptions
+from aafit.experiment.scheduling.schedule import run_suite
 
 FOLDER = "AAFIT_WITNESS"
 """The environment variable that names the folder of the witnesses' locks."""

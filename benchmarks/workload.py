@@ -14,19 +14,19 @@ import click
 import torch
 from torch import Tensor, nn
 
-from aafit.data.batches import evaluation_batches
-from aafit.data.datasets import Dataset, Split, load_dataset
-from aafit.data.noise import noise_like
-from aafit.devices import slots
 from aafit.errors import UserError, check_name
+from aafit.experiment.data.batches import evaluation_batches
+from aafit.experiment.data.datasets import Dataset, Split, load_dataset
+from aafit.experiment.data.noise import noise_like
+from aafit.experiment.devices import slots
+from aafit.experiment.runs.config import RunConfig
+from aafit.experiment.runs.documents import METRICS, Config, check_finished
+from aafit.experiment.runs.execute import execute
+from aafit.experiment.runs.job import Job
+from aafit.experiment.runs.metrics import read_columns
+from aafit.experiment.runs.start import Start, starting_network
+from aafit.experiment.runs.suite import load_suite
 from aafit.identification import Identification, identify
-from aafit.runs.config import RunConfig
-from aafit.runs.documents import METRICS, Config, check_finished
-from aafit.runs.execute import execute
-from aafit.runs.job import Job
-from aafit.runs.metrics import read_columns
-from aafit.runs.start import Start, starting_network
-from aafit.runs.suite import load_suite
 from aafit.training.evaluate import Evaluation, evaluate
 from aafit.training.precision import data_type
 from benchmarks.harness import peak_bytes, side_by_side

@@ -2,7 +2,7 @@
 
 import sys
 
-from aafit.cli.main import main
+from aafit.experiment.cli.main import main
 
 if __name__ == "__main__":
     main(["train", *sys.argv[1:]], prog_name="train_individual.py")

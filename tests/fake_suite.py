@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from aafit.runs.job import jobs_of
-from aafit.runs.suite import RunConfig, Suite
-from aafit.scheduling.engines.engine import Engine
-from aafit.scheduling.engines.local import LocalEngine
-from aafit.scheduling.options import RunOptions
-from aafit.scheduling.schedule import Summary, run_suite
+from aafit.experiment.runs.job import jobs_of
+from aafit.experiment.runs.suite import RunConfig, Suite
+from aafit.experiment.scheduling.engines.engine import Engine
+from aafit.experiment.scheduling.engines.local import LocalEngine
+from aafit.experiment.scheduling.options import RunOptions
+from aafit.experiment.scheduling.schedule import Summary, run_suite
 
 WORKER = (sys.executable, "-S", str(Path(__file__).parent / "fake_worker.py"))
 

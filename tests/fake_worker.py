@@ -1,4 +1,5 @@
-"""Stands in for `aafit.scheduling.worker`: writes run folders without training, or misbehaves as `$FAKE` says.
+"""Stands in for `aafit.experiment.scheduling.worker`: writes run folders without training, or misbehaves as `$FAKE`
+says.
 
 `$FAKE` is a folder with `hashes.json` ({run/seed<k>: settings hash}), `behaviour.json` ({run: what it does}) and
 `events.txt`, to which a line "<run> <start|end> <time> <process>" is added. Several jobs are done one after the other.

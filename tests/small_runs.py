@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from aafit.devices import processor_name
-from aafit.runs.config import RunConfig
-from aafit.runs.documents import Config, Data, Done, Result
-from aafit.runs.job import Job
+from aafit.experiment.runs.config import RunConfig
+from aafit.experiment.runs.documents import Config, Data, Done, Result
+from aafit.experiment.runs.job import Job
+from aafit.training.precision import processor_name
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"network": "LeNet-5", "dataset": "MNIST-5k", "train_images": 200, "batch_size": 64, "epochs": 2}
@@ -51,10 +51,10 @@ def write_done(folder, settings_hash, **result):
 
 
 def start_process(job, **options):
-    """`python -m aafit.scheduling.worker` with the job on its standard input, which stays open."""
+    """`python -m aafit.experiment.scheduling.worker` with the job on its standard input, which stays open."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "aafit.scheduling.worker"],
+        [sys.executable, "-m", "aafit.experiment.scheduling.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -10,9 +10,9 @@ from torch import nn
 
 import aafit
 from aafit.activations import AHAF, LEAF, FNeuron
+from aafit.experiment.runs.execute import execute
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.modes import evaluation_mode
-from aafit.runs.execute import execute
+from aafit.networks.running import evaluation_mode
 from aafit.training.precision import arithmetic, autocast
 from aafit.training.tune import tune
 
@@ -162,6 +162,6 @@ def test_a_run_goes_from_the_device_to_a_cpu(method, device, tmp_path):
     loss = rows[0].index("test_loss")
     assert float(rows[-1][loss]) < float(rows[1][loss])
     result = read_json(child.folder / "done.json")["result"]
-    images = aafit.data.datasets.load_dataset("MNIST-5k").test
-    evaluation = aafit.evaluate(aafit.load_run(child.folder), aafit.data.batches.evaluation_batches(images))
+    images = aafit.experiment.data.datasets.load_dataset("MNIST-5k").test
+    evaluation = aafit.evaluate(aafit.load_run(child.folder), aafit.experiment.data.batches.evaluation_batches(images))
     assert evaluation.accuracy == pytest.approx(result["last_accuracy"], abs=0.002)

@@ -12,8 +12,8 @@ import click
 import pytest
 
 import aafit
-from aafit.cli.main import main
-from aafit.runs.suite import load_suite
+from aafit.experiment.cli.main import main
+from aafit.experiment.runs.suite import load_suite
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -32,7 +32,7 @@ GIVEN = {
     "README.md": """
 import torch
 from torch import nn
-from aafit.data.datasets import load_dataset
+from aafit.experiment.data.datasets import load_dataset
 train = load_dataset("MNIST-5k").train
 x, y = train.images_BHWC.permute(0, 3, 1, 2).float() / 255, train.labels_B
 def load_pretrained():

@@ -13,11 +13,11 @@ from torch import nn
 
 from aafit.activations.ahaf import AHAF
 from aafit.activations.base import AdaptiveActivation, check_shape
+from aafit.activations.fitting import Residual
 from aafit.activations.fixed import FIXED, FUNCTIONS, SiLU
 from aafit.activations.fneuron import FNeuron
 from aafit.activations.histogram import Histogram
 from aafit.activations.leaf import LEAF
-from aafit.activations.least_squares import Residual
 from aafit.errors import UserError, check_name, nearest
 
 __all__ = [

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations.elementwise import Formula, check_input, computed
-from aafit.activations.fixed import FUNCTIONS
-from aafit.activations.histogram import Histogram
-from aafit.activations.least_squares import (
+from aafit.activations.fitting import (
     Residual,
     fitted_parameters,
     function_name,
@@ -20,6 +18,8 @@ from aafit.activations.least_squares import (
     points_of,
     residual,
 )
+from aafit.activations.fixed import FUNCTIONS
+from aafit.activations.histogram import Histogram
 from aafit.errors import UserError, check_name
 
 EXACT = 1e-6

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from aafit.activations.compiled import Pass, one_pass
-from aafit.activations.memory_layout import Layout
+from aafit.activations.compiled import Layout, Pass, one_pass
 from aafit.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -162,7 +161,7 @@ def needs_plain(*tensors: Tensor) -> bool:
 
 
 def _forward_mode() -> bool:
-    # Asked of every tensor at every call it takes longer than a small layer; without the level, it is asked.
+    # StudyConfig of every tensor at every call it takes longer than a small layer; without the level, it is asked.
     return getattr(forward_ad, "_current_level", 0) >= 0
 
 

@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from aafit.activations.base import AdaptiveActivation, check_shape, fitted
 from aafit.activations.elementwise import check_input
-from aafit.activations.fixed import FUNCTIONS
-from aafit.activations.histogram import Histogram
-from aafit.activations.least_squares import (
+from aafit.activations.fitting import (
+    best_interval,
+    fit_linear_spline,
     function_name,
     function_values,
     points_of,
     residual,
 )
+from aafit.activations.fixed import FUNCTIONS
+from aafit.activations.histogram import Histogram
 from aafit.activations.piecewise_linear import Line, interpolate
-from aafit.activations.tent_fit import best_interval, tent_weights
 from aafit.errors import UserError, check_name
 
 OUTSIDE = ("flat", "linear")
@@ -233,7 +234,7 @@ class FNeuron(AdaptiveActivation):
         if interval is None:
             interval = best_interval(u_E, y_E, weight_E, size, extended)
         own = function_values(target, centres(interval, size - 2), cls.family)
-        values = tent_weights(u_E, y_E, weight_E, Line(*interval, extended), own)
+        values = fit_linear_spline(u_E, y_E, weight_E, Line(*interval, extended), own)
         made = cls._repeated(values, shape, interval, function_name(function), outside)
         made.residual = residual(cls._repeated(values, (1,), interval, "", outside), u_E, y_E, weight_E)
         return made

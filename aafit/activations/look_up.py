@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aafit.activations.loop import Loop, built_anew, first_line
+from aafit.activations.compiled import Loop, built_anew, first_line
 
 log = logging.getLogger(__name__)
 

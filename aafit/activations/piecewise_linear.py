@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from aafit.activations.compiled import Pass, one_pass
+from aafit.activations.compiled import Layout, Pass, one_pass
 from aafit.activations.elementwise import inner_dtype, needs_plain, sizes_of, unseen
 from aafit.activations.look_up import gradient_loop, value_loop
-from aafit.activations.memory_layout import Layout
 
 
 class Line(NamedTuple):

@@ -14,13 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation
-from aafit.activations.memory_layout import Layout
+from aafit.activations.compiled import Layout
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.hooks import receiving, watched
-from aafit.networks.inputs import Batch
-from aafit.networks.modes import random_numbers_from
-from aafit.networks.outputs import call
-from aafit.networks.padding import without_padding
+from aafit.networks.batches import Batch, call, without_padding
+from aafit.networks.running import fork_rng, receiving, watched
 
 ELEMENTS = 1 << 16  # of a layer's output that are fitted, more only to give every set its share
 ROWS = 64  # at least, for a set of its own
@@ -138,5 +135,5 @@ def _seen(
 
 def _call(net: nn.Module, batch: Batch) -> None:
     # Cloned: a network may work in place on what it receives.
-    with random_numbers_from(0):
+    with fork_rng(0):
         call(net, batch.cloned())

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from aafit.identification.damped_steps import KrylovSteps, dense_step, scales
-from aafit.identification.outputs import meant, one_hot
+from aafit.identification.outputs import one_hot, predictions
 from aafit.identification.problem import Problem
-from aafit.networks.inputs import Batch
+from aafit.networks.batches import Batch
 
 DENSE = 2000
 """Parameters up to which the curvature is a matrix."""
@@ -198,7 +198,7 @@ def measured(problem: Problem, vector_P: Tensor, samples: Batch) -> tuple[float,
     total, spread = 0.0, Spread()
     for batch, outputs in problem.outputs_by_batch(vector_P, samples):
         total += problem.losses(outputs, batch.target).sum().item()
-        spread.add(meant(problem.loss, outputs))
+        spread.add(predictions(problem.loss, outputs))
     return total / len(samples), spread.variation
 
 

@@ -18,8 +18,8 @@ from aafit.identification.problem import Problem, Quadratic, draws_for
 from aafit.identification.samples import first_samples, with_targets
 from aafit.identification.uncertainty import scaled_inverse
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.modes import evaluation_mode
-from aafit.networks.outputs import Output
+from aafit.networks.batches import Output
+from aafit.networks.running import evaluation_mode
 from aafit.tables import fit_for_json, listed, table
 
 MOST_COORDINATES = 5_000

@@ -18,11 +18,11 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from aafit.activations import AdaptiveActivation
-from aafit.activations.levenberg_marquardt import minimised
-from aafit.activations.memory_layout import Layout
+from aafit.activations.compiled import Layout
+from aafit.activations.fitting import levenberg_marquardt
 from aafit.identification.elements import by_sets, calls_of, elements_given, elements_received, some, wanted_of
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.inputs import as_inputs
+from aafit.networks.batches import as_inputs
 
 ITERATIONS = 100
 CONVERGED = 1e-4  # relative decrease of the squared error
@@ -47,8 +47,8 @@ def match_layers(
 
     Args:
         net, base: networks that are built alike, in evaluation mode.
-        inputs: what `net` is called with, batch after batch, see `aafit.networks.inputs.as_inputs`. Padding does not
-            count, see `aafit.networks.padding`.
+        inputs: what `net` is called with, batch after batch, see `aafit.networks.batches.as_inputs`. Padding does not
+            count, see `aafit.networks.batches`.
         inputs_of_base: for the inputs that the activation has in `base`, instead of those that it receives in `net`.
 
     Returns:
@@ -148,7 +148,7 @@ class _Fit:
             self.at_SQ = torch.where((again_S < cost_S)[:, None], self.at_SQ, first_SQ)
 
     def _descend(self) -> Tensor:
-        self.at_SQ, cost_S = minimised(self, self.at_SQ, ITERATIONS, CONVERGED, self._matched)
+        self.at_SQ, cost_S = levenberg_marquardt(self, self.at_SQ, ITERATIONS, CONVERGED, self._matched)
         return cost_S
 
     def parameters(self) -> dict[str, Tensor]:

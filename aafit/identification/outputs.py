@@ -92,7 +92,7 @@ def columns_of(
         yield _restored(column_BMK * root_BM1, outputs.shape, axis)
 
 
-def curved(loss: Loss, outputs: Tensor, targets: Any, change: Tensor) -> Tensor:
+def hessian_vector_product(loss: Loss, outputs: Tensor, targets: Any, change: Tensor) -> Tensor:
     """The Hessian of each sample's loss by its outputs, times a change of them."""
     wide = outputs.detach().double()
     if loss.whole:
@@ -108,7 +108,7 @@ def curved(loss: Loss, outputs: Tensor, targets: Any, change: Tensor) -> Tensor:
     return _restored(torch.stack(products, 1) * rows.weights_BM.unsqueeze(2), outputs.shape, axis)
 
 
-def meant(loss: Loss, outputs: Tensor) -> Tensor:
+def predictions(loss: Loss, outputs: Tensor) -> Tensor:
     """What matters of the outputs: their probabilities, where the loss is a cross-entropy; in float64."""
     wide = outputs.double()
     return wide.softmax(_class_axis(outputs.shape)) if loss is CROSS_ENTROPY else wide

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.hooks import watched
-from aafit.networks.inputs import Batch
+from aafit.networks.batches import Batch
+from aafit.networks.running import watched
 
 FEW = 4
 

@@ -15,11 +15,10 @@ from torch.func import functional_call
 from aafit.activations import AdaptiveActivation
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import Loss
-from aafit.identification.outputs import check_targets, columns_of, curved, gradient_of, losses_of
+from aafit.identification.outputs import check_targets, columns_of, gradient_of, hessian_vector_product, losses_of
 from aafit.identification.per_sample import Placement, placements
-from aafit.networks.inputs import Batch
-from aafit.networks.modes import random_numbers_from
-from aafit.networks.outputs import Output, run
+from aafit.networks.batches import Batch, Output, run
+from aafit.networks.running import fork_rng
 from aafit.training.precision import autocast
 
 EXACT_OUTPUTS = 16  # of a sample: for up to so many the curvature is exact, with a backward pass for each
@@ -56,7 +55,7 @@ class Problem:
         loss: of the outputs.
         batch_size: samples at once.
         precision: of the forward passes, as for `aafit.tune`.
-        output: from what the network returns to its outputs, as for `aafit.networks.outputs.run`.
+        output: from what the network returns to its outputs, as for `aafit.networks.batches.run`.
     """
 
     def __init__(
@@ -164,7 +163,7 @@ class Problem:
                 duals = {name: forward_ad.make_dual(tensor, tangents[name]) for name, tensor in tensors.items()}
                 outputs, change = forward_ad.unpack_dual(self._run(self._named(duals), batch))
                 change = torch.zeros_like(outputs) if change is None else change
-                cotangent = curved(self.loss, outputs, batch.target, change)
+                cotangent = hessian_vector_product(self.loss, outputs, batch.target, change)
             leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
             with torch.enable_grad():
                 outputs = self._run(self._named(leaves), batch)
@@ -222,7 +221,7 @@ class Problem:
         inputs = Batch(batch.args, batch.kwargs).cloned()
         named = {f"net.{name}": tensor for name, tensor in tensors.items()}
         # A network that draws random numbers draws the same ones each time, as `outputs_of` lets its base do.
-        with autocast(self.precision, batch.device), random_numbers_from(0):
+        with autocast(self.precision, batch.device), fork_rng(0):
             outputs: Tensor = functional_call(self._called, named, (inputs,))
         return outputs if outputs.dtype == torch.float64 else outputs.float()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aafit.identification.gauss_newton import measured
 from aafit.identification.problem import Problem
-from aafit.networks.inputs import Batch
+from aafit.networks.batches import Batch
 
 ERRORS = 2.0
 """How many standard errors to either side is looked: as far as an interval of 95% goes."""

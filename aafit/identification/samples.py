@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError, check_count
 from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, as_loss
-from aafit.identification.outputs import meant
+from aafit.identification.outputs import predictions
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.inputs import Batch, as_batch
-from aafit.networks.modes import random_numbers_from
-from aafit.networks.outputs import Output, run
+from aafit.networks.batches import Batch, Output, as_batch, run
+from aafit.networks.running import fork_rng
 from aafit.training.after_prefix import after_prefix
 from aafit.training.precision import autocast
 
@@ -170,7 +169,7 @@ def with_targets(
     if base is None:
         return data, made
     outputs = outputs_of(base, data, batch_size, precision, output)
-    return replace(data, target=meant(made, outputs).to(outputs.dtype)), made
+    return replace(data, target=predictions(made, outputs).to(outputs.dtype)), made
 
 
 def outputs_of(net: nn.Module, data: Batch, batch_size: int, precision: str, output: Output | None = None) -> Tensor:
@@ -182,7 +181,7 @@ def outputs_of(net: nn.Module, data: Batch, batch_size: int, precision: str, out
     with torch.no_grad(), autocast(precision, data.device):
         for batch in data.batches(batch_size):
             # Cloned: a network may work in place on what it receives.
-            with random_numbers_from(0):
+            with fork_rng(0):
                 outputs = run(net, batch.cloned(), output)
             given.append(outputs if outputs.dtype == torch.float64 else outputs.float())
     return torch.cat(given)

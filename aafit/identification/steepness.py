@@ -15,8 +15,8 @@ from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import CROSS_ENTROPY
 from aafit.identification.outputs import check_targets
 from aafit.identification.samples import gathered, outputs_of
-from aafit.networks.modes import evaluation_mode
-from aafit.networks.outputs import Output
+from aafit.networks.batches import Output
+from aafit.networks.running import evaluation_mode
 from aafit.training.losses import IGNORED, class_axis
 
 MEASURES = ("logits", "accuracy")

@@ -15,7 +15,7 @@ from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.problem import Problem, Quadratic, draws_for
 from aafit.identification.reliance import images_in_effect, is_quadratic, rise_at, rises_within
-from aafit.networks.inputs import Batch
+from aafit.networks.batches import Batch
 from aafit.tables import fit_for_json, table
 
 # Of the largest eigenvalue of the curvature scaled to a diagonal of ones: float32 gradients are good to about 1e-7.

@@ -18,9 +18,8 @@ from aafit.activations import AdaptiveActivation, from_settings
 from aafit.errors import UserError
 from aafit.files import write_atomically
 from aafit.networks.as_modules import leave_fused_step
-from aafit.networks.call_sites import call_sites, close_call_sites, open_call_sites
+from aafit.networks.call_sites import CallSites, call_sites, install_interceptors, remove_interceptors
 from aafit.networks.kinds import activation_name, is_activation, is_elementwise
-from aafit.networks.places import CallSites
 from aafit.networks.surgery import find_module, put_activation
 
 FORMAT = "aafit activations"
@@ -171,8 +170,8 @@ def load_activations(
     loaded = deepcopy(net)
     known_families = [type(activation) for activation in adaptive_activations(net).values()] + list(families)
     try:
-        close_call_sites(loaded, call_sites(loaded))
-        open_call_sites(loaded, calls)
+        remove_interceptors(loaded, call_sites(loaded))
+        install_interceptors(loaded, calls)
     except UserError as error:
         raise UserError(f"{path} does not fit the network: {error}") from error
     for at, description in settings.items():

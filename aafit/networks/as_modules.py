@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.networks.call_sites import call_sites, close_call_sites, open_call_sites
-from aafit.networks.found import Found, FoundActivation
-from aafit.networks.places import CallSites, Site
-from aafit.networks.probe import copied, forward_of_sample, probe_of
+from aafit.networks.call_sites import CallSites, Site, call_sites, install_interceptors, remove_interceptors
+from aafit.networks.find import Found, FoundActivation
+from aafit.networks.running import copied, forward_of_sample, probe_of
 
 
 def with_modules(
@@ -32,11 +31,11 @@ def with_modules(
     # Every owner is watched then, so that the calls of one are never taken for those of another around it.
     owners = found.owners if sites else ()
     calls = {owner: CallSites(sites.get(owner, ())) for owner in owners}
-    open_call_sites(net, calls)
+    install_interceptors(net, calls)
     return net, calls
 
 
-def like_for_like(base: nn.Module, net: nn.Module) -> nn.Module:
+def with_matching_modules(base: nn.Module, net: nn.Module) -> nn.Module:
     """A copy of `base` in which the calls that have modules of their own in `net` have such modules too.
 
     It computes what `base` does, and has an activation at every path at which `net`, made from it, has one. Where all
@@ -50,8 +49,8 @@ def like_for_like(base: nn.Module, net: nn.Module) -> nn.Module:
     if not wanted:
         return base
     twin = deepcopy(base)
-    close_call_sites(twin, opened)
-    open_call_sites(twin, call_sites(net))
+    remove_interceptors(twin, opened)
+    install_interceptors(twin, call_sites(net))
     for path in call_sites(net):
         leave_fused_step(twin, path)
     return twin

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation, FNeuron
 from aafit.errors import UserError, check_name
-from aafit.networks.hooks import receiving
 from aafit.networks.kinds import KNOWN, activation_name
 from aafit.networks.nearest import nearest_functions
-from aafit.networks.probe import copied, forward_of_sample, probe_of
+from aafit.networks.running import copied, forward_of_sample, probe_of, receiving
 from aafit.networks.surgery import put_activation
 from aafit.tables import table
 

@@ -1,16 +1,72 @@
-"""Which activations the keys of a replacement mean."""
+"""Which activations the keys of a replacement mean.
+
+What has parameters of its own: the shape of an adaptive parameter, and whether it fits all that a layer receives.
+"""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
+from aafit.activations.elementwise import fits
 from aafit.errors import UserError, nearest
-from aafit.networks.call_sites import Doorway
-from aafit.networks.found import NOT_SAMPLED, Found, FoundActivation
+from aafit.networks.call_sites import SharedModuleProxy
+from aafit.networks.find import NOT_SAMPLED, Found, FoundActivation
 from aafit.networks.kinds import FUNCTIONS, function_name, is_activation
+from aafit.networks.running import forward_of_sample, probe_of, receiving
+
+Sharing = Literal["layer", "channel", "neuron"]
+SHARINGS: tuple[Sharing, ...] = ("layer", "channel", "neuron")
+
+
+def parameter_shape(row: FoundActivation, sharing: Sharing, channel_axis: int | None) -> tuple[int, ...]:
+    """The shape of a parameter of what takes the place of `row`, see `replace_activations`.
+
+    Raises:
+        UserError: the layer's shape is not known, it has no batch axis, or the axis of its channels cannot be told.
+    """
+    if sharing == "layer":
+        return (1,)
+    if row.shape is None:
+        raise UserError(
+            f"The forward of the sample does not call {row.path!r}, so its shape is unknown: share by layer."
+        )
+    rank, receives = len(row.shape), f"{row.path!r} receives a tensor of shape {row.shape}"
+    if rank < 2 or row.channel_axis == 0:
+        raise UserError(f"{receives}, which has no batch axis: give a sample with a batch axis.")
+    if sharing == "neuron":
+        return row.shape[1:]
+    told = 1 if rank == 2 else row.channel_axis
+    axis = channel_axis if told is None else told
+    if axis is None:
+        raise UserError(
+            f"{receives}, and the layer before it does not tell which axis the channels are: give channel_axis=, or "
+            "share by layer or by neuron."
+        )
+    if not (-rank < axis < rank and axis % rank > 0):
+        raise UserError(f"{receives}, which has no channel_axis {axis}: give 1 to {rank - 1}, or -1 for the last.")
+    return (row.shape[axis], *[1] * (rank - 1 - axis % rank))
+
+
+def check_inputs_fit(net: nn.Module, sample: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise unless parameters of these shapes, by path, fit all that each activation receives from the sample.
+
+    Raises:
+        UserError: an activation receives several shapes, as one that is called after layers of different widths does.
+    """
+    probe = probe_of(net)
+
+    def see(path: str, u: Tensor) -> None:
+        if not fits(shapes[path], u):
+            raise UserError(
+                f"{path!r} receives tensors of several shapes, such as {tuple(u.shape)}, and parameters of shape "
+                f"{shapes[path]} do not fit them all: share by layer, or do not replace it."
+            )
+
+    forward_of_sample(probe, sample, receiving(probe, shapes, see))
+
 
 Key = str | type[nn.Module] | Callable[[FoundActivation], bool]
 AFTER = "after "
@@ -81,7 +137,7 @@ def select(net: nn.Module, found: Found, keys: Iterable[Key]) -> dict[str, Key]:
     unused = [key for key in wanted if not any(key in used for used in keys_of.values())]
     if unused or not wanted:
         what = (
-            f"{_sentence(told(unused[0]))} matches no activation of the network."
+            f"{_sentence(describe_key(unused[0]))} matches no activation of the network."
             if unused
             else "Nothing to replace was given."
         )
@@ -91,7 +147,9 @@ def select(net: nn.Module, found: Found, keys: Iterable[Key]) -> dict[str, Key]:
         first = min(_order(key, row) for key in used)
         used[:] = [key for key in used if _order(key, row) == first]
         if len(used) > 1:
-            raise UserError(f"{path!r} is matched by {' and by '.join(map(told, used))}: let only one key match it.")
+            raise UserError(
+                f"{path!r} is matched by {' and by '.join(map(describe_key, used))}: let only one key match it."
+            )
         if row.refused:
             raise UserError(f"{path!r} is a {row.kind}, {row.refused}: it cannot be replaced.")
     if "" in keys_of:
@@ -108,7 +166,7 @@ def why_kept(row: FoundActivation) -> str:
     return f"{row.gate}; name its path to replace it" if row.gate else "no key matches it"
 
 
-def told(key: Any) -> str:
+def describe_key(key: Any) -> str:
     """What a key is called in a message."""
     if isinstance(key, str):
         return repr(key)
@@ -159,7 +217,7 @@ def _module_of(row: FoundActivation, net: nn.Module) -> nn.Module | None:
     if row.site is None:
         return net.get_submodule(row.path)
     called = net.get_submodule(row.site.call) if row.site.of_module else None
-    return called.original if isinstance(called, Doorway) else called
+    return called.original if isinstance(called, SharedModuleProxy) else called
 
 
 def _says_yes(key: Callable[[FoundActivation], bool], row: FoundActivation) -> bool:
@@ -168,7 +226,7 @@ def _says_yes(key: Callable[[FoundActivation], bool], row: FoundActivation) -> b
     # Of whatever kind: it is the user's function, or none of a FoundActivation.
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
-        raise UserError(f"As a key, {told(key)} failed for {row.path!r} ({what}). {KEYS}") from error
+        raise UserError(f"As a key, {describe_key(key)} failed for {row.path!r} ({what}). {KEYS}") from error
 
 
 def _is_of_torch(key: Any) -> bool:

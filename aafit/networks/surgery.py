@@ -11,15 +11,22 @@ from torch import nn
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError, check_name, nearest
 from aafit.networks.as_modules import check_same_outputs, take_fused_step, with_modules
-from aafit.networks.call_sites import close_call_sites
-from aafit.networks.find import check_plain, found_in
-from aafit.networks.found import NOT_SAMPLED, FoundActivation
+from aafit.networks.build import NewActivation, inputs_seen, is_fit, leave_out_what_has_no_fit, make_activation
+from aafit.networks.call_sites import CallSites, remove_interceptors
+from aafit.networks.find import NOT_SAMPLED, FoundActivation, check_plain, found_in
 from aafit.networks.kinds import activation_name
-from aafit.networks.make import Replacement, inputs_seen, is_fit, leave_out_what_has_no_fit, make_activation
-from aafit.networks.places import CallSites
-from aafit.networks.probe import copied
-from aafit.networks.select import check_keys, named_modules_of, select, told, why_kept
-from aafit.networks.sharing import SHARINGS, Sharing, check_inputs_fit, parameter_shape
+from aafit.networks.running import copied
+from aafit.networks.select import (
+    SHARINGS,
+    Sharing,
+    check_inputs_fit,
+    check_keys,
+    describe_key,
+    named_modules_of,
+    parameter_shape,
+    select,
+    why_kept,
+)
 from aafit.tables import table
 
 POOR = 0.05
@@ -40,7 +47,7 @@ class Replaced:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Skipped:
     """An activation that was left as it was."""
 
     path: str
@@ -49,7 +56,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Swap:
+class Replacement:
     """What `replace_activations` did: prints as a table, and leads back to the base network.
 
     Attributes:
@@ -65,7 +72,7 @@ class Swap:
     """
 
     rows: tuple[Replaced, ...]
-    kept: tuple[Kept, ...]
+    kept: tuple[Skipped, ...]
     originals: Mapping[str, nn.Module] = field(repr=False, compare=False)
     trained: Mapping[str, bool] = field(default_factory=dict, repr=False, compare=False)
     hooks: Mapping[str, int] = field(default_factory=dict)
@@ -107,12 +114,12 @@ class Swap:
 
 def replace_activations(
     model: nn.Module,
-    replacements: Mapping[Any, Replacement],
+    replacements: Mapping[Any, NewActivation],
     sharing: Sharing = "layer",
     sample: Any = None,
     channel_axis: int | None = None,
     share_calls: bool = False,
-) -> tuple[nn.Module, Swap]:
+) -> tuple[nn.Module, Replacement]:
     """A copy of `model` with other activations, and the report of what was replaced, what was not, and why.
 
     `model` itself is left as it was. With a sample, calls of functions are found as well as modules, see
@@ -141,7 +148,7 @@ def replace_activations(
             (B, C, H, W), or (C,) in (B, H, W, C), (B, T, C) and (B, C)), or each "neuron" (the layer's input without
             its batch axis).
         sample: an input of the model: a tensor, a tuple where it takes several, a mapping of keyword inputs, an
-            `aafit.Batch`, or what a tokenizer gives. No activation is fitted to padding, see `aafit.networks.padding`.
+            `aafit.Batch`, or what a tokenizer gives. No activation is fitted to padding, see `aafit.networks.batches`.
         channel_axis: where the channels are in what an activation receives, the batch being axis 0; -1 is the last.
             Used where the layer before does not tell: it is 1 after a convolution or a batch, group or instance norm
             and in an input with two axes, and the last after a linear layer.
@@ -150,7 +157,8 @@ def replace_activations(
     Raises:
         UserError: a key that matches nothing, or something that cannot be replaced; an activation matched by two keys;
             a forward of the sample that fails; sharing by channel or neuron, or a fit, without a sample; a channel axis
-            that cannot be told, or is not there; parameters that do not fit all that an activation receives; a network
+            that cannot be describe_key, or is not there; parameters that do not fit all that an activation receives; a
+            network
             that is wrapped, scripted, compiled, exported or quantised, or cannot be copied.
     """
     check_name("sharing", sharing, SHARINGS)
@@ -174,7 +182,7 @@ def replace_activations(
     shapes = {row.path: parameter_shape(row, sharing, channel_axis) for row in chosen}
     made = {
         row.path: make_activation(
-            told(key_of[row.path]),
+            describe_key(key_of[row.path]),
             replacements[key_of[row.path]],
             row,
             shapes[row.path],
@@ -195,12 +203,12 @@ def replace_activations(
         name = activation_name(new)
         rows.append(Replaced(row.path, activation_name(old), name, row.calls, shapes[row.path], type(new).__name__))
     reasons = {row.path: unfit.get(row.path) or why_kept(row) for row in found if row.path not in key_of}
-    kept = [Kept(row.path, row.kind, reasons[row.path]) for row in found if row.path in reasons]
+    kept = [Skipped(row.path, row.kind, reasons[row.path]) for row in found if row.path in reasons]
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    return net, Swap(tuple(rows), tuple(kept), originals, trained, hooks, sample is not None, calls, residuals)
+    return net, Replacement(tuple(rows), tuple(kept), originals, trained, hooks, sample is not None, calls, residuals)
 
 
-def restore_activations(net: nn.Module, swap: Swap) -> nn.Module:
+def restore_activations(net: nn.Module, swap: Replacement) -> nn.Module:
     """A copy of `net` with the activations that `swap` had replaced, as they were, bit for bit.
 
     Which parameters require gradients is as it was in the base too.
@@ -219,7 +227,7 @@ def restore_activations(net: nn.Module, swap: Swap) -> nn.Module:
             )
         put_activation(restored, row.path, deepcopy(swap.originals[row.path]))
         take_fused_step(restored, row.path.rpartition(".")[0])
-    close_call_sites(restored, swap.calls)
+    remove_interceptors(restored, swap.calls)
     for name, parameter in restored.named_parameters():
         parameter.requires_grad_(swap.trained.get(name, parameter.requires_grad))
     return restored

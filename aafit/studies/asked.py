@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aafit.devices import device_name
 from aafit.identification import Loss
-from aafit.networks.make import Replacement
-from aafit.networks.outputs import Output
+from aafit.networks.batches import Output
+from aafit.networks.build import NewActivation
 from aafit.networks.surgery import Sharing
 from aafit.studies.samples import Samples
+from aafit.training.precision import device_name
 from aafit.version import __version__
 
 LossGiven = Loss | str | Callable[[Tensor, Tensor], Tensor]
@@ -22,10 +22,10 @@ LossGiven = Loss | str | Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Asked:
+class StudyConfig:
     """The arguments of `aafit.study` that the results depend on, as it describes them."""
 
-    replacements: Mapping[Any, Replacement]
+    replacements: Mapping[Any, NewActivation]
     sharing: Sharing
     target: str
     loss: LossGiven | None
@@ -36,7 +36,7 @@ class Asked:
     seed: int
 
 
-def facts(net: nn.Module, samples: Samples, asked: Asked, command: str) -> dict[str, str]:
+def facts(net: nn.Module, samples: Samples, asked: StudyConfig, command: str) -> dict[str, str]:
     """How a study came about, by name, for its page."""
     device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
     parameters = sum(parameter.numel() for parameter in net.parameters())

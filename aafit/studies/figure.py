@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from aafit.errors import UserError, check_name
 from aafit.files import make_folder, write_atomically
-from aafit.pages.style import GREY, REPLACED, START, TUNED, UNSURE, look, panels
+from aafit.plots.style import GREY, REPLACED, START, TUNED, UNSURE, look, panels
 from aafit.studies.forms import Form
 from aafit.studies.result import Study, nearest_text
 

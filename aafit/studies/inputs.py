@@ -7,11 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.networks.hooks import receiving
-from aafit.networks.inputs import Batch
-from aafit.networks.modes import evaluation_mode, random_numbers_from
-from aafit.networks.outputs import call
-from aafit.networks.padding import without_padding
+from aafit.networks.batches import Batch, call, without_padding
+from aafit.networks.running import evaluation_mode, fork_rng, receiving
 
 BINS = 200
 FINE = 20
@@ -119,5 +116,5 @@ def _seen(path: str, sums: _Sums, ends: tuple[float, float], counts: Tensor) -> 
 def _watch(net: nn.Module, paths: Sequence[str], batches: Iterable[Batch], see: Callable[[str, Tensor], None]) -> None:
     with receiving(net, paths, lambda path, u: see(path, without_padding(u, batch))), evaluation_mode(net):
         for number, batch in enumerate(batches):
-            with random_numbers_from(number):
+            with fork_rng(number):
                 call(net, batch.cloned())

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from aafit.errors import UserError
 from aafit.files import make_folder, write_atomically
-from aafit.pages.html import embedded_json, rendered
-from aafit.pages.svg import line_picture
+from aafit.plots.html import embedded_json, rendered
+from aafit.plots.svg import line_picture
 from aafit.studies import page_tables as tables
 from aafit.studies.forms import Form
 from aafit.studies.pictures import form_picture, small_picture

@@ -5,7 +5,7 @@ import re
 
 from markupsafe import Markup
 
-from aafit.pages.html import Cell, PageTable, breakable
+from aafit.plots.html import Cell, PageTable, breakable
 from aafit.studies.result import Study, nearest_text
 
 ROUNDING = 1e-12

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from aafit.identification import Audit, Identification, Importance, State, audit, identify, importance
 from aafit.identification.coordinates import Coordinates
 from aafit.networks.adaptive import load_activations, save_activations
-from aafit.networks.as_modules import like_for_like
+from aafit.networks.as_modules import with_matching_modules
+from aafit.networks.batches import Batch
 from aafit.networks.find import found_in
-from aafit.networks.inputs import Batch
 from aafit.networks.surgery import replace_activations
-from aafit.studies.asked import Asked, facts
+from aafit.studies.asked import StudyConfig, facts
 from aafit.studies.forms import Form, Identified, forms
 from aafit.studies.inputs import InputsSeen, inputs_seen
 from aafit.studies.result import Compared, FoundLayer, Origin, Replacing, Study
 from aafit.studies.samples import Samples, first_of
-from aafit.studies.standing import Standings, standings
+from aafit.studies.standing import Scores, standings
 from aafit.studies.store import Store
 from aafit.training.compare import compare
 
@@ -31,11 +31,13 @@ PARTS = ("find", "replace", "inputs", "audit", "importance", "identify", "compar
 AUDITED = 512
 """Samples that the audit looks at, at most."""
 
-Tell = Callable[[str, str], None]
+ProgressCallback = Callable[[str, str], None]
 """Called with the name of a part, and with what is done in it; "" when the part begins."""
 
 
-def run_parts(net: nn.Module, samples: Samples, asked: Asked, store: Store, command: str, tell: Tell) -> Study:
+def run_parts(
+    net: nn.Module, samples: Samples, asked: StudyConfig, store: Store, command: str, tell: ProgressCallback
+) -> Study:
     """All parts, one after another; what the store has is taken from there.
 
     Args:
@@ -51,7 +53,7 @@ def run_parts(net: nn.Module, samples: Samples, asked: Asked, store: Store, comm
     found = found_in(net, example)
     tell("replace", "")
     start, replacing = _replaced(net, asked, example, store)
-    base = like_for_like(net, start)
+    base = with_matching_modules(net, start)
     paths = [row.path for row in replacing.rows]
     labels = asked.target == "labels"
     options: dict[str, Any] = {
@@ -89,7 +91,7 @@ def run_parts(net: nn.Module, samples: Samples, asked: Asked, store: Store, comm
     differences = store.value("compare", Compared, compared)
     ranked = store.value(
         "standings",
-        Standings,
+        Scores,
         lambda: standings(base, start, tuned, samples.judged, samples.heldout_sha256 is not None, loss, asked.output),
     )
     tell("forms", "")
@@ -125,7 +127,7 @@ def load_identified(start: nn.Module, found: Identification) -> nn.Module:
     return tuned
 
 
-def _replaced(net: nn.Module, asked: Asked, example: Any, store: Store) -> tuple[nn.Module, Replacing]:
+def _replaced(net: nn.Module, asked: StudyConfig, example: Any, store: Store) -> tuple[nn.Module, Replacing]:
     """The network as it starts. What an earlier call drew at random is taken from its file."""
     file = None if store.folder is None else store.folder / "start.safetensors"
     made: list[nn.Module] = []
@@ -145,7 +147,7 @@ def _replaced(net: nn.Module, asked: Asked, example: Any, store: Store) -> tuple
 
 
 def _identified(
-    start: nn.Module, base: nn.Module, samples: Samples, asked: Asked, store: Store, tell: Tell
+    start: nn.Module, base: nn.Module, samples: Samples, asked: StudyConfig, store: Store, tell: ProgressCallback
 ) -> Identified:
     document = store.document("identify-state")
     state = None if document is None else State.from_dict(document["state"])

@@ -4,7 +4,7 @@ import math
 
 from markupsafe import Markup
 
-from aafit.pages.svg import Frame, axes, picture
+from aafit.plots.svg import Frame, axes, picture
 from aafit.studies.forms import Form
 from aafit.studies.inputs import InputsSeen
 

@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from aafit.identification import Audit, Identification, Importance
-from aafit.networks.surgery import Kept, Replaced
+from aafit.networks.surgery import Replaced, Skipped
 from aafit.studies.forms import Form
 from aafit.studies.inputs import InputsSeen
-from aafit.studies.standing import Gain, Standing, Standings
+from aafit.studies.standing import Gain, Score, Scores
 from aafit.tables import fit_for_json, listed, table
-from aafit.training.comparison import Comparison
+from aafit.training.compare import Comparison
 
 CLOSE = 0.01
 """A form this near to a known function can be called by its name."""
@@ -48,7 +48,7 @@ class Replacing:
     """What took whose place, and what did not."""
 
     rows: tuple[Replaced, ...]
-    kept: tuple[Kept, ...]
+    kept: tuple[Skipped, ...]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Study:
     inputs: tuple[InputsSeen, ...]
     replacing: Replacing
     compared: Compared
-    standings: Standings
+    standings: Scores
     audit: Audit
     importance: Importance
     identification: Identification
@@ -214,7 +214,7 @@ def _tuned(study: Study) -> str:
         f"Gauss-Newton then set their {len(found.names):,} numbers in {steps} step{'s' * (steps != 1)} "
         f"({_seconds(found.seconds)}) from {found.images:,} samples"
     )
-    tuned: Standing = standings.tuned
+    tuned: Score = standings.tuned
     if standings.accuracy_gain is not None and tuned.accuracy is not None:
         gain = standings.accuracy_gain
         return (

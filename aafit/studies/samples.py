@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from aafit.errors import UserError
-from aafit.networks.inputs import Batch, as_batch
+from aafit.networks.batches import Batch, as_batch
 
 EXAMPLE = 256
 AT_ONCE = 128

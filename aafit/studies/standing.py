@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from aafit.errors import UserError
 from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, as_loss
 from aafit.identification.outputs import losses_of
-from aafit.networks.inputs import Batch
-from aafit.networks.modes import evaluation_mode, random_numbers_from
-from aafit.networks.outputs import Output, run
+from aafit.networks.batches import Batch, Output, run
+from aafit.networks.running import evaluation_mode, fork_rng
 from aafit.studies.asked import LossGiven
 from aafit.training.losses import IGNORED, class_axis, with_classes
 
 
 @dataclass(frozen=True)
-class Standing:
+class Score:
     """One network on the samples held out.
 
     Attributes:
@@ -54,7 +53,7 @@ class Gain:
 
 
 @dataclass(frozen=True)
-class Standings:
+class Scores:
     """The three networks; the gains are those of the tuned one over the base (loss: below 0 is better).
 
     `held_out`: whether the samples took no part in the identification.
@@ -62,9 +61,9 @@ class Standings:
 
     samples: int
     held_out: bool
-    base: Standing
-    replaced: Standing
-    tuned: Standing
+    base: Score
+    replaced: Score
+    tuned: Score
     accuracy_gain: Gain | None
     loss_gain: Gain | None
 
@@ -87,7 +86,7 @@ def standings(
     held_out: bool,
     loss: LossGiven | None = None,
     output: Output | None = None,
-) -> Standings:
+) -> Scores:
     """The three networks on `batches`.
 
     Args:
@@ -104,7 +103,7 @@ def standings(
     if not sum(map(len, batches)):
         raise UserError("There is nothing to judge on: the batches hold no sample.")
     first, second, third = (_rows(net, batches, loss, output) for net in (base, replaced, tuned))
-    return Standings(
+    return Scores(
         sum(map(len, batches)),
         held_out,
         _standing(first, first),
@@ -119,7 +118,7 @@ def _rows(net: nn.Module, batches: Iterable[Batch], loss: LossGiven | None, outp
     outputs, losses, predicted, right = [], [], [], []
     with evaluation_mode(net):
         for number, batch in enumerate(batches):
-            with random_numbers_from(number):
+            with fork_rng(number):
                 y = run(net, batch.cloned(), output).detach().cpu().double()
             outputs.append(y)
             target = batch.target.cpu() if isinstance(batch.target, Tensor) else None
@@ -142,14 +141,14 @@ def _rows(net: nn.Module, batches: Iterable[Batch], loss: LossGiven | None, outp
     return _Rows(*(torch.cat(own) if own else None for own in (outputs, losses, right, predicted)))  # type: ignore[arg-type]
 
 
-def _standing(own: _Rows, base: _Rows) -> Standing:
+def _standing(own: _Rows, base: _Rows) -> Score:
     finite_N = own.outputs.isfinite().reshape(len(own.outputs), -1).all(1)
     agreement = None
     if own.predicted is not None and base.predicted is not None:
         agreement = ((own.predicted == base.predicted) & finite_N[:, None]).double().mean().item()
     deviation = (base.outputs - base.outputs.mean(0)).square().mean().sqrt().item()
     difference = (own.outputs - base.outputs).square().mean().sqrt().item()
-    return Standing(
+    return Score(
         None if own.loss_N is None else own.loss_N.mean().item(),
         None if own.right_N is None else own.right_N.mean().item(),
         agreement,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from aafit.errors import UserError
 from aafit.files import make_folder, write_atomically
 from aafit.networks.adaptive import fingerprint
-from aafit.studies.asked import Asked
+from aafit.studies.asked import StudyConfig
 from aafit.studies.samples import Samples
 from aafit.studies.values import decoded, encoded
 from aafit.version import __version__
@@ -99,7 +99,7 @@ def _damaged(path: Path) -> UserError:
     return UserError(f"{path} is damaged: delete the folder {path.parent}, and the study begins anew.")
 
 
-def study_key(net: nn.Module, samples: Samples, asked: Asked) -> str:
+def study_key(net: nn.Module, samples: Samples, asked: StudyConfig) -> str:
     """SHA-256 of all that a study depends on: the network, the samples, what is asked, the version.
 
     A module among the arguments counts with its values, a function with its name and its code, but not with what it has

@@ -14,11 +14,11 @@ from torch import nn
 
 from aafit.activations import FNeuron
 from aafit.errors import UserError, needs_extra
-from aafit.networks.make import Replacement
-from aafit.networks.outputs import Output
+from aafit.networks.batches import Output
+from aafit.networks.build import NewActivation
 from aafit.networks.surgery import Sharing
-from aafit.studies.asked import Asked, LossGiven
-from aafit.studies.parts import PARTS, Tell, run_parts
+from aafit.studies.asked import LossGiven, StudyConfig
+from aafit.studies.parts import PARTS, ProgressCallback, run_parts
 from aafit.studies.result import Study
 from aafit.studies.samples import Samples
 from aafit.studies.store import Store, study_key
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def study(
     net: nn.Module,
     batches: Iterable[Any],
-    replacements: Mapping[Any, Replacement] | None = None,
+    replacements: Mapping[Any, NewActivation] | None = None,
     *,
     heldout: Iterable[Any] | None = None,
     sharing: Sharing = "layer",
@@ -82,7 +82,7 @@ def study(
     target = target or ("labels" if samples.labelled else "logits")
     if target == "labels" and not samples.labelled:
         raise UserError("The batches hold no labels: give batches of (inputs, labels), or target='logits'.")
-    asked = Asked(
+    asked = StudyConfig(
         {"*": FNeuron} if replacements is None else replacements,
         sharing,
         target,
@@ -103,7 +103,7 @@ def study(
 
 
 @contextmanager
-def _progress() -> Iterator[Tell]:
+def _progress() -> Iterator[ProgressCallback]:
     """A bar on a terminal that rich can draw on; elsewhere a line of the log for each part, and what the parts log."""
     if not (sys.stdout.isatty() and find_spec("rich")):
         began = time.perf_counter()

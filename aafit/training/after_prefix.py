@@ -5,10 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from aafit.networks.batches import Batch, Output, takes_inputs
 from aafit.networks.frozen_prefix import split_network
-from aafit.networks.inputs import Batch
-from aafit.networks.modes import random_numbers_from
-from aafit.networks.outputs import Output, takes_inputs
+from aafit.networks.running import fork_rng
 from aafit.training.precision import autocast
 
 
@@ -30,7 +29,7 @@ def after_prefix(
             return None
         if prefix is None:
             # A network that draws random numbers is never split, but it draws some before that shows.
-            with random_numbers_from(None):
+            with fork_rng(None):
                 prefix, rest = split_network(net, batch.part(0, 2).args)
         if prefix is None:
             return None

@@ -1,8 +1,16 @@
-"""What a replacement of activations changes: at each of them, at the logits, in the predictions."""
+"""What a replacement of activations changes: at each of them, at the logits, in the predictions.
+
+What `compare` found: where two networks differ, and by how much.
+
+What the activations of a network receive and give, and how far that is from another network's.
+"""
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +19,10 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError
-from aafit.networks.as_modules import like_for_like
-from aafit.networks.inputs import Batch, each_batch
-from aafit.networks.modes import evaluation_mode, random_numbers_from
-from aafit.networks.outputs import Output, run
-from aafit.training.comparison import Comparison, Difference, LayerDifference, Reference
+from aafit.networks.as_modules import with_matching_modules
+from aafit.networks.batches import Batch, Output, each_batch, run
+from aafit.networks.running import evaluation_mode, fork_rng, receiving, watched
+from aafit.tables import fit_for_json, table
 from aafit.training.evaluate import Batches, finite_rows
 from aafit.training.losses import (
     IGNORED,
@@ -28,7 +35,238 @@ from aafit.training.losses import (
     total_metric,
 )
 from aafit.training.precision import autocast
-from aafit.training.watched import Gap, Range, Recorder
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest and mean absolute difference of one layer's output between two networks, over all images.
+
+    Relative ones are Euclidean norms: that of the difference by that of the base's values, over everything.
+
+    Attributes:
+        path: of the activation; "logits" for the output of the network.
+        max_abs: the largest difference of the outputs.
+        mean_abs: the mean difference of the outputs.
+        relative: the relative difference of the outputs.
+        carried: the relative difference that arrives here, by the one that left the activation called before: above 1
+            where differences were amplified between the two, below where they died out; NaN at the first, and where
+            none had left.
+        reference: in a reference arithmetic, None where none was asked for.
+    """
+
+    path: str
+    max_abs: float
+    mean_abs: float
+    relative: float
+    carried: float
+    reference: "Reference | None"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The same difference in a finer arithmetic, and what rounding makes of it in the network's own.
+
+    Attributes:
+        max_abs, mean_abs: of the outputs that both networks have in the finer arithmetic: what the functions do.
+        base_rounding, replaced_rounding: the largest difference of either network's outputs from its own in the finer
+            arithmetic: what rounding does.
+    """
+
+    max_abs: float
+    mean_abs: float
+    base_rounding: float
+    replaced_rounding: float
+
+
+@dataclass(frozen=True)
+class LayerDifference(Difference):
+    """One replaced activation.
+
+    Attributes:
+        inputs: what the base's activation receives: least, 1% quantile, 99% quantile, largest; the quantiles are those
+            of a sample.
+        own_max_abs, own_mean_abs, own_relative: its own difference: from the base's activation on the same inputs.
+        arriving: the relative difference of the inputs, which those before it have made.
+    """
+
+    inputs: tuple[float, float, float, float]
+    own_max_abs: float
+    own_mean_abs: float
+    own_relative: float
+    arriving: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two networks on the same images: the base and the one whose activations were replaced.
+
+    NaN stands for what there is not: agreement and accuracies where there are no classes, losses without a target,
+    metrics where none was given. An image whose outputs are NaN or infinite is predicted by neither network: it counts
+    as wrong, and as not equal. `base_not_finite` and `replaced_not_finite` are the numbers of such images.
+
+    Attributes:
+        layers: the replaced activations, in the order of the network.
+        logits: the outputs of the network.
+        agreement: share of equal predictions.
+        cosine: the mean over the images of the cosine between the two outputs.
+        least_cosine: the least of these.
+    """
+
+    layers: tuple[LayerDifference, ...]
+    logits: Difference
+    agreement: float
+    base_accuracy: float
+    base_loss: float
+    replaced_accuracy: float
+    replaced_loss: float
+    images: int
+    base_not_finite: int
+    replaced_not_finite: int
+    cosine: float
+    least_cosine: float
+    base_metric: float
+    replaced_metric: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON: None for what is not a finite number."""
+        return fit_for_json(asdict(self))
+
+    def __str__(self) -> str:
+        rows = (*self.layers, self.logits)
+        header = ["output of", "largest difference", "mean difference", "relative"]
+        cells = [[row.path, f"{row.max_abs:.4g}", f"{row.mean_abs:.4g}", f"{row.relative:.2e}"] for row in rows]
+        if any(row.reference for row in rows):
+            header += ["in reference", "rounding"]
+            for line, row in zip(cells, rows, strict=True):
+                found = row.reference
+                rounding = max(found.base_rounding, found.replaced_rounding) if found else math.nan
+                line += [f"{found.max_abs:.4g}" if found else "", f"{rounding:.4g}" if found else ""]
+        if self.layers:
+            header += ["its own", "arriving", "carried", "inputs (1% to 99%)"]
+            for line, layer in zip(cells, self.layers, strict=False):
+                least, low, high, most = layer.inputs
+                span = f"{least:.3g} ({low:.3g} to {high:.3g}) {most:.3g}"
+                line += [f"{layer.own_relative:.2e}", f"{layer.arriving:.2e}", _times(layer.carried), span]
+            cells[-1] += ["", "", _times(self.logits.carried), ""]
+        return "\n".join([table(header, cells), self._outputs(), *self._diverged()])
+
+    def _outputs(self) -> str:
+        parts = (
+            [] if math.isnan(self.agreement) else [f"equal predictions {self.agreement:.2%} of {self.images} images"]
+        )
+        if not math.isnan(self.base_accuracy):
+            parts.append(f"accuracy {self.base_accuracy:.2%} -> {self.replaced_accuracy:.2%}")
+        if not math.isnan(self.base_loss):
+            parts.append(f"loss {self.base_loss:.4f} -> {self.replaced_loss:.4f}")
+        if not math.isnan(self.base_metric):
+            parts.append(f"metric {self.base_metric:.4g} -> {self.replaced_metric:.4g}")
+        parts.append(f"cosine of the outputs {self.cosine:.6f}, at least {self.least_cosine:.6f}")
+        if math.isnan(self.agreement):
+            parts.append(f"{self.images} images")
+        return "; ".join(parts)
+
+    def _diverged(self) -> list[str]:
+        counts = (("base", self.base_not_finite), ("replaced", self.replaced_not_finite))
+        return [
+            f"DIVERGED: the {which} network gives NaN or infinity for {count} of {self.images} images"
+            for which, count in counts
+            if count
+        ]
+
+
+def _times(factor: float) -> str:
+    return "" if math.isnan(factor) else f"x {factor:.3g}"
+
+
+EACH_CALL = 4096  # values of a sample that one call adds
+SAMPLED = 1 << 17  # values of a sample at most
+
+
+class Recorder:
+    """Keeps the inputs and the outputs of some modules of a network, in the order of their calls."""
+
+    def __init__(self, net: nn.Module, paths: Sequence[str]) -> None:
+        self.calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._inputs: dict[str, Tensor] = {}
+        self._hooks = ExitStack()
+        self._hooks.enter_context(receiving(net, paths, self._before))
+        self._hooks.enter_context(watched(net, paths, self._after))
+
+    def _before(self, path: str, u: Tensor) -> None:
+        # Cloned: the module, or what comes next, may work in place.
+        self._inputs[path] = u.clone()
+
+    def _after(self, path: str, u: Tensor, y: Tensor) -> None:
+        self.calls.setdefault(path, []).append((self._inputs.pop(path), y.clone()))
+
+    def taken(self) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """What was kept, by path; then it is forgotten."""
+        kept, self.calls = self.calls, {}
+        return kept
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        self._hooks.close()
+
+
+class Gap:
+    """The difference between two tensors, over all those that were added."""
+
+    def __init__(self) -> None:
+        self.max_abs = self._total = self._squares = self._of_base = 0.0
+        self._count = 0
+
+    def add(self, before: Tensor, after: Tensor) -> None:
+        """Add a tensor of the base, and the one that stands against it."""
+        base = before.double()
+        difference = (after.double() - base).abs()
+        # Not Python's max, which loses NaN: the largest of 0 and NaN is 0 there.
+        self.max_abs = float(np.maximum(self.max_abs, difference.max().item()))
+        self._total += difference.sum().item()
+        self._squares += difference.square().sum().item()
+        self._of_base += base.square().sum().item()
+        self._count += difference.numel()
+
+    @property
+    def mean_abs(self) -> float:
+        return self._total / self._count
+
+    @property
+    def relative(self) -> float:
+        """The norm of the difference by that of the base; infinite where only the base is 0."""
+        if self._of_base == 0:
+            return math.inf if self._squares else 0.0
+        return math.sqrt(self._squares / self._of_base)
+
+
+class Range:
+    """Least and largest of all values added, and two quantiles of a sample of them, which is bounded."""
+
+    def __init__(self) -> None:
+        self._least, self._largest = math.inf, -math.inf
+        self._generator = torch.Generator().manual_seed(0)
+        self._sample: list[Tensor] = []
+        self._each = EACH_CALL
+
+    def add(self, values: Tensor) -> None:
+        """Add the values of a tensor: all to the ends, a few drawn at random to the sample."""
+        least, largest = values.double().aminmax()
+        self._least = float(np.minimum(self._least, least.item()))
+        self._largest = float(np.maximum(self._largest, largest.item()))
+        flat = values.reshape(-1)
+        if len(flat) > self._each:
+            flat = flat[torch.randint(len(flat), (self._each,), generator=self._generator).to(flat.device)]
+        self._sample.append(flat.double().cpu())
+        if sum(map(len, self._sample)) > SAMPLED:
+            # From here on a call adds half as many, so that each of them counts the same.
+            self._sample, self._each = [torch.cat(self._sample)[::2]], max(1, self._each // 2)
+
+    def found(self) -> tuple[float, float, float, float]:
+        """Least, 1% quantile, 99% quantile, largest."""
+        with np.errstate(invalid="ignore"):  # between infinite values
+            low, high = np.quantile(torch.cat(self._sample).numpy(), [0.01, 0.99])
+        return self._least, float(low), float(high), self._largest
+
 
 LOGITS = "logits"
 
@@ -94,7 +332,7 @@ def compare(
     for which in (base, net):
         if isinstance(which, torch.jit.ScriptModule):
             raise UserError("A ScriptModule has its activations compiled in: compare the networks that it was made of.")
-    twin = like_for_like(base, net)
+    twin = with_matching_modules(base, net)
     paths = replaced_paths(twin, net)
     found, outputs = _Layers(net, paths), _Outputs(loss, metric)
     finer = None if reference is None else _Finer(twin, net, paths, reference)
@@ -124,7 +362,7 @@ def compare(
 
 def _run(net: nn.Module, batch: Batch, output: Output | None, number: int) -> Tensor:
     """The outputs for one batch; a network that draws random numbers draws the same ones as the others do for it."""
-    with random_numbers_from(number):
+    with fork_rng(number):
         # Cloned: the first activation may work in place.
         return run(net, batch.cloned(), output)
 

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.inputs import each_batch
-from aafit.networks.modes import evaluation_mode
-from aafit.networks.outputs import Output, run
+from aafit.networks.batches import Output, each_batch, run
+from aafit.networks.running import evaluation_mode
 from aafit.training.after_prefix import after_prefix
 from aafit.training.losses import IGNORED, Loss, Metric, check_labels, check_loss, score, total_metric
 from aafit.training.precision import autocast
 
 Batches = Iterable[Any]
-"""Batches of any form, see `aafit.networks.inputs.as_batch`; of images and labels most often."""
+"""Batches of any form, see `aafit.networks.batches.as_batch`; of images and labels most often."""
 
 KEPT_BYTES = 1 << 29  # bytes of outputs of the frozen prefix
 

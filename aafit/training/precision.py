@@ -1,12 +1,15 @@
 """Which arithmetic a run uses."""
 
+import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 
 from aafit.errors import check_name
 
+PROCESSORS = Path("/proc/cpuinfo")
 PRECISIONS = ("float32", "tf32", "bf16", "float64")
 
 
@@ -48,3 +51,26 @@ def arithmetic(precision: str, threads: int | None = None) -> Iterator[None]:
         torch.set_flush_denormal(flushed)
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.set_num_threads(own_threads)
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called: the GPU's name, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def processor_name() -> str:
+    return _of_processor("model name") or platform.processor() or platform.machine()
+
+
+def has_bf16_arithmetic() -> bool:
+    """Whether the processor multiplies in bf16 by itself (AVX512-BF16, AMX), as far as the system tells."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(_of_processor("flags").split()))
+
+
+def _of_processor(key: str) -> str:
+    """What Linux says of the first processor; nothing on other systems."""
+    try:
+        lines = PROCESSORS.read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")

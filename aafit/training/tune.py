@@ -12,9 +12,8 @@ from torch.optim import Adam, Optimizer, RMSprop
 
 from aafit.errors import UserError, check_name
 from aafit.networks.adaptive import adaptive_activations, train_only_activations, training_mode
-from aafit.networks.inputs import Batch, as_batch, each_batch
-from aafit.networks.modes import evaluation_mode, own_modes, random_numbers_from
-from aafit.networks.outputs import Output, run
+from aafit.networks.batches import Batch, Output, as_batch, each_batch, run
+from aafit.networks.running import evaluation_mode, fork_rng, own_modes
 from aafit.training.distance import Distance
 from aafit.training.evaluate import Batches
 from aafit.training.losses import (
@@ -245,7 +244,7 @@ def check_tunable(net: nn.Module, epochs: int, base: nn.Module | None) -> None:
 
 def _outputs_of(base: nn.Module, batch: Batch, output: Output | None, precision: str) -> Tensor:
     # If it draws random numbers, they are those that the other network draws next.
-    with evaluation_mode(base), autocast(precision, batch.device), random_numbers_from(None):
+    with evaluation_mode(base), autocast(precision, batch.device), fork_rng(None):
         # Cloned: the first activation may work in place.
         outputs = run(base, batch.cloned(), output)
     return outputs

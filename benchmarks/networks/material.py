@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.signal import resample_poly
 from torch import Tensor
 
-from aafit.data.datasets import load_dataset
+from aafit.experiment.data.datasets import load_dataset
 from benchmarks.networks.pretrained import folder_of, package
 
 PHOTOGRAPHS = {

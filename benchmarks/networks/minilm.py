@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.identification import identify
-from aafit.networks.inputs import Batch, as_inputs
-from aafit.networks.outputs import Output, run
+from aafit.networks.batches import Batch, Output, as_inputs, run
 from aafit.networks.surgery import Sharing, replace_activations
-from aafit.report.shapes import plot_activations
+from aafit.plots.activations import plot_activations
 from aafit.training.precision import arithmetic
 from aafit.training.tune import tune
 from benchmarks.harness import Command, Row, json_option, markdown_option, report

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, FNeuron
-from aafit.devices import slots
+from aafit.experiment.devices import slots
 from aafit.networks.find import find_activations
 from aafit.networks.surgery import replace_activations
 from aafit.training.precision import arithmetic

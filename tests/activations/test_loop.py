@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aafit.activations import LEAF
 from aafit.activations import compiled as compiling
-from aafit.activations.loop import Loop, compiled_loop
+from aafit.activations.compiled import Loop, compiled_loop
 
 OPTIONS = {"compile_threads": 1}
 

@@ -17,7 +17,7 @@ from aafit.errors import UserError
 from aafit.identification import audit, identify
 from aafit.networks.adaptive import adaptive_parameters, load_activations, read_activations, save_activations
 from aafit.networks.surgery import replace_activations
-from aafit.report.shapes import plot_activations
+from aafit.plots.activations import plot_activations
 from aafit.training.tune import tune
 
 # torch's own: the first forward-mode derivative of a process loads decompositions that torch scripts.

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aafit.activations import from_text
-from aafit.data.batches import flip_and_shift
-from aafit.networks.models import build
+from aafit.experiment.data.batches import flip_and_shift
+from aafit.experiment.models import build
+from aafit.experiment.runs.config import RunConfig
+from aafit.experiment.runs.execute import choose_trained
 from aafit.networks.surgery import replace_activations
-from aafit.runs.config import RunConfig
-from aafit.runs.execute import choose_trained
 from aafit.training.tune import make_optimizers, train_epoch
 from benchmarks import harness, precision_accuracy, straightforward, whole
 from benchmarks.activations import Candidate, peak_extra_bytes

@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 from small_runs import write_done
 
-from aafit.runs.job import jobs_of
-from aafit.runs.suite import Suite
-from aafit.scheduling.progress import Status
-from aafit.scheduling.schedule import Outcome, Summary
+from aafit.experiment.runs.job import jobs_of
+from aafit.experiment.runs.suite import Suite
+from aafit.experiment.scheduling.progress import Status
+from aafit.experiment.scheduling.schedule import Outcome, Summary
 from benchmarks import (
     activations,
     epochs,
@@ -58,7 +58,7 @@ def within_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (harness, straightforward, activations):
         monkeypatch.setattr(module, "call", call)
-    monkeypatch.setattr("aafit.devices.usable_cores", lambda: 1)
+    monkeypatch.setattr("aafit.experiment.devices.usable_cores", lambda: 1)
     monkeypatch.setattr(straightforward, "WORKERS", 0)
     monkeypatch.setattr(straightforward, "WARM_STEPS", 1)
     monkeypatch.setattr(workload, "EVALUATED", 20)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from fake_suite import WORKER, Fake
 
-from aafit.scheduling.engines.local import LocalEngine
+from aafit.experiment.scheduling.engines.local import LocalEngine
 from benchmarks import many_runs
 from benchmarks.weather import MARK
 

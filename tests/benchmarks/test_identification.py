@@ -13,17 +13,17 @@ from click.testing import CliRunner
 from small_runs import SMALL, base_job, child_job, read_json
 
 from aafit.activations import FNeuron
-from aafit.data.datasets import Split
 from aafit.errors import UserError
+from aafit.experiment.data.datasets import Split
+from aafit.experiment.runs.config import RunConfig
+from aafit.experiment.runs.documents import save_json
+from aafit.experiment.runs.execute import execute
 from aafit.identification import identify
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import SQUARED_ERROR
 from aafit.identification.problem import Problem
 from aafit.identification.samples import prepare
-from aafit.networks.inputs import Batch
-from aafit.runs.config import RunConfig
-from aafit.runs.documents import save_json
-from aafit.runs.execute import execute
+from aafit.networks.batches import Batch
 from benchmarks import bootstrap, identification, layers_alone
 from benchmarks.harness import Loss, in_markdown
 from benchmarks.workload import Halves, heldout_of, setting_of

@@ -7,10 +7,10 @@ import torch
 from click.testing import CliRunner
 from small_runs import base_job, child_job
 
-from aafit.data.batches import evaluation_batches
-from aafit.data.datasets import load_dataset
-from aafit.runs.execute import execute
-from aafit.runs.start import load_run
+from aafit.experiment.data.batches import evaluation_batches
+from aafit.experiment.data.datasets import load_dataset
+from aafit.experiment.runs.execute import execute
+from aafit.experiment.runs.start import load_run
 from aafit.training.compare import compare
 from benchmarks import paired
 

@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 from small_runs import base_job, child_job, read_json
 
-from aafit.runs.documents import check_finished
-from aafit.runs.execute import execute
+from aafit.experiment.runs.documents import check_finished
+from aafit.experiment.runs.execute import execute
 from benchmarks import rebuild_networks
 
 

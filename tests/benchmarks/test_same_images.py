@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 from small_runs import base_job, read_json
 
-from aafit.runs.execute import execute
+from aafit.experiment.runs.execute import execute
 from benchmarks import same_images
 
 

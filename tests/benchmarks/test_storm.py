@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from small_runs import write_config
 
-from aafit.runs.documents import Done, Result
-from aafit.runs.job import jobs_of
+from aafit.experiment.runs.documents import Done, Result
+from aafit.experiment.runs.job import jobs_of
 from benchmarks import storm, witness
 from benchmarks.witness import Schedule
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import base_job, child_job, read_json
 
-from aafit.data.datasets import load_dataset
-from aafit.runs.execute import execute
+from aafit.experiment.data.datasets import load_dataset
+from aafit.experiment.runs.execute import execute
 from benchmarks import temperature
 
 

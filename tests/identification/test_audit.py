@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.errors import UserError
-from aafit.identification.audit import Audit, AuditRow, audit
-from aafit.identification.step_sizes import Setting, examined, spacing_at, verdict
+from aafit.identification.audit import Audit, AuditRow, Setting, audit, examined, spacing_at, verdict
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.surgery import replace_activations
 from aafit.training.tune import make_optimizers

@@ -19,7 +19,7 @@ from aafit.identification.damped_steps import KrylovSteps, dense_step
 from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, as_loss
 from aafit.identification.problem import Problem, Quadratic
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.inputs import Batch
+from aafit.networks.batches import Batch
 from aafit.networks.surgery import replace_activations
 
 SHARP = ("gamma", "p3")

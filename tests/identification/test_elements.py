@@ -12,7 +12,7 @@ from aafit.activations import LEAF
 from aafit.identification import elements
 from aafit.identification.elements import calls_of, elements_given, elements_received
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.inputs import as_inputs
+from aafit.networks.batches import as_inputs
 
 
 class Twice(nn.Module):

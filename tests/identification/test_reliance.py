@@ -14,7 +14,7 @@ from aafit.identification.losses import SQUARED_ERROR
 from aafit.identification.problem import Problem, Quadratic
 from aafit.identification.reliance import is_quadratic, rises_within
 from aafit.identification.uncertainty import uncertainty, uncertainty_at
-from aafit.networks.inputs import Batch
+from aafit.networks.batches import Batch
 
 CURVATURE = torch.tensor([[2.0, 0.6], [0.6, 1.0]], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.25, -0.1], [-0.1, 4.0]], dtype=torch.float64)

@@ -13,7 +13,7 @@ from aafit.identification.coordinates import Coordinates
 from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR
 from aafit.identification.problem import Problem, Quadratic
 from aafit.identification.uncertainty import scaled_inverse, uncertainty, uncertainty_at
-from aafit.networks.inputs import Batch
+from aafit.networks.batches import Batch
 
 CENTRES = torch.linspace(-2, 2, 5, dtype=torch.float64)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
+from aafit.experiment.models import NETWORKS, build
 from aafit.networks.adaptive import (
     adaptive_activations,
     adaptive_parameters,
@@ -22,7 +23,6 @@ from aafit.networks.adaptive import (
     train_only_activations,
     training_mode,
 )
-from aafit.networks.models import NETWORKS, build
 from aafit.networks.surgery import replace_activations
 
 NAMES = ("p1", "p2", "p3", "p4")

@@ -12,10 +12,9 @@ from written import FORMS, NOT_FOUND, Swish, Written, written
 from aafit.activations import AHAF, LEAF, AdaptiveActivation
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_activations, load_activations, save_activations
-from aafit.networks.as_modules import like_for_like
-from aafit.networks.call_sites import call_sites
+from aafit.networks.as_modules import with_matching_modules
+from aafit.networks.call_sites import CallSites, Site, call_sites
 from aafit.networks.find import find_activations
-from aafit.networks.places import CallSites, Site
 from aafit.networks.surgery import replace_activations
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(5))
@@ -43,7 +42,7 @@ def test_every_form_is_found_replaced_and_restored(form: str, tmp_path) -> None:
     assert torch.equal(restored(X), before)
     assert type(restored) is type(base)
     assert list(restored.state_dict()) == keys
-    assert torch.equal(like_for_like(base, net)(X), before)
+    assert torch.equal(with_matching_modules(base, net)(X), before)
     save_activations(net, tmp_path / "a.safetensors")
     assert torch.equal(load_activations(base, tmp_path / "a.safetensors")(X), net(X))
     assert torch.equal(base(X), before)
@@ -363,7 +362,7 @@ def test_transformer_layers_call_what_takes_the_place_of_their_fused_step(activa
     with torch.no_grad():
         y, z = base(x, **options), net(x, **options)
         assert (y - z).abs().max() > 0.01
-        torch.testing.assert_close(like_for_like(base, net)(x, **options), y, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(with_matching_modules(base, net)(x, **options), y, rtol=1e-4, atol=1e-5)
         assert torch.equal(swap.restore(net)(x, **options), y)
     assert swap.restore(net).layers[0].activation_relu_or_gelu == base.layers[0].activation_relu_or_gelu
 

@@ -10,9 +10,9 @@ from torch.nn.utils import prune
 
 from aafit.activations import LEAF
 from aafit.errors import UserError
+from aafit.networks.batches import Batch
 from aafit.networks.find import find_activations
 from aafit.networks.freeze import freeze_activations
-from aafit.networks.inputs import Batch
 from aafit.networks.surgery import replace_activations
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from written import FORMS, written
 
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
+from aafit.experiment.models import build
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.frozen_prefix import split_network
-from aafit.networks.models import build
 from aafit.networks.surgery import replace_activations
 
 

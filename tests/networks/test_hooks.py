@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aafit.networks.hooks import receiving, watched
+from aafit.networks.running import receiving, watched
 
 
 class ByName(nn.Module):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aafit.errors import UserError
-from aafit.networks.inputs import Batch, as_batch, as_inputs
+from aafit.networks.batches import Batch, as_batch, as_inputs
 
 X, Z, Y = torch.arange(6.0).reshape(3, 2), torch.ones(3, 4), torch.tensor([0, 1, 0])
 IDS = torch.tensor([[1, 2], [3, 0], [4, 5]])

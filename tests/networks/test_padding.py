@@ -12,8 +12,7 @@ from aafit.activations import AHAF, Histogram
 from aafit.activations.compiled import compiled_loops
 from aafit.identification.layerwise import match_layers
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.inputs import Batch
-from aafit.networks.padding import without_padding
+from aafit.networks.batches import Batch, without_padding
 from aafit.networks.surgery import replace_activations
 from aafit.studies.inputs import inputs_seen
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from aafit.activations import LEAF
-from aafit.networks.inputs import Batch
+from aafit.networks.batches import Batch
 from aafit.networks.surgery import replace_activations
 from aafit.training.compare import compare
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aafit.activations import LEAF
 from aafit.identification import audit, identify, importance
 from aafit.networks.find import find_activations
-from aafit.networks.modes import random_numbers_from
+from aafit.networks.running import fork_rng
 from aafit.networks.surgery import replace_activations
 from aafit.studies.study import study
 from aafit.training.compare import compare
@@ -58,7 +58,7 @@ def test_the_block_leaves_no_trace(device: str, seed: int | None) -> None:
     before = states()
     drawn = []
     for _ in range(2):
-        with random_numbers_from(seed):
+        with fork_rng(seed):
             drawn.append((torch.rand(5), torch.randn(5, device=device)))
     assert all(map(torch.equal, *drawn))
     assert all(map(torch.equal, before, states()))

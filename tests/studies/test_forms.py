@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from aafit import AHAF, LEAF, FNeuron
-from aafit.networks.inputs import Batch
+from aafit.networks.batches import Batch
 from aafit.studies.forms import errors, nearest, points, values
 from aafit.studies.inputs import inputs_seen
 from aafit.studies.result import nearest_text

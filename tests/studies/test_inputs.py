@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from aafit.errors import UserError
-from aafit.networks.inputs import Batch
+from aafit.networks.batches import Batch
 from aafit.studies.inputs import inputs_seen
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from aafit.networks.inputs import Batch
+from aafit.networks.batches import Batch
 from aafit.studies.standing import standings
 
 

@@ -12,7 +12,7 @@ from aafit import LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.identification import CROSS_ENTROPY, SQUARED_ERROR, identify
 from aafit.studies import parts as module
-from aafit.studies.asked import Asked
+from aafit.studies.asked import StudyConfig
 from aafit.studies.page import study_page
 from aafit.studies.samples import Samples
 from aafit.studies.store import study_key
@@ -20,7 +20,7 @@ from aafit.studies.store import study_key
 
 def asked(**given):
     names = ("replacements", "sharing", "target", "loss", "output", "steps", "images", "memory", "seed")
-    return Asked(**(dict.fromkeys(names) | {"replacements": REPLACEMENTS} | given))
+    return StudyConfig(**(dict.fromkeys(names) | {"replacements": REPLACEMENTS} | given))
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations import LEAF
-from aafit.networks.inputs import Batch
-from aafit.networks.modes import evaluation_mode
+from aafit.networks.batches import Batch
+from aafit.networks.running import evaluation_mode
 from aafit.training.after_prefix import after_prefix
 from aafit.training.evaluate import evaluate, repeated_evaluation
 

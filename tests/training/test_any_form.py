@@ -15,7 +15,7 @@ from aafit.activations import LEAF
 from aafit.errors import UserError
 from aafit.identification import CROSS_ENTROPY, SQUARED_ERROR, identify, loss_with_hessian
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.inputs import Batch
+from aafit.networks.batches import Batch
 from aafit.networks.surgery import replace_activations
 from aafit.training.compare import compare
 from aafit.training.evaluate import Evaluation, evaluate, repeated_evaluation

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from aafit.activations import LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.networks.surgery import replace_activations
-from aafit.training.compare import compare
-from aafit.training.watched import EACH_CALL, SAMPLED, Range
+from aafit.training.compare import EACH_CALL, SAMPLED, Range, compare
 
 
 def chain() -> nn.Sequential:

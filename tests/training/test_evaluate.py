@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.networks.modes import evaluation_mode
+from aafit.networks.running import evaluation_mode
 from aafit.training.evaluate import Evaluation, evaluate
 
 LABELS = (0, 1, 1, 0)

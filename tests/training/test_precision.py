@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from aafit.devices import choose_device
 from aafit.errors import UserError
+from aafit.experiment.devices import choose_device
 from aafit.training.precision import PRECISIONS, arithmetic, autocast, data_type
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Targets that are numbers under the loss of classes, which would be minimised without meaning anything."""
+"""Targets that are numbers under the loss of classes, which would be levenberg_marquardt without meaning anything."""
 
 from typing import Any
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from aafit.activations import AHAF, FNeuron
-from aafit.data.batches import evaluation_batches
-from aafit.data.datasets import Split
+from aafit.experiment.data.batches import evaluation_batches
+from aafit.experiment.data.datasets import Split
+from aafit.experiment.models import build
 from aafit.networks.adaptive import train_only_activations
-from aafit.networks.models import build
 from aafit.networks.surgery import replace_activations
 from aafit.training.evaluate import evaluate, repeated_evaluation
 

@@ -1,0 +1,143 @@
+"""Run folders read into plain values: all that tables, figures and the page are made from.
+
+Every number of a file that should be there is checked; a file that was cut short or altered is named in the error.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aafit.errors import UserError
+from aafit.experiment.runs.config import RunConfig
+from aafit.experiment.runs.documents import CONFIG, METRICS, Comparison, Config, Done
+from aafit.experiment.runs.metrics import read_columns
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run folder. `columns` is metrics.csv, a float64 array a column, NaN where a cell is empty."""
+
+    folder: Path
+    settings: RunConfig
+    seed: int
+    environment: dict[str, Any]
+    columns: dict[str, NDArray[np.float64]]
+    done: Done | None
+    comparison: Comparison | None
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def diverged(self) -> int | None:
+        """The epoch after which the loss was not finite, None where it is."""
+        return self.done.result.diverged if self.done is not None else None
+
+    @property
+    def last_epoch(self) -> int | None:
+        """The last epoch that was measured; None: not one."""
+        epochs = self.columns.get("epoch", np.empty(0))
+        return int(epochs[-1]) if len(epochs) else None
+
+    @property
+    def parameters(self) -> dict[str, NDArray[np.float64]]:
+        """The values over the epochs of every parameter that a layer shares, e.g. `act1.gamma`, `act7.weight[0]`."""
+        return {name: values for name, values in self.columns.items() if "." in name}
+
+
+@dataclass(frozen=True)
+class SuiteRuns:
+    """All runs of a suite's folder; `no_config` are the run folders in which nothing began yet."""
+
+    folder: Path
+    runs: tuple[RunRecord, ...]
+    no_config: tuple[Path, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def by_name(self) -> dict[str, list[RunRecord]]:
+        """The seeds' runs of each name, in the order of the stages, a parent before its children."""
+        return {name: list(runs) for name, runs in self._by_name.items()}
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[RunRecord]]:
+        names: dict[str, list[RunRecord]] = {}
+        for run in sorted(self.runs, key=self._order):
+            names.setdefault(run.name, []).append(run)
+        return names
+
+    def parent(self, run: RunRecord) -> RunRecord | None:
+        """The run that this one began from, of the same seed."""
+        return None if run.settings.parent is None else self._by_key.get((run.settings.parent, run.seed))
+
+    @cached_property
+    def _by_key(self) -> dict[tuple[str, int], RunRecord]:
+        return {(run.name, run.seed): run for run in self.runs}
+
+    def ancestors(self, run: RunRecord) -> list[RunRecord]:
+        """The parent, its parent, ... as far as they are there."""
+        chain: list[RunRecord] = []
+        parent = self.parent(run)
+        while parent is not None and parent not in chain:
+            chain.append(parent)
+            parent = self.parent(parent)
+        return chain
+
+    def _order(self, run: RunRecord) -> tuple[Any, ...]:
+        stage = run.settings.stage
+        return (stage == "", _natural(stage), len(self.ancestors(run)), _natural(run.name), run.seed)
+
+
+def read_suite(folder: Path) -> SuiteRuns:
+    """Read every `<run>/seed<k>` folder of a suite.
+
+    Raises:
+        UserError: there is none, or one of their files is damaged.
+    """
+    found = list(_run_folders(folder))
+    if not found:
+        suites = sorted({path.parents[1].name for path in folder.glob("*/*/seed*")})
+        hint = (
+            f"Give one of the suites in it: {', '.join(suites)}." if suites else "Give the folder of a suite that ran."
+        )
+        raise UserError(f"{folder} has no run folders (<run>/seed<k>/config.json). {hint}")
+    runs = tuple(read_run(path) for path in found if (path / CONFIG).exists())
+    return SuiteRuns(folder, runs, tuple(path for path in found if not (path / CONFIG).exists()))
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read one run folder, finished or not.
+
+    Raises:
+        UserError: it is not a run folder, or one of its files is damaged.
+    """
+    config = Config.of(folder)
+    return RunRecord(
+        folder=folder,
+        settings=config.run,
+        seed=config.seed,
+        environment=config.environment,
+        columns=read_columns(folder / METRICS),
+        done=Done.read(folder),
+        comparison=Comparison.read(folder),
+    )
+
+
+def _run_folders(suite: Path) -> Iterator[Path]:
+    for path in sorted(suite.glob("*/seed*"), key=lambda path: _natural(str(path))):
+        if path.is_dir() and re.fullmatch(r"seed-?\d+", path.name):
+            yield path
+
+
+def _natural(text: str) -> tuple[Any, ...]:
+    """A key that puts 2 before 10."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part)

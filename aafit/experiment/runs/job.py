@@ -1,0 +1,224 @@
+"""A job: one run with one seed in one folder, all that a process needs to know to do it."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from aafit.activations import is_adaptive
+from aafit.errors import UserError
+from aafit.experiment.runs.config import RunConfig
+from aafit.experiment.runs.documents import CONFIG, Done, diverged, load_json
+from aafit.experiment.runs.suite import SEEDS, Suite
+from aafit.files import cannot_write, sha256_of
+from aafit.training.tune import LEARNING_RATES
+
+NOT_IN_RESULT = {"name", "stage", "parent", "init_from", "lr"}
+"""Settings that do not themselves decide the result: labels, and what is hashed by its content or as it resolves."""
+
+OF_GAUSS_NEWTON = ("method", "target")
+
+ADDED_LATER = ("heldout", "curvature", "ridge", "budget", "resume_optimizer")
+"""Settings newer than some run folders: they count only where they are in use, so that older runs keep their hash."""
+
+OWN_SETTINGS = {"name", "stage", "fc", "sharing", "interval", "pieces", "optimizer", "lr", "p24sl"}
+"""Settings in which runs may differ that go in lockstep: how their activations are made, and tuned."""
+
+
+class Job(BaseModel):
+    """One run with one seed. `folder` is its run folder, `parent` that of the run it comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    config: RunConfig
+    seed: int = Field(ge=0, lt=SEEDS)
+    folder: Path
+    parent: Path | None = None
+    parent_hash: str | None = None
+    data_dir: Path | None = None
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1)
+    tensorboard: bool = False
+    wandb: bool = False
+
+    @property
+    def learning_rate(self) -> float:
+        return learning_rate(self.config)
+
+    @property
+    def settings_hash(self) -> str:
+        """SHA-256 of all that decides the result: the settings, the seed, and the same of the parent.
+
+        Names, folders, and the device are not in it: where a run is done does not make it another run.
+        """
+        settings = self.config.model_dump(mode="json", exclude=NOT_IN_RESULT)
+        # Named only where it is in use, so that runs done before there was a choice keep their hash.
+        if self.config.method == "gradient":
+            settings = {key: value for key, value in settings.items() if key not in OF_GAUSS_NEWTON}
+        defaults = _defaults(ADDED_LATER)
+        settings = {key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}
+        settings |= {"lr": self.learning_rate, "seed": self.seed, "parent": self.parent_hash}
+        if self.config.init_from is not None:
+            settings["init_from"] = content_of(self.config.init_from)
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def learning_rate(run: RunConfig) -> float:
+    """The learning rate of the run, or where it has none the usual one of its optimizer."""
+    return LEARNING_RATES[run.optimizer] if run.lr is None else run.lr
+
+
+def _defaults(keys: Iterable[str]) -> dict[str, Any]:
+    return {key: RunConfig.model_fields[key].default for key in keys}
+
+
+def content_of(checkpoint: Path) -> str:
+    """The SHA-256 of a checkpoint's content.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        now = checkpoint.stat()
+        return _hashed(checkpoint, now.st_mtime_ns, now.st_size)
+    except OSError as error:
+        raise UserError(f"The checkpoint {checkpoint} cannot be read: {error.strerror}.") from None
+
+
+@lru_cache
+def _hashed(checkpoint: Path, changed: int, size: int) -> str:
+    """SHA-256 of the file as it was changed last: hashes are asked for each epoch, and the file is large."""
+    return sha256_of(checkpoint)
+
+
+def jobs_of(
+    suite: Suite,
+    runs_dir: Path,
+    *,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    tensorboard: bool = False,
+    wandb: bool = False,
+) -> dict[tuple[str, int], Job]:
+    """The jobs of a suite by (run, seed), each after its parent's; folders are `<runs_dir>/<suite>/<run>/seed<k>`."""
+    jobs: dict[tuple[str, int], Job] = {}
+    for seed in suite.seeds:
+        for run in suite.runs:
+            parent = jobs[run.parent, seed] if run.parent is not None else None
+            jobs[run.name, seed] = Job(
+                config=run,
+                seed=seed,
+                folder=runs_dir.absolute() / suite.name / run.name / f"seed{seed}",
+                parent=parent.folder if parent else None,
+                parent_hash=parent.settings_hash if parent else None,
+                data_dir=data_dir.absolute() if data_dir else None,
+                device=device,
+                threads=threads,
+                tensorboard=tensorboard,
+                wandb=wandb,
+            )
+    return jobs
+
+
+def is_done(job: Job) -> bool:
+    """Whether the job's folder holds its finished result; a run that diverged has none.
+
+    Raises:
+        UserError: the folder holds a run with other settings; the message says which.
+    """
+    check_same_settings(job)
+    done = Done.read(job.folder)
+    return done is not None and done.hash == job.settings_hash and done.result.diverged is None
+
+
+def verdict(job: Job) -> str | None:
+    """Why the job will have no result, in one sentence: it diverged; None where it did not."""
+    done = Done.read(job.folder)
+    if done is None or done.hash != job.settings_hash or done.result.diverged is None:
+        return None
+    return diverged(job.folder, done.result.diverged)
+
+
+def check_same_settings(job: Job) -> None:
+    """Refuse a folder that holds a run with other settings.
+
+    Raises:
+        UserError: it does; the message says which setting differs, and what to do.
+    """
+    path = job.folder / CONFIG
+    # As it was written: another version of the program may have had settings that this one does not know.
+    if path.exists() and (different := differences(load_json(path), job)):
+        raise UserError(
+            f"{job.folder} holds a run with other settings ({'; '.join(different)}): "
+            "use --fresh to move it aside and start again, or another --runs-dir."
+        )
+
+
+def differences(stored: Mapping[str, Any], job: Job) -> list[str]:
+    """What differs between a run folder's config.json and a job, as texts: "epochs: 30 there, 20 here"."""
+    if stored.get("hash") == job.settings_hash:
+        return []
+    there = {**_defaults((*OF_GAUSS_NEWTON, *ADDED_LATER)), **stored.get("run", {}), "seed": stored.get("seed")}
+    if there.get("lr", 0) is None:
+        there["lr"] = LEARNING_RATES.get(there.get("optimizer", ""))
+    here = {**job.config.model_dump(mode="json"), "lr": job.learning_rate, "seed": job.seed}
+    texts = [
+        f"{key}: {_shown(there, key)} there, {_shown(here, key)} here"
+        for key in dict.fromkeys([*here, *there])
+        if key not in NOT_IN_RESULT - {"lr"} and _shown(there, key) != _shown(here, key)
+    ]
+    if stored.get("parent_hash") != job.parent_hash:
+        texts.append("it comes from a parent with other settings")
+    if not texts and (there.get("init_from") or here.get("init_from")):
+        texts.append("init_from: another checkpoint")
+    return texts or ["the same settings, written by another version of aafit"]
+
+
+def _shown(settings: Mapping[str, Any], key: str) -> str:
+    return json.dumps(settings[key]) if key in settings else "not known"
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename a run folder to `<folder>.old-<time>`, so that a fresh run can begin and nothing is lost.
+
+    Returns:
+        The new place, None where there was no folder.
+    """
+    if not folder.exists():
+        return None
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    names = (f"{folder.name}.old-{stamp}{suffix}" for suffix in ["", *(f"-{count}" for count in range(2, 100))])
+    aside = next(folder.with_name(name) for name in names if not folder.with_name(name).exists())
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return aside
+
+
+def lockstep_group(job: Job) -> str | None:
+    """What two jobs have in common that can go in lockstep, None for a job that can only go alone.
+
+    They tune activations of the fully connected layers alone, by gradient steps, of one base network on one seed.
+    """
+    run = job.config
+    if job.parent is None or run.train != "activations" or run.method != "gradient" or is_adaptive(run.cnn):
+        return None
+    return job.model_dump_json(exclude={"config": OWN_SETTINGS, "folder": True})
+
+
+def lockstep_groups(jobs: Mapping[tuple[str, int], Job]) -> dict[tuple[str, int], list[tuple[str, int]]]:
+    """For each job, by run and seed, the jobs that can go in lockstep with it, itself among them."""
+    alike: dict[str, list[tuple[str, int]]] = {}
+    groups = {}
+    for key, job in jobs.items():
+        group = lockstep_group(job)
+        groups[key] = [] if group is None else alike.setdefault(group, [])
+        groups[key].append(key)
+    return groups

@@ -1,0 +1,64 @@
+"""A process that does runs: what it is told, and what it does. An engine starts it, see engines/.
+
+`python -m aafit.experiment.scheduling.worker` reads a list of jobs as one line of JSON on its standard input and does
+them: one, or several in lockstep. It ends when that input is closed, so that it does not outlive the program that
+started it. `--patience 120`: it waits so many seconds for a folder that another process has not let go of yet.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from aafit.errors import UserError
+from aafit.experiment.runs.environment import compiling_as_told
+from aafit.experiment.runs.execute import execute
+from aafit.experiment.runs.job import Job
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _end_with_input() -> None:
+    """End this process at once when its standard input is closed: a run may be stopped at any moment."""
+    sys.stdin.read()
+    os._exit(128 + signal.SIGTERM)
+
+
+def _read_jobs(line: str) -> list[Job]:
+    try:
+        return TypeAdapter(Annotated[list[Job], Field(min_length=1)]).validate_json(line)
+    except ValidationError as error:
+        raise UserError(
+            f"This is not a list of jobs: {error.errors()[0]['msg']}. `aafit run` and `aafit train` make jobs."
+        ) from error
+
+
+def main() -> int:
+    """Do the jobs on standard input; 0 when done, 2 for what the user can mend, 128 + n when stopped by signal n."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--patience", type=float, default=0.0)
+    patience = parser.parse_args().patience
+    try:
+        jobs = _read_jobs(sys.stdin.readline())
+        threading.Thread(target=_end_with_input, daemon=True).start()
+        with compiling_as_told():
+            execute(*jobs, patience=patience)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""The command line: a small suite from start to report, and what a user can do wrong."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from data_files import write_cifar10
+from small_runs import ROOT
+
+from aafit.experiment.cli.main import main
+
+SUITE = """
+name = "tiny"
+[defaults]
+network = "LeNet-5"
+dataset = "MNIST-5k"
+train_images = 200
+[[runs]]
+name = "base-relu"
+stage = "1"
+epochs = 1
+[[runs]]
+name = "relu-leaf-tanh"
+stage = "4"
+parent = "base-relu"
+cnn = "LEAF as ReLU"
+fc = "LEAF as Tanh"
+epochs = 1
+"""
+
+
+@pytest.fixture
+def suite_file(tmp_path):
+    file = tmp_path / "tiny.toml"
+    file.write_text(SUITE)
+    return file
+
+
+def aafit(*arguments, **options):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    command = [sys.executable, "-m", "aafit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **options)
+
+
+def test_a_suite_from_start_to_report(tmp_path, suite_file):
+    runs = tmp_path / "runs"
+    plan = aafit("run", "--suite", suite_file, "--runs-dir", runs, "--dry-run")
+    assert plan.returncode == 0, plan.stderr
+    assert "2 of 2 runs to do, 2 epochs" in plan.stdout
+    assert not runs.exists()
+
+    first = aafit("run", "--suite", suite_file, "--runs-dir", runs, "--tensorboard")
+    assert first.returncode == 0, first.stdout + first.stderr
+    done = {path.parent: path.read_bytes() for path in runs.glob("*/*/*/done.json")}
+    assert {path.parent.name for path in done} == {"base-relu", "relu-leaf-tanh"}
+    report = runs / "tiny" / "report"
+    assert "LEAF as Tanh" in (report / "results.md").read_text()
+    assert (report / "report.html").exists()
+    assert str(report / "report.html") in first.stdout
+    assert list((runs / "tiny" / "relu-leaf-tanh" / "seed42" / "tensorboard").iterdir())
+
+    again = aafit("run", "--suite", suite_file, "--runs-dir", runs)
+    assert again.returncode == 0
+    assert "already done" in again.stdout
+    assert {path: (path / "done.json").read_bytes() for path in done} == done
+
+    other = aafit("run", "--suite", suite_file, "--runs-dir", runs, "--precision", "float64")
+    assert other.returncode == 2
+    assert "precision" in other.stderr
+    assert {path: (path / "done.json").read_bytes() for path in done} == done
+
+    child = runs / "tiny" / "relu-leaf-tanh" / "seed42"
+    shown = aafit("show", child, "--out", tmp_path / "pictures")
+    assert shown.returncode == 0, shown.stderr
+    assert {path.suffix for path in (tmp_path / "pictures").iterdir()} == {".svg", ".png"}
+    compared = aafit("compare", child)
+    assert compared.returncode == 0, compared.stderr
+    assert "equal predictions" in compared.stdout
+
+
+def test_a_failed_run_fails_only_what_comes_from_it(tmp_path, suite_file):
+    runs = tmp_path / "runs"
+    other = '[[runs]]\nname = "broken"\ninit_from = "not-a-checkpoint.bin"\nepochs = 0\ntrain = "none"\n'
+    child = '[[runs]]\nname = "of-broken"\nparent = "broken"\ncnn = "LEAF as ReLU"\nepochs = 1\n'
+    suite_file.write_text(SUITE + other + child)
+    (tmp_path / "not-a-checkpoint.bin").write_bytes(b"nothing")
+    result = aafit("run", "--suite", suite_file, "--runs-dir", runs, cwd=tmp_path)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert {path.parent.parent.name for path in runs.glob("*/*/*/done.json")} == {"base-relu", "relu-leaf-tanh"}
+    output = " ".join(result.stdout.split())
+    assert "not-a-checkpoint.bin" in output
+    assert "broken failed" in output
+    assert "log.txt" in output
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AAFIT_DATA", raising=False)
+    monkeypatch.delenv("AAFIT_RUNS", raising=False)
+    return lambda *arguments: CliRunner().invoke(main, list(map(str, arguments)))
+
+
+def assert_user_error(result, message):
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rum"], "No such command 'rum'"),
+        (["run", "--sute", "demo"], "No such option '--sute'"),
+        (["run", "--suite", "dmeo"], "No suite 'dmeo'"),
+        (["run", "--suite", "dmeo"], "Did you mean 'demo'?"),
+        (["run", "--suite", "demo", "--only", "stage9"], "has no run or stage 'stage9'. Did you mean 'stage7'?"),
+        (["run", "--suite", "demo", "--only", ""], "has no run or stage ''"),
+        (["run", "--suite", "demo", "--seeds", "42;7"], "'42;7' is not a list of whole numbers"),
+        (["run", "--suite", "demo", "--seeds", "42,42"], "must be different whole numbers"),
+        (["run", "--suite", "demo", "--epochs-scale", "0"], "cannot be scaled by 0"),
+        (["run", "--suite", "demo", "--jobs", "0"], "0 is not in the range"),
+        (["run", "--suite", "demo", "--device", "warp"], "warp"),
+        (["run", "--suite", "demo", "--precision", "fp8"], "'fp8' is not one of"),
+        (["run", "--suite", "cpu", "--data-dir", "nowhere"], "nowhere"),
+        (["run", "--suite", "cpu", "--data-dir", "empty"], "cifar-10-batches-bin"),
+        (["run", "--suite", "cpu", "--data-dir", "cut"], "test_batch.bin"),
+        (["run", "--suite", "demo", "--runs-dir", "a-file/runs"], "Cannot write"),
+        (["run", "--suite", "demo", "--print-commands", "--runs-dir", "s3://b/runs"], "s3://b/runs is an address, and"),
+        (["run", "--suite", "a-file"], "not a TOML file"),
+        (["show"], "No finished run with adaptive activations in runs"),
+        (["show", "nowhere"], "'nowhere' does not exist"),
+        (["compare", "empty"], "config.json"),
+        (["report", "empty"], "empty"),
+    ],
+)
+def test_what_a_user_can_do_wrong(call, tmp_path, arguments, message):
+    (tmp_path / "a-file").write_text("= no TOML")
+    (tmp_path / "empty").mkdir()
+    cut = write_cifar10(tmp_path / "cut" / "cifar-10-batches-bin")
+    (cut / "data_batch_1.bin").unlink()
+    (cut / "test_batch.bin").write_bytes((cut / "test_batch.bin").read_bytes()[:-1])
+    if message == "test_batch.bin":
+        for k in range(1, 6):
+            (cut / f"data_batch_{k}.bin").write_bytes(bytes(30_730_000))
+    assert_user_error(call(*arguments), message)
+
+
+def test_the_environment_names_a_folder_for_the_runs_not_an_address(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("AAFIT_RUNS", "gs://bucket/runs")
+    assert_user_error(call("show"), "--own-disks where the others do not see it, and copy it to the store afterwards.")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["run", "--suite", "cpu"], ["train", "base", "--net", "LeNet-5", "--ds", "CIFAR-10", "--acts", "ReLU"]],
+)
+def test_the_environment_names_the_data_folder_where_no_option_does(call, monkeypatch, command):
+    monkeypatch.setenv("AAFIT_DATA", "from-environment")
+    assert_user_error(call(*command), "from-environment does not exist")
+    assert_user_error(call(*command, "--data-dir", "from-option"), "from-option does not exist")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('cnn = "LEAF as Tahn"', "Did you mean 'LEAF as Tanh'?"),
+        ('cnn = "LEEF as Tanh"', "Did you mean 'LEAF'?"),
+        ('fc = "F-Neuron as Tanh"\ninterval = [4, -4]', "interval"),
+        ('fc = "F-Neuron as Tanh"\npieces = 0', "pieces"),
+        ("epoch = 3", "Did you mean 'epochs'?"),
+        ('parent = "bass-relu"', "Did you mean 'base-relu'?"),
+        ('parent = "base-relu"\ncnn = "LEAF as ReLU"\nnetwork = "KerasNet"', "its parent 'base-relu' has 'LeNet-5'"),
+    ],
+)
+def test_mistakes_in_a_suite_file(call, suite_file, line, message):
+    suite_file.write_text(f'{SUITE}[[runs]]\nname = "wrong"\nepochs = 1\n{line}\n')
+    assert_user_error(call("run", "--suite", suite_file), message)
+
+
+def test_labels_over_nine_are_refused(call, tmp_path):
+    folder = write_cifar10(tmp_path / "data" / "cifar-10-batches-bin")
+    for file in folder.iterdir():
+        file.write_bytes(bytes(30_730_000))
+    content = bytearray(30_730_000)
+    content[0] = 10
+    (folder / "test_batch.bin").write_bytes(content)
+    assert_user_error(call("run", "--suite", "cpu", "--data-dir", tmp_path / "data"), "label")
+
+
+def test_a_job_that_is_none_is_refused():
+    process = subprocess.run(
+        [sys.executable, "-m", "aafit.experiment.scheduling.worker"],
+        input='[{"config": {}}]\n',
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert process.returncode == 2
+    assert process.stderr.startswith("This is not a list of jobs")

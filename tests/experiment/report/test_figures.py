@@ -1,0 +1,189 @@
+"""The report's figures: which runs share one, and that they show what the run folders and networks say."""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from fake_runs import write_run, write_suite
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from aafit.activations import FIXED, LEAF, FNeuron
+from aafit.errors import UserError
+from aafit.experiment.report.curves import draw_group
+from aafit.experiment.report.groups import groups
+from aafit.experiment.report.page import write_report
+from aafit.experiment.report.runs import read_suite
+from aafit.plots.activations import draw_saved, number, plot_activations
+from aafit.plots.style import line, spread
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_suite(tmp_path_factory.mktemp("runs") / "small")
+
+
+# Groups of curves
+
+
+def test_the_papers_groups_have_their_base_and_the_like_for_like_runs(suite: Path) -> None:
+    found = {group.key: (list(group.bases), list(group.tuned)) for group in groups(read_suite(suite))}
+    assert found == {
+        "relu-to-tanh-relu": (["base-relu"], ["relu-fneuron", "relu-leaf-tanh", "relu-leaf-relu"]),
+        "silu-to-relu": (["base-silu"], ["silu-ahaf-relu"]),
+    }
+
+
+def test_other_runs_are_grouped_by_their_base_or_as_trained_from_scratch(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", "ReLU", epochs=1, stage="x")
+    write_run(tmp_path, "b", "Tanh", epochs=1, stage="x")
+    write_run(tmp_path, "child", "LEAF as ReLU", parent="a", start=1, epochs=1, stage="y")
+    write_run(tmp_path, "grandchild", "LEAF as ReLU", parent="child", start=2, epochs=1, stage="z")
+    write_run(tmp_path, "orphan", "AHAF as ReLU", parent="gone", start=2, epochs=1, stage="z")
+    found = {group.key: (list(group.bases), list(group.tuned)) for group in groups(read_suite(tmp_path))}
+    assert found == {
+        "from-a": (["a"], ["child", "grandchild"]),
+        "from-orphan": ([], ["orphan"]),
+        "from-scratch-KerasNet-CIFAR-10": (["a", "b"], []),
+    }
+
+
+def test_curves_are_numbered_through_and_a_collapsed_run_leaves_the_close_up(suite: Path) -> None:
+    figure = draw_group(groups(read_suite(suite))[0])
+    whole, _, close, _ = figure.axes
+    ends = {int(line.get_xdata()[-1]) for line in whole.lines if line.get_linewidth() == 1.5}  # type: ignore[arg-type,index]
+    assert ends == {4, 6, 10}
+    assert whole.get_ylim() == (0, 100)
+    assert close.get_ylim()[0] > 50
+    assert any("↓ relu-fneuron ends at" in text.get_text() for text in close.texts)
+
+
+def test_an_identification_that_ended_earlier_than_another_seeds_counts_in_the_mean_to_the_end(tmp_path: Path) -> None:
+    for seed, steps, accuracy in ((42, 3, 0.82), (100, 6, 0.86)):
+        write_run(tmp_path, "base", "ReLU", seed=seed, epochs=4, accuracy=(0, 0.1, 0.8))
+        options: dict[str, Any] = {"parent": "base", "seed": seed, "start": 4, "method": "gauss-newton"}
+        write_run(tmp_path, "found", "LEAF as ReLU", epochs=steps, accuracy=(0.8, 0.8, accuracy), **options)
+    (group,) = groups(read_suite(tmp_path))
+    last = [run.columns["test_accuracy"][-1] for run in group.tuned["found"]]
+    for panel in (draw_group(group).axes[0], draw_group(group).axes[2]):
+        drawn = [line for line in panel.lines if np.asarray(line.get_xdata())[-1] == 10]
+        assert [np.asarray(line.get_ydata())[-1] for line in drawn] == [pytest.approx(100 * np.mean(last))]
+
+
+@pytest.mark.parametrize("loss", ["nan", "0.0"])
+def test_a_diverged_run_is_drawn(tmp_path: Path, loss: str) -> None:
+    folder = write_run(tmp_path, "run", "ReLU", epochs=3)
+    lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    body = [",".join([cells[0], loss, *cells[2:]]) for cells in lines[1:]]
+    (folder / "metrics.csv").write_text("\n".join([",".join(lines[0]), *body]) + "\n")
+    assert [path.suffix for path in write_report(tmp_path).figures] == [".svg", ".png"]
+
+
+@given(st.lists(st.floats(0, 1), max_size=12), st.floats(0.01, 0.3))
+def test_labels_keep_order_and_distance_and_stay_inside_where_there_is_room(
+    wanted: list[float], distance: float
+) -> None:
+    placed = spread(sorted(wanted), distance)
+    assert len(placed) == len(wanted)
+    assert all(upper - lower >= distance - 1e-9 for lower, upper in pairwise(placed))
+    if wanted and (len(wanted) - 1) * distance <= 1:
+        assert min(placed) >= -1e-9
+        assert max(placed) <= 1 + 1e-9
+    if all(upper - lower >= distance for lower, upper in pairwise(sorted(wanted))):
+        assert placed == pytest.approx(sorted(wanted))
+
+
+# Shapes
+
+
+def curve(figure: Figure, axes: int, label: str) -> tuple[np.ndarray, np.ndarray]:
+    line = next(line for line in figure.axes[axes].lines if line.get_label() == label)
+    return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+
+
+def test_many_lines_are_told_apart() -> None:
+    drawn = [(one.color, one.marker) for one in map(line, range(40))]
+    assert len(set(drawn)) == len(drawn)
+    assert len({color for color, _ in drawn[:8]}) == 8
+
+
+def test_plot_activations_draws_each_activation_beside_what_it_started_as() -> None:
+    leaf = LEAF.like("Tanh")
+    net = nn.Sequential(nn.Linear(3, 4), leaf, nn.Linear(4, 4), FNeuron.like("ReLU", interval=(-2, 2), pieces=3))
+    with torch.no_grad():
+        leaf.p4.add_(0.25)
+    before = dict(matplotlib.rcParams)
+    figure = plot_activations(net, title="shapes")
+    assert dict(matplotlib.rcParams) == before
+    assert isinstance(figure, Figure)
+    x, y = curve(figure, 0, "now")
+    assert (x[0], x[-1]) == (-6, 6)
+    assert y == pytest.approx(np.tanh(x) + 0.25, abs=1e-6)
+    assert curve(figure, 0, "the function it started as")[1] == pytest.approx(np.tanh(x))
+    assert "p4 = -0.75" in figure.axes[0].get_title(loc="left")
+    x, _ = curve(figure, 1, "now")
+    assert x[0] < -2
+    assert x[-1] > 2
+    assert curve(figure, 1, "knots (weights)")[1] == pytest.approx([0, 0, 0, 1, 2])
+
+
+@pytest.mark.parametrize(("shape", "size"), [((3, 1, 1), 3), ((3, 4, 4), 48)])
+def test_parameters_of_many_channels_or_neurons_are_a_median_and_a_band(shape: tuple[int, ...], size: int) -> None:
+    activation = LEAF.random(shape, torch.Generator().manual_seed(0))
+    figure = plot_activations(activation)
+    x, y = curve(figure, 0, "now: median")
+    grid = torch.tensor(x).reshape(-1, 1, 1, 1).expand(-1, *shape)
+    expected = np.median(activation(grid).detach().reshape(len(x), -1).numpy(), axis=1)
+    assert y == pytest.approx(expected, abs=1e-6)
+    assert f"p1: {size} values" in figure.axes[0].get_title(loc="left")
+
+
+def batches(kind: str) -> Any:
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    return {"tensor": x, "list": [x, x], "pairs": iter([(x, torch.zeros(8)), (x, torch.zeros(8))])}[kind]
+
+
+@pytest.mark.parametrize("kind", ["tensor", "list", "pairs"])
+def test_inputs_are_shown_and_the_network_is_left_as_it_was(kind: str) -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3), LEAF.like("ReLU"))
+    net[1].eval()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    figure = plot_activations(net, inputs=batches(kind))
+    assert "inputs of the activation (density)" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [module.training for module in net.modules()] == [True, True, False]
+    assert not net[1]._forward_pre_hooks
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("net", "inputs", "says"),
+    [(nn.ReLU(), None, "no adaptive activation"), (nn.Sequential(LEAF.like("ReLU")), [], "no batch")],
+)
+def test_plot_activations_refuses(net: nn.Module, inputs: list[Tensor] | None, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        plot_activations(net, inputs)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1, "1"), (0.123456, "0.1235"), (-2.0, "-2"), (65536.0078, "65536.01"), (65536, "65536"), (1.5e-7, "1.5e-07")],
+)
+def test_number(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_fixed_functions_drawn_as_replaced_are_the_real_ones(suite: Path) -> None:
+    figure = draw_saved(suite / "relu-leaf-tanh" / "seed42" / "activations.safetensors", "")
+    x, replaced = curve(figure, 4, "replaced function")
+    assert replaced == pytest.approx(FIXED["ReLU"]()(torch.tensor(x)).numpy())
+    start = next(line for line in figure.axes[4].lines if line.get_label() == "start, before tuning")
+    assert np.asarray(start.get_ydata()) == pytest.approx(np.tanh(x), abs=1e-6)
+    assert start.is_dashed()
+    assert re.search(r"p1 = -?0\.\d+ \(from 0\)", figure.axes[4].get_title(loc="left"))
