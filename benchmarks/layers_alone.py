@@ -60,7 +60,7 @@ def fixed_part(replacement: str) -> str:
 def with_one_adaptive(setting: Setting, layer: str, replacement: str) -> nn.Module:
     """The base network with the adaptive activation in one layer, and its fixed start in all others."""
     fixed, run = fixed_part(replacement), setting.run
-    options = {"interval": run.interval, "pieces": run.pieces}
+    options = {"interval": run.interval, "knots": run.pieces + 2}
     modules = {
         path: from_text(replacement, **options) if path == layer else from_text(fixed)  # type: ignore[arg-type]
         for path in activation_texts(run)

@@ -11,7 +11,7 @@ import aafit
 from aafit import AHAF, FNeuron
 from aafit.studies.result import Study
 
-REPLACEMENTS = {"act1": FNeuron.like("ReLU", pieces=4), "act2": AHAF.like("SiLU")}
+REPLACEMENTS = {"act1": FNeuron.like("ReLU", knots=6), "act2": AHAF.like("SiLU")}
 
 
 def base() -> nn.Module:

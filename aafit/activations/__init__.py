@@ -15,7 +15,7 @@ from aafit.activations.ahaf import AHAF
 from aafit.activations.base import AdaptiveActivation, check_shape
 from aafit.activations.fitting import Residual
 from aafit.activations.fixed import FIXED, FUNCTIONS, SiLU
-from aafit.activations.fneuron import FNeuron
+from aafit.activations.fneuron import INTERVAL, KNOTS, FNeuron
 from aafit.activations.histogram import Histogram
 from aafit.activations.leaf import LEAF
 from aafit.errors import UserError, check_name, nearest
@@ -62,8 +62,9 @@ def from_text(
     text: str,
     shape: tuple[int, ...] = (1,),
     generator: torch.Generator | None = None,
-    interval: tuple[float, float] = (-4.0, 4.0),
-    pieces: int = 16,
+    interval: tuple[float, float] = INTERVAL,
+    knots: int = KNOTS,
+    pieces: int | None = None,
 ) -> nn.Module:
     """The activation that `text` names.
 
@@ -72,7 +73,8 @@ def from_text(
         shape: Shape of one adaptive parameter; (1,) is shared by the layer.
         generator: What random starts draw from; torch's own where there is none.
         interval: F-Neuron's (left, right).
-        pieces: F-Neuron's number of inner membership functions: 16 make 17 straight lines between 18 values.
+        knots: F-Neuron's number of knots.
+        pieces: No longer in use; the error names the number of knots.
 
     Raises:
         UserError: `text` names none (the message has the nearest), or another value cannot be used.
@@ -83,7 +85,7 @@ def from_text(
     family, _, start = text.partition(" ")
     options: dict[str, Any] = {"shape": shape}
     if family == FNeuron.family:
-        options |= {"interval": interval, "pieces": pieces}
+        options |= {"interval": interval, "knots": knots, "pieces": pieces}
     if start == "random":
         options["generator"] = generator
     cls: Any = ADAPTIVE[family]

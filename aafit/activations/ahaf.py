@@ -46,7 +46,7 @@ class AHAF(AdaptiveActivation):
     family: ClassVar[str] = "AHAF"
     starts: ClassVar[Mapping[str, tuple[float, ...]]] = {"ReLU": (2.0**16, 1.0), "SiLU": (1.0, 1.0)}
     others: ClassVar[tuple[str, ...]] = ("random",)
-    steepness_parameters: ClassVar[tuple[str, ...]] = ("gamma",)
+    slope_parameters: ClassVar[tuple[str, ...]] = ("gamma",)
     formula = staticmethod(_forward)
     _formula: ClassVar[Formula | None] = FORMULA
 

@@ -51,7 +51,7 @@ class AdaptiveActivation(nn.Module):
         likes: The names of `starts`.
         others: Further starts, each a class method of that name: "random", and what the family has beside.
         slow_parameters: Names of the parameters that the p24sl procedure trains at a lower rate.
-        steepness_parameters: Names of the parameters that multiply the input inside a sigmoid.
+        slope_parameters: Names of the parameters that multiply the input inside a sigmoid.
         start: What it was constructed as: "ReLU", "random", ...
         residual: What `fit` left of the function that it was fitted to; None where it was not.
 
@@ -66,7 +66,7 @@ class AdaptiveActivation(nn.Module):
     likes: ClassVar[tuple[str, ...]]
     others: ClassVar[tuple[str, ...]] = ()
     slow_parameters: ClassVar[tuple[str, ...]] = ()
-    steepness_parameters: ClassVar[tuple[str, ...]] = ()
+    slope_parameters: ClassVar[tuple[str, ...]] = ()
     # Of a formula whose gradient is written down too, and so is computed in one pass.
     _formula: ClassVar[Formula | None] = None
     # Dimensions of a parameter beyond `shape`: one for F-Neuron's table of weights.
@@ -165,7 +165,7 @@ class AdaptiveActivation(nn.Module):
             if made.residual.rms <= EXACT:
                 return made.reshaped(shape)
         starts = [cls.like(name).double() for name in cls.likes]
-        found = fitted_parameters(starts, cls.steepness_parameters, histogram, target, cls.family)
+        found = fitted_parameters(starts, cls.slope_parameters, histogram, target, cls.family)
         made = cls.like(cls.likes[0])
         made.start = function_name(function)
         with torch.no_grad():

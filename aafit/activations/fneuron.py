@@ -1,4 +1,4 @@
-"""The F-Neuron activation: a piecewise-linear function whose values at equal distances are learnt."""
+"""The F-Neuron activation: a piecewise-linear function whose values at evenly spaced knots are trainable."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -20,42 +20,57 @@ from aafit.activations.fitting import (
 from aafit.activations.fixed import FUNCTIONS
 from aafit.activations.histogram import Histogram
 from aafit.activations.piecewise_linear import Line, interpolate
-from aafit.errors import UserError, check_name
+from aafit.errors import UserError, check_count, check_name
 
+INTERVAL = (-4.0, 4.0)
+KNOTS = 18
 OUTSIDE = ("flat", "linear")
-PIECES = 16
 
 
 class FNeuron(AdaptiveActivation):
-    """The F-Neuron activation, the sum of weight_i * membership_i(u) over n + 2 fuzzy sets on [left, right].
+    """The F-Neuron activation: linear interpolation between trainable values at evenly spaced knots.
 
-    The centres are left + i * r for i = 0..n+1 with the radius r = (right - left) / (n + 1), n = `pieces`. The n inner
-    memberships are triangles max(0, 1 - |u - centre| / r), the two outer ones stay 1 beyond the interval. Their sum is
-    1, so the function is the straight line between the weights of the two nearest centres, and flat outside the
-    interval: it is computed as that, at a cost that does not depend on n. The gradient by u is 0 where it is flat.
+    F-Neuron(u) = sum_i weight_i * membership_i(u), with one fuzzy set for each of the N knots left + i * r, where
+    i = 0..N-1 and r = (right - left) / (N - 1). The inner memberships are the triangles max(0, 1 - |u - knot_i| / r);
+    the first and the last one stay 1 beyond the interval. They sum to 1, so the function is linear between neighbouring
+    knots and constant outside [left, right]. Its cost does not depend on N.
 
-    So `pieces` = 16 makes 17 straight lines between 18 values; the same is asked for by `knots` = 18. With `outside` =
-    "linear" the first and the last of these lines go on beyond the interval instead, which suits functions that grow,
-    as ReLU, SiLU and GELU.
+    The default of 18 knots (17 segments) is the paper's n = 16 inner memberships.
 
-    A state_dict holds `weight` alone: `interval` and `outside` are settings. So build the same F-Neuron before you load
-    one, or take `save_activations` and `load_activations`, which keep them.
+    Shape: input (B, *...) of any floating-point dtype; the output has the same shape and dtype. `weight` has the shape
+    (*shape, N), where `shape` is (1,) if one function serves the layer, otherwise it broadcasts against the trailing
+    dimensions of the input.
 
-    Input (B, *...) of any floating-point dtype, output of the same shape and dtype. `weight` has the shape
-    (*shape, n + 2), with the shape (1,) where a layer shares it, else one that broadcasts against the input's trailing
-    dimensions.
-
-    As f it equals f at the centres; inside the interval it differs by at most r^2 / 8 * max|f''| for a smooth f, and by
-    r / 4 * |jump of f'| at a kink midway between two centres; outside by |f(u) - f(end)|. On [-4, 4] with 16 pieces
-    that is at most, for any input, Tanh 0.0192, Sigmoid 0.018 (inside the interval 0.0027), HardTanh 0.111,
-    HardSigmoid 0.0086, and inside the interval only ReLU 0.118, SiLU 0.0138; float16 and bfloat16 add one rounding.
+    `FNeuron.like(f)` equals f at the knots. Between them it differs by at most r^2 / 8 * max|f''| for a smooth f, and
+    by r / 4 * |jump of f'| at a kink midway between two knots; outside the interval by |f(u) - f(end)|. With the
+    default interval and knots the largest difference over all inputs is 0.0192 for Tanh, 0.018 for Sigmoid (0.0027
+    inside the interval), 0.111 for HardTanh and 0.0086 for HardSigmoid; inside the interval it is 0.118 for ReLU and
+    0.0138 for SiLU. float16 and bfloat16 add one rounding.
 
     Source: Bodyanskiy & Kostiuk (2022), Deep neural network based on F-neurons and its learning,
     https://doi.org/10.21203/rs.3.rs-2032768/v1
 
+    Args:
+        weight: The values at the knots, (*shape, N) with N of at least 3.
+        interval: (left, right), the positions of the first and the last knot.
+        start: The name of what the weights imitate.
+        outside: "flat" (constant outside the interval, as in the paper) or "linear" (the first and the last segment
+            are extrapolated, which suits unbounded functions such as ReLU, SiLU and GELU).
+
     Raises:
-        UserError: the interval is not finite or is empty, the weights are fewer than three or not finite, `outside` is
-            neither "flat" nor "linear", or (when called) the weights do not fit the input.
+        UserError: The interval is empty or not finite, there are fewer than three weights, a weight is not finite,
+            `outside` is unknown, or (when called) the weights do not fit the input.
+
+    Note:
+        A state_dict holds `weight` only; the interval and `outside` are settings of the module. `save_activations` and
+        `load_activations` keep both.
+
+    Example:
+        >>> f = aafit.FNeuron.like("Tanh", interval=(-2, 2), knots=5)
+        >>> f.knot_positions.tolist()
+        [-2.0, -1.0, 0.0, 1.0, 2.0]
+        >>> f(torch.tensor([0.0, 9.0]))  # constant outside the interval
+        tensor([0.0000, 0.9640], grad_fn=...)
     """
 
     family: ClassVar[str] = "F-Neuron"
@@ -68,7 +83,7 @@ class FNeuron(AdaptiveActivation):
     def __init__(
         self,
         weight: Tensor,
-        interval: tuple[float, float] = (-4.0, 4.0),
+        interval: tuple[float, float] = INTERVAL,
         start: str = "custom",
         outside: str = "flat",
     ) -> None:
@@ -77,68 +92,63 @@ class FNeuron(AdaptiveActivation):
         self.outside = check_name("outside", outside, OUTSIDE)
         if self.weight.ndim < 2 or self.weight.shape[-1] < 3:
             raise UserError(
-                "F-Neuron's weight must have the shape (*shape, pieces + 2) with at least one piece, e.g. (1, 18); "
-                f"got {tuple(self.weight.shape)}."
+                "F-Neuron's weight must have the shape (*shape, knots) with at least 3 knots, e.g. (1, 18); got "
+                f"{tuple(self.weight.shape)}."
             )
 
     @classmethod
     def parameter_names(cls) -> tuple[str, ...]:
-        """The one parameter, "weight"."""
+        """Return the name of the only parameter, "weight"."""
         return ("weight",)
 
     @property
-    def pieces(self) -> int:
-        """The number n of inner membership functions: n + 1 straight lines between n + 2 values."""
-        return self.weight.shape[-1] - 2
-
-    @property
     def knots(self) -> int:
-        """The number of values, pieces + 2."""
+        """The number of knots N, which is also the number of values."""
         return self.weight.shape[-1]
 
     @property
-    def line(self) -> Line:
-        """Where the values lie, and how it goes on beyond them."""
-        return Line(*self.interval, self.outside == "linear")
+    def knot_positions(self) -> Tensor:
+        """The positions of the knots, (N,) in float64 on the CPU."""
+        return knot_positions(self.interval, self.knots)
 
     @property
-    def centres(self) -> Tensor:
-        """The n + 2 centres, in float64 on the CPU."""
-        return centres(self.interval, self.pieces)
+    def line(self) -> Line:
+        """The positions of the knots and the extrapolation, as `interpolate` takes them."""
+        return Line(*self.interval, self.outside == "linear")
 
     @classmethod
     def like(
         cls,
         function: str | Callable[[Tensor], Tensor],
         shape: tuple[int, ...] = (1,),
-        interval: tuple[float, float] = (-4.0, 4.0),
-        pieces: int | None = None,
+        interval: tuple[float, float] = INTERVAL,
         *,
-        knots: int | None = None,
+        knots: int = KNOTS,
         outside: str = "flat",
+        pieces: int | None = None,
     ) -> Self:
-        """F-Neuron that starts with the values of a function at its centres.
+        """Return an F-Neuron that interpolates a function: its weights are the function's values at the knots.
 
         Args:
             function: "ReLU", "SiLU", "Tanh", "Sigmoid", "HardTanh", "HardSigmoid", or any elementwise function of a
                 tensor, such as torch.sin.
-            shape: Shape of one parameter set, see the class.
-            interval: (left, right).
-            pieces: Number n of inner membership functions, 16 by default: 17 straight lines between 18 values.
-            knots: The number of values instead, n + 2.
+            shape: Shape of the parameter sets, see the class.
+            interval: (left, right), see the class.
+            knots: Number of knots, at least 3.
             outside: "flat" or "linear", see the class.
+            pieces: No longer in use; the error names the number of knots.
 
         Raises:
-            UserError: an unknown name, a function that is not elementwise or not finite, or a bad shape, interval or
-                number of pieces; pieces and knots that disagree.
+            UserError: The name is unknown, the function is not elementwise or not finite at a knot, or another
+                argument is not valid.
         """
-        at = centres(interval, _pieces(pieces, knots))
+        positions = knot_positions(interval, knots, pieces)
         if isinstance(function, str):
             name = check_name("start of F-Neuron", function, cls.likes)
-            values = FUNCTIONS[name](at)
+            values = FUNCTIONS[name](positions)
         elif callable(function):
             name = function_name(function)
-            values = function_values(function, at, cls.family)
+            values = function_values(function, positions, cls.family)
         else:
             raise UserError(f"F-Neuron can start as the name of a function or as a function; got {function!r}.")
         return cls._repeated(values, shape, interval, name, outside)
@@ -148,14 +158,17 @@ class FNeuron(AdaptiveActivation):
         cls,
         shape: tuple[int, ...] = (1,),
         generator: torch.Generator | None = None,
-        interval: tuple[float, float] = (-4.0, 4.0),
-        pieces: int | None = None,
+        interval: tuple[float, float] = INTERVAL,
         *,
-        knots: int | None = None,
+        knots: int = KNOTS,
         outside: str = "flat",
+        pieces: int | None = None,
     ) -> Self:
-        """F-Neuron with weights uniform in [-1, 1), drawn from the CPU `generator`; other arguments as `like` has."""
-        size = len(centres(interval, _pieces(pieces, knots)))
+        """Return an F-Neuron with weights uniform in [-1, 1), drawn from the CPU `generator`.
+
+        The other arguments are those of `like`.
+        """
+        size = len(knot_positions(interval, knots, pieces))
         weight = torch.rand((*check_shape(shape), size), generator=generator) * 2 - 1
         return cls(weight, interval, "random", outside)
 
@@ -163,29 +176,68 @@ class FNeuron(AdaptiveActivation):
     def ramp(
         cls,
         shape: tuple[int, ...] = (1,),
-        interval: tuple[float, float] = (-4.0, 4.0),
-        pieces: int | None = None,
+        interval: tuple[float, float] = INTERVAL,
         *,
-        knots: int | None = None,
+        knots: int = KNOTS,
         outside: str = "flat",
+        pieces: int | None = None,
     ) -> Self:
-        """F-Neuron whose weights rise evenly from -1 to 1; arguments as `like` has."""
-        size = len(centres(interval, _pieces(pieces, knots)))
+        """Return an F-Neuron whose weights rise linearly from -1 to 1. The arguments are those of `like`."""
+        size = len(knot_positions(interval, knots, pieces))
         return cls._repeated(torch.linspace(-1, 1, size, dtype=torch.float64), shape, interval, "ramp", outside)
 
     @classmethod
     def constant(
         cls,
         shape: tuple[int, ...] = (1,),
-        interval: tuple[float, float] = (-4.0, 4.0),
-        pieces: int | None = None,
+        interval: tuple[float, float] = INTERVAL,
         *,
-        knots: int | None = None,
+        knots: int = KNOTS,
         outside: str = "flat",
+        pieces: int | None = None,
     ) -> Self:
-        """F-Neuron whose weights are all 1; arguments as `like` has."""
-        size = len(centres(interval, _pieces(pieces, knots)))
+        """Return an F-Neuron whose weights are all 1. The arguments are those of `like`."""
+        size = len(knot_positions(interval, knots, pieces))
         return cls._repeated(torch.ones(size, dtype=torch.float64), shape, interval, "constant", outside)
+
+    @classmethod
+    def fit(
+        cls,
+        function: str | Callable[[Tensor], Tensor],
+        histogram: Histogram,
+        shape: tuple[int, ...] = (1,),
+        interval: tuple[float, float] | None = None,
+        *,
+        knots: int = KNOTS,
+        outside: str = "flat",
+        pieces: int | None = None,
+    ) -> Self:
+        """Return the F-Neuron with the least squared error to a function on the inputs of a layer.
+
+        A knot that no input reaches keeps the function's value. See `AdaptiveActivation.fit` for `function`,
+        `histogram`, `shape`, the residual and the errors, and `like` for the other arguments.
+
+        Args:
+            interval: (left, right); by default the interval within the inputs that leaves the least error.
+
+        Example:
+            >>> inputs = torch.randn(10_000)
+            >>> f = aafit.FNeuron.fit(F.gelu, aafit.Histogram.of(inputs), knots=34, outside="linear")
+            >>> f.residual.rms < 1e-3
+            True
+        """
+        size = len(knot_positions(interval or INTERVAL, knots, pieces))
+        extrapolates = check_name("outside", outside, OUTSIDE) == "linear"
+        target = FUNCTIONS[check_name("function", function, FUNCTIONS)] if isinstance(function, str) else function
+        u_E, weight_E = points_of(histogram, cls.family)
+        y_E = function_values(target, u_E, cls.family)
+        if interval is None:
+            interval = best_interval(u_E, y_E, weight_E, size, extrapolates)
+        at_knots = function_values(target, knot_positions(interval, size), cls.family)
+        values = fit_linear_spline(u_E, y_E, weight_E, Line(*interval, extrapolates), at_knots)
+        made = cls._repeated(values, shape, interval, function_name(function), outside)
+        made.residual = residual(cls._repeated(values, (1,), interval, "", outside), u_E, y_E, weight_E)
+        return made
 
     @classmethod
     def _repeated(
@@ -196,89 +248,40 @@ class FNeuron(AdaptiveActivation):
 
     @classmethod
     def blank(cls, settings: Mapping[str, Any]) -> Self:
-        """One with these `settings()` and some values; without "outside" it is flat there."""
-        options = {"interval": tuple(settings["interval"]), "pieces": settings["pieces"]}
-        return cls.constant(settings["shape"], **options, outside=settings.get("outside", "flat"))
-
-    @classmethod
-    def fit(
-        cls,
-        function: str | Callable[[Tensor], Tensor],
-        histogram: Histogram,
-        shape: tuple[int, ...] = (1,),
-        interval: tuple[float, float] | None = None,
-        pieces: int | None = None,
-        *,
-        knots: int | None = None,
-        outside: str = "flat",
-    ) -> Self:
-        """F-Neuron that is as near to a function as it can be on the inputs that a layer sees.
-
-        The weights are the least squares over the inputs; where there are none, the function's own values. See
-        `AdaptiveActivation.fit` for what is the same there.
-
-        Args:
-            function: as for `AdaptiveActivation.fit`.
-            histogram: as there.
-            shape: as there.
-            interval: (left, right); by default the one with the least error, within that of the inputs.
-            pieces: Number n of inner membership functions, 16 by default: 17 straight lines between 18 values.
-            knots: The number of values instead, n + 2.
-            outside: "flat" or "linear", see the class.
-        """
-        size = len(centres(interval or (-1.0, 1.0), _pieces(pieces, knots)))
-        extended = check_name("outside", outside, OUTSIDE) == "linear"
-        target = FUNCTIONS[check_name("function", function, FUNCTIONS)] if isinstance(function, str) else function
-        u_E, weight_E = points_of(histogram, cls.family)
-        y_E = function_values(target, u_E, cls.family)
-        if interval is None:
-            interval = best_interval(u_E, y_E, weight_E, size, extended)
-        own = function_values(target, centres(interval, size - 2), cls.family)
-        values = fit_linear_spline(u_E, y_E, weight_E, Line(*interval, extended), own)
-        made = cls._repeated(values, shape, interval, function_name(function), outside)
-        made.residual = residual(cls._repeated(values, (1,), interval, "", outside), u_E, y_E, weight_E)
-        return made
+        # Files of before 0.1.0 have the number of inner knots.
+        knots = settings["knots"] if "knots" in settings else settings["pieces"] + 2
+        outside = settings.get("outside", "flat")
+        return cls.constant(settings["shape"], tuple(settings["interval"]), knots=knots, outside=outside)
 
     def settings(self) -> dict[str, Any]:
-        """All that rebuilds it, by `from_settings`, except for the weights' values; fit for JSON."""
+        """Return all but the weights that `from_settings` needs to rebuild the activation, fit for JSON."""
         outside = {} if self.outside == "flat" else {"outside": self.outside}
-        return {**super().settings(), "interval": list(self.interval), "pieces": self.pieces, **outside}
+        return {**super().settings(), "interval": list(self.interval), "knots": self.knots, **outside}
 
     def extra_repr(self) -> str:
-        """The start, the interval, the number of pieces (17 straight lines where it is 16), and what is outside."""
         outside = "" if self.outside == "flat" else f", outside={self.outside}"
-        return f"{super().extra_repr()}, interval={self.interval}, pieces={self.pieces}{outside}"
+        return f"{super().extra_repr()}, interval={self.interval}, knots={self.knots}{outside}"
 
     def forward(self, u: Tensor) -> Tensor:
-        """F-Neuron(u), elementwise."""
+        """Apply the activation elementwise."""
         check_input(u, self.shape, self.family)
         return interpolate(u, self.weight, self.line)
 
 
-def centres(interval: tuple[float, float], pieces: int) -> Tensor:
-    """The centres of F-Neuron's membership functions, shape (pieces + 2,), in float64: 18 for 16 pieces.
+def knot_positions(interval: tuple[float, float], knots: int, pieces: int | None = None) -> Tensor:
+    """Return the positions of the knots of an F-Neuron, (knots,) in float64.
 
     Raises:
-        UserError: the interval is not finite or is empty, or pieces is not a positive integer.
+        UserError: The interval is not finite or empty, `knots` is not an integer of at least 3, or `pieces` is given.
     """
-    left, right = _check_interval(interval)
-    if isinstance(pieces, bool) or not isinstance(pieces, int) or pieces < 1:
-        raise UserError(f"F-Neuron needs at least 1 piece, a whole number; got {pieces!r}.")
-    return torch.linspace(left, right, pieces + 2, dtype=torch.float64)
-
-
-def _pieces(pieces: int | None, knots: int | None) -> int:
-    """The number of pieces from either; 16 where neither is given."""
-    if knots is None:
-        return PIECES if pieces is None else pieces
-    if isinstance(knots, bool) or not isinstance(knots, int) or knots < 3:
-        raise UserError(f"F-Neuron needs at least 3 knots, a whole number; got {knots!r}.")
-    if pieces is not None and pieces != knots - 2:
+    if pieces is not None:
+        inner = pieces if isinstance(pieces, int) else 16
         raise UserError(
-            f"{pieces!r} pieces make {pieces + 2 if isinstance(pieces, int) else '?'} knots, not {knots}: give one of "
-            "the two, or knots = pieces + 2."
+            f"F-Neuron counts its knots, the values between which it is linear: write knots={inner + 2} instead of "
+            f"pieces={pieces!r}."
         )
-    return knots - 2
+    left, right = _check_interval(interval)
+    return torch.linspace(left, right, check_count("number of knots of F-Neuron", knots, 3), dtype=torch.float64)
 
 
 def _check_interval(interval: tuple[float, float]) -> tuple[float, float]:

@@ -56,7 +56,7 @@ class LEAF(AdaptiveActivation):
     }
     others: ClassVar[tuple[str, ...]] = ("random",)
     slow_parameters: ClassVar[tuple[str, ...]] = ("p2", "p4")
-    steepness_parameters: ClassVar[tuple[str, ...]] = ("p3",)
+    slope_parameters: ClassVar[tuple[str, ...]] = ("p3",)
     formula = staticmethod(_forward)
     _formula: ClassVar[Formula | None] = FORMULA
 

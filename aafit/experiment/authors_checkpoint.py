@@ -160,7 +160,7 @@ def _adaptive(
     values = {name: tensor[None] if tensor.ndim == own else tensor for name, tensor in tensors.items()}
     for name, tensor in values.items():
         if tensor.shape[: tensor.ndim - own] not in valid:
-            shapes = " or ".join(str((*shape, "pieces + 2") if own else shape) for shape in valid).replace("'", "")
+            shapes = " or ".join(str((*shape, "knots") if own else shape) for shape in valid).replace("'", "")
             raise UserError(f"{at}.{name} has the shape {tuple(tensors[name].shape)}, not {shapes}.")
     if family is FNeuron:
         return FNeuron(values["_weights"], interval, start="checkpoint")

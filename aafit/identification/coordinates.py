@@ -46,7 +46,7 @@ class Coordinates:
                 self.parameters[name] = parameter
                 self.names += _element_names(name, parameter)
                 self.layers += [path] * parameter.numel()
-                sharp.append(torch.full((parameter.numel(),), own_name in activation.steepness_parameters))
+                sharp.append(torch.full((parameter.numel(),), own_name in activation.slope_parameters))
         if not self.parameters:
             raise UserError(
                 "The network has no adaptive activation to identify: put some in with replace_activations first."

@@ -120,7 +120,7 @@ class _Fit:
     def __init__(self, activation: AdaptiveActivation, start: dict[str, Tensor], u_ES: Tensor, y_ES: Tensor) -> None:
         self.activation, self.u_ES, self.y_ES = activation, u_ES, y_ES
         self.own = {name: parameter.shape[len(activation.shape) :] for name, parameter in activation.named_parameters()}
-        sharp = [torch.full(x.shape[1:], name in activation.steepness_parameters) for name, x in start.items()]
+        sharp = [torch.full(x.shape[1:], name in activation.slope_parameters) for name, x in start.items()]
         self.sizes = [x.shape[1] for x in start.values()]
         self.steep_Q = torch.cat(sharp).to(u_ES.device)
         values_SQ = torch.cat(list(start.values()), 1)

@@ -352,7 +352,7 @@ class FoundActivation:
     def sets(self) -> dict[str, int | None]:
         """The number of parameter sets when it is shared by layer, channel or neuron; None where that is not known.
 
-        A set has 2 parameters of an AHAF, 4 of a LEAF, pieces + 2 of an F-Neuron.
+        A set has 2 parameters of an AHAF, 4 of a LEAF, one for each knot of an F-Neuron.
         """
         shape, axis = self.shape, self.channel_axis
         if shape is None or len(shape) < 2:

@@ -219,7 +219,7 @@ def _tabulated(activation: AdaptiveActivation, ends: tuple[float, float]) -> Tab
     """A table over the interval between `ends`, with the slope over the next unit beyond it."""
     shape, segments = activation.shape, SEGMENTS
     if isinstance(activation, FNeuron):
-        ends, segments = activation.interval, activation.pieces + 1
+        ends, segments = activation.interval, activation.knots - 1
     elif ends[0] == ends[1]:
         ends = ends[0] - 1, ends[1] + 1
     device = next(activation.parameters()).device

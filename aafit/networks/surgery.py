@@ -139,7 +139,7 @@ def replace_activations(
             the shape that `sharing` asks for), another module (copied), a function called as `make(shape=...)` for each
             layer in the order of the calls, for starts drawn at random, or something that fits: a class of adaptive
             activations, or a function of (function, histogram) as `LEAF.fit` or
-            `functools.partial(FNeuron.fit, pieces=32, outside="linear")`, which is given the function that stood there
+            `functools.partial(FNeuron.fit, knots=34, outside="linear")`, which is given the function that stood there
             and the histogram of its inputs in the sample. Of a PReLU with a slope for each channel that is their mean,
             or by channel that of each channel. What the sample does not reach is not fitted and stays as it is, with
             the reason, unless its own path is the key: that is refused. What receives one value only is left by "*",

@@ -118,7 +118,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         _curve(axes, panel.before, x, START, "start, before tuning" if tuned else "the function it started as", "//")
     _curve(axes, panel.after, x, TUNED, "after tuning" if tuned else "now", "")
     if isinstance(panel.after, FNeuron) and panel.after.shape == (1,):
-        centres = np.linspace(*panel.after.interval, panel.after.pieces + 2)
+        centres = np.linspace(*panel.after.interval, panel.after.knots)
         knots = panel.after.weight.detach().double().cpu().numpy().reshape(-1)
         axes.plot(centres, knots, "o", color="black", markersize=3.5, label="knots (weights)", zorder=5)
     axes.set_xlim(left, right)

@@ -32,9 +32,9 @@ BATCH = 8
 REPLACEMENTS: dict[str, Any] = {
     "LEAF": LEAF,
     "AHAF": AHAF,
-    "F-Neuron, 16 pieces": partial(FNeuron.fit, pieces=16),
-    "F-Neuron, 32 pieces": partial(FNeuron.fit, pieces=32),
-    "F-Neuron, ReLU6 between -3 and 9, 15 pieces": FNeuron.like(torch.nn.functional.relu6, interval=(-3, 9), pieces=15),
+    "F-Neuron, 18 knots": partial(FNeuron.fit, knots=18),
+    "F-Neuron, 34 knots": partial(FNeuron.fit, knots=34),
+    "F-Neuron, ReLU6 between -3 and 9, 17 knots": FNeuron.like(torch.nn.functional.relu6, interval=(-3, 9), knots=17),
 }
 SHARINGS: tuple[Sharing, ...] = ("layer", "channel")
 

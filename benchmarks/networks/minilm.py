@@ -42,13 +42,13 @@ Tokens = Mapping[str, Tensor]
 FITTED: dict[str, Any] = {
     "LEAF": LEAF,
     "AHAF": AHAF,
-    "F-Neuron, 16 pieces": partial(FNeuron.fit, pieces=16),
-    "F-Neuron, 32 pieces": partial(FNeuron.fit, pieces=32),
-    "F-Neuron, 16 pieces, straight beyond": partial(FNeuron.fit, pieces=16, outside="linear"),
-    "F-Neuron, 32 pieces, straight beyond": partial(FNeuron.fit, pieces=32, outside="linear"),
+    "F-Neuron, 18 knots": partial(FNeuron.fit, knots=18),
+    "F-Neuron, 34 knots": partial(FNeuron.fit, knots=34),
+    "F-Neuron, 18 knots, straight beyond": partial(FNeuron.fit, knots=18, outside="linear"),
+    "F-Neuron, 34 knots, straight beyond": partial(FNeuron.fit, knots=34, outside="linear"),
 }
 
-DRAWN = "F-Neuron, 16 pieces, straight beyond"
+DRAWN = "F-Neuron, 18 knots, straight beyond"
 
 
 def last_hidden_state(out: Any) -> Tensor:

@@ -34,8 +34,8 @@ CENTS = 50
 FITTED: dict[str, Any] = {
     "LEAF": LEAF,
     "AHAF": AHAF,
-    "F-Neuron, 16 pieces": partial(FNeuron.fit, pieces=16),
-    "F-Neuron, 16 pieces, straight beyond": partial(FNeuron.fit, pieces=16, outside="linear"),
+    "F-Neuron, 18 knots": partial(FNeuron.fit, knots=18),
+    "F-Neuron, 18 knots, straight beyond": partial(FNeuron.fit, knots=18, outside="linear"),
 }
 FAR: dict[str, Any] = {"LEAF as SiLU": LEAF.like("SiLU"), "AHAF as SiLU": AHAF.like("SiLU")}
 

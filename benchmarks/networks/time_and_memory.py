@@ -41,7 +41,7 @@ REPLACEMENTS: dict[str, nn.Module] = {
     "AHAF as ReLU": AHAF.like("ReLU"),
     "LEAF as ReLU": LEAF.like("ReLU"),
     "F-Neuron as SiLU": FNeuron.like("SiLU"),
-    "F-Neuron as SiLU, 32 pieces": FNeuron.like("SiLU", pieces=32),
+    "F-Neuron as SiLU, 34 knots": FNeuron.like("SiLU", knots=34),
 }
 TO_REACH = {"AHAF": 1.15, "LEAF": 1.15, "F-Neuron": 1.5}
 # Without torch.set_flush_denormal(True), which all others have.

@@ -217,24 +217,24 @@ def test_as_silu_is_the_fixed_silu_to_the_last_bit(text: str, dtype: torch.dtype
 @pytest.mark.parametrize(
     ("name", "inside"), [("HardTanh", lambda c: c.clamp(-1, 1)), ("Tanh", torch.tanh), ("Sigmoid", torch.sigmoid)]
 )
-def test_fneuron_starts_as_the_function_at_its_centres(name: str, inside) -> None:
-    activation = FNeuron.like(name, interval=(-2.0, 6.0), pieces=7)
-    centres = torch.tensor([-2.0 + i for i in range(9)], dtype=torch.float64)
-    assert torch.equal(activation.centres, centres)
-    torch.testing.assert_close(activation.weight, inside(centres).float()[None])
-    torch.testing.assert_close(activation(centres.float()), inside(centres).float())
+def test_fneuron_starts_as_the_function_at_its_knots(name: str, inside) -> None:
+    activation = FNeuron.like(name, interval=(-2.0, 6.0), knots=9)
+    knots = torch.tensor([-2.0 + i for i in range(9)], dtype=torch.float64)
+    assert torch.equal(activation.knot_positions, knots)
+    torch.testing.assert_close(activation.weight, inside(knots).float()[None])
+    torch.testing.assert_close(activation(knots.float()), inside(knots).float())
 
 
 def test_fneuron_like_any_function() -> None:
-    activation = FNeuron.like(torch.sin, interval=(-math.pi, math.pi), pieces=100)
+    activation = FNeuron.like(torch.sin, interval=(-math.pi, math.pi), knots=102)
     u = torch.linspace(-3, 3, 1000)
     assert (activation(u) - u.sin()).abs().max() < 6e-4
     assert activation.start == "sin"
 
 
 def test_fneuron_other_starts() -> None:
-    assert torch.equal(FNeuron.ramp(pieces=3).weight, torch.tensor([[-1.0, -0.5, 0.0, 0.5, 1.0]]))
-    assert torch.equal(FNeuron.constant(shape=(2,), pieces=1).weight, torch.ones(2, 3))
+    assert torch.equal(FNeuron.ramp(knots=5).weight, torch.tensor([[-1.0, -0.5, 0.0, 0.5, 1.0]]))
+    assert torch.equal(FNeuron.constant(shape=(2,), knots=3).weight, torch.ones(2, 3))
 
 
 def test_fneuron_is_flat_outside_and_keeps_nan() -> None:
@@ -247,11 +247,11 @@ def test_fneuron_is_flat_outside_and_keeps_nan() -> None:
     assert torch.equal(by_u, torch.zeros(7))
 
 
-def test_fneuron_memory_does_not_grow_with_the_number_of_pieces() -> None:
+def test_fneuron_memory_does_not_grow_with_the_number_of_knots() -> None:
     sizes = []
-    for pieces in (4, 400):
+    for knots in (6, 402):
         saved: list[Tensor] = []
-        activation = FNeuron.like("Tanh", pieces=pieces)
+        activation = FNeuron.like("Tanh", knots=knots)
         with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t) or t, lambda t: t):
             activation(torch.randn(64, 32, requires_grad=True))
         sizes.append(sum(tensor.numel() for tensor in saved) - activation.weight.numel())
@@ -262,7 +262,7 @@ def test_fneuron_memory_does_not_grow_with_the_number_of_pieces() -> None:
 @pytest.mark.parametrize("shape", [(1,), (5,), (3, 1, 1)])
 class TestNames:
     def test_text_settings_and_state_round_trip(self, text: str, shape: tuple[int, ...]) -> None:
-        made = from_text(text, shape, seeded(3), interval=(-3.0, 5.0), pieces=6)
+        made = from_text(text, shape, seeded(3), interval=(-3.0, 5.0), knots=8)
         assert isinstance(made, AdaptiveActivation)
         assert made.text == text
         assert made.shape == shape
@@ -359,12 +359,13 @@ def test_unknown_names(text: str, says: str) -> None:
         (lambda: FNeuron.constant(interval=(math.nan, 1.0)), r"finite.*\(nan, 1\)"),
         (lambda: FNeuron.like("Tanh", interval=(1.0, 2.0, 3.0)), r"two numbers.*\(1.0, 2.0, 3.0\)"),
         (lambda: FNeuron.like("Tanh", interval="wide"), "two numbers.*'wide'"),
-        (lambda: FNeuron.like("Tanh", pieces=0), "at least 1 piece.*got 0"),
-        (lambda: FNeuron.like("Tanh", pieces=-3), "at least 1 piece.*got -3"),
-        (lambda: FNeuron.random(pieces=2.5), "at least 1 piece.*got 2.5"),
-        (lambda: FNeuron.random(pieces=True), "at least 1 piece.*got True"),
-        (lambda: FNeuron(torch.zeros(18)), r"\(\*shape, pieces \+ 2\).*got \(18,\)"),
-        (lambda: FNeuron(torch.zeros(1, 2)), "at least one piece"),
+        (lambda: FNeuron.like("Tanh", knots=0), "at least 3; got 0"),
+        (lambda: FNeuron.like("Tanh", knots=-3), "at least 3; got -3"),
+        (lambda: FNeuron.random(knots=2.5), "at least 3; got 2.5"),
+        (lambda: FNeuron.random(knots=True), "at least 3; got True"),
+        (lambda: from_text("F-Neuron random", pieces=4), "write knots=6 instead of pieces=4"),
+        (lambda: FNeuron(torch.zeros(18)), r"\(\*shape, knots\).*got \(18,\)"),
+        (lambda: FNeuron(torch.zeros(1, 2)), "at least 3 knots"),
         (lambda: AHAF(math.nan, 1.0), "gamma must be finite; got nan"),
         (lambda: LEAF(1.0, 0.0, math.inf, 0.0), "p3 must be finite; got inf"),
         (lambda: AHAF(torch.ones(1, dtype=torch.int64), 1.0), "floating-point"),
@@ -476,7 +477,7 @@ def test_a_steep_sigmoid_never_gives_nan(text: str, dtype: torch.dtype) -> None:
 def test_repr_says_what_it_is() -> None:
     assert repr(AHAF.like("ReLU")) == "AHAF(ReLU, gamma=65536, beta=1)"
     assert repr(LEAF.like("Tanh", (3, 1, 1))) == "LEAF(Tanh, shape=(3, 1, 1))"
-    assert repr(FNeuron.ramp(pieces=5)) == "FNeuron(ramp, shape=(1,), interval=(-4.0, 4.0), pieces=5)"
+    assert repr(FNeuron.ramp(knots=7)) == "FNeuron(ramp, shape=(1,), interval=(-4.0, 4.0), knots=7)"
 
 
 @pytest.mark.parametrize("text", ["AHAF as SiLU", "LEAF as Tanh", "F-Neuron as Tanh"])

@@ -55,10 +55,10 @@ def test_scaled_and_shifted_ones_are_found(family, function, expected: list[floa
     [
         (lambda h: LEAF.fit(F.gelu, h), 0.0075, 0.09),
         (lambda h: AHAF.fit(F.gelu, h), 0.0115, 0.025),
-        (lambda h: FNeuron.fit(F.gelu, h, pieces=16), 0.006, 0.4),
+        (lambda h: FNeuron.fit(F.gelu, h, knots=18), 0.006, 0.4),
         (lambda h: FNeuron.fit(F.gelu, h, knots=34), 0.002, 0.1),
-        (lambda h: FNeuron.fit(F.gelu, h, pieces=16, outside="linear"), 0.0035, 0.1),
-        (lambda h: FNeuron.fit(F.gelu, h, pieces=32, outside="linear"), 0.001, 0.05),
+        (lambda h: FNeuron.fit(F.gelu, h, knots=18, outside="linear"), 0.0035, 0.1),
+        (lambda h: FNeuron.fit(F.gelu, h, knots=34, outside="linear"), 0.001, 0.05),
         (lambda h: FNeuron.fit(F.relu, h, outside="linear"), 1e-5, 1e-4),
     ],
 )
@@ -88,7 +88,7 @@ def test_the_weights_follow_the_inputs() -> None:
 
 
 def test_fneuron_weights_are_least_squares_on_a_given_interval(normal: Histogram) -> None:
-    fitted = FNeuron.fit(torch.sin, normal, interval=(-2.0, 2.0), pieces=3)
+    fitted = FNeuron.fit(torch.sin, normal, interval=(-2.0, 2.0), knots=5)
     assert fitted.interval == (-2.0, 2.0)
     u, share = normal.points()
     columns = torch.stack([FNeuron(torch.eye(5)[i][None], (-2.0, 2.0)).double()(u) for i in range(5)], 1)
@@ -100,7 +100,7 @@ def test_fneuron_weights_are_least_squares_on_a_given_interval(normal: Histogram
 def test_fneuron_keeps_the_functions_values_where_there_are_no_inputs() -> None:
     histogram = Histogram(torch.linspace(-1, 1, 101), torch.ones(100))
     fitted = FNeuron.fit(torch.tanh, histogram, interval=(-4.0, 4.0))
-    torch.testing.assert_close(fitted.weight[0, [0, 1, 2, -1]], fitted.centres[[0, 1, 2, -1]].tanh().float())
+    torch.testing.assert_close(fitted.weight[0, [0, 1, 2, -1]], fitted.knot_positions[[0, 1, 2, -1]].tanh().float())
 
 
 def test_shapes_and_names(normal: Histogram) -> None:
@@ -170,7 +170,7 @@ class TestLinearOutside:
         torch.testing.assert_close(by_func, torch.autograd.functional.jacobian(call, (u, weight)))
 
     def test_compiled_agrees_with_plain(self) -> None:
-        activation = FNeuron.random((8, 1, 1), torch.Generator().manual_seed(0), (-1.0, 1.0), 6, outside="linear")
+        activation = FNeuron.random((8, 1, 1), torch.Generator().manual_seed(0), (-1.0, 1.0), knots=8, outside="linear")
         u = (torch.randn(6, 8, 30, 30, generator=torch.Generator().manual_seed(1)) * 2).requires_grad_()
         inputs, given = (u, activation.weight), []
         for on in (True, False):
@@ -186,14 +186,13 @@ class TestLinearOutside:
 
 
 @pytest.mark.parametrize("make", [FNeuron.like, FNeuron.random, FNeuron.ramp, FNeuron.constant])
-def test_knots_are_pieces_and_two(make) -> None:
+def test_the_number_of_knots(make) -> None:
     function = ("Tanh",) if make == FNeuron.like else ()
-    for options, expected in (({}, 16), ({"knots": 18}, 16), ({"knots": 5}, 3), ({"knots": 9, "pieces": 7}, 7)):
-        made = make(*function, **options)
-        assert (made.pieces, made.knots) == (expected, expected + 2)
-    with pytest.raises(UserError, match="16 pieces make 18 knots, not 16"):
-        make(*function, pieces=16, knots=16)
-    with pytest.raises(UserError, match=r"at least 3 knots.*got 2"):
+    assert make(*function).knots == 18
+    assert make(*function, knots=5).knots == make(*function, knots=5).weight.shape[-1] == 5
+    with pytest.raises(UserError, match=r"write knots=18 instead of pieces=16"):
+        make(*function, pieces=16)
+    with pytest.raises(UserError, match=r"knots of F-Neuron must be a whole number of at least 3; got 2"):
         make(*function, knots=2)
     with pytest.raises(UserError, match="Unknown outside 'lines'"):
         make(*function, outside="lines")

@@ -148,25 +148,25 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> compiling._Compiler:
 
 
 CASES = {
-    # name: (input's shape, parameters' shape, input's dtype, weight's dtype, pieces, whether a loop of ours takes it)
-    "one set": ((64, 600), (1,), torch.float32, torch.float32, 16, True),
-    "bfloat16": ((64, 600), (1,), torch.bfloat16, torch.float32, 16, True),
-    "as many points as a table holds": ((64, 600), (1,), torch.float32, torch.float32, MOST_POINTS - 2, True),
-    "one more": ((64, 600), (1,), torch.float32, torch.float32, MOST_POINTS - 1, False),
-    "far too many": ((64, 600), (1,), torch.float32, torch.float32, 3000, False),
-    "a set for each map": ((8, 5, 40, 40), (5, 1, 1), torch.float32, torch.float32, 16, True),
-    "a set for few elements": ((400, 5, 5, 5), (5, 1, 1), torch.float32, torch.float32, 16, False),
-    "a set for each column": ((64, 600), (600,), torch.float32, torch.float32, 4, False),
-    "float64": ((64, 600), (1,), torch.float64, torch.float64, 16, False),
-    "float64 weight": ((64, 600), (1,), torch.float32, torch.float64, 16, False),
-    "float16": ((64, 600), (1,), torch.float16, torch.float32, 16, False),
+    # name: (input's shape, parameters' shape, input's dtype, weight's dtype, knots, whether a loop of ours takes it)
+    "one set": ((64, 600), (1,), torch.float32, torch.float32, 18, True),
+    "bfloat16": ((64, 600), (1,), torch.bfloat16, torch.float32, 18, True),
+    "as many points as a table holds": ((64, 600), (1,), torch.float32, torch.float32, MOST_POINTS, True),
+    "one more": ((64, 600), (1,), torch.float32, torch.float32, MOST_POINTS + 1, False),
+    "far too many": ((64, 600), (1,), torch.float32, torch.float32, 3002, False),
+    "a set for each map": ((8, 5, 40, 40), (5, 1, 1), torch.float32, torch.float32, 18, True),
+    "a set for few elements": ((400, 5, 5, 5), (5, 1, 1), torch.float32, torch.float32, 18, False),
+    "a set for each column": ((64, 600), (600,), torch.float32, torch.float32, 6, False),
+    "float64": ((64, 600), (1,), torch.float64, torch.float64, 18, False),
+    "float64 weight": ((64, 600), (1,), torch.float32, torch.float64, 18, False),
+    "float16": ((64, 600), (1,), torch.float16, torch.float32, 18, False),
 }
 
 
 def made_by(case: str, compiler: compiling._Compiler) -> int:
     """How many loops the compiler makes for a case, which gives the bits of torch's operations."""
-    shape, sets, dtype, weights, pieces, _ = CASES[case]
-    net = FNeuron.random(sets, torch.Generator().manual_seed(1), pieces=pieces).to(weights)
+    shape, sets, dtype, weights, knots, _ = CASES[case]
+    net = FNeuron.random(sets, torch.Generator().manual_seed(1), knots=knots).to(weights)
     u = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     before = sum(map(len, compiler._loops.values()))
     with torch.no_grad():

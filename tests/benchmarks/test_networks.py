@@ -59,7 +59,7 @@ def test_efficientnet_has_a_place_for_every_call_of_its_shared_modules() -> None
     found = find_activations(net, x)
     assert len(found) == 33
     assert {row.kind for row in found} == {"ReLU6"}
-    new = aafit.FNeuron.like(F.relu6, interval=(-3, 9), pieces=15)
+    new = aafit.FNeuron.like(F.relu6, interval=(-3, 9), knots=17)
     replaced, swap = replace_activations(net, {"ReLU6": new}, sharing="channel", sample=x)
     assert swap.rows[2].shape == (96, 1, 1)
     with torch.inference_mode():
@@ -142,7 +142,7 @@ def test_minilm_takes_what_its_tokenizer_gives() -> None:
     found = find_activations(net, **tokens)
     assert [row.kind for row in found] == ["GELU"] * 6 + ["Tanh"]
     replaced, _ = replace_activations(
-        net, {"GELU": aafit.FNeuron.like(F.gelu, interval=(-25, 25), pieces=1999)}, sample=tokens
+        net, {"GELU": aafit.FNeuron.like(F.gelu, interval=(-25, 25), knots=2001)}, sample=tokens
     )
     with torch.inference_mode():
         one, other = (x(**tokens).last_hidden_state for x in (net, replaced))

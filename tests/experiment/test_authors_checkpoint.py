@@ -185,7 +185,7 @@ def without(tensors: Tensors, *names: str) -> Tensors:
         (
             lambda t: t | {"act7._weights": torch.ones(100, 18)},
             {},
-            r"act7._weights has the shape \(100, 18\), not \(1, pieces \+ 2\) or \(512, pieces \+ 2\)",
+            r"act7._weights has the shape \(100, 18\), not \(1, knots\) or \(512, knots\)",
         ),
         (lambda t: t | {"act7._weights": torch.ones(())}, {}, r"act7._weights has the shape \(\)"),
         (lambda t: t | {"act7._weights": torch.ones(1, 2)}, {}, r"\(1, 2\)"),

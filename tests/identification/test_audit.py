@@ -115,7 +115,7 @@ def alone(activation: nn.Module, inputs: Tensor) -> tuple[nn.Module, list[tuple[
 
 
 def test_an_f_neuron_with_all_inputs_outside() -> None:
-    net, batches = alone(FNeuron.like("Tanh", pieces=3), torch.full((6, 2), 7.0).double())
+    net, batches = alone(FNeuron.like("Tanh", knots=5), torch.full((6, 2), 7.0).double())
     found = audit(net, batches)
     (row,) = found.rows
     assert (row.outside, row.interval, row.unreached) == (1.0, (-4.0, 4.0), (0, 1, 2, 3))
@@ -138,7 +138,7 @@ def test_an_f_neuron_with_all_inputs_outside() -> None:
     ],
 )
 def test_what_reaches_the_weights(inputs: list[float], outside: float, unreached: tuple[int, ...]) -> None:
-    net, batches = alone(FNeuron.like("Tanh", pieces=3), torch.tensor([inputs, inputs]).double())
+    net, batches = alone(FNeuron.like("Tanh", knots=5), torch.tensor([inputs, inputs]).double())
     (row,) = audit(net, batches).rows
     assert (row.outside, row.unreached) == (outside, unreached)
 
@@ -150,7 +150,7 @@ def test_what_reaches_the_weights(inputs: list[float], outside: float, unreached
 def test_what_reaches_the_weights_of_a_line_that_goes_on(inputs: list[float], unreached: tuple[int, ...]) -> None:
     # At 3 and at 5 the same weight has a half and minus a half of a say: it is reached all the same.
     given = torch.tensor([inputs, inputs]).double()
-    net, batches = alone(FNeuron.like("Tanh", pieces=3, outside="linear"), given)
+    net, batches = alone(FNeuron.like("Tanh", knots=5, outside="linear"), given)
     (row,) = audit(net, batches).rows
     assert row.unreached == unreached
 

@@ -25,8 +25,8 @@ from aafit.networks.surgery import replace_activations
 SHARP = ("gamma", "p3")
 STARTS: dict[str, dict[str, Any]] = {
     "LEAF and AHAF": {"act1": LEAF.like("SiLU"), "act2": AHAF.like("SiLU")},
-    "AHAF and F-Neuron": {"act1": AHAF.like("SiLU"), "act2": FNeuron.like("Tanh", pieces=3)},
-    "F-Neuron and LEAF": {"act1": FNeuron.like("Tanh", pieces=2), "act2": LEAF.like("Tanh")},
+    "AHAF and F-Neuron": {"act1": AHAF.like("SiLU"), "act2": FNeuron.like("Tanh", knots=5)},
+    "F-Neuron and LEAF": {"act1": FNeuron.like("Tanh", knots=4), "act2": LEAF.like("Tanh")},
 }
 
 
@@ -132,7 +132,7 @@ def test_other_networks(kind: str, sharing: Any) -> None:
         flat = nn.Identity() if kind == "linear" else nn.Flatten()
         head = nn.Linear(4 if kind == "linear" else 12, 3)
         base = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.SiLU(), flat, head).double()
-        starts = {"ReLU": LEAF.like("SiLU"), "SiLU": FNeuron.like("SiLU", pieces=2)}
+        starts = {"ReLU": LEAF.like("SiLU"), "SiLU": FNeuron.like("SiLU", knots=4)}
         net, images = turned(replace_activations(base, starts, sharing, x)[0]), Batch((x,), {}, torch.arange(5) % 3)
     problem, vector_P = problem_of(net)
     same(problem.quadratic(vector_P, images), by_autograd(net, CROSS_ENTROPY, images))
@@ -367,9 +367,7 @@ def test_coordinates_there_and_back(shapes: list[tuple[str, tuple[int, ...]]], s
 
 
 def test_names_of_elements() -> None:
-    net = nn.ModuleDict(
-        {"a": AHAF.like("ReLU"), "f": FNeuron.like("Tanh", pieces=1), "c": AHAF.like("SiLU", (2, 1, 1))}
-    )
+    net = nn.ModuleDict({"a": AHAF.like("ReLU"), "f": FNeuron.like("Tanh", knots=3), "c": AHAF.like("SiLU", (2, 1, 1))})
     names = ["a.gamma", "a.beta", "f.weight[0]", "f.weight[1]", "f.weight[2]"]
     names += [f"c.{name}[{at},0,0]" for name in ("gamma", "beta") for at in range(2)]
     assert Coordinates(net).names == names

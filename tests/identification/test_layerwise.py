@@ -105,7 +105,7 @@ def test_a_set_that_sees_next_to_nothing_stays_near_the_others() -> None:
 
 
 def test_a_weight_that_no_input_reaches_stays() -> None:
-    start = FNeuron.like("Tanh", pieces=7).double()
+    start = FNeuron.like("Tanh", knots=9).double()
     before = start.weight.detach().clone()
     u = drawn(300, 5).abs() + 0.01
     fit_activation(start, u, u.square())
@@ -237,7 +237,7 @@ def test_what_is_not_called_is_left_out_and_order_is_that_of_the_forward() -> No
 
 def sharp(net: nn.Module) -> list[float]:
     activations = adaptive_activations(net).values()
-    return [p.item() for a in activations for name, p in a.named_parameters() if name in a.steepness_parameters]
+    return [p.item() for a in activations for name, p in a.named_parameters() if name in a.slope_parameters]
 
 
 @pytest.mark.parametrize("measure", ["logits", "accuracy"])

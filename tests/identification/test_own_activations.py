@@ -23,8 +23,8 @@ def _not_compiled() -> Iterator[None]:
 OWN = [
     (Rational.like("ReLU"), Rational(0.1, 0.8, 0.4, 0.6)),
     (
-        FNeuron.like("Tanh", interval=(-0.5, 0.5), pieces=3, outside="linear"),
-        FNeuron.like("ReLU", interval=(-0.5, 0.5), pieces=3, outside="linear"),
+        FNeuron.like("Tanh", interval=(-0.5, 0.5), knots=5, outside="linear"),
+        FNeuron.like("ReLU", interval=(-0.5, 0.5), knots=5, outside="linear"),
     ),
 ]
 

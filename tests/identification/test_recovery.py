@@ -32,7 +32,7 @@ def known(kind: str) -> tuple[nn.Module, nn.Module]:
     start, moved = {
         "AHAF": (AHAF.like("SiLU"), [0.8, -0.3]),
         "LEAF": (LEAF.like("SiLU"), [0.3, -0.2, 0.6, 0.1]),
-        "F-Neuron": (FNeuron.like("Tanh", interval=(-2, 2), pieces=4), [0.3]),
+        "F-Neuron": (FNeuron.like("Tanh", interval=(-2, 2), knots=6), [0.3]),
     }[kind]
     first = nn.Linear(6, 8)
     nn.init.normal_(first.weight)
@@ -112,10 +112,10 @@ def test_the_convex_problem_against_scipy(truth: bool) -> None:
     if not truth:
         y = F.one_hot(torch.multinomial(y, 1, generator=torch.Generator().manual_seed(0))[:, 0], 3).double()
     starts = [
-        FNeuron.random(generator=torch.Generator().manual_seed(seed), interval=(-2, 2), pieces=8) for seed in (3, 4)
+        FNeuron.random(generator=torch.Generator().manual_seed(seed), interval=(-2, 2), knots=10) for seed in (3, 4)
     ]
     ends = []
-    for start in (*starts, FNeuron.like("Tanh", interval=(-2, 2), pieces=8)):
+    for start in (*starts, FNeuron.like("Tanh", interval=(-2, 2), knots=10)):
         net = convex(start)
         identify(net, [(x, y)], steps=50, heldout=0.1, curvature="exact")
         ends.append(F.cross_entropy(net(x), y).item())

@@ -139,7 +139,7 @@ def test_a_module_without_buffers_below_one_with_buffers_trains() -> None:
 @pytest.mark.parametrize("sharing", ["layer", "channel", "neuron"])
 @pytest.mark.parametrize(
     "new",
-    [AHAF.random(), LEAF.like("Tanh"), FNeuron.like("Tanh", interval=(-2, 3), pieces=5), FNeuron.random()],
+    [AHAF.random(), LEAF.like("Tanh"), FNeuron.like("Tanh", interval=(-2, 3), knots=7), FNeuron.random()],
     ids=["AHAF", "LEAF", "FNeuron", "FNeuron random"],
 )
 def test_saved_activations_load_onto_the_untouched_base(tmp_path: Path, sharing, new: AdaptiveActivation) -> None:
@@ -187,7 +187,7 @@ def test_loading_draws_no_random_number(tmp_path: Path) -> None:
 
 def test_file_has_tensors_by_name_with_starts_and_descriptions(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    net, swap = replace_activations(resnet(), {"head.act": FNeuron.like("Tanh", pieces=3)})
+    net, swap = replace_activations(resnet(), {"head.act": FNeuron.like("Tanh", knots=5)})
     start = {name: parameter.detach().clone() for name, parameter in adaptive_parameters(net).items()}
     train(net, train_only_activations(net))
     save_activations(net, str(path), start=start, replaced={row.path: row.old for row in swap.rows})

@@ -18,8 +18,8 @@ X = torch.randn(64, 6, generator=torch.Generator().manual_seed(3))
 
 @pytest.mark.parametrize(
     ("new", "most"),
-    [(LEAF, 0.05), (AHAF, 0.05), (FNeuron, 0.05), (partial(FNeuron.fit, pieces=48, outside="linear"), 0.005)],
-    ids=["LEAF", "AHAF", "F-Neuron", "F-Neuron of 48 pieces"],
+    [(LEAF, 0.05), (AHAF, 0.05), (FNeuron, 0.05), (partial(FNeuron.fit, knots=50, outside="linear"), 0.005)],
+    ids=["LEAF", "AHAF", "F-Neuron", "F-Neuron of 50 knots"],
 )
 @pytest.mark.parametrize("sharing", ["layer", "channel"])
 def test_a_class_is_fitted_to_what_stood_there(new, most: float, sharing) -> None:
@@ -61,7 +61,7 @@ def per_channel(layer: nn.Module, channels: int) -> nn.Module:
         FNeuron,
         LEAF,
         AHAF,
-        partial(FNeuron.fit, pieces=30, outside="linear"),
+        partial(FNeuron.fit, knots=32, outside="linear"),
         lambda function, histogram: LEAF.fit(function, histogram),
     ],
     ids=["F-Neuron", "LEAF", "AHAF", "partial", "function"],
@@ -89,7 +89,7 @@ def test_a_slope_for_each_channel_of_an_image(sharing, shape) -> None:
 
 def test_what_differs_by_channel_already_is_fitted_by_channel() -> None:
     base, _ = replace_activations(per_channel(nn.Linear(6, 4), 4), {"PReLU": FNeuron}, "channel", X)
-    net, _ = replace_activations(base, {"*": partial(FNeuron.fit, pieces=60)}, "channel", X)
+    net, _ = replace_activations(base, {"*": partial(FNeuron.fit, knots=62)}, "channel", X)
     torch.testing.assert_close(net(X), base(X), rtol=0, atol=0.05)
 
 

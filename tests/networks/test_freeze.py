@@ -33,8 +33,8 @@ def inputs(rows: int = 32) -> Tensor:
         (LEAF.like("SiLU"), "SiLU", 1e-6),
         (LEAF.like("Tanh"), "Tanh", 1e-6),
         (AHAF.like("SiLU"), "SiLU", 1e-6),
-        (FNeuron.like(nn.GELU(), interval=(-8, 8), pieces=255), "GELU", 1e-3),
-        (FNeuron.like(nn.Mish(), interval=(-8, 8), pieces=255), "Mish", 1e-3),
+        (FNeuron.like(nn.GELU(), interval=(-8, 8), knots=257), "GELU", 1e-3),
+        (FNeuron.like(nn.Mish(), interval=(-8, 8), knots=257), "Mish", 1e-3),
         (FNeuron.like(lambda u: u, interval=(-8, 8)), "Identity", 1e-6),
     ],
 )

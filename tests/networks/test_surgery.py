@@ -104,7 +104,7 @@ def test_gelu_network_by_pattern() -> None:
     for i in range(3):
         base.add_module(f"mlp{i}", nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.GELU()))
     x = torch.randn(5, 7, 6)
-    net, swap = replace_activations(base, {"mlp*": FNeuron.like(F.gelu, interval=(-6, 6), pieces=240)}, sample=x)
+    net, swap = replace_activations(base, {"mlp*": FNeuron.like(F.gelu, interval=(-6, 6), knots=242)}, sample=x)
     assert [row.path for row in swap.rows] == ["mlp0.2", "mlp1.2", "mlp2.2"]
     torch.testing.assert_close(net(x), base(x), rtol=0, atol=1e-3)
 
@@ -113,7 +113,7 @@ def test_gelu_network_by_pattern() -> None:
     ("sharing", "conv", "fc"), [("layer", (1,), (1,)), ("channel", (4, 1, 1), (5,)), ("neuron", (4, 4, 4), (5,))]
 )
 def test_shapes_follow_the_sharing(sharing, conv: tuple[int, ...], fc: tuple[int, ...]) -> None:
-    net, swap = replace_activations(resnet(), {"ReLU": FNeuron.ramp(pieces=3)}, sharing, images())
+    net, swap = replace_activations(resnet(), {"ReLU": FNeuron.ramp(knots=5)}, sharing, images())
     assert [row.shape for row in swap.rows] == [conv] * 4 + [fc]
     assert {tuple(net.get_submodule(row.path).weight.shape) for row in swap.rows} == {(*conv, 5), (*fc, 5)}
 

@@ -41,7 +41,7 @@ def test_a_form_that_is_like_nothing_known_is_not_called_a_constant(seen):
     assert nearest_text(SimpleNamespace(nearest=nearest(F.silu(seen.centres), seen))) == "SiLU, 0.0%"
 
 
-@pytest.mark.parametrize("activation", [AHAF.like("SiLU"), LEAF.like("Tanh"), FNeuron.like("Tanh", pieces=3)])
+@pytest.mark.parametrize("activation", [AHAF.like("SiLU"), LEAF.like("Tanh"), FNeuron.like("Tanh", knots=5)])
 def test_errors_are_those_of_parameters_drawn(activation, seen):
     generator = torch.Generator().manual_seed(1)
     names = [name for name, _ in activation.named_parameters()]
@@ -59,12 +59,12 @@ def test_errors_are_those_of_parameters_drawn(activation, seen):
 
 
 def test_a_parameter_that_is_not_determined_leaves_a_gap(seen):
-    activation = FNeuron.like("Tanh", pieces=3)
+    activation = FNeuron.like("Tanh", knots=5)
     covariance = torch.eye(5, dtype=torch.float64)
     covariance[0] = covariance[:, 0] = torch.nan
     u = points(seen)
     found = errors(activation, u, covariance)
     # The first weight counts up to the second centre.
-    gap = u < activation.centres[1]
+    gap = u < activation.knot_positions[1]
     assert found[gap].isnan().all()
-    assert found[u > activation.centres[1]].isfinite().all()
+    assert found[u > activation.knot_positions[1]].isfinite().all()

@@ -117,7 +117,7 @@ def test_a_stopped_identification_goes_on_to_the_same_bits(found, tmp_path, monk
 @pytest.mark.parametrize(
     "change",
     [
-        {"replacements": {"act1": FNeuron.like("ReLU", pieces=5), "act2": LEAF.like("SiLU")}},
+        {"replacements": {"act1": FNeuron.like("ReLU", knots=7), "act2": LEAF.like("SiLU")}},
         {"replacements": {"act2": REPLACEMENTS["act2"]}},
         {"seed": 1},
         {"images": 64},
@@ -205,7 +205,7 @@ def test_a_network_whose_activations_are_functions():
         def forward(self, x):
             return self.two(torch.relu(self.one(x.flatten(1))))
 
-    found = aafit.study(Called().eval(), batches(512), {"*": FNeuron.like("ReLU", pieces=4)}, steps=2, images=64)
+    found = aafit.study(Called().eval(), batches(512), {"*": FNeuron.like("ReLU", knots=6)}, steps=2, images=64)
     assert [form.path for form in found.forms] == ["relu_1"]
     assert found.origin.facts["judged on"] == "the same samples"
 
@@ -221,7 +221,7 @@ def test_inputs_by_keyword_an_object_out_and_no_labels():
 
     given = [{"pixels": x} for x, _ in batches(512)]
     options = {"output": lambda out: out["scores"], "steps": 2, "images": 64}
-    found = aafit.study(Wrapped().eval(), given, {"net.act1": FNeuron.like("SiLU", pieces=4)}, **options)
+    found = aafit.study(Wrapped().eval(), given, {"net.act1": FNeuron.like("SiLU", knots=6)}, **options)
     assert found.standings.base.accuracy is None
     assert found.standings.tuned.difference < found.standings.replaced.difference
     assert "of their spread from the base network's" in found.verdict[1]

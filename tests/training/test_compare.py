@@ -50,7 +50,7 @@ def problem(count: int = 20, size: int = 20, dtype: torch.dtype = torch.float32)
 
 def rough() -> nn.Module:
     """`network` with functions in it that change some of its predictions."""
-    return replace_activations(network(), {"2": FNeuron.random(pieces=3), "6": LEAF(-2.0, 1.0, 1.0, 0.0)})[0]
+    return replace_activations(network(), {"2": FNeuron.random(knots=5), "6": LEAF(-2.0, 1.0, 1.0, 0.0)})[0]
 
 
 def outputs(net: nn.Module, batches: Batches, path: str) -> Tensor:

@@ -56,7 +56,7 @@ def separable(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Batches]:
         base[0].weight[:, 1] = 0
         base[2].weight[0] = -base[0].weight[:, 0]
         base[2].weight[1] = base[0].weight[:, 0]
-    net, _ = replace_activations(base, {"Tanh": FNeuron.random(pieces=6, generator=torch.Generator().manual_seed(1))})
+    net, _ = replace_activations(base, {"Tanh": FNeuron.random(knots=8, generator=torch.Generator().manual_seed(1))})
     return net, list(zip(x.split(16), y.split(16), strict=True))
 
 

@@ -152,7 +152,7 @@ def _with_activations(
 ) -> tuple[nn.Module, Replacement]:
     generator = torch.Generator().manual_seed(derived_seed("activations", seed, 0))
     makers: dict[str, Callable[..., nn.Module]] = {
-        path: partial(from_text, text, generator=generator, interval=run.interval, pieces=run.pieces)
+        path: partial(from_text, text, generator=generator, interval=run.interval, knots=run.pieces + 2)
         for path, text in texts.items()
     }
     return replace_activations(net, makers, run.sharing, one_image)

@@ -116,7 +116,7 @@ def test_many_lines_are_told_apart() -> None:
 
 def test_plot_activations_draws_each_activation_beside_what_it_started_as() -> None:
     leaf = LEAF.like("Tanh")
-    net = nn.Sequential(nn.Linear(3, 4), leaf, nn.Linear(4, 4), FNeuron.like("ReLU", interval=(-2, 2), pieces=3))
+    net = nn.Sequential(nn.Linear(3, 4), leaf, nn.Linear(4, 4), FNeuron.like("ReLU", interval=(-2, 2), knots=5))
     with torch.no_grad():
         leaf.p4.add_(0.25)
     before = dict(matplotlib.rcParams)
