@@ -1,14 +1,13 @@
-"""Can the adaptive parameters move at all? Their gradients, their curvature, and what rounding leaves of a step.
+"""Which adaptive parameters gradient steps can move: gradients, curvature, and the rounding of the optimizer's steps.
 
-Axes in names: B image, P element of all parameters.
-
-What one step of an optimizer does to the elements of a parameter, and in words.
+Begin with `audit`; `_audited` decides what becomes of each element of a parameter.
+Axes in names: B sample of a batch, N sample, K output, P element of all parameters.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any
 
@@ -32,243 +31,158 @@ from aafit.training.tune import make_optimizers
 MINIBATCH = 128
 MEASURABLE = 1e-6
 MANY_STEPS = 10_000
-
-# What becomes of an element, in the order in which it is asked: said of one, and of several.
-STATES = {
-    "not finite": ("stuck: its value is not finite", "stuck: their values are not finite"),
-    "not called": ("stuck: the forward pass does not call it", "stuck: the forward pass does not call them"),
-    "unknown": ("unknown: a value or the output is not finite", "unknown: a value or the output is not finite"),
-    "rounds away": (
-        "stuck: a step of {full:.2g} is less than half the spacing {spacing:.2g} of {dtype} at {value:.6g}",
-        "stuck: steps of {full:.2g} are less than half the {dtype} spacing",
-    ),
-    "no input": ("stuck: no input reaches it", "stuck: no input reaches them"),
-    "no gradient": ("stuck: its gradient is too small to matter", "stuck: their gradients are too small to matter"),
-    "tiny step": (
-        "stuck: its gradient is far below {optimizer}'s eps, and the step left, {step:.2g}, rounds away",
-        "stuck: gradients far below {optimizer}'s eps, and the steps left round away",
-    ),
-    "weak": (
-        "hardly moves: its gradient is below {optimizer}'s eps, which leaves a step of {step:.2g}",
-        "hardly move: gradients below {optimizer}'s eps, which leaves less than half a step",
-    ),
-    "slow": (
-        "hardly moves: a change of {way:.2g} takes {steps:,.0f} steps of {step:.2g}",
-        "hardly move: they need over 10,000 steps of {step:.2g}",
-    ),
-    "moves": ("moves", "move"),
-}
-STUCK = ("not finite", "not called", "rounds away", "no input", "no gradient", "tiny step")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a parameter is stepped: the optimizer's name, the settings of its group; what was seen on how many images."""
-
-    optimizer: str
-    group: Mapping[str, Any]
-    images: int
-    finite: bool
-    called: bool
-
-
-@dataclass(frozen=True)
-class Elements:
-    """What was found of one parameter: float64 tensors of its shape on the CPU, and a key of STATES for each element.
-
-    Attributes:
-        step: The first of the optimizer.
-        full: The same without eps, a bound of `step`.
-        spacing: The distance to the next larger value, in size, that the parameter's dtype has.
-        way: How far the element has to go, to its own optimum or by its own size.
-        states: In flat order.
-    """
-
-    value: Tensor
-    gradient: Tensor
-    curvature: Tensor
-    step: Tensor
-    full: float
-    spacing: Tensor
-    way: Tensor
-    states: tuple[str, ...]
-
-
-def step_settings(
-    activations: Mapping[str, AdaptiveActivation], optimizer: str, lr: float | None, p24sl: bool
-) -> dict[tuple[str, str], dict[str, Any]]:
-    """The settings with which `tune`'s optimizer would step each parameter, by path and name."""
-    copies = nn.ModuleList([deepcopy(activation) for activation in activations.values()]).requires_grad_(True)
-    (made,) = make_optimizers(copies, optimizer, lr, p24sl)
-    of = {parameter: group for group in made.param_groups for parameter in group["params"]}
-    return {
-        (path, own): of[parameter]
-        for path, copied in zip(activations, copies, strict=True)
-        for own, parameter in copied.named_parameters(recurse=False)
-    }
-
-
-def spacing_at(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance from a value to the next larger one, in size, that the dtype has; in float64."""
-    info = torch.finfo(dtype)
-    exponent = value.double().abs().clamp(min=info.tiny).frexp().exponent
-    return torch.ldexp(torch.full_like(value, info.eps, dtype=torch.float64), exponent - 1)
-
-
-def examined(parameter: Tensor, sums: Tensor | None, membership: Tensor | None, setting: Setting) -> Elements:
-    """What becomes of each element of a parameter, see `aafit.audit`.
-
-    Args:
-        parameter: as it is.
-        sums: over the images, of the gradients, their squares, and the squares of the curvature's columns, (3, ...);
-            None where they are not known.
-        membership: of an F-Neuron's weights, summed over all inputs.
-        setting: of the step.
-    """
-    value, dtype, group = parameter.detach().double().cpu(), parameter.dtype, setting.group
-    known = torch.full((3, *value.shape), torch.nan, dtype=torch.float64) if sums is None else sums
-    gradient, squares, curvature = known / setting.images
-    variance = (squares - gradient.square()).clamp(min=0)
-    typical = (gradient.square() + variance / MINIBATCH).sqrt()
-    # RMSprop's first mean of squares is (1 - alpha) g^2; Adam makes up for that.
-    share = (1 - group["alpha"]) ** 0.5 if "alpha" in group else 1.0
-    full = group["lr"] / share
-    step = group["lr"] * typical / (share * typical + group["eps"])
-    size = value.abs().clamp(min=1)
-    way = torch.minimum(gradient.abs() / curvature, size)
-    towards = torch.where(gradient == 0, value.sign(), -gradient.sign())
-
-    def same(change: Tensor | float) -> Tensor:
-        return (value + towards * change).to(dtype) == value.to(dtype)
-
-    never, always = torch.zeros_like(value, dtype=torch.bool), torch.ones_like(value, dtype=torch.bool)
-    masks = {
-        "not finite": ~value.isfinite(),
-        "not called": never if setting.called else always,
-        "unknown": never if setting.finite else always,
-        "rounds away": same(full) & (full < spacing_at(value, dtype) / 2),
-        "no input": never if membership is None else membership == 0,
-        "no gradient": (typical * size < MEASURABLE) & (curvature * size.square() / 2 < MEASURABLE),
-        "tiny step": same(step),
-        "weak": step < full / 2,
-        "slow": (way > MANY_STEPS * step) & (gradient.abs() > 2 * (variance / setting.images).sqrt()),
-        "moves": always,
-    }
-    order = list(STATES)
-    first = torch.stack([masks[state].flatten() for state in order]).int().argmax(0)
-    states = tuple(order[index] for index in first.tolist())
-    return Elements(value, gradient, curvature, step, full, spacing_at(value, dtype), way, states)
-
-
-def verdict(found: Elements, dtype: torch.dtype, optimizer: str) -> str:
-    """In words: of one element a sentence, of several how many do what, with semicolons between."""
-    count = Counter(found.states)
-    if len(found.states) == count["moves"]:
-        return "moves"
-    numbers = {
-        "full": found.full,
-        "step": found.step.max().item(),
-        "way": found.way.max().item(),
-        "steps": (found.way / found.step).max().item(),
-        "spacing": found.spacing.max().item(),
-        "value": found.value.flatten()[0].item(),
-        "dtype": type_name(dtype),
-        "optimizer": {"adam": "Adam", "rmsprop": "RMSprop"}[optimizer],
-    }
-    if len(found.states) == 1:
-        return STATES[found.states[0]][0].format(**numbers)
-    said = [
-        f"{'all' if count[state] == len(found.states) else format(count[state], ',')} {several.format(**numbers)}"
-        for state, (_, several) in STATES.items()
-        if count[state] and state != "moves"
-    ]
-    return "; ".join(said + ["the others move"] * (count["moves"] > 0))
-
-
-def type_name(dtype: torch.dtype) -> str:
-    """ "float32"."""
-    return str(dtype).removeprefix("torch.")
-
-
 EXACT_OUTPUTS = 2_000
+GRADIENT_VALUES = 8_000_000
+"""Float64 values that the per-sample gradients of a batch may have; the batch size follows."""
 WIDTH = 124
 SMALLER_TYPES = (torch.float16, torch.bfloat16)
 
+# The state of an element, in the order in which the conditions are tested: the sentence for one element, for several.
+STATES = {
+    "not finite": ("stalled: its value is not finite", "stalled: their values are not finite"),
+    "not called": ("stalled: the forward pass does not call it", "stalled: the forward pass does not call them"),
+    "undetermined": (
+        "undetermined: a value or the output is not finite",
+        "undetermined: a value or the output is not finite",
+    ),
+    "rounds away": (
+        "stalled: a step of {full:.2g} is less than half the spacing {spacing:.2g} of {dtype} at {value:.6g}",
+        "stalled: steps of {full:.2g} are less than half the {dtype} spacing",
+    ),
+    "no input": ("stalled: no input reaches it", "stalled: no input reaches them"),
+    "no gradient": ("stalled: its gradient is negligible", "stalled: their gradients are negligible"),
+    "tiny step": (
+        "stalled: its gradient is far below {optimizer}'s eps, and the remaining step of {step:.2g} rounds away",
+        "stalled: gradients far below {optimizer}'s eps, and the remaining steps round away",
+    ),
+    "weak": (
+        "slow: its gradient is below {optimizer}'s eps, which leaves a step of {step:.2g}",
+        "slow: gradients below {optimizer}'s eps, which leaves less than half a step",
+    ),
+    "slow": (
+        "slow: a change of {distance:.2g} takes {steps:,.0f} steps of {step:.2g}",
+        "slow: they need over 10,000 steps of {step:.2g}",
+    ),
+    "trainable": ("trainable", "trainable"),
+}
+STALLED = ("not finite", "not called", "rounds away", "no input", "no gradient", "tiny step")
+
 
 @dataclass(frozen=True)
-class AuditRow:
-    """One parameter. Where it has several elements, `gradient` and `curvature` are medians of the absolute values.
+class ParameterAudit:
+    """What the steps of an optimizer do to one parameter tensor.
+
+    The tensors are float64, on the CPU, in the shape of the parameter.
 
     Attributes:
-        value: (smallest, largest).
-        smallest_gradient: In absolute value.
-        step: Of the optimizer, the largest among the elements.
-        spacing: Of the parameter's dtype at its value, away from 0; the median.
-        stuck: Share of the elements that do not move.
-        too_large_for: Smaller dtypes that cannot hold the value.
-        outside: Share of an F-Neuron's inputs outside its interval.
+        name: "act1.gamma".
+        dtype: "float32".
+        values: The parameter.
+        gradients: Gradient of the mean loss.
+        curvatures: Diagonal of the Gauss-Newton matrix of the mean loss.
+        steps: First step of the optimizer.
+        spacings: Distance from the value to the next one, away from 0, that the dtype can represent.
+        states: A key of `STATES` for each element, in flat order.
+        verdict: The states in words.
+        interval: Of an F-Neuron; None for other activations.
+        outside: Share of an F-Neuron's inputs outside its interval; None for others and without inputs.
         unreached: Elements, in flat order, of an F-Neuron that the layer shares to which no input gives any membership.
     """
 
     name: str
     dtype: str
-    elements: int
-    value: tuple[float, float]
-    gradient: float
-    smallest_gradient: float
-    curvature: float
-    smallest_curvature: float
-    step: float
-    spacing: float
-    stuck: float
-    too_large_for: tuple[str, ...]
-    outside: float | None
-    interval: tuple[float, float] | None
-    unreached: tuple[int, ...]
+    values: Tensor
+    gradients: Tensor
+    curvatures: Tensor
+    steps: Tensor
+    spacings: Tensor
+    states: tuple[str, ...]
     verdict: str
+    interval: tuple[float, float] | None
+    outside: float | None
+    unreached: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return self.values.numel()
+
+    @property
+    def value(self) -> tuple[float, float]:
+        """The smallest and the largest value."""
+        return self.values.min().item(), self.values.max().item()
+
+    @property
+    def gradient(self) -> float:
+        """The gradient; of several elements the median of the absolute values."""
+        return self.gradients.item() if self.elements == 1 else self.gradients.abs().median().item()
+
+    @property
+    def smallest_gradient(self) -> float:
+        """The smallest absolute gradient of an element."""
+        return self.gradients.abs().min().item()
+
+    @property
+    def curvature(self) -> float:
+        """The curvature; of several elements the median."""
+        return self.curvatures.median().item()
+
+    @property
+    def stalled(self) -> float:
+        """Share of the elements that never move."""
+        return sum(state in STALLED for state in self.states) / self.elements
+
+    @property
+    def too_large_for(self) -> tuple[str, ...]:
+        """Smaller dtypes that cannot hold the value."""
+        finite = self.values.isfinite()
+        return tuple(type_name(dtype) for dtype in SMALLER_TYPES if (finite & self.values.to(dtype).isinf()).any())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a summary fit for JSON, without the tensors."""
+        names = ("name", "dtype", "elements", "value", "gradient", "smallest_gradient", "curvature", "stalled")
+        more = ("too_large_for", "outside", "interval", "unreached", "verdict")
+        summary = {name: getattr(self, name) for name in (*names, *more)}
+        smallest = {"smallest_curvature": self.curvatures.min().item(), "spacing": self.spacings.median().item()}
+        return fit_for_json({**summary, **smallest, "step": self.steps.max().item()})
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit` found: prints as a table.
+    """The result of `audit`; prints as a table.
 
     Attributes:
-        rows: one for each parameter, in the order of the network's modules.
-        loss: mean loss over the samples, in the units of the loss.
-        images: how many samples it was computed from.
-        optimizer: whose steps were judged.
-        elements: the tensors behind each row, by its name.
+        rows: One for each parameter tensor, in the order of the network's modules.
+        loss: Mean loss over the samples.
+        samples: Number of samples.
+        optimizer: The optimizer whose steps were judged, with its learning rates.
     """
 
-    rows: tuple[AuditRow, ...]
+    rows: tuple[ParameterAudit, ...]
     loss: float
-    images: int
+    samples: int
     optimizer: str
-    elements: Mapping[str, Elements] = field(repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON; what is not finite becomes None."""
-        rows = [asdict(row) for row in self.rows]
-        found = {"images": self.images, "loss": self.loss, "optimizer": self.optimizer, "rows": rows}
-        return fit_for_json(found)
+        """Return the result fit for JSON; values that are not finite become None."""
+        rows = [row.as_dict() for row in self.rows]
+        return fit_for_json({"samples": self.samples, "loss": self.loss, "optimizer": self.optimizer, "rows": rows})
 
     def __str__(self) -> str:
         lines = [_table(self.rows)]
         if any(row.elements > 1 for row in self.rows):
-            lines.append("Of several: values from the smallest to the largest; smallest / median size of the others.")
+            lines.append("Several elements: smallest to largest value; smallest / median absolute gradient, curvature.")
         for row in self.rows:
             if row.outside is not None and row.interval is not None:
                 layer = row.name.rpartition(".")[0] or "the network"
-                text = (
-                    f"{layer}: {row.outside:.2%} of the inputs are outside [{row.interval[0]:g}, {row.interval[1]:g}]"
-                )
                 reached = f"; none reaches the weights {ranges(row.unreached)}" if row.unreached else ""
-                lines.append(f"{text}{reached}")
+                low, high = row.interval
+                lines.append(f"{layer}: {row.outside:.2%} of the inputs are outside [{low:g}, {high:g}]{reached}")
         for dtype in SMALLER_TYPES:
             named = [row.name for row in self.rows if type_name(dtype) in row.too_large_for]
             if named:
                 lines.append(f"Too large for {type_name(dtype)} (at most {torch.finfo(dtype).max:g}): {listed(named)}")
-        lines.append(f"{self.images} images, loss {self.loss:.4f}; steps of {self.optimizer}")
+        lines.append(f"{self.samples} samples, loss {self.loss:.4f}; steps of {self.optimizer}")
         return "\n".join(lines)
 
 
@@ -282,90 +196,133 @@ def audit(
     optimizer: str = "adam",
     lr: float | None = None,
     p24sl: bool = False,
-    images: int = 512,
+    samples: int = 512,
     batch_size: int = 64,
     precision: str = "float32",
 ) -> Audit:
-    """Which adaptive parameters of `net` gradient steps can move, on the first `images` of `batches`.
+    """Report which adaptive parameters of `net` the steps of a gradient optimizer can move.
 
-    Gradient and curvature are of the mean loss, in evaluation mode, by the parameter itself. Batches, `output` and
-    `loss` are as for `identify`; the targets are the outputs of `base` where it is given, else the labels. The
-    curvature is the diagonal of the Gauss-Newton matrix; where outputs and images are many it is estimated from one
-    random column an image, right on average. The network gets `batch_size` images at once, or fewer where its
-    parameters are many. `net` is left as it was.
+    Gradient and curvature are those of the mean loss with respect to the parameter, in evaluation mode. The curvature
+    is the diagonal of the Gauss-Newton matrix; with many outputs and samples it is estimated without bias from one
+    random probe per sample. `net` is left unchanged.
 
-    The step is the first one of `aafit.tune`'s optimizers, from a gradient g: lr |g| / (|g| + eps) of Adam, and
-    lr |g| / (sqrt(1 - alpha) |g| + eps) of RMSprop, which no later step of a steady gradient exceeds. For g stands the
-    typical gradient of a minibatch of 128, sqrt(g^2 + var / 128) with the variance over the images. Each parameter
-    has the lr of its group, so p24sl's slow ones have theirs. What happens to an element is asked in this order:
+    The step is the first one of `aafit.tune`'s optimizer, from a gradient g: lr |g| / (|g| + eps) for Adam and
+    lr |g| / (sqrt(1 - alpha) |g| + eps) for RMSprop; under a steady gradient no later step is larger. For g stands the
+    typical gradient of a minibatch of 128, sqrt(g^2 + var / 128), with the variance over the samples. An element gets
+    the first state that applies:
 
-    - It rounds away: even the step without eps, however large its gradient, is none in its dtype.
-    - No input reaches it: the membership of an F-Neuron's weight is 0 for all inputs.
-    - No gradient: a change by m = max(|value|, 1) would change the loss by less than 1e-6, to first and second order.
-    - It hardly moves: eps takes away more than half of the step; or g exceeds twice its standard error, and it takes
-      more than 10,000 steps to the optimum along this parameter alone, |g| / curvature away, or to a change by m.
-    - It moves.
+    - stalled, rounds away: even the step without eps does not change the value in its dtype.
+    - stalled, no input: the membership of an F-Neuron's weight is 0 for all inputs.
+    - stalled, no gradient: a change by m = max(|value|, 1) changes the loss by less than 1e-6, to first and to second
+      order.
+    - slow: eps removes more than half of the step; or g exceeds twice its standard error, and more than 10,000 steps
+      lead to the optimum along this parameter alone, |g| / curvature away, or to a change by m.
+    - trainable.
+
+    Args:
+        net: A network with adaptive activations.
+        batches: Batches of any form, as for `identify`.
+        base: The network whose outputs are the targets; None: the labels are.
+        output: From what the network returns to its output tensor, as for `identify`.
+        loss: As for `identify`.
+        optimizer: "adam" or "rmsprop".
+        lr: Learning rate; None: the default of `aafit.tune`.
+        p24sl: Whether p2 and p4 of LEAF have their slow learning rate, as for `aafit.tune`.
+        samples: Number of samples used, the first ones of `batches`.
+        batch_size: Samples per forward pass; fewer where the parameters are many.
+        precision: Of the forward passes, as for `aafit.tune`.
+
+    Returns:
+        A row per parameter tensor with its verdict; prints as a table.
 
     Raises:
-        UserError: no adaptive activation, a scripted network, no images, a batch size below 1, images that are not
-            finite or that the network refuses, labels that do not fit its outputs, or an unknown optimizer or
-            precision.
+        UserError: The network has no adaptive activation or is scripted; there are no samples, they are not finite, or
+            the network refuses them; labels do not fit its outputs; a number of samples or batch size below 1; an
+            unknown optimizer or precision.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), aafit.AHAF.like("SiLU"), nn.Linear(8, 3))
+        >>> print(aafit.audit(net, [(torch.randn(64, 4), torch.randint(3, (64,)))]))  # doctest: +SKIP
+        parameter  value  gradient  curvature  verdict
+        1.gamma    1       -0.0012      0.011  trainable
+        1.beta     1      -0.00039     0.0032  trainable
+        64 samples, loss 1.1463; steps of adam at 0.001
     """
     check_network(net)
     check_count("batch size", batch_size)
     activations = adaptive_activations(net)
     if not activations:
-        raise UserError("The network has no adaptive activation to audit: put some in with replace_activations first.")
-    groups = step_settings(activations, optimizer, lr, p24sl)
-    data = first_samples(net, batches, images, "audit on", base, output)
-    names = {
-        parameter: f"{path}.{own}" if path else own
+        raise UserError("The network has no adaptive activation to audit: call replace_activations first.")
+    groups = _optimizer_groups(activations, optimizer, lr, p24sl)
+    data = first_samples(net, batches, samples, "audit on", base, output)
+    count = sum(parameter.numel() for parameter in groups)
+    batch_size = max(1, min(batch_size, GRADIENT_VALUES // count))
+    received = {path: _Inputs(activation) for path, activation in activations.items()}
+    with evaluation_mode(net, *([] if base is None else [base])):
+        data, made = with_targets(data, base, loss, batch_size, precision, output)
+        with watched(net, received, lambda path, u, y: received[path].add(u)):
+            outputs_NK = outputs_of(net, data, batch_size, precision, output)
+    check_targets(made, outputs_NK, data.target)
+    finite = bool(outputs_NK.isfinite().all()) and all(bool(parameter.isfinite().all()) for parameter in groups)
+    called = [activation for path, activation in activations.items() if received[path].count]
+    sums = {}
+    if finite and called:
+        problem = Problem(net, Coordinates(nn.ModuleList(called)), made, batch_size, precision, output)
+        sums = _gradient_sums(problem, data, exact=outputs_NK.numel() <= EXACT_OUTPUTS)
+    rows = [
+        _audited(
+            f"{path}.{own}" if path else own,
+            parameter,
+            sums.get(parameter, torch.full((3, *parameter.shape), torch.nan).double()) / len(data),
+            len(data),
+            optimizer,
+            groups[parameter],
+            received[path],
+            finite,
+        )
         for path, activation in activations.items()
         for own, parameter in activation.named_parameters(recurse=False)
-    }
-    # A row of every parameter's gradient for each image is kept, in float64.
-    size = max(1, min(batch_size, 8_000_000 // sum(parameter.numel() for parameter in names)))
-    with evaluation_mode(net, *([] if base is None else [base])):
-        data, made = with_targets(data, base, loss, size, precision, output)
-    received = {path: _Received(activation) for path, activation in activations.items()}
-    outputs_NK = _watched_outputs(net, data, received, size, precision, output)
-    check_targets(made, outputs_NK, data.target)
-    finite = bool(outputs_NK.isfinite().all()) and all(bool(parameter.isfinite().all()) for parameter in names)
-    called = [activation for path, activation in activations.items() if received[path].inputs]
-    measured = {}
-    if finite and called:
-        problem = Problem(net, Coordinates(nn.ModuleList(called)), made, size, precision, output)
-        measured = _measured(problem, data, exact=outputs_NK.numel() <= EXACT_OUTPUTS)
-    rows, elements = [], {}
-    for path, activation in activations.items():
-        for own, parameter in activation.named_parameters(recurse=False):
-            name, seen = names[parameter], received[path]
-            sums = measured.get(parameter)
-            setting = Setting(optimizer, groups[path, own], len(data), finite, bool(seen.inputs))
-            elements[name] = examined(parameter, sums, seen.membership, setting)
-            rows.append(_row(name, elements[name], seen, parameter.dtype, optimizer))
+    ]
     mean_loss = losses_of(made, outputs_NK, data.target).mean().item()
     rates = sorted({float(group["lr"]) for group in groups.values()}, reverse=True)
     steps = f"{optimizer} at {rates[0]:g}" + (f", p24sl {rates[1]:g}" if len(rates) > 1 else "")
-    return Audit(tuple(rows), mean_loss, len(data), steps, elements)
+    return Audit(tuple(rows), mean_loss, len(data), steps)
 
 
-class _Received:
-    """What one activation receives: how many numbers, and of an F-Neuron how many where."""
+def type_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype without its module: "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _optimizer_groups(
+    activations: Mapping[str, AdaptiveActivation], optimizer: str, lr: float | None, p24sl: bool
+) -> dict[nn.Parameter, dict[str, Any]]:
+    """Return the parameter group of `tune`'s optimizer for each adaptive parameter."""
+    copies = nn.ModuleList([deepcopy(activation) for activation in activations.values()]).requires_grad_(True)
+    (made,) = make_optimizers(copies, optimizer, lr, p24sl)
+    group_of = {parameter: group for group in made.param_groups for parameter in group["params"]}
+    return {
+        parameter: group_of[copied]
+        for activation, copy in zip(activations.values(), copies, strict=True)
+        for parameter, copied in zip(activation.parameters(), copy.parameters(), strict=True)
+    }
+
+
+class _Inputs:
+    """The inputs of one activation: their number, and for an F-Neuron where they lie."""
 
     def __init__(self, activation: AdaptiveActivation) -> None:
-        self.activation, self.inputs, self.outside = activation, 0, 0
-        self.interval = activation.interval if isinstance(activation, FNeuron) else None
+        self.activation, self.count, self.outside = activation, 0, 0
         self.membership: Tensor | None = None
 
     def add(self, u: Tensor) -> None:
         activation = self.activation
-        self.inputs += u.numel()
+        self.count += u.numel()
         if not isinstance(activation, FNeuron):
             return
         left, right = activation.interval
         self.outside += int(((u < left) | (u > right)).sum())
-        # Beyond the ends of a line that goes on there, memberships have signs of their own and may cancel others.
+        # Outside an interval with linear extrapolation the memberships have either sign and may cancel.
         sides = [u <= left, (u > left) & (u < right), u >= right] if activation.line.extended else [torch.ones_like(u)]
         for side in sides:
             with torch.enable_grad():
@@ -376,20 +333,8 @@ class _Received:
             self.membership = membership.double().abs().cpu() + (0 if before is None else before)
 
 
-def _watched_outputs(
-    net: nn.Module,
-    data: Batch,
-    received: Mapping[str, _Received],
-    size: int,
-    precision: str,
-    output: Output | None,
-) -> Tensor:
-    with watched(net, received, lambda path, u, y: received[path].add(u)), evaluation_mode(net):
-        return outputs_of(net, data, size, precision, output)
-
-
-def _measured(problem: Problem, data: Batch, exact: bool) -> dict[nn.Parameter, Tensor]:
-    """For each parameter its images' gradients, their squares and the squares of the curvature's columns, (3, ...)."""
+def _gradient_sums(problem: Problem, data: Batch, exact: bool) -> dict[nn.Parameter, Tensor]:
+    """Return the sums over the samples of gradients, squared gradients and curvatures, (3, ...) for each parameter."""
     coordinates, net = problem.coordinates, problem.net
     sums_3P = torch.zeros(3, len(coordinates), dtype=torch.float64)
     vector_P, generator = coordinates.read(), torch.Generator().manual_seed(0)
@@ -402,37 +347,110 @@ def _measured(problem: Problem, data: Batch, exact: bool) -> dict[nn.Parameter, 
             for rows_BP in factors:
                 sums_3P[2] += rows_BP.square().sum(0)
     parameters = list(coordinates.parameters.values())
-    pieces = sums_3P.split([parameter.numel() for parameter in parameters], dim=1)
-    return {p: piece.reshape(3, *p.shape) for p, piece in zip(parameters, pieces, strict=True)}
+    parts = sums_3P.split([parameter.numel() for parameter in parameters], dim=1)
+    return {parameter: part.reshape(3, *parameter.shape) for parameter, part in zip(parameters, parts, strict=True)}
 
 
-def _row(name: str, found: Elements, seen: _Received, dtype: torch.dtype, optimizer: str) -> AuditRow:
-    value, gradient = found.value, found.gradient
-    several = value.numel() > 1
-    shared = seen.membership is not None and seen.membership.shape[:-1].numel() == 1
-    unreached = seen.membership.flatten() == 0 if seen.membership is not None and shared else torch.zeros(0)
-    return AuditRow(
+def _audited(
+    name: str,
+    parameter: nn.Parameter,
+    means: Tensor,
+    samples: int,
+    optimizer: str,
+    group: Mapping[str, Any],
+    inputs: _Inputs,
+    finite: bool,
+) -> ParameterAudit:
+    """Audit one parameter.
+
+    Args:
+        name: Its name in the network.
+        parameter: The parameter.
+        means: Means over the samples of gradients, squared gradients and curvatures, (3, ...).
+        samples: Their number.
+        optimizer: Name of the optimizer.
+        group: The optimizer's settings for the parameter.
+        inputs: What its activation received.
+        finite: Whether the outputs and all parameters are finite.
+    """
+    values, dtype = parameter.detach().double().cpu(), parameter.dtype
+    gradients, squares, curvatures = means
+    variances = (squares - gradients.square()).clamp(min=0)
+    typical = (gradients.square() + variances / MINIBATCH).sqrt()
+    # RMSprop's first mean of squares is (1 - alpha) g^2; Adam corrects for that.
+    share = (1 - group["alpha"]) ** 0.5 if "alpha" in group else 1.0
+    full = group["lr"] / share
+    steps = group["lr"] * typical / (share * typical + group["eps"])
+    sizes = values.abs().clamp(min=1)
+    distances = torch.minimum(gradients.abs() / curvatures, sizes)
+    direction = torch.where(gradients == 0, values.sign(), -gradients.sign())
+    exponents = values.abs().clamp(min=torch.finfo(dtype).tiny).frexp().exponent
+    spacings = torch.ldexp(torch.full_like(values, torch.finfo(dtype).eps), exponents - 1)
+
+    def unchanged_by(change: Tensor | float) -> Tensor:
+        return (values + direction * change).to(dtype) == values.to(dtype)
+
+    never, always = torch.zeros_like(values, dtype=torch.bool), torch.ones_like(values, dtype=torch.bool)
+    masks = {
+        "not finite": ~values.isfinite(),
+        "not called": never if inputs.count else always,
+        "undetermined": never if finite else always,
+        "rounds away": unchanged_by(full) & (full < spacings / 2),
+        "no input": never if inputs.membership is None else inputs.membership == 0,
+        "no gradient": (typical * sizes < MEASURABLE) & (curvatures * sizes.square() / 2 < MEASURABLE),
+        "tiny step": unchanged_by(steps),
+        "weak": steps < full / 2,
+        "slow": (distances > MANY_STEPS * steps) & (gradients.abs() > 2 * (variances / samples).sqrt()),
+        "trainable": always,
+    }
+    first_state = torch.stack([masks[state].flatten() for state in STATES]).int().argmax(0)
+    states = tuple(list(STATES)[index] for index in first_state.tolist())
+    verdict = _verdict(
+        states,
+        full=full,
+        step=steps.max().item(),
+        distance=distances.max().item(),
+        steps=(distances / steps).max().item(),
+        spacing=spacings.max().item(),
+        value=values.flatten()[0].item(),
+        dtype=type_name(dtype),
+        optimizer={"adam": "Adam", "rmsprop": "RMSprop"}[optimizer],
+    )
+    neuron, membership = inputs.activation, inputs.membership
+    shared = membership is not None and membership.shape[:-1].numel() == 1
+    return ParameterAudit(
         name=name,
         dtype=type_name(dtype),
-        elements=value.numel(),
-        value=(value.min().item(), value.max().item()),
-        gradient=gradient.abs().median().item() if several else gradient.item(),
-        smallest_gradient=gradient.abs().min().item(),
-        curvature=found.curvature.median().item(),
-        smallest_curvature=found.curvature.min().item(),
-        step=found.step.max().item(),
-        spacing=found.spacing.median().item(),
-        stuck=sum(state in STUCK for state in found.states) / value.numel(),
-        too_large_for=tuple(type_name(t) for t in SMALLER_TYPES if (value.isfinite() & value.to(t).isinf()).any()),
-        outside=seen.outside / seen.inputs if seen.interval and seen.inputs else None,
-        interval=seen.interval,
-        unreached=tuple(unreached.nonzero().flatten().tolist()),
-        verdict=verdict(found, dtype, optimizer),
+        values=values,
+        gradients=gradients,
+        curvatures=curvatures,
+        steps=steps,
+        spacings=spacings,
+        states=states,
+        verdict=verdict,
+        interval=neuron.interval if isinstance(neuron, FNeuron) else None,
+        outside=inputs.outside / inputs.count if isinstance(neuron, FNeuron) and inputs.count else None,
+        unreached=tuple((membership.flatten() == 0).nonzero().flatten().tolist()) if shared else (),
     )
 
 
-def _table(rows: Sequence[AuditRow]) -> str:
-    """With verdicts that go on in lines of their own where they do not fit."""
+def _verdict(states: Sequence[str], **quantities: Any) -> str:
+    """Return a sentence for one element; for several, how many are in which state, separated by semicolons."""
+    count = Counter(states)
+    if len(count) == 1 and "trainable" in count:
+        return "trainable"
+    if len(states) == 1:
+        return STATES[states[0]][0].format(**quantities)
+    parts = [
+        f"{'all' if count[state] == len(states) else format(count[state], ',')} {sentence.format(**quantities)}"
+        for state, (_, sentence) in STATES.items()
+        if count[state] and state != "trainable"
+    ]
+    return "; ".join(parts + ["the others are trainable"] * (count["trainable"] > 0))
+
+
+def _table(rows: Sequence[ParameterAudit]) -> str:
+    """Return the rows as text; long verdicts continue on lines of their own."""
     header = "parameter", "value", "gradient", "curvature"
     cells = [_cells(row) for row in rows]
     left = sum(max(map(len, column)) + 2 for column in zip(header, *cells, strict=True))
@@ -443,7 +461,7 @@ def _table(rows: Sequence[AuditRow]) -> str:
     return table((*header, "verdict"), lines)
 
 
-def _cells(row: AuditRow) -> tuple[str, str, str, str]:
+def _cells(row: ParameterAudit) -> tuple[str, str, str, str]:
     if row.elements == 1:
         return row.name, _number(row.value[0]), f"{row.gradient:.2g}", f"{row.curvature:.2g}"
     low, high = map(_number, row.value)
@@ -451,7 +469,7 @@ def _cells(row: AuditRow) -> tuple[str, str, str, str]:
         f"{row.name} x{row.elements}",
         low if low == high else f"{low} to {high}",
         f"{row.smallest_gradient:.2g} / {row.gradient:.2g}",
-        f"{row.smallest_curvature:.2g} / {row.curvature:.2g}",
+        f"{row.curvatures.min().item():.2g} / {row.curvature:.2g}",
     )
 
 

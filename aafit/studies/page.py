@@ -80,7 +80,7 @@ def study_page(study: Study) -> str:
         standing_table=tables.standing_table(study),
         difference_table=tables.difference_table(study),
         optimizer=study.audit.optimizer,
-        audited=study.audit.images,
+        audited=study.audit.samples,
         audit_table=tables.audit_table(study),
         found_table=tables.found_table(study),
         origin=[(name.capitalize(), value) for name, value in study.origin.facts.items() if value],

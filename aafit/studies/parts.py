@@ -68,13 +68,13 @@ def run_parts(
     seen = store.value("inputs", tuple[InputsSeen, ...], lambda: inputs_seen(base, paths, fitted))
     tell("audit", "")
     audited = store.value(
-        "audit", Audit, lambda: audit(start, samples.fitted, images=min(asked.images, AUDITED), **options)
+        "audit", Audit, lambda: audit(start, samples.fitted, samples=min(asked.images, AUDITED), **options)
     )
     tell("importance", "")
     worth = store.value(
         "importance",
         Importance,
-        lambda: importance(start, samples.fitted, images=asked.images, **options),
+        lambda: importance(start, samples.fitted, samples=asked.images, **options),
     )
     tell("identify", "")
     way = store.value("identify", Identified, lambda: _identified(start, base, samples, asked, store, tell))

@@ -98,13 +98,13 @@ def test_a_bounded_memory_takes_fewer_samples() -> None:
 
 def test_audit_and_importance_against_the_base() -> None:
     base, net = started(FNeuron.like("SiLU"))
-    found = audit(net, batches(), base=base, output=hidden, images=30)
+    found = audit(net, batches(), base=base, output=hidden, samples=30)
     assert {row.name for row in found.rows} == {"act1.weight", "act2.weight"}
     first = [{name: x[:10] for name, x in batch.items()} if at else batch for at, batch in enumerate(batches()[:2])]
     with torch.no_grad():
         squares = [(hidden(net(**b)) - hidden(base(**b))).square().flatten() for b in first]
     assert found.loss == pytest.approx(torch.cat(squares).mean().item(), rel=1e-5)
-    ranked = importance(net, batches(), base=base, output=hidden, images=30)
+    ranked = importance(net, batches(), base=base, output=hidden, samples=30)
     assert {row.layer for row in ranked.rows} == {"act1", "act2"}
     assert ranked.loss == pytest.approx(found.loss)
     assert ranked.together.gain > 0

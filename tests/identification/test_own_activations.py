@@ -50,7 +50,7 @@ def test_audit_and_importance(start: AdaptiveActivation, truth: AdaptiveActivati
     batches = problem(torch.float64)
     net = replace_activations(Small().double(), {"ReLU": start})[0]
     found = audit(net, batches)
-    assert [row.stuck for row in found.rows] == [0] * len(found.rows)
+    assert [row.stalled for row in found.rows] == [0] * len(found.rows)
     assert all(row.curvature > 0 for row in found.rows)
     gains = importance(net, batches)
     assert {row.layer for row in gains.rows} == set(adaptive_activations(net))

@@ -161,4 +161,4 @@ def audit_parameters(job: Job, start: Start, data: Dataset) -> None:
     if begun or run.train == "none" or not run.epochs or not adaptive_activations(start.net):
         return
     batches = evaluation_batches(data.heldout or data.train, dtype=dtype)
-    log.info("%s", audit(start.net, batches, optimizer=run.optimizer, lr=run.lr, p24sl=run.p24sl, images=AUDITED))
+    log.info("%s", audit(start.net, batches, optimizer=run.optimizer, lr=run.lr, p24sl=run.p24sl, samples=AUDITED))
