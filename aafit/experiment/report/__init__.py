@@ -1,6 +1,5 @@
-"""Tables, figures and the page, made from run folders alone.
+"""The report of a suite: tables, figures and a page, made from run folders alone.
 
-Begin with page.py, which puts all of it together. runs.py reads the folders, summary.py sums up seeds, tables.py shows
-them as tables. curves.py, differences.py, shapes.py and trajectories.py draw, in the manner of pages/style.py. Nothing
-here trains or evaluates a network.
+Read page.py first. runs.py reads run folders, summary.py makes the tables, curves.py and figures.py the figures.
+Nothing here trains or evaluates a network.
 """

@@ -1,6 +1,6 @@
-"""Run folders read into plain values: all that tables, figures and the page are made from.
+"""Run folders read into plain values, from which tables, figures and the page are made.
 
-Every number of a file that should be there is checked; a file that was cut short or altered is named in the error.
+Every file is checked while it is read; a truncated or altered file is named in the error.
 """
 
 import re
@@ -21,7 +21,7 @@ from aafit.experiment.runs.metrics import read_columns
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run folder. `columns` is metrics.csv, a float64 array a column, NaN where a cell is empty."""
+    """One run folder. `columns` holds metrics.csv, a float64 array a column, with NaN for an empty cell."""
 
     folder: Path
     settings: RunConfig
@@ -37,24 +37,24 @@ class RunRecord:
 
     @property
     def diverged(self) -> int | None:
-        """The epoch after which the loss was not finite, None where it is."""
+        """The epoch after which the loss was not finite; None if it always was finite."""
         return self.done.result.diverged if self.done is not None else None
 
     @property
     def last_epoch(self) -> int | None:
-        """The last epoch that was measured; None: not one."""
+        """The last measured epoch; None if there is none."""
         epochs = self.columns.get("epoch", np.empty(0))
         return int(epochs[-1]) if len(epochs) else None
 
     @property
     def parameters(self) -> dict[str, NDArray[np.float64]]:
-        """The values over the epochs of every parameter that a layer shares, e.g. `act1.gamma`, `act7.weight[0]`."""
+        """The values over the epochs of each parameter that a layer shares, such as `act7.weight[0]`."""
         return {name: values for name, values in self.columns.items() if "." in name}
 
 
 @dataclass(frozen=True)
 class SuiteRuns:
-    """All runs of a suite's folder; `no_config` are the run folders in which nothing began yet."""
+    """All runs of a suite's folder; `no_config` are the folders of runs that have not started."""
 
     folder: Path
     runs: tuple[RunRecord, ...]
@@ -65,18 +65,22 @@ class SuiteRuns:
         return self.folder.resolve().name
 
     def by_name(self) -> dict[str, list[RunRecord]]:
-        """The seeds' runs of each name, in the order of the stages, a parent before its children."""
-        return {name: list(runs) for name, runs in self._by_name.items()}
-
-    @cached_property
-    def _by_name(self) -> dict[str, list[RunRecord]]:
+        """Return the runs of each name, one a seed, ordered by stage, each parent before its children."""
         names: dict[str, list[RunRecord]] = {}
-        for run in sorted(self.runs, key=self._order):
+        for run in self._ordered:
             names.setdefault(run.name, []).append(run)
         return names
 
+    @cached_property
+    def _ordered(self) -> list[RunRecord]:
+        def order(run: RunRecord) -> tuple[Any, ...]:
+            stage = run.settings.stage
+            return (stage == "", _natural(stage), len(self.ancestors(run)), _natural(run.name), run.seed)
+
+        return sorted(self.runs, key=order)
+
     def parent(self, run: RunRecord) -> RunRecord | None:
-        """The run that this one began from, of the same seed."""
+        """Return the run of the same seed that this one started from; None if there is none."""
         return None if run.settings.parent is None else self._by_key.get((run.settings.parent, run.seed))
 
     @cached_property
@@ -84,7 +88,7 @@ class SuiteRuns:
         return {(run.name, run.seed): run for run in self.runs}
 
     def ancestors(self, run: RunRecord) -> list[RunRecord]:
-        """The parent, its parent, ... as far as they are there."""
+        """Return the parent, its parent and so on, as far as they are in the suite."""
         chain: list[RunRecord] = []
         parent = self.parent(run)
         while parent is not None and parent not in chain:
@@ -92,16 +96,12 @@ class SuiteRuns:
             parent = self.parent(parent)
         return chain
 
-    def _order(self, run: RunRecord) -> tuple[Any, ...]:
-        stage = run.settings.stage
-        return (stage == "", _natural(stage), len(self.ancestors(run)), _natural(run.name), run.seed)
-
 
 def read_suite(folder: Path) -> SuiteRuns:
-    """Read every `<run>/seed<k>` folder of a suite.
+    """Read every folder `<run>/seed<k>` of a suite.
 
     Raises:
-        UserError: there is none, or one of their files is damaged.
+        UserError: If there is none, or a file in them is damaged.
     """
     found = list(_run_folders(folder))
     if not found:
@@ -118,7 +118,7 @@ def read_run(folder: Path) -> RunRecord:
     """Read one run folder, finished or not.
 
     Raises:
-        UserError: it is not a run folder, or one of its files is damaged.
+        UserError: If it is not a run folder, or a file in it is damaged.
     """
     config = Config.of(folder)
     return RunRecord(
@@ -139,5 +139,5 @@ def _run_folders(suite: Path) -> Iterator[Path]:
 
 
 def _natural(text: str) -> tuple[Any, ...]:
-    """A key that puts 2 before 10."""
+    """Return a sort key that puts 2 before 10."""
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part)

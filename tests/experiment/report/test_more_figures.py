@@ -8,25 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fake_runs import write_run, write_suite
+from fake_runs import write_run
 from PIL import Image
 from study_helpers import studied
 
 import aafit
 from aafit.errors import UserError
 from aafit.experiment.cli.main import main
+from aafit.experiment.report.figures import draw_seeds
 from aafit.experiment.report.page import animate_activations
 from aafit.experiment.report.runs import read_run, read_suite
-from aafit.experiment.report.seeds import draw_seeds
-from aafit.experiment.report.time_axis import draw_times
 from aafit.networks.adaptive import read_activations
 from aafit.plots.activations import curve_values
 from aafit.studies.figure import write_figure
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_suite(tmp_path_factory.mktemp("runs") / "small")
 
 
 def test_the_mean_over_seeds(suite: Path) -> None:
@@ -35,7 +29,7 @@ def test_the_mean_over_seeds(suite: Path) -> None:
     assert figure is not None
     saved = [read_activations(run.folder / "activations.safetensors") for run in runs]
     for axes, layers in zip(figure.axes, zip(*saved, strict=True), strict=False):
-        drawn = next(line for line in axes.lines if line.get_label() == "mean of the seeds")
+        drawn = next(line for line in axes.lines if line.get_label() == "tuned, mean over the seeds")
         u = np.asarray(drawn.get_xdata())
         expected = np.mean([curve_values(layer.tuned, u)[:, 0] for layer in layers], axis=0)
         assert np.allclose(np.asarray(drawn.get_ydata()), expected)
@@ -87,14 +81,6 @@ def test_a_video_without_ffmpeg_is_one_sentence(suite: Path, tmp_path: Path, mon
     with pytest.raises(UserError, match=r"An MP4 needs ffmpeg: install it, or pip install 'aafit\[video\]'"):
         animate_activations(suite / "relu-leaf-tanh" / "seed42", tmp_path, video=True)
     assert not list(tmp_path.iterdir())
-
-
-def test_time_is_that_of_tuning(suite: Path) -> None:
-    run = read_run(suite / "relu-leaf-tanh" / "seed42")
-    figure = draw_times({"a run": run})
-    (drawn,) = [line for line in figure.axes[0].lines if len(np.asarray(line.get_xdata())) > 2]
-    assert np.asarray(drawn.get_xdata())[-1] == pytest.approx(np.nansum(run.columns["seconds"]))
-    assert np.asarray(drawn.get_ydata())[-1] == pytest.approx(100 * run.columns["test_accuracy"][-1])
 
 
 def test_the_command_draws_them(tmp_path: Path) -> None:
