@@ -334,7 +334,9 @@ def _notes(suite: SuiteRuns, rows: Sequence[RunSummary], several_seeds: bool) ->
 
 
 def _mean_and_std(name: str, value: SeedMean | None) -> dict[str, float | None]:
-    return {name: value and value.mean, f"{name}_std": value and value.std}
+    if value is None:
+        return {name: None, f"{name}_std": None}
+    return {name: value.mean, f"{name}_std": value.std}
 
 
 def _no_formula(value: Any) -> Any:
