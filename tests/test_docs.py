@@ -138,6 +138,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=quiet)
     assert done.returncode == 0, done.stderr[-2000:]
-    text = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
+    text = (tmp_path / "site" / "reference" / "index.html").read_text(encoding="utf-8")
     names = set(aafit.__all__) - {"__version__"}
     assert {name for name in names if f'id="aafit.{name}"' not in text} == set()

@@ -1,11 +1,11 @@
-"""The examples of docs/networks/inputs.md run as they stand."""
+"""The examples of docs/reference/inputs.md run as they stand."""
 
 import re
 from pathlib import Path
 
 import aafit
 
-PAGE = Path(aafit.__file__).parents[1] / "docs" / "networks" / "inputs.md"
+PAGE = Path(aafit.__file__).parents[1] / "docs" / "reference" / "inputs.md"
 
 
 def test_the_examples_run(capsys) -> None:

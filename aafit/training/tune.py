@@ -151,7 +151,7 @@ def tune(
     While they train, what is frozen stays as it is: a batch norm keeps its statistics and uses them, as in evaluation.
     Dropout is active, as it was when the network was trained; but not where the outputs of a base are matched, which
     have none: there `net` is in evaluation mode throughout. With labels, too, tuning can end better without it: set the
-    `p` of its modules to 0 (docs/choosing.md).
+    `p` of its modules to 0 (docs/how-to/choose.md).
 
     A start that is far from its base may stay far: gradient steps need not bring it near. With a base, the start is
     judged once, on the first batch before any step, by the measure of `identify`: by the outputs, and where the loss is

@@ -22,7 +22,7 @@ from aafit.training.tune import tune
 
 # torch's own: the first forward-mode derivative of a process loads decompositions that torch scripts.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-DOCUMENT = Path(__file__).parents[2] / "docs" / "activations.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to" / "custom-activation.md"
 
 
 def base() -> nn.Module:

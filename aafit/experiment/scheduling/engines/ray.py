@@ -205,7 +205,7 @@ class RayEngine:
             if not (fit.token or ip_address(name).is_loopback):
                 raise UserError(
                     f"The Ray node {name} takes commands from whoever can reach it: set RAY_AUTH_MODE=token for "
-                    "`ray start` on each node and here, see docs/cluster.md."
+                    "`ray start` on each node and here, see docs/how-to/cluster.md."
                 )
             self.device = fit.device
 
