@@ -2,13 +2,14 @@
 
 ./run_experiment.sh benchmarks/activations.py --json activations.json
 
-Each candidate computes its output and the gradients by its input and by all of its parameters. The candidates take
-turns, and of each the median of its turns counts, so that what disturbs the machine disturbs all of them. They run in a
-process like one of the program's: on a CPU with one thread, and with the allocator set as for a run. Inputs of four
-dimensions are in channels_last, as convolutions leave them. In bfloat16 inputs and gradients are, and the parameters of
-the straightforward candidates; those of the program are float32, as in a run. "Extra arrays" is the peak of memory in
-arrays of the size of the input; `peak_extra_bytes` says what it counts. The last table is of the forward alone, without
-gradients, against F.gelu, at the size of a transformer's layer.
+Each candidate computes its output and the gradients with respect to its input and all of its parameters. The
+candidates take turns; a ratio is the median over the rounds of the ratio in one round, and is "not measured" where
+the rounds differ by more than 30%. They run in a process like one of the program's: on a CPU with one thread, and
+with the allocator set as for a run. Inputs of four dimensions are in channels_last, as convolutions leave them. In
+bfloat16 inputs and gradients are, and the parameters of the straightforward candidates; those of the program are
+float32, as in a run. "Extra arrays" is the peak of memory in arrays of the size of the input; `peak_extra_bytes` says
+what it counts. The last table is of the forward alone, without gradients, against F.gelu, at the size of a
+transformer's layer.
 """
 
 import json
@@ -20,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import click
 import torch
@@ -32,7 +32,18 @@ from aafit.activations import from_text
 from aafit.experiment.devices import choose_device, slots
 from aafit.training.precision import arithmetic
 from benchmarks import straightforward
-from benchmarks.harness import Command, Row, call, device_option, json_option, report, synchronise
+from benchmarks.harness import (
+    Command,
+    Row,
+    Turns,
+    call,
+    device_option,
+    json_option,
+    report,
+    rounds_option,
+    synchronise,
+    take_turns,
+)
 
 SHAPES = ("128x512", "128x32x32x32")
 LARGE = (128, 32, 32, 32)
@@ -73,13 +84,17 @@ class Candidate:
         return (time.perf_counter() - began) / calls
 
 
-def candidates(dtype: torch.dtype, device: torch.device) -> list[Candidate]:
-    """The fixed functions, the program's activations, and the straightforward ones."""
+def candidates(dtype: torch.dtype, device: torch.device, compiled: bool = False) -> list[Candidate]:
+    """The fixed functions, the program's activations, the straightforward ones, and these under torch.compile."""
     found = [Candidate("F.relu", F.relu), Candidate("F.silu", F.silu)]
     for name, text in ADAPTIVE.items():
         found.append(_of(name, from_text(text).to(device)))
     for name, text in ADAPTIVE.items():
-        found.append(_of(f"straightforward {name}", straightforward.activation(text).to(device, dtype)))
+        plain = straightforward.activation(text).to(device, dtype)
+        found.append(_of(f"straightforward {name}", plain))
+        if compiled:
+            function: Callable[[Tensor], Tensor] = torch.compile(plain, dynamic=False)
+            found.append(Candidate(f"compiled {name}", function, tuple(plain.parameters())))
     return found
 
 
@@ -88,61 +103,63 @@ def _of(name: str, module: nn.Module) -> Candidate:
 
 
 def measured_rows(
-    shape: tuple[int, ...], dtype_name: str, device_name: str, threads: int | None, repeats: int
+    shape: tuple[int, ...], dtype_name: str, device_name: str, threads: int | None, rounds: int, compiled: bool = False
 ) -> list[Row]:
     """A row a candidate: milliseconds, arrays of the size of the input, and how they compare."""
     with arithmetic("float32", threads):
         torch.manual_seed(0)
-        return _measured(shape, DTYPES[dtype_name], choose_device(device_name), repeats)
+        return _measured(shape, DTYPES[dtype_name], choose_device(device_name), rounds, compiled)
 
 
-def _measured(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, repeats: int) -> list[Row]:
+def _measured(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, rounds: int, compiled: bool
+) -> list[Row]:
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     u, grad = (
         (2 * torch.randn(shape, device=device)).to(dtype).contiguous(memory_format=layout).requires_grad_(needed)
         for needed in (True, False)
     )
-    tried = candidates(dtype, device)
-    seconds = _in_turns(tried, u, grad, repeats)
+    tried = candidates(dtype, device, compiled)
+    turns = _in_turns(tried, u, grad, rounds)
     arrays = {one.name: peak_extra_bytes(partial(one.call, u, grad), device) / u.nbytes for one in tried}
-    return [_row(one.name, seconds, arrays) for one in tried]
+    return [_row(one.name, turns, arrays) for one in tried]
 
 
-def _in_turns(tried: list[Candidate], u: Tensor, grad: Tensor | None, repeats: int) -> dict[str, float]:
-    """Seconds of each candidate by its name: the median of its turns."""
-    calls, times = {}, {one.name: [0.0] * repeats for one in tried}
+def _in_turns(tried: list[Candidate], u: Tensor, grad: Tensor | None, rounds: int) -> Turns:
+    """Measure the candidates in turns."""
+    timed = {}
     for one in tried:
         one.seconds(u, grad, 2)
-        calls[one.name] = max(1, math.ceil(SHORTEST / one.seconds(u, grad, 1)))
-    for turn in range(repeats):
-        for one in tried:
-            times[one.name][turn] = one.seconds(u, grad, calls[one.name])
-    return {name: median(values) for name, values in times.items()}
+        calls = max(1, math.ceil(SHORTEST / one.seconds(u, grad, 1)))
+        timed[one.name] = partial(one.seconds, u, grad, calls)
+    return take_turns(timed, rounds)
 
 
-def forward_rows(shape: tuple[int, ...], device_name: str, threads: int | None, repeats: int) -> list[Row]:
+def forward_rows(shape: tuple[int, ...], device_name: str, threads: int | None, rounds: int) -> list[Row]:
     """A row a candidate: milliseconds of the forward alone, in float32, and how they compare to F.gelu."""
     with arithmetic("float32", threads), torch.inference_mode():
         torch.manual_seed(0)
         device = choose_device(device_name)
         adaptive = [_of(name, from_text(text).to(device)) for name, text in ADAPTIVE.items()]
-        seconds = _in_turns(
+        turns = _in_turns(
             [Candidate("F.gelu", F.gelu), Candidate("F.silu", F.silu), *adaptive],
             2 * torch.randn(shape, device=device),
             None,
-            repeats,
+            rounds,
         )
-    to_gelu = {name: value / seconds["F.gelu"] for name, value in seconds.items()}
-    return [
-        {
-            "activation": name,
-            "ms": 1e3 * seconds[name],
-            "to F.gelu": ratio,
-            "to reach": f"at most {TO_GELU:g}" if name == "F-Neuron" else "-",
-            "reached": "-" if name != "F-Neuron" else "yes" if ratio <= TO_GELU else "no",
-        }
-        for name, ratio in to_gelu.items()
-    ]
+    rows: list[Row] = []
+    for name in turns.seconds:
+        ratio, target = turns.ratio(name, "F.gelu"), TO_GELU if name == "F-Neuron" else None
+        rows.append(
+            {
+                "activation": name,
+                "ms": 1e3 * turns.median(name),
+                **ratio.cells("to F.gelu"),
+                **ratio.against(target),
+                "cores busy with other processes": turns.other_load,
+            }
+        )
+    return rows
 
 
 def peak_extra_bytes(function: Callable[[], object], device: torch.device) -> int:
@@ -179,19 +196,26 @@ def _changes(profiled: profile) -> list[int]:
     return [event["args"]["Bytes"] for event in sorted(events, key=lambda event: float(event["ts"]))]
 
 
-def _row(name: str, seconds: dict[str, float], arrays: dict[str, float]) -> Row:
-    plain = f"straightforward {name}"
-    to_silu, target = seconds[name] / seconds["F.silu"], TO_SILU.get(name)
+def _row(name: str, turns: Turns, arrays: dict[str, float]) -> Row:
+    plain, to_silu = f"straightforward {name}", turns.ratio(name, "F.silu")
+    faster = turns.ratio(plain, name).cells("times faster") if plain in turns.seconds else {}
+    fused = f"compiled {name}"
+    beside = turns.ratio(fused, name).cells("times faster than compiled") if fused in turns.seconds else {}
     return {
         "activation": name,
-        "ms": 1e3 * seconds[name],
-        "to F.silu": to_silu,
-        "to reach": "-" if target is None else f"at most {target:g}",
-        "reached": "-" if target is None else "yes" if to_silu <= target else "no",
-        "times faster": seconds[plain] / seconds[name] if plain in seconds else None,
+        "ms": 1e3 * turns.median(name),
+        **to_silu.cells("to F.silu"),
+        **to_silu.against(TO_SILU.get(name)),
+        **(faster or {"times faster": None, "times faster, range": None}),
+        **(beside or {"times faster than compiled": None, "times faster than compiled, range": None}),
         "extra arrays": arrays[name],
         "times leaner": arrays[plain] / arrays[name] if plain in arrays else None,
+        "cores busy with other processes": turns.other_load,
     }
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.1f}"
 
 
 def _shape(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> list[tuple[int, ...]]:
@@ -206,11 +230,14 @@ def _shape(context: click.Context, parameter: click.Parameter, texts: tuple[str,
 
 @click.command(cls=Command)
 @click.option("--part", default="all", show_default=True, type=click.Choice(["all", "forward"]), help="What to do.")
-@click.option("--repeats", default=15, show_default=True, type=click.IntRange(min=1), help="Turns of each candidate.")
+@click.option("--compiled", is_flag=True, help="Also the straightforward ones under torch.compile.")
+@rounds_option
 @click.option("--shape", "shapes", multiple=True, default=SHAPES, show_default=True, callback=_shape)
 @device_option
 @json_option
-def main(part: str, repeats: int, shapes: list[tuple[int, ...]], device: str, json_path: Path | None) -> None:
+def main(
+    part: str, compiled: bool, rounds: int, shapes: list[tuple[int, ...]], device: str, json_path: Path | None
+) -> None:
     """Time and memory of the activations, against F.relu, F.silu and the straightforward ones."""
     place = slots(device, 1)[0]
     with report(json_path) as told:
@@ -223,14 +250,16 @@ def main(part: str, repeats: int, shapes: list[tuple[int, ...]], device: str, js
                     dtype_name=name,
                     device_name=place.device,
                     threads=place.threads,
-                    repeats=repeats,
+                    rounds=rounds,
+                    compiled=compiled,
                 )
                 told.table(f"Forward and backward at {shape}, {name}; faster and leaner than straightforward", rows)
                 fneuron = next(row for row in rows if row["activation"] == "F-Neuron")
                 if shape == LARGE:
                     told.say(
-                        f"F-Neuron in {name}: {fneuron['times faster']:.1f} times faster than membership by membership "
-                        f"(to reach: {FASTER:g}), {fneuron['times leaner']:.1f} times leaner (to reach: {LEANER:g})."
+                        f"F-Neuron in {name}, against membership by membership: times faster "
+                        f"{_shown(fneuron['times faster'])} (to reach: {FASTER:g}), times leaner "
+                        f"{fneuron['times leaner']:.1f} (to reach: {LEANER:g})."
                     )
         rows = call(
             "benchmarks.activations:forward_rows",
@@ -238,7 +267,7 @@ def main(part: str, repeats: int, shapes: list[tuple[int, ...]], device: str, js
             shape=TOKENS,
             device_name=place.device,
             threads=place.threads,
-            repeats=repeats,
+            rounds=rounds,
         )
         told.table(f"Forward alone at {TOKENS}, float32, without gradients", rows)
 

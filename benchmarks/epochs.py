@@ -3,15 +3,19 @@
 ./run_experiment.sh benchmarks/epochs.py --data-dir DATA --json epochs-float32.json
 ./run_experiment.sh benchmarks/epochs.py --data-dir DATA --precision bf16 --json epochs-bf16.json
 
-An epoch is 50,000 images, or as many as --images says, extrapolated from --steps steps; evaluation is apart. The
-program is measured as it runs: on a CPU one process of one thread for each core side by side, and its machine seconds
-are the seconds of a process divided by the number of processes. The straightforward loop (straightforward.py, in
-float32 whatever --precision says, with torch's default settings) is one process with all cores and 4 loader workers:
-its machine seconds are its seconds. Where runs of the paper suite go in lockstep, the program's seconds are the share
-of one run. Both train the same network on the same images in batches of the same size.
+An epoch is 50,000 images, or as many as --images says, extrapolated from --steps steps; evaluation is not included.
+The program is measured as it runs: on a CPU one process of one thread for each core side by side, and its machine
+seconds are the seconds of a process divided by the number of processes. The straightforward loop (straightforward.py,
+in float32 whatever --precision says, with torch's default settings) is one process with all cores and 4 loader workers:
+its machine seconds are its seconds. Where runs of the paper suite train in lockstep, the program's seconds are the
+share of one run. Both train the same network on the same images in batches of the same size. The two take turns, at
+least five each; the speedup is the median of the ratios of the rounds.
 """
 
 import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import click
@@ -20,10 +24,21 @@ from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.job import jobs_of, lockstep_groups
 from aafit.experiment.runs.suite import load_suite
 from benchmarks.floor import Floor, measure_floor
-from benchmarks.harness import Command, Report, Row, data_dir_option, device_option, json_option, report
+from benchmarks.harness import (
+    Command,
+    Report,
+    Row,
+    Turns,
+    data_dir_option,
+    device_option,
+    json_option,
+    report,
+    rounds_option,
+    take_turns,
+)
 from benchmarks.parts import table_of_parts
 from benchmarks.straightforward import straightforward_step
-from benchmarks.workload import FIRST_OF_KIND, Measured, chosen_kinds, measured_run
+from benchmarks.workload import FIRST_OF_KIND, Measured, chosen_kinds, measured_in_turns, merged
 
 IMAGES = 50_000
 TARGETS = {
@@ -33,20 +48,24 @@ TARGETS = {
 
 
 @click.command(cls=Command)
-@click.option("--steps", default=40, show_default=True, type=click.IntRange(min=1), help="Training steps an epoch.")
-@click.option("--epochs", default=2, show_default=True, type=click.IntRange(min=1), help="Epochs that are timed.")
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1), help="Training steps an epoch.")
 @click.option("--images", default=IMAGES, show_default=True, type=click.IntRange(min=1), help="Images of an epoch.")
 @click.option("--precision", default="float32", show_default=True, type=click.Choice(list(TARGETS)))
 @click.option("--kind", "kinds", multiple=True, help=f"Only this: {', '.join(FIRST_OF_KIND)}. May be repeated.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes side by side [default: one a core, or one a GPU].")
+@click.option("--compiled", is_flag=True, help="Also the straightforward loop under torch.compile.")
+@rounds_option
 @data_dir_option
 @device_option
 @json_option
 def main(
     steps: int,
-    epochs: int,
     images: int,
     precision: str,
     kinds: tuple[str, ...],
+    jobs: int | None,
+    compiled: bool,
+    rounds: int,
     data_dir: Path | None,
     device: str,
     json_path: Path | None,
@@ -56,16 +75,52 @@ def main(
     with report(json_path) as told:
         ours: dict[str, Measured] = {}
         theirs: dict[str, float] = {}
+        all_turns: dict[str, Turns] = {}
         lockstep = lockstep_of_the_paper()
         for kind, run in runs.items():
-            ours[kind] = measured_run(run, steps, epochs, data_dir, device, lockstep=lockstep[kind])
-            theirs[kind] = straightforward_step(run, steps, data_dir, device) * math.ceil(images / run.batch_size)
-        rows = [_row(kind, lockstep[kind], ours[kind], theirs[kind], images, precision) for kind in runs]
+            measured, turns = _measured(run, steps, data_dir, device, lockstep[kind], jobs, images, compiled, rounds)
+            ours[kind], all_turns[kind] = merged(measured), turns
+            theirs[kind] = turns.median("straightforward")
+        rows = [_row(kind, lockstep[kind], ours[kind], all_turns[kind], images, precision) for kind in runs]
         told.table(f"Machine seconds an epoch of {images:,} images, {precision}, evaluation not counted", rows)
         _whole(told, {kind: ours[kind].training_of(images) / ours[kind].processes for kind in runs}, theirs)
         floor, processes = measure_floor(next(iter(runs.values())).batch_size, precision, device)
         _floor(told, runs, lockstep, floor, processes, ours, images)
         table_of_parts(told, runs, steps, data_dir, device)
+
+
+def _measured(
+    run: RunConfig,
+    steps: int,
+    data_dir: Path | None,
+    device: str,
+    lockstep: int,
+    jobs: int | None,
+    images: int,
+    compiled: bool,
+    rounds: int,
+) -> tuple[list[Measured], Turns]:
+    """Measure machine seconds of an epoch of the program and of the straightforward loop, in turns."""
+    measured: list[Measured] = []
+    with ExitStack() as stack:
+        program = stack.enter_context(measured_in_turns(run, steps, data_dir, device, jobs, lockstep))
+        loops = {
+            name: stack.enter_context(straightforward_step(run, steps, data_dir, device, name == "compiled"))
+            for name in ("straightforward", "compiled")[: 1 + compiled]
+        }
+
+        def program_seconds() -> float:
+            measured.append(program())
+            return measured[-1].training_of(images) / measured[-1].processes
+
+        candidates = {"program": program_seconds}
+        for name, loop in loops.items():
+            candidates[name] = partial(_seconds_of_an_epoch, loop, math.ceil(images / run.batch_size))
+        return measured, take_turns(candidates, rounds)
+
+
+def _seconds_of_an_epoch(loop: Callable[[], float], steps: int) -> float:
+    return loop() * steps
 
 
 def kind_of(run: RunConfig) -> str:
@@ -91,17 +146,22 @@ def lockstep_of_the_paper() -> dict[str, int]:
     return {kind: sizes[kind] for kind in FIRST_OF_KIND}
 
 
-def _row(kind: str, lockstep: int, ours: Measured, theirs: float, images: int, precision: str) -> Row:
+def _row(kind: str, lockstep: int, ours: Measured, turns: Turns, images: int, precision: str) -> Row:
     process = ours.training_of(images)
     target = TARGETS[precision][kind.split()[0]]
+    compiled: dict[str, str | int | float | bool | None] = {}
+    if "compiled" in turns.seconds:
+        compiled = turns.ratio("compiled", "program").cells("times faster than compiled")
     return {
         "kind": kind,
         "runs in lockstep": lockstep,
         "program, process": process,
         "program, machine": process / ours.processes,
         "to reach on 2 cores": target,
-        "straightforward, machine": theirs,
-        "times faster": theirs / (process / ours.processes),
+        "straightforward, machine": turns.median("straightforward"),
+        **turns.ratio("straightforward", "program").cells("times faster"),
+        **compiled,
+        "cores busy with other processes": turns.other_load,
     }
 
 

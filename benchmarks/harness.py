@@ -13,14 +13,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
+from statistics import median
 from typing import Any
 
 import click
@@ -38,7 +40,12 @@ from aafit.version import __version__
 Row = Mapping[str, str | int | float | bool | None]
 
 WIDTH_OF_A_LOG = 140
+LEAST_ROUNDS = 5
+WIDEST_RANGE = 0.3
+"""A ratio whose rounds differ by more than this share of its median counts as not measured."""
 ROOT = Path(__file__).parent.parent
+RESULT = b"result: "
+"""Before each value of a generator in the output of a process: other lines are its log."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 json_option = click.option(
@@ -51,6 +58,13 @@ data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder that holds CIFAR-10; without it, images of noise.",
+)
+rounds_option = click.option(
+    "--rounds",
+    default=LEAST_ROUNDS,
+    show_default=True,
+    type=click.IntRange(min=LEAST_ROUNDS),
+    help="Turns of each candidate.",
 )
 markdown_option = click.option(
     "--markdown",
@@ -232,24 +246,85 @@ def call(function: str, environment: Mapping[str, str] | None = None, **argument
         UserError: the one that the function raised.
         RuntimeError: the process failed otherwise; the message has what it wrote last.
     """
-    inherited = {name: value for name, value in os.environ.items() if name not in THREADS}
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryFile() as errors:
         process = subprocess.run(
             [sys.executable, "-m", "benchmarks.harness"],
             input=pickle.dumps((function, arguments)),
             stdout=subprocess.PIPE,
             stderr=errors,
-            env={**inherited, **(environment or {}), "PYTHONPATH": path},
+            env=_environment(environment),
             check=False,
         )
         errors.seek(0)
-        said = errors.read().decode(errors="replace").strip()
-    if process.returncode == 2:
-        raise UserError(said.splitlines()[-1])
-    if process.returncode:
-        raise RuntimeError(f"{function} failed:\n{said[-2000:]}")
+        if process.returncode:
+            raise _failure(function, process.returncode, errors.read())
     return json.loads(process.stdout.splitlines()[-1])
+
+
+@contextmanager
+def measuring(
+    function: str, environment: Mapping[str, str] | None = None, **arguments: Any
+) -> Iterator[Callable[[], Any]]:
+    """Start a process that calls a generator function "module:function" and keeps what it returns.
+
+    Each call of the callable that the block is given lets the generator go on to its next value, and returns that. So
+    two programs can take turns without starting again for each turn.
+
+    Raises:
+        UserError: the one that the function raised.
+        RuntimeError: the process failed otherwise; the message has what it wrote last.
+    """
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.harness"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=_environment(environment),
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def following() -> Any:
+            try:
+                stdin.write(b"next\n")
+                stdin.flush()
+            except BrokenPipeError:
+                pass  # the reason is in what the process wrote
+            for line in stdout:
+                if line.startswith(RESULT):
+                    return json.loads(line.removeprefix(RESULT))
+            errors.seek(0)
+            raise _failure(function, process.wait(), errors.read())
+
+        try:
+            stdin.write(pickle.dumps((function, arguments)))
+            stdin.flush()
+            yield following
+        finally:
+            # The end of its input ends the process, and with it the workers of its data loader.
+            with suppress(BrokenPipeError):
+                stdin.close()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            stdout.close()
+
+
+def _environment(own: Mapping[str, str] | None) -> dict[str, str]:
+    """The environment of a new process, in which torch chooses its threads itself unless `own` says otherwise."""
+    inherited = {name: value for name, value in os.environ.items() if name not in THREADS}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**inherited, **(own or {}), "PYTHONPATH": path}
+
+
+def _failure(function: str, status: int, errors: bytes) -> Exception:
+    """The exception for a process that ended with this exit status."""
+    text = errors.decode(errors="replace").strip()
+    return UserError(text.splitlines()[-1]) if status == 2 else RuntimeError(f"{function} failed:\n{text[-2000:]}")
 
 
 def side_by_side(function: str, places: Sequence[Slot], each: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -270,6 +345,91 @@ def side_by_side(function: str, places: Sequence[Slot], each: Sequence[Mapping[s
         return list(pool.map(one, each))
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """The ratio of two times that were measured in turns: one value for each round."""
+
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median over the rounds."""
+        return median(self.rounds)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the rounds agree: their range is at most 30% of the median."""
+        return max(self.rounds) - min(self.rounds) <= WIDEST_RANGE * self.median
+
+    def cells(self, name: str) -> dict[str, str | int | float | bool | None]:
+        """Two cells of a table: the median, or "not measured" where the rounds disagree, and the range."""
+        return {
+            name: self.median if self.is_measured else "not measured",
+            f"{name}, range": f"{min(self.rounds):.3g} to {max(self.rounds):.3g}",
+        }
+
+    def against(self, target: float | None) -> dict[str, str | int | float | bool | None]:
+        """Two cells of a table: the ratio to reach, and whether it was reached."""
+        if target is None:
+            return {"to reach": "-", "reached": "-"}
+        reached = "not measured" if not self.is_measured else "yes" if self.median <= target else "no"
+        return {"to reach": f"at most {target:g}", "reached": reached}
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Seconds of several candidates, measured in turns.
+
+    Attributes:
+        seconds: for each candidate a value for each round.
+        other_load: cores that other processes kept busy meanwhile; None where the system does not say.
+    """
+
+    seconds: Mapping[str, Sequence[float]]
+    other_load: float | None
+
+    def median(self, name: str) -> float:
+        """The median seconds of a candidate."""
+        return median(self.seconds[name])
+
+    def ratio(self, name: str, to: str) -> Ratio:
+        """The seconds of one candidate divided by those of another in the same round."""
+        return Ratio(tuple(one / other for one, other in zip(self.seconds[name], self.seconds[to], strict=True)))
+
+
+def take_turns(candidates: Mapping[str, Callable[[], float]], rounds: int = LEAST_ROUNDS) -> Turns:
+    """Measure several candidates in turns, so that what slows the machine for a while slows all of them.
+
+    Args:
+        candidates: functions that measure themselves once and return the seconds.
+        rounds: how often each is measured; at least 5, for a range that means something.
+
+    Raises:
+        UserError: fewer than 5 rounds.
+    """
+    if rounds < LEAST_ROUNDS:
+        raise UserError(f"{rounds} rounds are too few to compare times: take at least {LEAST_ROUNDS}.")
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    began, busy = time.monotonic(), _busy_seconds()
+    for _ in range(rounds):
+        for name, measure in candidates.items():
+            seconds[name].append(measure())
+    others = None if busy is None else ((_busy_seconds() or 0.0) - busy) / max(time.monotonic() - began, 1e-9)
+    return Turns(seconds, None if others is None else round(max(others, 0.0), 2))
+
+
+def _busy_seconds() -> float | None:
+    """Processor seconds that all other processes have used since the system started; None where it does not say."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+    # What a hypervisor takes away ("steal") slows us as another process does.
+    total = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return total - sum(os.times()[:4])
+
+
 def peak_bytes() -> int | None:
     """The most memory that this process held: on the GPU where it used one, else resident; None where nobody counts."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
@@ -284,11 +444,15 @@ def peak_bytes() -> int | None:
 
 def main() -> int:
     """Do what standard input says."""
-    name, arguments = pickle.loads(sys.stdin.buffer.read())
+    name, arguments = pickle.load(sys.stdin.buffer)
     module, _, function = name.partition(":")
     try:
         with compiling_as_told():
             result = getattr(import_module(module), function)(**arguments)
+            if isinstance(result, Iterator):
+                for _ in sys.stdin.buffer:
+                    print(f"\n{RESULT.decode()}{json.dumps(next(result))}", flush=True)
+                return 0
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

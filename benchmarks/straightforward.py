@@ -11,6 +11,9 @@ Axes in names: B image of a batch, H row, W column, C channel or colour plane, F
 import math
 import random
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
 
 import click
@@ -25,7 +28,16 @@ from torch.utils.data import DataLoader, Dataset
 from aafit.experiment.data.datasets import Split
 from aafit.experiment.devices import slots
 from aafit.experiment.runs.config import RunConfig
-from benchmarks.harness import Command, Row, call, data_dir_option, device_option, json_option, report, synchronise
+from benchmarks.harness import (
+    Command,
+    Row,
+    data_dir_option,
+    device_option,
+    json_option,
+    measuring,
+    report,
+    synchronise,
+)
 from benchmarks.workload import Sample, chosen_kinds, sample_for
 
 WORKERS = 4
@@ -197,34 +209,45 @@ def training_step(net: nn.Module, optimizer: Optimizer, x_BCHW: Tensor, y_B: Ten
     return loss.item()
 
 
-def seconds_a_step(
-    cnn: str, fc: str, train: str, batch_size: int, sample: Sample, steps: int, warm: int, device: str, p24sl: bool
-) -> float:
-    """Seconds a step of the loop over `steps` batches, after `warm` of them that are not counted."""
+def step_seconds(
+    cnn: str, fc: str, train: str, batch_size: int, sample: Sample, steps: int, device: str, p24sl: bool, compiled: bool
+) -> Iterator[float]:
+    """Yield the seconds a step of the loop over `steps` batches, again and again; the first time warms up.
+
+    Before each measurement `WARM_STEPS` batches are trained on without being counted: what the loader has prepared
+    while nobody asked for it is used up by then.
+    """
     at = torch.device(device)
-    net = KerasNet(cnn, fc).to(at).train()
+    net: nn.Module = KerasNet(cnn, fc).to(at).train()
     optimizer = optimizer_for(net, train, p24sl)
+    step = torch.compile(net, dynamic=False) if compiled else net
     images = AugmentedImages(sample.load().train)
-    loader = DataLoader(images, batch_size, shuffle=True, num_workers=WORKERS, drop_last=True)
-    done, began = 0, 0.0
-    while done < warm + steps:
-        for x_BCHW, y_B in loader:
-            if done == warm:
+    loader = DataLoader(
+        images, batch_size, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=WORKERS > 0
+    )
+    batches = chain.from_iterable(repeat(loader))
+    while True:
+        for at_step in range(WARM_STEPS + steps):
+            if at_step == WARM_STEPS:
                 synchronise(at)
                 began = time.perf_counter()
-            training_step(net, optimizer, x_BCHW.to(at), y_B.to(at))
-            done += 1
-            if done == warm + steps:
-                break
-    synchronise(at)
-    return (time.perf_counter() - began) / steps
+            x_BCHW, y_B = next(batches)
+            training_step(step, optimizer, x_BCHW.to(at), y_B.to(at))
+        synchronise(at)
+        yield (time.perf_counter() - began) / steps
 
 
-def straightforward_step(run: RunConfig, steps: int, data_dir: Path | None, device: str) -> float:
-    """Seconds a step of the straightforward training loop: one process with torch's own number of threads."""
+@contextmanager
+def straightforward_step(
+    run: RunConfig, steps: int, data_dir: Path | None, device: str, compiled: bool = False
+) -> Iterator[Callable[[], float]]:
+    """Start the straightforward training loop, one process with torch's own number of threads.
+
+    Each call of the callable that the block is given measures the seconds a step over `steps` more steps.
+    """
     place = slots(device, 1)[0]
-    result: float = call(
-        "benchmarks.straightforward:seconds_a_step",
+    with measuring(
+        "benchmarks.straightforward:step_seconds",
         {name: value for name, value in place.environment.items() if place.device != "cpu"},
         cnn=run.cnn,
         fc=run.fc,
@@ -232,11 +255,17 @@ def straightforward_step(run: RunConfig, steps: int, data_dir: Path | None, devi
         batch_size=run.batch_size,
         sample=sample_for(run, steps + WARM_STEPS, data_dir),
         steps=steps,
-        warm=WARM_STEPS,
         device=place.device,
         p24sl=run.p24sl,
-    )
-    return result
+        compiled=compiled,
+    ) as following:
+        following()
+        yield following
+
+
+def _one_measurement(run: RunConfig, steps: int, data_dir: Path | None, device: str) -> float:
+    with straightforward_step(run, steps, data_dir, device) as measure:
+        return measure()
 
 
 @click.command(cls=Command)
@@ -248,7 +277,7 @@ def main(steps: int, data_dir: Path | None, device: str, json_path: Path | None)
     """Seconds an epoch of 50,000 images of the straightforward training loop, for each kind of run."""
     with report(json_path) as told:
         rows: list[Row] = [
-            {"kind": kind, "seconds": straightforward_step(run, steps, data_dir, device) * math.ceil(50_000 / 128)}
+            {"kind": kind, "seconds": _one_measurement(run, steps, data_dir, device) * math.ceil(50_000 / 128)}
             for kind, run in chosen_kinds().items()
         ]
         told.table("Seconds an epoch, straightforward training loop", rows)

@@ -3,10 +3,10 @@
 ./run_experiment.sh benchmarks/whole.py --data-dir DATA
 ./run_experiment.sh benchmarks/whole.py --check 0.1 --data-dir DATA
 
-The first prints the plan of the paper suite as `--dry-run` does, with each kind's seconds an epoch timed as the program
-runs: processes side by side. With --check the same is done for the cpu suite with its epochs multiplied by that number;
-then that suite is run for real in a temporary folder, and the wall times are compared. A projection contains what each
-run costs beside its epochs, as `aafit/experiment/scheduling/plan.py` has it.
+The first prints the plan of the paper suite as `--dry-run` does, with each kind's seconds an epoch timed as the
+program runs: processes side by side. With --check the same is done for the cpu suite with its epochs multiplied by
+that number; then that suite is run for real in a temporary folder, and the wall times are compared, in at least five
+rounds. A projection contains what each run costs beside its epochs, as `aafit/experiment/scheduling/plan.py` has it.
 """
 
 import io
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import click
 from rich.console import Console
@@ -26,8 +27,18 @@ from aafit.experiment.runs.job import lockstep_groups
 from aafit.experiment.runs.suite import Suite, load_suite
 from aafit.experiment.scheduling.options import RunOptions
 from aafit.experiment.scheduling.plan import Estimate, Planned, clock, epoch_seconds, estimate
-from aafit.experiment.scheduling.schedule import run_suite
-from benchmarks.harness import Command, Report, Row, device_option, json_option, report
+from aafit.experiment.scheduling.schedule import Outcome, run_suite
+from benchmarks.harness import (
+    Command,
+    Ratio,
+    Report,
+    Row,
+    device_option,
+    json_option,
+    report,
+    rounds_option,
+    take_turns,
+)
 from benchmarks.workload import Measured, measured_run
 
 
@@ -57,41 +68,59 @@ def projected(suite: Suite, steps: int, data_dir: Path | None, device: str, jobs
         return estimate(suite, Path(empty), RunOptions(jobs=jobs, device=device), measure=timed(steps, data_dir, jobs))
 
 
-def check(told: Report, plan: Estimate, suite: Suite, data_dir: Path | None, device: str, jobs: int | None) -> None:
-    """Run the suite for real, and compare."""
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.monotonic()
-        summary = run_suite(
-            suite,
-            Path(folder),
-            RunOptions(jobs=jobs, device=device, data_dir=data_dir),
-            console=Console(file=io.StringIO()),
-        )
-        wall = time.monotonic() - began
-        if not summary.ok:
-            failed = next((outcome for outcome in summary.outcomes if outcome.message), summary.outcomes[0])
-            raise UserError(f"The suite did not end well; {failed.job.config.name} {failed.status}: {failed.message}")
-        rows: list[Row] = []
-        starts, projected = [], []
-        lockstep = lockstep_groups(
-            {(outcome.job.config.name, outcome.job.seed): outcome.job for outcome in summary.outcomes}
-        )
-        for planned, outcome in zip(plan.runs, summary.outcomes, strict=True):
-            epochs = epoch_seconds(outcome.job.folder)
-            # Runs in lockstep are in one process: each has its share of it.
-            seconds = outcome.seconds / len(lockstep[outcome.job.config.name, outcome.job.seed])
-            starts.append(seconds - sum(epochs))
-            projected.append(planned.seconds - planned.epochs_left * (planned.epoch_seconds or 0.0))
-            rows.append(_row(planned, epochs, seconds))
-    told.table("Each run, as projected and as it was", rows)
+def real_run(suite: Suite, folder: Path, options: RunOptions) -> tuple[float, list[Outcome]]:
+    """Run the suite and return its wall time in seconds and the outcome of each run.
+
+    Raises:
+        UserError: a run failed.
+    """
+    began = time.monotonic()
+    summary = run_suite(suite, folder, options, console=Console(file=io.StringIO()))
+    wall = time.monotonic() - began
+    if not summary.ok:
+        failed = next((outcome for outcome in summary.outcomes if outcome.message), summary.outcomes[0])
+        raise UserError(f"The suite did not end well; {failed.job.config.name} {failed.status}: {failed.message}")
+    return wall, list(summary.outcomes)
+
+
+def check(
+    told: Report, suite: Suite, steps: int, data_dir: Path | None, device: str, jobs: int | None, rounds: int
+) -> None:
+    """Project the wall time of a suite and run it for real, in turns, and compare."""
+    plans: list[Estimate] = []
+
+    def project() -> float:
+        plans.append(projected(suite, steps, data_dir, device, jobs))
+        return plans[-1].wall_seconds
+
+    rows: list[Row] = []
+    starts: list[float] = []
+    projected_starts: list[float] = []
+
+    def run() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            wall, outcomes = real_run(suite, Path(folder), RunOptions(jobs=jobs, device=device, data_dir=data_dir))
+            lockstep = lockstep_groups({(one.job.config.name, one.job.seed): one.job for one in outcomes})
+            rows.clear()
+            for planned, outcome in zip(plans[-1].runs, outcomes, strict=True):
+                epochs = epoch_seconds(outcome.job.folder)
+                # Runs in lockstep share one process.
+                seconds = outcome.seconds / len(lockstep[outcome.job.config.name, outcome.job.seed])
+                starts.append(seconds - sum(epochs))
+                projected_starts.append(planned.seconds - planned.epochs_left * (planned.epoch_seconds or 0.0))
+                rows.append(_row(planned, epochs, seconds))
+        return wall
+
+    turns = take_turns({"projected": project, "real": run}, rounds)
+    told.table("Each run of the last round, as projected and as it was", rows)
     told.say(
-        f"Beside its epochs a run took {sum(starts) / len(starts):.1f} s in the mean; the projection has "
-        f"{sum(projected) / len(projected):.1f} s."
+        f"In addition to its epochs a run took {sum(starts) / len(starts):.1f} s on average; the projection has "
+        f"{sum(projected_starts) / len(projected_starts):.1f} s."
     )
-    told.table(
-        "Wall time",
-        [{"projected, s": plan.wall_seconds, "real, s": wall, "real / projected": wall / plan.wall_seconds}],
-    )
+    walls = {"projected, s": median(plan.wall_seconds for plan in plans), "real, s": turns.median("real")}
+    ratio = Ratio(tuple(real / plan.wall_seconds for real, plan in zip(turns.seconds["real"], plans, strict=True)))
+    others = {"cores busy with other processes": turns.other_load}
+    told.table("Wall time", [walls | ratio.cells("real / projected") | others])
 
 
 def _row(planned: Planned, epochs: list[float], seconds: float) -> Row:
@@ -117,6 +146,7 @@ def _row(planned: Planned, epochs: list[float], seconds: float) -> Row:
     envvar="AAFIT_DATA",
     help="Folder that holds the data set (environment: AAFIT_DATA); without it noise is timed, and --check downloads.",
 )
+@rounds_option
 @device_option
 @json_option
 def main(
@@ -126,6 +156,7 @@ def main(
     precision: str | None,
     jobs: int | None,
     data_dir: Path | None,
+    rounds: int,
     device: str,
     json_path: Path | None,
 ) -> None:
@@ -141,7 +172,7 @@ def main(
             f"{plan.slots} processes side by side: projected {clock(plan.wall_seconds)} ({plan.wall_seconds:.0f} s)."
         )
         if scale is not None:
-            check(told, plan, suite, data_dir, device, jobs)
+            check(told, suite, steps, data_dir, device, jobs, rounds)
 
 
 def _planned(planned: Planned) -> Row:

@@ -3,8 +3,10 @@
 import math
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -29,7 +31,7 @@ from aafit.experiment.runs.suite import load_suite
 from aafit.identification import Identification, identify
 from aafit.training.evaluate import Evaluation, evaluate
 from aafit.training.precision import data_type
-from benchmarks.harness import peak_bytes, side_by_side
+from benchmarks.harness import measuring, peak_bytes, side_by_side
 
 EVALUATED = 1000
 
@@ -128,6 +130,89 @@ class Measured:
     def images_a_second(self) -> float:
         """Images trained on by all processes together."""
         return self.processes * self.sample.train_images / self.training
+
+
+@contextmanager
+def measured_in_turns(
+    run: RunConfig,
+    steps: int,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    processes: int | None = None,
+    lockstep: int = 1,
+) -> Iterator[Callable[[], Measured]]:
+    """As `measured_run`, with processes that stay: each call times one more epoch of `steps` steps in all of them.
+
+    The processes have warmed up caches and compilers when the block begins.
+
+    Raises:
+        UserError: the device is not here, or the images are not in `data_dir`.
+    """
+    places, sample = slots(device, processes), sample_for(run, steps, data_dir)
+    shorter = shortened(run, sample, 1).model_dump(mode="json")
+    with ExitStack() as stack, ThreadPoolExecutor(len(places)) as pool:
+        following = [
+            stack.enter_context(
+                measuring(
+                    "benchmarks.workload:epochs_in_turns",
+                    place.environment,
+                    run=shorter,
+                    seed=seed,
+                    sample=sample,
+                    device=place.device,
+                    threads=place.threads,
+                    lockstep=lockstep,
+                )
+            )
+            for seed, place in enumerate(places)
+        ]
+
+        def one_epoch() -> Measured:
+            began = time.monotonic()
+            results = list(pool.map(lambda follow: follow(), following))
+            training, evaluation = (median(result[part] for result in results) for part in ("training", "evaluation"))
+            peaks = [result["peak"] for result in results if result["peak"] is not None]
+            wall, count = time.monotonic() - began, len(places) * lockstep
+            return Measured(
+                sample, run.batch_size, training, evaluation, wall, count, len(places), max(peaks, default=None)
+            )
+
+        one_epoch()
+        yield one_epoch
+
+
+def epochs_in_turns(
+    run: dict[str, Any], seed: int, sample: Sample, device: str, threads: int | None, lockstep: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the seconds of one epoch of runs in lockstep, again and again; the first is one that warms up."""
+    settings, data = RunConfig.checked(run), sample.load()
+    while True:
+        with tempfile.TemporaryDirectory() as folder:
+            folders = [Path(folder) / f"run{number}" for number in range(lockstep)]
+            for own in folders:
+                own.mkdir()
+            jobs = [Job(config=settings, seed=seed, folder=own, device=device, threads=threads) for own in folders]
+            execute(*jobs, data=data)
+            # The first row is before any training.
+            measured = [read_columns(own / METRICS) for own in folders]
+        seconds = {
+            part: sum(float(columns[name][1]) for columns in measured) / lockstep
+            for part, name in (("training", "seconds"), ("evaluation", "evaluation_seconds"))
+        }
+        yield {**seconds, "peak": peak_bytes()}
+
+
+def merged(rounds: Sequence[Measured]) -> Measured:
+    """Return the medians over several measurements of the same run."""
+    peaks = [one.peak for one in rounds if one.peak is not None]
+    return replace(
+        rounds[0],
+        training=median(one.training for one in rounds),
+        evaluation=median(one.evaluation for one in rounds),
+        wall=sum(one.wall for one in rounds),
+        epochs=sum(one.epochs for one in rounds),
+        peak=max(peaks, default=None),
+    )
 
 
 def sample_for(run: RunConfig, steps: int, data_dir: Path | None) -> Sample:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import click
@@ -28,7 +27,7 @@ from aafit.networks.find import find_activations
 from aafit.networks.surgery import replace_activations
 from aafit.training.precision import arithmetic
 from benchmarks.activations import peak_extra_bytes
-from benchmarks.harness import Command, Row, call, json_option, markdown_option, report
+from benchmarks.harness import Command, Row, call, json_option, markdown_option, report, rounds_option, take_turns
 from benchmarks.networks.material import fitted_and_judged_patches, sentences
 from benchmarks.networks.pretrained import efficientnet_lite0, minilm
 
@@ -63,7 +62,7 @@ def forward(net: nn.Module, sample: Any) -> Any:
         return net(**sample) if isinstance(sample, Mapping) else net(sample)
 
 
-def inference_rows(name: str, turns: int) -> list[Row]:
+def inference_rows(name: str, rounds: int) -> list[Row]:
     """A row for the base and for each replacement: processor milliseconds a batch, and in times of the base."""
     with arithmetic("float32", 1):
         base, sample = network_and_sample(name)
@@ -71,30 +70,25 @@ def inference_rows(name: str, turns: int) -> list[Row]:
         for what, new in REPLACEMENTS.items():
             nets[what] = replace_activations(base, {PRETRAINED[name]: new}, sample=sample)[0]
         nets[SLOW] = nets["LEAF as ReLU"]
-        times: dict[str, list[float]] = {what: [] for what in nets}
         for net in nets.values():
             forward(net, sample)
-        for _ in range(turns):
-            for what, net in nets.items():
-                torch.set_flush_denormal(what != SLOW)
-                # Of the processor, on one thread: what else runs on the machine counts little.
-                began = time.process_time()
-                forward(net, sample)
-                times[what].append(time.process_time() - began)
+        turns = take_turns({what: partial(_inference_seconds, net, sample, what) for what, net in nets.items()}, rounds)
     rows: list[Row] = []
-    # Against the base of the same turn: what slows the machine for a while slows both.
-    for what, own in times.items():
-        ratio = median(mine / base for mine, base in zip(own, times["base"], strict=True))
-        row: dict[str, Any] = {
-            "network": name,
-            "activations": what,
-            "ms": 1e3 * median(own),
-            "times the base": round(ratio, 3),
-        }
+    for what in nets:
+        ratio = turns.ratio(what, "base")
+        row: dict[str, Any] = {"network": name, "activations": what, "ms": 1e3 * turns.median(what)}
         limit = TO_REACH.get(what.partition(" as ")[0])
-        row["to reach"] = "-" if limit is None else f"at most {limit}"
-        rows.append({**row, "reached": "-" if limit is None else "yes" if ratio <= limit else "no"})
+        others = {"cores busy with other processes": turns.other_load}
+        rows.append(row | ratio.cells("times the base") | ratio.against(limit) | others)
     return rows
+
+
+def _inference_seconds(net: nn.Module, sample: Any, what: str) -> float:
+    torch.set_flush_denormal(what != SLOW)
+    # Processor time, on one thread: other processes affect it less than the wall time.
+    began = time.process_time()
+    forward(net, sample)
+    return time.process_time() - began
 
 
 class Deep(nn.Module):
@@ -177,17 +171,17 @@ def _shortest(what: Callable[[], object], repeats: int) -> float:
 
 
 @click.command(cls=Command)
-@click.option("--turns", default=15, show_default=True, type=click.IntRange(min=1), help="Of each network.")
+@rounds_option
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1), help="Of each replacement.")
 @click.option("--part", type=click.Choice(["inference", "replacing"]), help="Measure this alone.")
 @json_option
 @markdown_option
-def main(turns: int, repeats: int, part: str | None, json_path: Path | None, markdown_path: Path | None) -> None:
+def main(rounds: int, repeats: int, part: str | None, json_path: Path | None, markdown_path: Path | None) -> None:
     """Time and memory of replaced networks, and of replacing."""
     place = slots("cpu", 1)[0]
     with report(json_path, markdown_path) as told:
         for name in PRETRAINED if part != "replacing" else ():
-            rows = call(f"{MODULE}:inference_rows", place.environment, name=name, turns=turns)
+            rows = call(f"{MODULE}:inference_rows", place.environment, name=name, rounds=rounds)
             told.table(f"{name}: inference, batch of {BATCH}, one thread", rows)
         if part != "inference":
             rows = call(f"{MODULE}:replacing_rows", place.environment, repeats=repeats)
