@@ -167,7 +167,7 @@ def peak_extra_bytes(function: Callable[[], object], device: torch.device) -> in
 
     Counted are all tensors made in the call, for as long as they live: results, gradients, what is saved for the
     backward pass, and every intermediate array. Not counted are the tensors that were there before, and what code
-    outside of torch's allocator takes for itself. On a CPU the profiler's record of all allocations tells it, exactly
+    outside of torch's allocator takes for itself. On a CPU the profiler's record of all allocations is exact,
     and the same each time; on CUDA the allocator's own peak.
     """
     if device.type == "cuda":
@@ -240,7 +240,7 @@ def main(
 ) -> None:
     """Time and memory of the activations, against F.relu, F.silu and the straightforward ones."""
     place = slots(device, 1)[0]
-    with report(json_path) as told:
+    with report(json_path) as out:
         for shape in shapes if part == "all" else ():
             for name in DTYPES:
                 rows = call(
@@ -253,10 +253,10 @@ def main(
                     rounds=rounds,
                     compiled=compiled,
                 )
-                told.table(f"Forward and backward at {shape}, {name}; faster and leaner than straightforward", rows)
+                out.table(f"Forward and backward at {shape}, {name}; faster and leaner than straightforward", rows)
                 fneuron = next(row for row in rows if row["activation"] == "F-Neuron")
                 if shape == LARGE:
-                    told.say(
+                    out.note(
                         f"F-Neuron in {name}, against membership by membership: times faster "
                         f"{_shown(fneuron['times faster'])} (to reach: {FASTER:g}), times leaner "
                         f"{fneuron['times leaner']:.1f} (to reach: {LEANER:g})."
@@ -269,7 +269,7 @@ def main(
             threads=place.threads,
             rounds=rounds,
         )
-        told.table(f"Forward alone at {TOKENS}, float32, without gradients", rows)
+        out.table(f"Forward alone at {TOKENS}, float32, without gradients", rows)
 
 
 if __name__ == "__main__":

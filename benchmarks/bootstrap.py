@@ -152,7 +152,7 @@ def main(
     if trained_on:
         train = images_of(run.dataset, data_dir, run.holdout).train
         setting = replace(setting, heldout=train.at(torch.arange(min(images or len(train), len(train)))))
-    with report(json_path, markdown_path) as told, arithmetic(run.precision):
+    with report(json_path, markdown_path) as out, arithmetic(run.precision):
         result = identify(
             setting.start.net,
             setting.batches(),
@@ -172,13 +172,13 @@ def main(
         coordinates = Coordinates(setting.start.net)
         values_RP = torch.stack([coordinates.values(one.vector_P) for one in found])
         rows = compared(result, values_RP)
-        told.table(f"Standard errors: CNN {run.cnn}, FC {run.fc}, {result.images} images, {refits} refits", rows)
-        told.say(calibration(rows))
+        out.table(f"Standard errors: CNN {run.cnn}, FC {run.fc}, {result.images} images, {refits} refits", rows)
+        out.note(calibration(rows))
         for pair in result.uncertainty.pairs:
-            told.say(f"Cannot be told apart: {pair.first} and {pair.second} (correlation {pair.correlation:+.3f})")
+            out.note(f"Cannot be out apart: {pair.first} and {pair.second} (correlation {pair.correlation:+.3f})")
         steps, ended = [one.steps for one in found], sum(one.converged for one in found)
-        told.say(f"The identification took {result.seconds:.1f} s, to a loss of {result.steps[-1].loss:.3g}.")
-        told.say(
+        out.note(f"The identification took {result.seconds:.1f} s, to a loss of {result.steps[-1].loss:.3g}.")
+        out.note(
             f"{refits} refits of {min(steps)} to {max(steps)} steps took {seconds:.1f} s. {ended} of them ended where "
             "no step promised enough, the others where none gave what it promised."
         )

@@ -65,7 +65,7 @@ def cpu_seconds() -> float:
 def main(seconds: float, epochs: int | None, count: int, repeats: int, json_path: Path | None) -> None:
     """Time suites of runs that only sleep, or train, in turn by both engines, two at once."""
     worker = WORKER if epochs else SLEEPER
-    with report(json_path) as told, tempfile.TemporaryDirectory() as temporary:
+    with report(json_path) as out, tempfile.TemporaryDirectory() as temporary:
         os.environ |= {MARK: f"cost-{os.getpid()}", "SLEEPER": str(Path(temporary, "template"))}
         began = time.monotonic()
         cluster = RayNodes()
@@ -95,8 +95,8 @@ def main(seconds: float, epochs: int | None, count: int, repeats: int, json_path
             waves = -(-count // SLOTS)
             row |= {f"{name}, s a run beside its sleep": mean[name] / waves - seconds for name in mean}
         row |= {"Ray's own processes, share of a core": busy / whole}
-        told.table("Start-up of Ray, once", [start])
-        told.table(
+        out.table("Start-up of Ray, once", [start])
+        out.table(
             f"{count} runs that {f'train {epochs} epochs' if epochs else f'sleep {seconds:g} s'}, {SLOTS} at once, "
             f"{repeats} times by each engine",
             [row],

@@ -72,7 +72,7 @@ def main(
 ) -> None:
     """Seconds an epoch of each kind of run, the straightforward loop's, and the floor."""
     runs = chosen_kinds(kinds, precision)
-    with report(json_path) as told:
+    with report(json_path) as out:
         ours: dict[str, Measured] = {}
         theirs: dict[str, float] = {}
         all_turns: dict[str, Turns] = {}
@@ -82,11 +82,11 @@ def main(
             ours[kind], all_turns[kind] = merged(measured), turns
             theirs[kind] = turns.median("straightforward")
         rows = [_row(kind, lockstep[kind], ours[kind], all_turns[kind], images, precision) for kind in runs]
-        told.table(f"Machine seconds an epoch of {images:,} images, {precision}, evaluation not counted", rows)
-        _whole(told, {kind: ours[kind].training_of(images) / ours[kind].processes for kind in runs}, theirs)
+        out.table(f"Machine seconds an epoch of {images:,} images, {precision}, evaluation not counted", rows)
+        _whole(out, {kind: ours[kind].training_of(images) / ours[kind].processes for kind in runs}, theirs)
         floor, processes = measure_floor(next(iter(runs.values())).batch_size, precision, device)
-        _floor(told, runs, lockstep, floor, processes, ours, images)
-        table_of_parts(told, runs, steps, data_dir, device)
+        _floor(out, runs, lockstep, floor, processes, ours, images)
+        table_of_parts(out, runs, steps, data_dir, device)
 
 
 def _measured(
@@ -165,10 +165,10 @@ def _row(kind: str, lockstep: int, ours: Measured, turns: Turns, images: int, pr
     }
 
 
-def _whole(told: Report, ours: dict[str, float], theirs: dict[str, float]) -> None:
+def _whole(out: Report, ours: dict[str, float], theirs: dict[str, float]) -> None:
     epochs = {kind: count for kind, count in epochs_of_the_paper().items() if kind in ours}
     if len(ours) < len(FIRST_OF_KIND):
-        told.say("Not all kinds were measured: nothing is said of the paper suite as a whole.")
+        out.note("Not all kinds were measured: nothing is said of the paper suite as a whole.")
         return
     hours = [sum(epochs[kind] * seconds[kind] for kind in epochs) / 3600 for seconds in (ours, theirs)]
     rows: list[Row] = [
@@ -181,12 +181,12 @@ def _whole(told: Report, ours: dict[str, float], theirs: dict[str, float]) -> No
         for kind, count in epochs.items()
     ]
     rows.append({"kind": "all", "epochs": sum(epochs.values()), "program, h": hours[0], "straightforward, h": hours[1]})
-    told.table("The epochs of the paper suite", rows)
-    told.say(f"As a whole the program is {hours[1] / hours[0]:.1f} times faster than the straightforward loop.")
+    out.table("The epochs of the paper suite", rows)
+    out.note(f"As a whole the program is {hours[1] / hours[0]:.1f} times faster than the straightforward loop.")
 
 
 def _floor(
-    told: Report,
+    out: Report,
     runs: dict[str, RunConfig],
     lockstep: dict[str, int],
     floor: Floor,
@@ -210,7 +210,7 @@ def _floor(
                 "share of the floor": seconds / machine,
             }
         )
-    told.table("The floor: the convolutions and matrix products alone, as fast as torch does them here", rows)
+    out.table("The floor: the convolutions and matrix products alone, as fast as torch does them here", rows)
 
 
 if __name__ == "__main__":

@@ -86,8 +86,8 @@ def _shared(kind: str, lockstep: int) -> list[tuple[tuple[str, str], int]]:
 def measure_floor(batch_size: int, precision: str, device: str, repeats: int = 5) -> tuple[Floor, int]:
     """The floor as the program's processes would reach it, and how many of them there are side by side."""
     places = slots(device)
-    told = {"batch_size": batch_size, "precision": precision, "repeats": repeats}
-    results = side_by_side("benchmarks.floor:passes", places, [told] * len(places))
+    out = {"batch_size": batch_size, "precision": precision, "repeats": repeats}
+    results = side_by_side("benchmarks.floor:passes", places, [out] * len(places))
     keys = [(name, what) for name, what, _ in results[0]]
     values = [median(result[at][2] for result in results) for at in range(len(keys))]
     return Floor(batch_size, dict(zip(keys, values, strict=True))), len(places)
@@ -152,13 +152,13 @@ def _passes_of(layer: Layer, batch_size: int, dtype: torch.dtype, device: torch.
 @json_option
 def main(batch_size: int, precision: str, device: str, json_path: Path | None) -> None:
     """Milliseconds of each layer's products for a batch, forward and backward."""
-    with report(json_path) as told:
+    with report(json_path) as out:
         floor, processes = measure_floor(batch_size, precision, device)
         rows: list[Row] = [
             {"layer": layer.name, **{what: 1e3 * floor.seconds[layer.name, what] for what in (FORWARD, DATA, WEIGHTS)}}
             for layer in LAYERS
         ]
-        told.table(f"ms for {batch_size} images, {precision}, {processes} processes side by side", rows)
+        out.table(f"ms for {batch_size} images, {precision}, {processes} processes side by side", rows)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ class Report:
             table.add_row(*map(_text, row.values()))
         self.console.print(table)
 
-    def say(self, sentence: str) -> None:
+    def note(self, sentence: str) -> None:
         """Print a sentence, and keep it."""
         self.content["notes"].append(sentence)
         self.write()
@@ -152,11 +152,11 @@ def report(json_path: Path | None, markdown_path: Path | None = None) -> Iterato
     for path in (json_path, markdown_path):
         if path is not None and not path.absolute().parent.is_dir():
             raise UserError(f"The folder of {path} does not exist: make it first, or choose another file.")
-    told = Report(json_path, markdown_path)
-    told.heading()
-    yield told
-    told.content["finished"] = True
-    told.write()
+    out = Report(json_path, markdown_path)
+    out.heading()
+    yield out
+    out.content["finished"] = True
+    out.write()
 
 
 def in_markdown(content: dict[str, Any]) -> str:
@@ -336,8 +336,8 @@ def side_by_side(function: str, places: Sequence[Slot], each: Sequence[Mapping[s
     def one(arguments: Mapping[str, Any]) -> Any:
         place = free.get()
         try:
-            told = {"device": place.device, "threads": place.threads}
-            return call(function, place.environment, **{**told, **arguments})
+            out = {"device": place.device, "threads": place.threads}
+            return call(function, place.environment, **{**out, **arguments})
         finally:
             free.put(place)
 

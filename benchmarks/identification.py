@@ -223,13 +223,13 @@ def starts(cases: list[Case], found: dict[str, OnHeldOut]) -> list[Row]:
     return rows
 
 
-def wall(told: Report, identified: SuiteRuns, cases: list[Case]) -> None:
+def wall(out: Report, identified: SuiteRuns, cases: list[Case]) -> None:
     """How long the suite took on the clock, the base networks given."""
     runs = [run for run in identified.runs if run.settings.parent and run.done]
     began = min(datetime.fromisoformat(run.environment["started"]) for run in runs)
     ended = max(datetime.fromisoformat(run.done.finished) for run in runs if run.done)
     spent = sum(case.seconds("identified") or 0.0 for case in cases)
-    told.say(
+    out.note(
         f"The identifications of the suite {identified.name!r} took {(ended - began).total_seconds() / 60:.1f} minutes "
         f"from the first start to the last end, base networks given, comparisons and tests counted ({len(runs)} runs); "
         f"by themselves {spent / 60:.1f} minutes, one after the other."
@@ -259,35 +259,35 @@ def main(
     cases, unfinished = cases_of(suites[recipe], suites[identified], long)
     if not cases:
         raise UserError(f"The suite {identified!r} has no replacement that is finished.")
-    with report(json_path, markdown_path) as told:
+    with report(json_path, markdown_path) as out:
         found = {case.name: on_heldout(case, data_dir) for case in cases}
-        _figures(told, cases, found)
-        told.table("Cost of training and of identification", [cost(case) for case in cases])
-        told.say(
+        _figures(out, cases, found)
+        out.table("Cost of training and of identification", [cost(case) for case in cases])
+        out.note(
             "Fastest: had all epochs of the recipe been as fast as its fastest. In epochs: the seconds of the "
             "identification in epochs of that speed. Its share of the recipe's seconds: as run, and at that speed."
         )
         for case in (case for case in cases if "longer" in case.runs):
-            told.say(f"Longer, {case.name}: {case.runs['longer'].settings.epochs} epochs")
+            out.note(f"Longer, {case.name}: {case.runs['longer'].settings.epochs} epochs")
         verdicts = [verdict(case, found[case.name].rest) for case in cases]
-        told.table("What was to be reached", verdicts)
-        told.say(
+        out.table("What was to be reached", verdicts)
+        out.note(
             "Points: test accuracy above the base network's. Held-out loss: that of the identified network "
             "above that of the recipe's. Time: the share of the recipe's at its fastest epoch."
         )
         if rows := starts(cases, found):
-            told.table("F-Neuron: difference in loss between its two starts, once identified", rows)
+            out.table("F-Neuron: difference in loss between its two starts, once identified", rows)
         for key in (f"within {POINTS}", "no worse", "at most a tenth"):
             judged = [row[key] for row in verdicts if row[key] is not None]
-            told.say(f"{key}: {sum(map(bool, judged))} of {len(judged)}")
-        wall(told, suites[identified], cases)
+            out.note(f"{key}: {sum(map(bool, judged))} of {len(judged)}")
+        wall(out, suites[identified], cases)
         worst = max(on.difference for on in found.values())
-        told.say(f"The held-out losses differ from those that the identifications noted by at most {worst:.1e}.")
+        out.note(f"The held-out losses differ from those that the identifications noted by at most {worst:.1e}.")
         if unfinished:
-            told.say(f"Not identified, and not counted: {', '.join(unfinished)}")
+            out.note(f"Not identified, and not counted: {', '.join(unfinished)}")
 
 
-def _figures(told: Report, cases: list[Case], found: dict[str, OnHeldOut]) -> None:
+def _figures(out: Report, cases: list[Case], found: dict[str, OnHeldOut]) -> None:
     tables: dict[str, list[Row]] = {}
     for case in cases:
         for network in NETWORKS:
@@ -306,7 +306,7 @@ def _figures(told: Report, cases: list[Case], found: dict[str, OnHeldOut]) -> No
                     rows.append({"replacement": case.name})
                 rows[-1] = {**rows[-1], network: empty if figure is None else figure}
     for title, rows in tables.items():
-        told.table(title, rows)
+        out.table(title, rows)
 
 
 if __name__ == "__main__":

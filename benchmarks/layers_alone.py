@@ -7,7 +7,7 @@
 layer is adapted alone too: its activation is the adaptive one, those of all other layers are the fixed function that it
 starts as. Gains are of the mean loss, from the start to the end of the identification, on the images it fits and on
 those it holds out. An identification stops within the noise of its images, so that gains far below the prediction's
-error are not told apart.
+error are not distinguished.
 """
 
 from pathlib import Path
@@ -101,7 +101,7 @@ def main(
     fixed_part(replacement)
     setting = setting_of(folder, replacement, replacement, data_dir, images)
     run, halves, net = setting.run, setting.halves, setting.start.net
-    with report(json_path, markdown_path) as told, arithmetic(run.precision):
+    with report(json_path, markdown_path) as out, arithmetic(run.precision):
         predicted = importance(
             net,
             halves.batches(halves.fitted),
@@ -135,14 +135,14 @@ def main(
                 }
             )
         sizes = f"{len(halves.fitted)} images fitted, {len(halves.rest)} held out"
-        told.table(f"Gain in loss of adapting one layer: {replacement}, base {run.parent}, {sizes}", rows)
+        out.table(f"Gain in loss of adapting one layer: {replacement}, base {run.parent}, {sizes}", rows)
         for name, real_gains in zip(("fitted", "held-out"), columns[1:], strict=True):
             correlation = rank_correlation(columns[0], real_gains)
             text = "not defined" if correlation is None else f"{correlation:+.2f}"
-            told.say(f"Rank correlation of the predicted gains with those on the {name} images: {text}")
+            out.note(f"Rank correlation of the predicted gains with those on the {name} images: {text}")
         silent = predicted.together.silent
         if silent:
-            told.say(f"No curvature at the start, so nothing is predicted of: {', '.join(silent)}")
+            out.note(f"No curvature at the start, so nothing is predicted of: {', '.join(silent)}")
 
 
 if __name__ == "__main__":

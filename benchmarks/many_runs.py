@@ -120,15 +120,15 @@ def main(
     suite: str, count: int, jobs: int, seconds: float, minutes: float, folder: Path | None, json_path: Path | None
 ) -> None:
     """Time a schedule of many runs that only sleep, and the report of them."""
-    with report(json_path) as told, tempfile.TemporaryDirectory() as temporary:
+    with report(json_path) as out, tempfile.TemporaryDirectory() as temporary:
         where = (folder or Path(temporary)).absolute()
         asked: dict[str, Any] = {"suite_name": suite, "count": count, "folder": str(where), "jobs": jobs}
         row = call("benchmarks.many_runs:schedule", **asked, seconds=seconds, minutes=minutes)
-        told.table(f"Schedule: {jobs} processes at once, {seconds:g} s each", [row])
+        out.table(f"Schedule: {jobs} processes at once, {seconds:g} s each", [row])
         if row["done"] < row["runs"]:
-            told.say("Stopped; the same command goes on.")
+            out.note("Stopped; the same command goes on.")
             return
-        told.table(
+        out.table(
             "Report", [call("benchmarks.many_runs:reported", folder=str(where / "runs" / many(suite, count).name))]
         )
 

@@ -150,15 +150,15 @@ def main(
                 known[folder] = answers(folder, data)
         return Answers(*map(torch.stack, zip(*(known[folder] for folder in folders), strict=True)))
 
-    with report(json_path, markdown_path) as told:
+    with report(json_path, markdown_path) as out:
         accuracies, losses = [], []
         for name, of_seeds in pairs.items():
             before, after = (answers_of(folders) for folders in zip(*of_seeds, strict=True))
             accuracies.append(accuracy_row(name, before.right_N, after.right_N))
             losses.append(loss_row(name, before.loss_N, after.loss_N))
-        told.table(f"Test accuracy against the base, {len(data.test)} images", accuracies)
-        told.table("Test loss against the base, the same images", losses)
-        told.say(
+        out.table(f"Test accuracy against the base, {len(data.test)} images", accuracies)
+        out.table("Test loss against the base, the same images", losses)
+        out.note(
             f"From, to: {LEVEL:.0%} interval of the difference by a bootstrap over the test images ({DRAWS:,} draws). "
             "Spread: standard deviation of the difference over the seeds. Over seeds, from, to: the interval for other "
             "seeds, by Student's t. Won, lost: images that only the network now predicts, and that only its base did."

@@ -54,8 +54,8 @@ class EpochEnds(logging.Handler):
 def shares_of_an_epoch(run: RunConfig, steps: int, data_dir: Path | None, device: str) -> dict[str, float]:
     """The share of each part in an epoch of all images of the data set, with as many processes as the program has."""
     places, sample = slots(device), sample_for(run, steps, data_dir)
-    told = {"run": shortened(run, sample, 3).model_dump(mode="json"), "sample": sample}
-    results = side_by_side("benchmarks.parts:seconds_of_parts", places, [told] * len(places))
+    out = {"run": shortened(run, sample, 3).model_dump(mode="json"), "sample": sample}
+    results = side_by_side("benchmarks.parts:seconds_of_parts", places, [out] * len(places))
     size = SIZES[run.dataset]
     growth = {
         "training steps": (size.train - run.holdout) / sample.train_images,
@@ -101,14 +101,14 @@ def seconds_of_parts(run: dict[str, Any], sample: Sample, device: str, threads: 
     }
 
 
-def table_of_parts(told: Report, runs: dict[str, RunConfig], steps: int, data_dir: Path | None, device: str) -> None:
+def table_of_parts(out: Report, runs: dict[str, RunConfig], steps: int, data_dir: Path | None, device: str) -> None:
     """The shares of an epoch of each kind of run."""
     rows: list[Row] = []
     for kind, run in runs.items():
         shares = shares_of_an_epoch(run, steps, data_dir, device)
         rest = [share for part, share in shares.items() if part != PARTS[0]]
         rows.append({"kind": kind, **shares, "each but the steps below 5%": max(rest) < SHARE_TO_REACH})
-    told.table("Shares of an epoch of the program, evaluation included", rows)
+    out.table("Shares of an epoch of the program, evaluation included", rows)
 
 
 @click.command(cls=Command)
@@ -119,8 +119,8 @@ def table_of_parts(told: Report, runs: dict[str, RunConfig], steps: int, data_di
 @json_option
 def main(steps: int, kinds: tuple[str, ...], data_dir: Path | None, device: str, json_path: Path | None) -> None:
     """Where the time of an epoch of the program goes, for each kind of run."""
-    with report(json_path) as told:
-        table_of_parts(told, chosen_kinds(kinds), steps, data_dir, device)
+    with report(json_path) as out:
+        table_of_parts(out, chosen_kinds(kinds), steps, data_dir, device)
 
 
 if __name__ == "__main__":

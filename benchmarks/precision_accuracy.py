@@ -93,18 +93,18 @@ def main(
     dataset = "CIFAR-10" if data_dir else "MNIST-5k"
     train_images = train_images or len(load_dataset(dataset, data_dir).train)
     suite = suite_of(dataset, train_images, epochs, seeds, batch_size)
-    with report(json_path) as told:
+    with report(json_path) as out:
         found = accuracies(suite, data_dir, device)
         rows: list[Row] = [
             {"network": f"{network}, {text}", **compared(*(found[f"{network}-{p}"] for p in PRECISIONS))}
             for network, text in NETWORKS.items()
         ]
-        told.table(f"Test accuracy after {epochs} epochs on {train_images:,} images of {dataset}", rows)
+        out.table(f"Test accuracy after {epochs} epochs on {train_images:,} images of {dataset}", rows)
         each: list[Row] = [
             {"run": run, **{f"seed {seed}": value for seed, value in zip(seeds, values, strict=True)}}
             for run, values in found.items()
         ]
-        told.table("Accuracy of each seed, %", each)
+        out.table("Accuracy of each seed, %", each)
 
 
 if __name__ == "__main__":

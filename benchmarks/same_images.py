@@ -108,14 +108,14 @@ def main(
     """Adam and Gauss-Newton on the same held-out images, from the same start."""
     setting = setting_of(folder, cnn, fc, data_dir, images)
     judge = Judge(setting, images_of(setting.run.dataset, data_dir, setting.run.holdout).test)
-    with report(json_path, markdown_path) as told, arithmetic(setting.run.precision):
+    with report(json_path, markdown_path) as out, arithmetic(setting.run.precision):
         rows = [judge.row("base", setting.base, 0.0), judge.row("just replaced", setting.start.net, 0.0)]
         rows.append(identified_row(judge))
         for dropout in (True, False):
             rows += tuned_rows(judge, epochs, dropout)
         halves = setting.halves
         sizes = f"{len(halves.fitted)} images fitted, {len(halves.rest)} kept back"
-        told.table(f"CNN {cnn}, FC {fc}, base {setting.run.parent}: {sizes}", rows)
+        out.table(f"CNN {cnn}, FC {fc}, base {setting.run.parent}: {sizes}", rows)
 
 
 if __name__ == "__main__":

@@ -56,39 +56,39 @@ def main(
     json_path: Path | None,
 ) -> None:
     """Images a second and memory as batch, processes, seeds and runs in lockstep grow."""
-    with report(json_path) as told:
+    with report(json_path) as out:
         for kind, run in chosen_kinds(kinds, precision).items():
-            _batches(told, kind, run, batch_sizes, images, data_dir, device)
-            _processes(told, kind, run, processes, images, data_dir, device)
-            _seeds(told, kind, run, seeds, images, data_dir, device)
+            _batches(out, kind, run, batch_sizes, images, data_dir, device)
+            _processes(out, kind, run, processes, images, data_dir, device)
+            _seeds(out, kind, run, seeds, images, data_dir, device)
         for kind, run in chosen_kinds(["F-Neuron tuning"], precision).items():
-            _lockstep(told, kind, run, lockstep, images, data_dir, device)
+            _lockstep(out, kind, run, lockstep, images, data_dir, device)
 
 
 def _batches(
-    told: Report, kind: str, run: RunConfig, sizes: tuple[int, ...], images: int, data_dir: Path | None, device: str
+    out: Report, kind: str, run: RunConfig, sizes: tuple[int, ...], images: int, data_dir: Path | None, device: str
 ) -> None:
     rows: list[Row] = []
     for size in sizes:
         sized = run.model_copy(update={"batch_size": size})
         measured = measured_run(sized, math.ceil(images / size), data_dir=data_dir, device=device)
         rows.append({"batch": size, "processes": measured.processes, **_speed(measured)})
-    told.table(f"{kind}: images in a batch", rows)
+    out.table(f"{kind}: images in a batch", rows)
 
 
 def _processes(
-    told: Report, kind: str, run: RunConfig, counts: tuple[int, ...], images: int, data_dir: Path | None, device: str
+    out: Report, kind: str, run: RunConfig, counts: tuple[int, ...], images: int, data_dir: Path | None, device: str
 ) -> None:
     rows: list[Row] = []
     for count in counts:
         steps = math.ceil(images / run.batch_size)
         measured = measured_run(run, steps, data_dir=data_dir, device=device, processes=count)
         rows.append({"processes": measured.processes, **_speed(measured)})
-    told.table(f"{kind}: processes side by side", rows)
+    out.table(f"{kind}: processes side by side", rows)
 
 
 def _seeds(
-    told: Report, kind: str, run: RunConfig, counts: tuple[int, ...], images: int, data_dir: Path | None, device: str
+    out: Report, kind: str, run: RunConfig, counts: tuple[int, ...], images: int, data_dir: Path | None, device: str
 ) -> None:
     rows: list[Row] = []
     for count in counts:
@@ -103,18 +103,18 @@ def _seeds(
                 "memory, MiB a process": _mebibytes(measured),
             }
         )
-    told.table(f"{kind}: seeds, on {len(slots(device))} slots", rows)
+    out.table(f"{kind}: seeds, on {len(slots(device))} slots", rows)
 
 
 def _lockstep(
-    told: Report, kind: str, run: RunConfig, counts: tuple[int, ...], images: int, data_dir: Path | None, device: str
+    out: Report, kind: str, run: RunConfig, counts: tuple[int, ...], images: int, data_dir: Path | None, device: str
 ) -> None:
     rows: list[Row] = []
     for count in counts:
         steps = math.ceil(images / run.batch_size)
         measured = measured_run(run, steps, data_dir=data_dir, device=device, lockstep=count)
         rows.append({"runs in lockstep": count, "processes": measured.processes, **_speed(measured)})
-    told.table(f"{kind}: runs in lockstep in a process (images and steps of all runs)", rows)
+    out.table(f"{kind}: runs in lockstep in a process (images and steps of all runs)", rows)
 
 
 def _speed(measured: Measured) -> dict[str, float | None]:

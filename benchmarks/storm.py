@@ -193,7 +193,7 @@ def main(
 ) -> None:
     """Disturb a suite in every way, and compare what came out with the undisturbed one."""
     random.seed(chance)
-    with report(json_path) as told, tempfile.TemporaryDirectory() as temporary:
+    with report(json_path) as out, tempfile.TemporaryDirectory() as temporary:
         where = (folder or Path(temporary)).absolute()
         where.mkdir(parents=True, exist_ok=True)
         os.environ |= {MARK: f"{os.getpid()}", witness.FOLDER: str(where)}
@@ -204,57 +204,57 @@ def main(
         for part in parts:
             runs = Path(tempfile.mkdtemp(prefix=f"{part}-", dir=where)) / "runs"
             asked = quiet.model_copy(update={"engine": engine, "jobs": jobs, "runs_dir": runs})
-            failed |= not PART[part](told, asked, kills, every, disk_kilobytes, quiet.runs_dir)
+            failed |= not PART[part](out, asked, kills, every, disk_kilobytes, quiet.runs_dir)
         if failed:
             sys.exit(1)
 
 
-def do_kills(told: Report, asked: Schedule, kills: int, every: float, _: int, quiet: Path) -> bool:
+def do_kills(out: Report, asked: Schedule, kills: int, every: float, _: int, quiet: Path) -> bool:
     weather: Weather = RayNodes() if asked.engine == "ray" else ThisMachine()
     try:
-        return disturbed(told, asked, weather, kills, every, quiet)
+        return disturbed(out, asked, weather, kills, every, quiet)
     finally:
         weather.close()
         kill_the_rest()
 
 
-def do_clock(told: Report, asked: Schedule, kills: int, every: float, _: int, quiet: Path) -> bool:
+def do_clock(out: Report, asked: Schedule, kills: int, every: float, _: int, quiet: Path) -> bool:
     with jumping(asked.runs_dir.parent) as weather:
-        return disturbed(told, asked.model_copy(update={"engine": "local"}), weather, kills, every, quiet)
+        return disturbed(out, asked.model_copy(update={"engine": "local"}), weather, kills, every, quiet)
 
 
-def do_disk(told: Report, asked: Schedule, _: int, __: float, kilobytes: int, quiet: Path) -> bool:
+def do_disk(out: Report, asked: Schedule, _: int, __: float, kilobytes: int, quiet: Path) -> bool:
     local = asked.model_copy(update={"engine": "local"})
     said = full_disk(local, local.runs_dir.with_name("log.txt"), kilobytes)
     sentences = sorted({line.partition("Cannot write")[2].partition(" Log:")[0] for line in said.splitlines()} - {""})
-    told.table("A full disk", [{"kB": kilobytes, "tracebacks": said.count("Traceback"), "said": len(sentences)}])
-    told.say("; ".join(f"Cannot write{sentence}" for sentence in sentences))
-    return verdict(told, local, quiet) and bool(sentences) and "Traceback" not in said
+    out.table("A full disk", [{"kB": kilobytes, "tracebacks": said.count("Traceback"), "said": len(sentences)}])
+    out.note("; ".join(f"Cannot write{sentence}" for sentence in sentences))
+    return verdict(out, local, quiet) and bool(sentences) and "Traceback" not in said
 
 
 PART = {"kills": do_kills, "clock": do_clock, "disk": do_disk}
 
 
-def disturbed(told: Report, asked: Schedule, weather: Weather, kills: int, every: float, quiet: Path) -> bool:
+def disturbed(out: Report, asked: Schedule, weather: Weather, kills: int, every: float, quiet: Path) -> bool:
     """A storm, again in another folder while there are kills left; whether all came out as undisturbed."""
     began, killed, starts, same, runs = time.monotonic(), Counter[str](), 0, True, 0
     while killed.total() < kills or not runs:
         again = asked.model_copy(update={"runs_dir": asked.runs_dir.with_name(f"runs{runs}")})
         more, times = storm(again, weather, kills - killed.total(), every, again.runs_dir.with_name("log.txt"))
         killed, starts, runs = killed + more, starts + times, runs + 1
-        same &= verdict(told, again, quiet)
+        same &= verdict(out, again, quiet)
     row: dict[str, str | int | float | bool | None] = {}
     row |= {"engine": asked.engine, "suites done": runs, "schedules started": starts, "s": time.monotonic() - began}
-    told.table("A storm", [{**row, "kills": killed.total(), **dict(sorted(killed.items()))}])
+    out.table("A storm", [{**row, "kills": killed.total(), **dict(sorted(killed.items()))}])
     return same
 
 
-def verdict(told: Report, asked: Schedule, quiet: Path) -> bool:
+def verdict(out: Report, asked: Schedule, quiet: Path) -> bool:
     """Say whether the runs are those of the undisturbed suite, each done by one process at once."""
     different = differences(asked, quiet)
     twice = Path(os.environ[witness.FOLDER]) / witness.TWICE
     count = len(jobs_of(asked.chosen(), asked.runs_dir))
-    told.say(
+    out.note(
         f"{count} runs in {asked.runs_dir.parent.name}/{asked.runs_dir.name}: "
         + ("the same bits as undisturbed" if not different else f"different: {json.dumps(different)}")
         + ("; a run was in two processes at once." if twice.exists() else "; no run was in two processes at once.")

@@ -275,12 +275,12 @@ def _one_measurement(run: RunConfig, steps: int, data_dir: Path | None, device: 
 @json_option
 def main(steps: int, data_dir: Path | None, device: str, json_path: Path | None) -> None:
     """Seconds an epoch of 50,000 images of the straightforward training loop, for each kind of run."""
-    with report(json_path) as told:
+    with report(json_path) as out:
         rows: list[Row] = [
             {"kind": kind, "seconds": _one_measurement(run, steps, data_dir, device) * math.ceil(50_000 / 128)}
             for kind, run in chosen_kinds().items()
         ]
-        told.table("Seconds an epoch, straightforward training loop", rows)
+        out.table("Seconds an epoch, straightforward training loop", rows)
 
 
 if __name__ == "__main__":

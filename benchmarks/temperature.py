@@ -90,10 +90,10 @@ def main(
     }
     if not any(finished.values()):
         raise UserError(f"The suite {suite_name!r} in {runs_dir} has no finished run.")
-    with report(json_path, markdown_path) as told:
+    with report(json_path, markdown_path) as out:
         rows = [row_of(name, runs, data_dir) for name, runs in finished.items() if runs]
-        told.table("With a temperature fitted to each network", rows)
-        told.say("Means over the seeds; from, to: the lowest and the highest temperature. Cross-entropy in nats.")
+        out.table("With a temperature fitted to each network", rows)
+        out.note("Means over the seeds; from, to: the lowest and the highest temperature. Cross-entropy in nats.")
 
 
 if __name__ == "__main__":

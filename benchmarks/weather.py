@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from aafit.errors import UserError
 
 MARK = "AAFIT_STORM"
-"""The environment variable by which the processes of a storm are told from all others of the machine."""
+"""The environment variable by which the processes of a storm are known among all processes of the machine."""
 
 JUMPS = (-300_000, -3600, -40, 0, 40, 3600, 34_560_000)
 """Seconds that a clock is off by."""

@@ -84,7 +84,7 @@ def real_run(suite: Suite, folder: Path, options: RunOptions) -> tuple[float, li
 
 
 def check(
-    told: Report, suite: Suite, steps: int, data_dir: Path | None, device: str, jobs: int | None, rounds: int
+    out: Report, suite: Suite, steps: int, data_dir: Path | None, device: str, jobs: int | None, rounds: int
 ) -> None:
     """Project the wall time of a suite and run it for real, in turns, and compare."""
     plans: list[Estimate] = []
@@ -112,15 +112,15 @@ def check(
         return wall
 
     turns = take_turns({"projected": project, "real": run}, rounds)
-    told.table("Each run of the last round, as projected and as it was", rows)
-    told.say(
+    out.table("Each run of the last round, as projected and as it was", rows)
+    out.note(
         f"In addition to its epochs a run took {sum(starts) / len(starts):.1f} s on average; the projection has "
         f"{sum(projected_starts) / len(projected_starts):.1f} s."
     )
     walls = {"projected, s": median(plan.wall_seconds for plan in plans), "real, s": turns.median("real")}
     ratio = Ratio(tuple(real / plan.wall_seconds for real, plan in zip(turns.seconds["real"], plans, strict=True)))
     others = {"cores busy with other processes": turns.other_load}
-    told.table("Wall time", [walls | ratio.cells("real / projected") | others])
+    out.table("Wall time", [walls | ratio.cells("real / projected") | others])
 
 
 def _row(planned: Planned, epochs: list[float], seconds: float) -> Row:
@@ -164,15 +164,15 @@ def main(
     suite = load_suite(suite_name or ("paper" if scale is None else "cpu"))
     suite = suite.with_precision(precision) if precision else suite
     suite = suite.scaled(scale) if scale is not None else suite
-    with report(json_path) as told:
+    with report(json_path) as out:
         plan = projected(suite, steps, data_dir, device, jobs)
-        told.table(f"Projection of the suite {suite.name}", [_planned(planned) for planned in plan.runs])
-        told.say(
+        out.table(f"Projection of the suite {suite.name}", [_planned(planned) for planned in plan.runs])
+        out.note(
             f"{suite.name}: {sum(planned.epochs_left for planned in plan.runs):,} epochs in {len(plan.runs)} runs on "
             f"{plan.slots} processes side by side: projected {clock(plan.wall_seconds)} ({plan.wall_seconds:.0f} s)."
         )
         if scale is not None:
-            check(told, suite, steps, data_dir, device, jobs, rounds)
+            check(out, suite, steps, data_dir, device, jobs, rounds)
 
 
 def _planned(planned: Planned) -> Row:

@@ -36,7 +36,7 @@ WORKER = (PYTHON, "-m", "benchmarks.witness", "worker")
 
 
 class Schedule(BaseModel):
-    """What `aafit run` is told on its command line."""
+    """What `aafit run` receives on its command line."""
 
     suite: str
     seeds: tuple[int, ...] | None

@@ -43,7 +43,7 @@ FIRST_OF_KIND = {
     "F-Neuron tuning": "relu-fneuron-tanh",
 }
 
-HELD_OUT = 0.2  # the share that `aafit.identify` holds out, unless told otherwise
+HELD_OUT = 0.2  # the share that `aafit.identify` holds out, by default
 
 images_dir_option = click.option(
     "--data-dir",

@@ -92,9 +92,9 @@ def chain(fitted: int, judged: int, epochs: int) -> Iterator[Row]:
 @markdown_option
 def main(fitted: int, judged: int, epochs: int, json_path: Path | None, markdown_path: Path | None) -> None:
     """The digit recognizer with other activations."""
-    with report(json_path, markdown_path) as told, arithmetic("float32", 1):
+    with report(json_path, markdown_path) as out, arithmetic("float32", 1):
         title = f"The digit recognizer: accuracy on {judged} digits of MNIST-5k that were not fitted"
-        told.table(title, chain(fitted, judged, epochs))
+        out.table(title, chain(fitted, judged, epochs))
 
 
 if __name__ == "__main__":

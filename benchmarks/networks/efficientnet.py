@@ -106,15 +106,15 @@ def main(
 ) -> None:
     """EfficientNet-Lite0 with other activations."""
     sharings = SHARINGS if sharing is None else (sharing,)
-    with report(json_path, markdown_path) as told, arithmetic("float32", 1):
+    with report(json_path, markdown_path) as out, arithmetic("float32", 1):
         trial = Trial(fitted, judged)
         if part != "adapted":
             rows = untuned(trial, sharings)
-            told.table("EfficientNet-Lite0 on patches of photographs that were not fitted, untuned", rows)
-            told.say("Each replaced network was restored, and then gave the base's logits to the last bit.")
+            out.table("EfficientNet-Lite0 on patches of photographs that were not fitted, untuned", rows)
+            out.note("Each replaced network was restored, and then gave the base's logits to the last bit.")
         if part != "untuned":
             rows = brought_back(trial, sharings, epochs)
-            told.table("EfficientNet-Lite0, LEAF as ReLU brought back without labels", rows)
+            out.table("EfficientNet-Lite0, LEAF as ReLU brought back without labels", rows)
 
 
 if __name__ == "__main__":

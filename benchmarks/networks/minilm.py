@@ -173,17 +173,17 @@ def main(
 ) -> None:
     """MiniLM with other activations."""
     parts = parts or ("fitted", *HARD)
-    with report(json_path, markdown_path) as told, arithmetic("float32", 1):
+    with report(json_path, markdown_path) as out, arithmetic("float32", 1):
         trial = Trial(fitted, judged)
         if picture is not None:
             plot_activations(trial.replaced(FITTED[DRAWN]), inputs=trial.judged[:1]).savefig(picture)
         if "fitted" in parts:
-            told.table("GELU replaced by what is fitted to it on its own inputs, untuned", fitted_ones(trial))
+            out.table("GELU replaced by what is fitted to it on its own inputs, untuned", fitted_ones(trial))
         ways = [way(trial, epochs) for part, way in HARD.items() if part in parts]
         if ways:
             title = "The hard case: every GELU replaced by LEAF as ReLU, then brought back without labels"
-            told.table(title, chain.from_iterable(ways))
-            told.say(f"To reach, in {SECONDS} s: a cosine of {TO_REACH} and {NEIGHBOURS:.0%} of the neighbours.")
+            out.table(title, chain.from_iterable(ways))
+            out.note(f"To reach, in {SECONDS} s: a cosine of {TO_REACH} and {NEIGHBOURS:.0%} of the neighbours.")
 
 
 if __name__ == "__main__":

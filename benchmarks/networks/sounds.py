@@ -113,10 +113,10 @@ def beats_a_minute(output_TK: Tensor) -> float:
 @markdown_option
 def main(fitted: int, judged: int, json_path: Path | None, markdown_path: Path | None) -> None:
     """CREPE and BeatNet with other activations."""
-    with report(json_path, markdown_path) as told, arithmetic("float32", 1):
+    with report(json_path, markdown_path) as out, arithmetic("float32", 1):
         title = f"CREPE, tiny: pitch of {judged} sounds within {CENTS} cents, ReLU replaced"
-        told.table(title, of_crepe(fitted, judged))
-        told.table("BeatNet: the second half of its piece of 120 beats a minute, F.relu replaced", of_beatnet())
+        out.table(title, of_crepe(fitted, judged))
+        out.table("BeatNet: the second half of its piece of 120 beats a minute, F.relu replaced", of_beatnet())
 
 
 if __name__ == "__main__":

@@ -179,13 +179,13 @@ def _shortest(what: Callable[[], object], repeats: int) -> float:
 def main(rounds: int, repeats: int, part: str | None, json_path: Path | None, markdown_path: Path | None) -> None:
     """Time and memory of replaced networks, and of replacing."""
     place = slots("cpu", 1)[0]
-    with report(json_path, markdown_path) as told:
+    with report(json_path, markdown_path) as out:
         for name in PRETRAINED if part != "replacing" else ():
             rows = call(f"{MODULE}:inference_rows", place.environment, name=name, rounds=rounds)
-            told.table(f"{name}: inference, batch of {BATCH}, one thread", rows)
+            out.table(f"{name}: inference, batch of {BATCH}, one thread", rows)
         if part != "inference":
             rows = call(f"{MODULE}:replacing_rows", place.environment, repeats=repeats)
-            told.table("Finding and replacing: the shortest of the repeats; peak memory in sizes of the weights", rows)
+            out.table("Finding and replacing: the shortest of the repeats; peak memory in sizes of the weights", rows)
 
 
 if __name__ == "__main__":

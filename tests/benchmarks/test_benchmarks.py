@@ -212,9 +212,9 @@ def test_a_stopped_benchmark_keeps_the_rows_that_it_has(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     def stopped() -> None:
-        with harness.report(*files) as told:
-            told.table("whole", [{"network": "earlier"}])
-            told.table("begun", rows())
+        with harness.report(*files) as result:
+            result.table("whole", [{"network": "earlier"}])
+            result.table("begun", rows())
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
@@ -222,8 +222,8 @@ def test_a_stopped_benchmark_keeps_the_rows_that_it_has(tmp_path: Path) -> None:
     assert content["tables"] == {"whole": [{"network": "earlier"}], "begun": [{"network": "first"}]}
     assert content["finished"] is False
     assert "| first |" in files[1].read_text()
-    with harness.report(*files) as told:
-        told.say("Nothing was measured.")
+    with harness.report(*files) as result:
+        result.note("Nothing was measured.")
     assert json.loads(files[0].read_text())["finished"] is True
 
 

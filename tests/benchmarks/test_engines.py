@@ -16,8 +16,8 @@ from benchmarks import many_runs
 from benchmarks.weather import MARK
 
 
-def told(command: Any, tmp_path: Path, *options: str) -> dict[str, Any]:
-    file = tmp_path / "told.json"
+def tables_of(command: Any, tmp_path: Path, *options: str) -> dict[str, Any]:
+    file = tmp_path / "result.json"
     done = CliRunner().invoke(command, [*options, "--json", str(file)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     tables: dict[str, Any] = json.loads(file.read_text())["tables"]
@@ -37,11 +37,11 @@ def test_many_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         '[[runs]]\nname = "child"\nparent = "base"\ncnn = "LEAF as ReLU"\ntrain = "activations"\nepochs = 2\n'
     )
     options = ["--suite", str(suite), "--runs", "6", "--jobs", "3", "--seconds", "0", "--folder", str(tmp_path / "all")]
-    (schedule,), (report,) = told(many_runs.main, tmp_path, *options).values()
+    (schedule,), (report,) = tables_of(many_runs.main, tmp_path, *options).values()
     assert (schedule["runs"], schedule["done"], schedule["done now"]) == (6, 6, 6)
     assert schedule["peak MB"] > 0
     assert report["figures"] > 0
-    (schedule,), _ = told(many_runs.main, tmp_path, *options).values()
+    (schedule,), _ = tables_of(many_runs.main, tmp_path, *options).values()
     assert (schedule["done"], schedule["done now"]) == (6, 0), "the folders are those of finished runs"
 
 
@@ -59,7 +59,9 @@ def engine_cost(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_what_an_engine_costs(engine_cost: ModuleType, tmp_path: Path) -> None:
-    (start,), (cost,) = told(engine_cost.main, tmp_path, "--seconds", "0.3", "--runs", "4", "--repeats", "1").values()
+    (start,), (cost,) = tables_of(
+        engine_cost.main, tmp_path, "--seconds", "0.3", "--runs", "4", "--repeats", "1"
+    ).values()
     assert all(value > 0 for value in start.values())
     for engine in ("local", "ray"):
         assert cost[f"{engine}, s"] >= 0.6
@@ -74,7 +76,7 @@ def test_what_an_engine_costs_runs_that_train(
     Fake(tmp_path).prepare(engine_cost.suite_of(2, "any", epochs=3), {})
     monkeypatch.setenv("FAKE", str(tmp_path))
     monkeypatch.setattr(engine_cost, "WORKER", WORKER)
-    tables = told(engine_cost.main, tmp_path, "--epochs", "3", "--runs", "2", "--repeats", "2")
+    tables = tables_of(engine_cost.main, tmp_path, "--epochs", "3", "--runs", "2", "--repeats", "2")
     (row,) = tables["2 runs that train 3 epochs, 2 at once, 2 times by each engine"]
     assert row["local, s"] > 0
     assert row["ray over local"] == pytest.approx(row["ray, s"] / row["local, s"] - 1)

@@ -54,7 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(command: click.Command, tmp_path: Path, options: Sequence[str]) -> dict[str, Any]:
+def tables_of(command: click.Command, tmp_path: Path, options: Sequence[str]) -> dict[str, Any]:
     """What the command wrote down."""
     files = tmp_path / "result.json", tmp_path / "result.md"
     both = ["--json", str(files[0]), "--markdown", str(files[1])]
@@ -68,7 +68,7 @@ def told(command: click.Command, tmp_path: Path, options: Sequence[str]) -> dict
 
 
 def test_identification(runs: Path, tmp_path: Path) -> None:
-    content = told(identification.main, tmp_path, ["--runs-dir", str(runs)])
+    content = tables_of(identification.main, tmp_path, ["--runs-dir", str(runs)])
     tables = content["tables"]
     assert all([row["replacement"] for row in rows] == ["random", "tanh"] for rows in list(tables.values())[:6])
     of = {title: rows[1] for title, rows in tables.items() if len(rows) > 1}
@@ -110,7 +110,7 @@ def test_what_is_not_finished_is_named(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, copy)
     (copy / "identify" / "random" / "seed42" / "done.json").unlink()
     shutil.rmtree(copy / "longer")
-    content = told(identification.main, tmp_path, ["--runs-dir", str(copy)])
+    content = tables_of(identification.main, tmp_path, ["--runs-dir", str(copy)])
     assert [row["replacement"] for row in content["tables"]["Test loss"]] == ["tanh"]
     assert content["notes"][-1].endswith("not counted: random")
 
@@ -120,7 +120,7 @@ def test_a_recipe_that_was_not_run_is_called_that(runs: Path, tmp_path: Path) ->
     shutil.copytree(runs, copy)
     shutil.rmtree(copy / "cpu" / "tanh")
     shutil.rmtree(copy / "longer")
-    tables = told(identification.main, tmp_path, ["--runs-dir", str(copy)])["tables"]
+    tables = tables_of(identification.main, tmp_path, ["--runs-dir", str(copy)])["tables"]
     for title in ("Test accuracy, %", "Test loss", "Loss on held-out images not fitted"):
         recipe = {row["replacement"]: row["recipe"] for row in tables[title]}
         assert recipe["tanh"] == "not run" != recipe["random"]
@@ -151,7 +151,7 @@ def test_what_cannot_be_compared(runs: Path, tmp_path: Path, key: str, value: An
 
 def test_bootstrap(runs: Path, tmp_path: Path) -> None:
     options = ["--base", str(runs / "cpu" / "base" / "seed42"), "--refits", "3"]
-    content = told(bootstrap.main, tmp_path, options)
+    content = tables_of(bootstrap.main, tmp_path, options)
     (rows,) = content["tables"].values()
     assert [row["parameter"] for row in rows] == [f"act3.weight[{index}]" for index in range(18)]
     for row in rows:
@@ -162,7 +162,9 @@ def test_bootstrap(runs: Path, tmp_path: Path) -> None:
 
 def test_layers_alone(runs: Path, tmp_path: Path) -> None:
     base = str(runs / "cpu" / "base" / "seed42")
-    content = told(layers_alone.main, tmp_path, ["--base", base, "--replacement", "LEAF as ReLU", "--images", "60"])
+    content = tables_of(
+        layers_alone.main, tmp_path, ["--base", base, "--replacement", "LEAF as ReLU", "--images", "60"]
+    )
     ((title, rows),) = content["tables"].items()
     assert "48 images fitted, 12 held out" in title
     assert {row["adapted"] for row in rows} == {"act1", "act2", "act3", "all together"}

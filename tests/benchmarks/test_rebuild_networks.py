@@ -40,9 +40,9 @@ def rebuilt(runs):
 def test_they_have_the_bytes_that_they_had(finished, archived):
     done = rebuilt(archived)
     assert done.exit_code == 0, done.output
-    told = [line.split("/")[-3:] for line in done.output.splitlines()]
-    assert [name for name, _, what in told if "rebuilt" in what] == ["child", "grandchild"]
-    assert [name for name, _, what in told if "done.json" in what] == ["base", "child", "grandchild"]
+    result = [line.split("/")[-3:] for line in done.output.splitlines()]
+    assert [name for name, _, what in result if "rebuilt" in what] == ["child", "grandchild"]
+    assert [name for name, _, what in result if "done.json" in what] == ["base", "child", "grandchild"]
     for name in ("base", "child", "grandchild"):
         before, after = (runs / "tiny" / name / "seed42" for runs in (finished, archived))
         check_finished(after)

@@ -47,19 +47,19 @@ def tiny(tmp_path: Path) -> Path:
 @pytest.mark.skipif(not shutil.which("unshare") or not shutil.which("cc"), reason="no unshare, or no C compiler")
 def test_kills_a_clock_that_jumps_and_a_full_disk(tiny: Path, tmp_path: Path) -> None:
     options = ["--suite", str(tiny), "--part", "clock", "--part", "disk", "--kills", "2", "--every", "2", "--jobs", "1"]
-    command = [sys.executable, str(ROOT / "benchmarks/storm.py"), *options, "--json", str(tmp_path / "told.json")]
+    command = [sys.executable, str(ROOT / "benchmarks/storm.py"), *options, "--json", str(tmp_path / "result.json")]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
     if "No disk can be mounted here" in done.stderr:
         pytest.skip("no disk can be mounted here")
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads((tmp_path / "told.json").read_text())
-    (disturbed,), (full,) = told["tables"].values()
+    result = json.loads((tmp_path / "result.json").read_text())
+    (disturbed,), (full,) = result["tables"].values()
     assert disturbed["kills"] == 2
     assert full["tracebacks"] == 0
-    assert any("No space left on device. Free some space" in sentence for sentence in told["notes"])
-    assert sum("the same bits as undisturbed; no run was in two" in sentence for sentence in told["notes"]) >= 2
+    assert any("No space left on device. Free some space" in sentence for sentence in result["notes"])
+    assert sum("the same bits as undisturbed; no run was in two" in sentence for sentence in result["notes"]) >= 2
 
 
 def finished(schedule: Schedule) -> None:
