@@ -34,6 +34,7 @@ from aafit.identification.samples import prepare
 from aafit.networks.batches import Batch
 from aafit.networks.running import evaluation_mode
 from aafit.training.precision import arithmetic
+from aafit.training.predictor import Predictor
 from benchmarks.harness import Command, Row, json_option, markdown_option, report
 from benchmarks.workload import HELD_OUT, Setting, base_option, images_dir_option, images_of, images_option, setting_of
 
@@ -72,9 +73,9 @@ def refits_of(setting: Setting, result: Identification, count: int) -> list[Refi
     net, run = setting.start.net, setting.run
     coordinates, vector_P, found = Coordinates(net), result.state.vector_P, []
     with evaluation_mode(net):
-        arguments = (HELD_OUT, MEMORY, run.batch_size, run.precision, setting.seed)
-        parts = prepare(net, setting.batches(), None, CROSS_ENTROPY, *arguments)
-        problem = Problem(parts.rest, coordinates, CROSS_ENTROPY, run.batch_size, run.precision)
+        predictor = Predictor(net, precision=run.precision, batch_size=run.batch_size)
+        parts = prepare(predictor, setting.batches(), None, CROSS_ENTROPY, HELD_OUT, MEMORY, setting.seed)
+        problem = Problem(parts.predictor, coordinates, CROSS_ENTROPY)
         fitted, n = parts.fitted, len(parts.fitted)
         for number in range(count):
             seed = derived_seed("bootstrap", setting.seed, number)

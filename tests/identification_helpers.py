@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from aafit.identification.losses import Loss, loss_with_hessian
 from aafit.networks.adaptive import adaptive_parameters
+from aafit.training.losses import Loss, loss_with_hessian
 
 Batches = list[tuple[Tensor, Tensor]]
 

@@ -8,9 +8,9 @@ tell what can move, how sure it is, and what is worth it.
 from aafit.identification.audit import Audit, audit
 from aafit.identification.identify import identify
 from aafit.identification.importance import Importance, importance
-from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, loss_with_hessian
 from aafit.identification.result import Identification, State
 from aafit.identification.steepness import smooth_start
+from aafit.training.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, loss_with_hessian
 
 __all__ = [
     "CROSS_ENTROPY",

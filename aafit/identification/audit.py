@@ -5,7 +5,7 @@ Axes in names: B sample of a batch, N sample, K output, P element of all paramet
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from textwrap import wrap
@@ -18,14 +18,15 @@ from aafit.activations import AdaptiveActivation, FNeuron
 from aafit.activations.piecewise_linear import interpolate
 from aafit.errors import UserError, check_count
 from aafit.identification.coordinates import Coordinates, check_network
-from aafit.identification.losses import Loss
-from aafit.identification.outputs import check_targets, losses_of
-from aafit.identification.problem import Problem
-from aafit.identification.samples import first_samples, outputs_of, with_targets
+from aafit.identification.hessian import wide_target
+from aafit.identification.problem import Problem, check_targets
+from aafit.identification.samples import load_samples, with_targets
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.batches import Batch, Output
 from aafit.networks.running import evaluation_mode, own_modes, watched
 from aafit.tables import fit_for_json, listed, ranges, table
+from aafit.training.losses import LossLike, scores
+from aafit.training.predictor import Predictor
 from aafit.training.tune import make_optimizers
 
 MINIBATCH = 128
@@ -192,7 +193,7 @@ def audit(
     *,
     base: nn.Module | None = None,
     output: Output | None = None,
-    loss: Loss | str | Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: LossLike | None = None,
     optimizer: str = "adam",
     lr: float | None = None,
     p24sl: bool = False,
@@ -254,20 +255,20 @@ def audit(
     if not activations:
         raise UserError("The network has no adaptive activation to audit: call replace_activations first.")
     groups = _optimizer_groups(activations, optimizer, lr, p24sl)
-    data = first_samples(net, batches, samples, "audit on", base, output)
     count = sum(parameter.numel() for parameter in groups)
-    batch_size = max(1, min(batch_size, GRADIENT_VALUES // count))
+    predictor = Predictor(net, output, precision, max(1, min(batch_size, GRADIENT_VALUES // count)))
+    data = load_samples(predictor, batches, "audit on", most=samples)
     received = {path: _Inputs(activation) for path, activation in activations.items()}
     with evaluation_mode(net, *([] if base is None else [base])):
-        data, made = with_targets(data, base, loss, batch_size, precision, output)
+        data, made = with_targets(data, None if base is None else predictor.of(base), loss)
         with watched(net, received, lambda path, u, y: received[path].add(u)):
-            outputs_NK = outputs_of(net, data, batch_size, precision, output)
+            outputs_NK = predictor.outputs(data)
     check_targets(made, outputs_NK, data.target)
     finite = bool(outputs_NK.isfinite().all()) and all(bool(parameter.isfinite().all()) for parameter in groups)
     called = [activation for path, activation in activations.items() if received[path].count]
     sums = {}
     if finite and called:
-        problem = Problem(net, Coordinates(nn.ModuleList(called)), made, batch_size, precision, output)
+        problem = Problem(predictor, Coordinates(nn.ModuleList(called)), made)
         sums = _gradient_sums(problem, data, exact=outputs_NK.numel() <= EXACT_OUTPUTS)
     rows = [
         _audited(
@@ -283,7 +284,8 @@ def audit(
         for path, activation in activations.items()
         for own, parameter in activation.named_parameters(recurse=False)
     ]
-    mean_loss = losses_of(made, outputs_NK, data.target).mean().item()
+    found = scores(made, outputs_NK.double(), wide_target(data.target))
+    mean_loss = (found.loss_B.sum() / found.labelled_B.sum()).item()
     rates = sorted({float(group["lr"]) for group in groups.values()}, reverse=True)
     steps = f"{optimizer} at {rates[0]:g}" + (f", p24sl {rates[1]:g}" if len(rates) > 1 else "")
     return Audit(tuple(rows), mean_loss, len(data), steps)
@@ -335,17 +337,21 @@ class _Inputs:
 
 def _gradient_sums(problem: Problem, data: Batch, exact: bool) -> dict[nn.Parameter, Tensor]:
     """Return the sums over the samples of gradients, squared gradients and curvatures, (3, ...) for each parameter."""
-    coordinates, net = problem.coordinates, problem.net
+    coordinates, net, labelled = problem.coordinates, problem.predictor.net, 0
     sums_3P = torch.zeros(3, len(coordinates), dtype=torch.float64)
     vector_P, generator = coordinates.read(), torch.Generator().manual_seed(0)
     with own_modes(net):
         net.eval()
-        for batch in data.batches(problem.batch_size):
-            _, gradients_BP, factors = problem.rows(vector_P, batch, None if exact else 1, generator)
-            sums_3P[0] += gradients_BP.sum(0)
-            sums_3P[1] += gradients_BP.square().sum(0)
-            for rows_BP in factors:
-                sums_3P[2] += rows_BP.square().sum(0)
+        for batch in problem.predictor.batches(data):
+            rows = problem.rows(vector_P, batch, None if exact else 1, generator)
+            labelled += rows.labelled
+            sums_3P[0] += rows.gradients_BP.sum(0)
+            sums_3P[1] += rows.gradients_BP.square().sum(0)
+            for probe_BP in rows.probes:
+                sums_3P[2] += probe_BP.square().sum(0)
+    # So that the mean over the samples is the gradient of the loss, the mean over the labelled positions.
+    each = labelled / len(data)
+    sums_3P /= torch.tensor([[each], [each**2], [each]], dtype=torch.float64)
     parameters = list(coordinates.parameters.values())
     parts = sums_3P.split([parameter.numel() for parameter in parameters], dim=1)
     return {parameter: part.reshape(3, *parameter.shape) for parameter, part in zip(parameters, parts, strict=True)}

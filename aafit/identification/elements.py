@@ -1,6 +1,6 @@
-"""The elements of what activations receive and give to which a layer is fitted: chosen at once, so that few are kept.
+"""Elements of the inputs and outputs of activations that a layer is fitted to: selected at once, to bound memory.
 
-Axes in names: E element of an array, S set.
+Axes in names: E element of an array, S parameter set.
 """
 
 from collections import Counter
@@ -16,88 +16,91 @@ from torch import Tensor, nn
 from aafit.activations import AdaptiveActivation
 from aafit.activations.compiled import Layout
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.batches import Batch, call, without_padding
-from aafit.networks.running import fork_rng, receiving, watched
+from aafit.networks.batches import Batch, without_padding
+from aafit.networks.running import receiving, watched
+from aafit.training.predictor import Predictor
 
-ELEMENTS = 1 << 16  # of a layer's output that are fitted, more only to give every set its share
-ROWS = 64  # at least, for a set of its own
+ELEMENTS = 1 << 16  # of a layer's output that are fitted; more only if a parameter set would get too few
+LEAST_ELEMENTS = 64  # of each parameter set
 
 
 @dataclass(frozen=True)
 class Elements:
-    """Elements of an array, (E, S), and how that lies in memory."""
+    """Elements of an array, (E, S), and the memory layout of the array."""
 
     layout: Layout
     elements_ES: Tensor
 
 
 def calls_of(net: nn.Module, batch: Batch) -> Mapping[str, int]:
-    """How often a forward calls each adaptive activation, by path, in the order in which it first does."""
+    """Return how often a forward pass calls each adaptive activation, by path, in the order of the first calls."""
     counts: Counter[str] = Counter()
-    with watched(net, adaptive_activations(net), lambda path, u, y: counts.update([path])), torch.no_grad():
-        _call(net, batch)
+    with watched(net, adaptive_activations(net), lambda path, u, y: counts.update([path])):
+        Predictor(net).forward(batch)
     return counts
 
 
-def elements_received(
+def input_elements(
     net: nn.Module,
     activations: Mapping[str, AdaptiveActivation],
     calls: Mapping[str, int],
     batches: Sequence[Batch],
     seed: int,
 ) -> dict[str, Elements]:
-    """The elements to fit, of what the modules at the paths of `activations` receive; padding is left out.
+    """Return the elements to fit of the inputs of modules, by path; padding is left out.
 
     Args:
-        calls: see `calls_of`; what a forward does after the last of them is not computed.
-        batches: of inputs; each gives its share of the elements.
-        seed: of the choice, which is the same for `elements_given`.
+        net: the network.
+        activations: at the paths of the modules; they determine the parameter sets.
+        calls: see `calls_of`; the forward pass ends after the last of them.
+        batches: inputs; each contributes its share of the elements.
+        seed: of the selection; `output_elements` selects the same ones.
     """
-    return _seen(net, activations, calls, batches, seed, partial(receiving, net, activations))
+    return _selected(net, activations, calls, batches, seed, partial(receiving, net, activations))
 
 
-def elements_given(
+def output_elements(
     net: nn.Module,
     activations: Mapping[str, AdaptiveActivation],
     calls: Mapping[str, int],
     batches: Sequence[Batch],
     seed: int,
 ) -> dict[str, Elements]:
-    """The same of what they give."""
+    """Return the elements to fit of the outputs of modules, see `input_elements`."""
 
-    def giving(see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
+    def of_outputs(see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
         return watched(net, activations, lambda path, u, y: see(path, y))
 
-    return _seen(net, activations, calls, batches, seed, giving)
+    return _selected(net, activations, calls, batches, seed, of_outputs)
 
 
 def by_sets(array: Tensor) -> Tensor:
-    """An array as `Layout.read` gives it, (elements,), (rows, sets) or (rows, sets, elements), as (E, S)."""
+    """Return an array as `Layout.read` gives it, (elements,), (rows, sets) or (rows, sets, elements), as (E, S)."""
     if array.ndim == 1:
         return array.unsqueeze(1)
     return array if array.ndim == 2 else array.transpose(1, 2).flatten(0, 1)
 
 
-def wanted_of(sets: int) -> int:
-    """How many elements of each set are to be fitted."""
-    return max(ROWS, ELEMENTS // sets)
+def elements_for(sets: int) -> int:
+    """Return how many elements of each parameter set are to be fitted."""
+    return max(LEAST_ELEMENTS, ELEMENTS // sets)
 
 
-def some(x_ES: Tensor, wanted: int, generator: torch.Generator) -> Tensor:
-    """So many rows chosen at random, or all, in memory of their own: who gave them may work in place."""
-    if wanted >= len(x_ES):
+def random_rows(x_ES: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return a copy of `count` random rows, or of all if there are fewer."""
+    if count >= len(x_ES):
         return x_ES.clone()
-    return x_ES[torch.randperm(len(x_ES), generator=generator)[:wanted].to(x_ES.device)]
+    return x_ES[torch.randperm(len(x_ES), generator=generator)[:count].to(x_ES.device)]
 
 
-class _AllSeen(BaseException):
-    """What is wanted of a forward is there: the rest of it needs no computing.
+class _Complete(BaseException):
+    """All elements of a batch are selected: the rest of the forward pass is not needed.
 
-    No Exception: that would be an error of the network's.
+    Not an Exception, which would be taken for an error of the network.
     """
 
 
-def _seen(
+def _selected(
     net: nn.Module,
     activations: Mapping[str, AdaptiveActivation],
     calls: Mapping[str, int],
@@ -106,10 +109,10 @@ def _seen(
     watch: Callable[[Callable[[str, Tensor], None]], AbstractContextManager[None]],
 ) -> dict[str, Elements]:
     layouts: dict[str, Layout] = {}
-    kept: dict[str, list[Tensor]] = {path: [] for path in activations}
+    selected: dict[str, list[Tensor]] = {path: [] for path in activations}
     generators = {path: torch.Generator().manual_seed(seed) for path in activations}
     left: Counter[str] = Counter()
-    share = 0.0
+    predictor, share = Predictor(net), 0.0
 
     def see(path: str, x: Tensor) -> None:
         if not left[path]:
@@ -117,23 +120,17 @@ def _seen(
         x = without_padding(x, batch, activations[path].shape).contiguous()
         layouts[path] = Layout.of(x, activations[path].shape)
         x_ES = by_sets(layouts[path].read(x))
-        wanted = ceil(wanted_of(x_ES.shape[1]) * share / calls[path])
-        kept[path].append(some(x_ES, wanted, generators[path]))
+        count = ceil(elements_for(x_ES.shape[1]) * share / calls[path])
+        selected[path].append(random_rows(x_ES, count, generators[path]))
         left[path] -= 1
         if not left.total():
-            raise _AllSeen
+            raise _Complete
 
     samples = sum(map(len, batches))
     for batch in batches:
         share = len(batch) / samples
         left.clear()
         left.update({path: calls[path] for path in activations})
-        with watch(see), torch.no_grad(), suppress(_AllSeen):
-            _call(net, batch)
-    return {path: Elements(layouts[path], torch.cat(pieces)) for path, pieces in kept.items()}
-
-
-def _call(net: nn.Module, batch: Batch) -> None:
-    # Cloned: a network may work in place on what it receives.
-    with fork_rng(0):
-        call(net, batch.cloned())
+        with watch(see), suppress(_Complete):
+            predictor.forward(batch)
+    return {path: Elements(layouts[path], torch.cat(pieces)) for path, pieces in selected.items()}

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from aafit.identification.damped_steps import KrylovSteps, dense_step, scales
-from aafit.identification.outputs import one_hot, predictions
 from aafit.identification.problem import Problem
 from aafit.networks.batches import Batch
+from aafit.training.losses import one_hot, predictions
 
 DENSE = 2000
 """Parameters up to which the curvature is a matrix."""
@@ -195,11 +195,13 @@ class _Model:
 
 def measured(problem: Problem, vector_P: Tensor, samples: Batch) -> tuple[float, float]:
     """The mean loss at a vector, and the variation of the outputs: no more than one batch of them is kept."""
-    total, spread = 0.0, Spread()
+    total, labelled, spread = 0.0, 0, Spread()
     for batch, outputs in problem.outputs_by_batch(vector_P, samples):
-        total += problem.losses(outputs, batch.target).sum().item()
+        found = problem.scores(outputs, batch.target)
+        total += found.loss_B.sum().item()
+        labelled += int(found.labelled_B.sum())
         spread.add(predictions(problem.loss, outputs))
-    return total / len(samples), spread.variation
+    return total / labelled, spread.variation
 
 
 class Spread:

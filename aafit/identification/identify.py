@@ -31,11 +31,9 @@ from aafit.identification.gauss_newton import (
     perfect_variation,
 )
 from aafit.identification.layerwise import match_layers
-from aafit.identification.losses import LOSSES, SQUARED_ERROR, Loss, as_loss
-from aafit.identification.outputs import predictions
 from aafit.identification.problem import Problem
 from aafit.identification.result import HEADER, Identification, State, Step
-from aafit.identification.samples import Samples, outputs_of, prepare
+from aafit.identification.samples import Samples, prepare
 from aafit.identification.steepness import logits_changed, smoothest
 from aafit.identification.uncertainty import uncertainty_at
 from aafit.networks.adaptive import train_only_activations
@@ -43,6 +41,8 @@ from aafit.networks.as_modules import with_matching_modules
 from aafit.networks.batches import Batch, Output
 from aafit.networks.running import own_modes
 from aafit.training.distance import Distance
+from aafit.training.losses import LossLike, as_loss, predictions
+from aafit.training.predictor import Predictor, unwrapped
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Identifier:
     """One identification. The fields are the arguments of `identify`, or made from them."""
 
     net: nn.Module
-    base: nn.Module | None
+    base: Predictor | None
     target: str
     samples: Samples
     problem: Problem
@@ -80,10 +80,10 @@ class Identifier:
         if self.base is not None:
             # The base's outputs depend on the images as they should, those of a far start perhaps no longer.
             spread = Spread()
-            for batch in self._raw_few.batches(self.problem.batch_size):
-                spread.add(predictions(self.problem.loss, self._base_outputs(batch)))
+            for _, outputs in self.base.over(self._raw_few):
+                spread.add(predictions(self.problem.loss, outputs))
             depends = spread.variation
-        if self.problem.loss in LOSSES.values():
+        if not self.problem.loss.whole:
             outputs = self.problem.outputs(vector_P, few.part(0, 2))
             depends = max(depends, LEAST * perfect_variation(outputs, self.samples.heldout.target))
         loss, _ = measured(self.problem, vector_P, few)
@@ -147,11 +147,11 @@ class Identifier:
         after = replace(state, phase="done" if self.target == "activations" else "joint")
         if self.base is None or not (self.target == "activations" or self._is_far(state)):
             return after
-        raw = list(self._raw_few.batches(self.problem.batch_size))
+        raw = list(self.base.batches(self._raw_few))
         tried = []
         for inputs_of_base in (False, True):
             self.problem.coordinates.write(state.vector_P)
-            matched = tuple(match_layers(self.net, self.base, raw, self.seed, inputs_of_base))
+            matched = tuple(match_layers(self.net, self.base.net, raw, self.seed, inputs_of_base))
             vector_P = self.problem.coordinates.read()
             heldout_loss, depends = self._heldout(vector_P)
             flat = collapsed(depends, state.variation)
@@ -186,7 +186,7 @@ class Identifier:
             state.vector_P, sample, state.damping, state.steps[-1].heldout_loss, self.seed + len(state.steps)
         )
         # The squared distance from the base's outputs has hardly any noise, but what the activations cannot be stays.
-        distance = self.target == "logits" and self.problem.loss is SQUARED_ERROR
+        distance = self.target == "logits" and self.problem.loss.is_squared_error
         left = distance and outcome.damping < UNDAMPED and outcome.predicted < LEFT * outcome.loss
         larger = 2 * images if outcome.predicted < outcome.noise or not outcome.moved else images
         if left:
@@ -247,17 +247,13 @@ class Identifier:
 
     def _is_far(self, state: State) -> bool:
         """Whether the loss or the outputs of the first samples are far from the base network's."""
-        problem, distance = self.problem, Distance()
-        outputs = problem.outputs_by_batch(state.vector_P, self._few)
-        for (batch, y), raw in zip(outputs, self._raw_few.batches(problem.batch_size), strict=True):
-            of_base = self._base_outputs(raw)
-            distance.add(of_base, y)
-            distance.add_losses(problem.losses(of_base, batch.target), problem.losses(y, batch.target))
-        return distance.is_far
-
-    def _base_outputs(self, batch: Batch) -> Tensor:
         assert self.base is not None
-        return outputs_of(self.base, batch, self.problem.batch_size, self.problem.precision, self.problem.output)
+        distance = Distance()
+        outputs = self.problem.outputs_by_batch(state.vector_P, self._few)
+        for (batch, y), (_, of_base) in zip(outputs, self.base.over(self._raw_few), strict=True):
+            distance.add(of_base, y)
+            distance.add_losses(*(self.problem.scores(each, batch.target) for each in (of_base, y)))
+        return distance.is_far
 
     @cached_property
     def _outputs_each(self) -> int:
@@ -292,7 +288,7 @@ def identify(
     base: nn.Module | None = None,
     target: str = "labels",
     output: Output | None = None,
-    loss: Loss | str | Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: LossLike | None = None,
     steps: int = 30,
     heldout: float = 0.2,
     curvature: str = "sampled",
@@ -358,16 +354,18 @@ def identify(
         loss = as_loss(loss)
     if base is None and target != "labels":
         raise UserError(f"The target {target!r} is the base network's: give the network as base=.")
+    net = unwrapped(net)
     coordinates = Coordinates(net)
     train_only_activations(net)
     began = time.perf_counter()
     with own_modes(net, *([] if base is None else [base])):
         net.eval()
         if base is not None:
-            base = with_matching_modules(base, net).eval()
-        of_base = None if target == "labels" else base
-        samples = prepare(net, batches, of_base, loss, heldout, memory, batch_size, precision, seed, output)
-        problem = Problem(samples.rest, coordinates, samples.loss, batch_size, precision, output)
+            base = with_matching_modules(unwrapped(base), net).eval()
+        predictor = Predictor(net, output, precision, batch_size)
+        of_base = None if base is None else predictor.of(base)
+        samples = prepare(predictor, batches, None if target == "labels" else of_base, loss, heldout, memory, seed)
+        problem = Problem(samples.predictor, coordinates, samples.loss)
         problem.check(samples.fitted)
         problem.check(samples.heldout)
         if target == "labels" and len(samples.fitted) < ENOUGH * len(coordinates):
@@ -377,7 +375,7 @@ def identify(
                 stacklevel=2,
             )
         columns = None if curvature == "exact" else 1
-        identifier = Identifier(net, base, target, samples, problem, steps, columns, ridge, budget, seed, errors)
+        identifier = Identifier(net, of_base, target, samples, problem, steps, columns, ridge, budget, seed, errors)
         if state is None:
             state = identifier.start(began)
         while True:

@@ -4,7 +4,7 @@ Axes in names: P coordinate of the network, L coordinate of one layer.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError, check_count
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.losses import Loss
-from aafit.identification.problem import Problem, Quadratic, draws_for
-from aafit.identification.samples import first_samples, with_targets
+from aafit.identification.problem import Problem, Quadratic, probes_for
+from aafit.identification.samples import load_samples, with_targets
 from aafit.identification.uncertainty import scaled_inverse
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.batches import Output
 from aafit.networks.running import evaluation_mode
 from aafit.tables import fit_for_json, listed, table
+from aafit.training.losses import LossLike
+from aafit.training.predictor import Predictor
 
 MOST_COORDINATES = 5_000
 MEASURABLE = 1e-6
@@ -91,7 +92,7 @@ def importance(
     samples: int = 1024,
     base: nn.Module | None = None,
     output: Output | None = None,
-    loss: Loss | str | Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: LossLike | None = None,
     batch_size: int = 128,
     precision: str = "float32",
     seed: int = 0,
@@ -150,14 +151,15 @@ def importance(
             f"squared: it takes at most {MOST_COORDINATES}. Share them by layer or by channel."
         )
     check_count("batch size", batch_size)
-    data = first_samples(net, batches, samples, "predict from", base, output)
+    predictor = Predictor(net, output, precision, batch_size)
+    data = load_samples(predictor, batches, "predict from", most=samples)
     if len(data) < 2:
         raise UserError("The noise of a gain can be estimated from 2 samples or more; got 1.")
     with evaluation_mode(net, *([] if base is None else [base])):
-        data, made = with_targets(data, base, loss, batch_size, precision, output)
-        problem = Problem(net, coordinates, made, batch_size, precision, output)
+        data, made = with_targets(data, None if base is None else predictor.of(base), loss)
+        problem = Problem(predictor, coordinates, made)
         problem.check(data)
-        probes = draws_for(problem, coordinates.read(), data)
+        probes = probes_for(problem, coordinates.read(), data)
         quadratic = problem.quadratic(coordinates.read(), data, probes, seed)
     return importance_of(quadratic, coordinates, tuple(adaptive_activations(net)))
 
@@ -175,11 +177,11 @@ def importance_of(quadratic: Quadratic, coordinates: Coordinates, layers: tuple[
     rows = [_row(layer, torch.tensor(at), quadratic, coordinates) for layer, at in index.items()]
     together = _row("all together", torch.arange(len(coordinates)), quadratic, coordinates)
     # A stable sort: layers of equal gain stay in the order of the network.
-    return Importance(tuple(sorted(rows, key=lambda row: -row.gain)), together, quadratic.loss, quadratic.images)
+    return Importance(tuple(sorted(rows, key=lambda row: -row.gain)), together, quadratic.loss, quadratic.samples)
 
 
 def _row(layer: str, at: Tensor, quadratic: Quadratic, coordinates: Coordinates) -> ImportanceRow:
-    n, mean_P = quadratic.images, quadratic.gradient_P
+    n, mean_P = quadratic.samples, quadratic.gradient_P
     gradient_L, curvature_LL = mean_P[at], quadratic.curvature_PP[at][:, at]
     covariance_LL = (quadratic.scatter_PP - torch.outer(mean_P, mean_P))[at][:, at] / n
     # A change of the coordinate by 1 (of a slope by a factor e) changes the loss by less than can be measured.

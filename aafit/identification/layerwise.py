@@ -20,7 +20,14 @@ from torch.func import functional_call
 from aafit.activations import AdaptiveActivation
 from aafit.activations.compiled import Layout
 from aafit.activations.fitting import levenberg_marquardt
-from aafit.identification.elements import by_sets, calls_of, elements_given, elements_received, some, wanted_of
+from aafit.identification.elements import (
+    by_sets,
+    calls_of,
+    elements_for,
+    input_elements,
+    output_elements,
+    random_rows,
+)
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.batches import as_inputs
 
@@ -57,12 +64,12 @@ def match_layers(
     batches, rows = [as_inputs(given) for given in inputs], []
     calls = calls_of(net, batches[0])
     activations = {path: activation for path, activation in adaptive_activations(net).items() if path in calls}
-    wanted = elements_given(base, activations, calls, batches, seed)
-    in_base = elements_received(base, activations, calls, batches, seed) if inputs_of_base else None
+    wanted = output_elements(base, activations, calls, batches, seed)
+    in_base = input_elements(base, activations, calls, batches, seed) if inputs_of_base else None
     for path in calls:
         if in_base is None:
             # Not before: those that came earlier have changed what this one receives.
-            received = elements_received(net, {path: activations[path]}, calls, batches, seed)[path]
+            received = input_elements(net, {path: activations[path]}, calls, batches, seed)[path]
         else:
             received = in_base.pop(path)
         given_ES = wanted.pop(path).elements_ES
@@ -84,8 +91,8 @@ def fit_activation(activation: AdaptiveActivation, u: Tensor, y: Tensor, seed: i
 
 def _chosen(u_ES: Tensor, y_ES: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Elements chosen at random, the same ones of input and output."""
-    wanted = wanted_of(u_ES.shape[1])
-    u_ES, y_ES = (some(x_ES, wanted, torch.Generator().manual_seed(seed)) for x_ES in (u_ES, y_ES))
+    wanted = elements_for(u_ES.shape[1])
+    u_ES, y_ES = (random_rows(x_ES, wanted, torch.Generator().manual_seed(seed)) for x_ES in (u_ES, y_ES))
     return u_ES, y_ES
 
 

@@ -1,33 +1,33 @@
-"""Parameters of its own for each sample, so that one backward pass gives the gradients of all samples apart.
+"""A copy of the parameters for each sample, so that one backward pass yields all per-sample gradients.
 
 An activation may receive the samples on its first axis, folded with something else (positions, windows), or on another
 axis. Which it is shows in what it receives for four samples and for each half of them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.batches import Batch
 from aafit.networks.running import watched
+from aafit.training.predictor import Predictor
 
 FEW = 4
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the samples are in what an activation receives.
+    """The sample axis of the input of an activation.
 
     Attributes:
-        rank: The number of its dimensions.
-        axis: That of the samples.
-        copies: How many slices of that axis a sample has.
-        together: Whether these lie side by side, as after flatten(0, 1) of (B, T, ...); else as of (T, B, ...).
+        rank: Number of dimensions of the input.
+        axis: The sample axis.
+        copies: How many slices of that axis belong to a sample.
+        together: Whether these are adjacent, as after flatten(0, 1) of (B, T, ...); otherwise as of (T, B, ...).
     """
 
     rank: int
@@ -36,20 +36,20 @@ class Placement:
     together: bool = True
 
     def own(self, activation: AdaptiveActivation, tensor: Tensor, samples: int) -> Tensor:
-        """A parameter repeated for each sample, as a leaf that broadcasts against the activation's input."""
+        """Return a copy of a parameter for each sample, as a leaf that broadcasts against the activation's input."""
         sets, beyond = tensor.shape[: len(activation.shape)], tensor.shape[len(activation.shape) :]
         sets = torch.Size() if sets == (1,) else sets
         full = [1] * (self.rank - len(sets)) + list(sets)
         if full[self.axis] > 1:
             raise UserError(
-                f"An activation with parameters of shape {tuple(sets)} has some along axis {self.axis}, where the "
-                "samples are, so that their gradients cannot be told apart: share its parameters by layer."
+                f"An activation has parameters of shape {tuple(sets)} that vary along axis {self.axis}, its sample "
+                "axis, so per-sample gradients cannot be separated: share its parameters by layer."
             )
         full[self.axis] = samples
         return tensor.reshape(*[1] * (self.rank - len(sets)), *sets, *beyond).expand(*full, *beyond).clone()
 
-    def spread(self, own: Tensor) -> Tensor:
-        """Such a parameter as the activation is called with it: for each slice of the samples' axis."""
+    def repeat(self, own: Tensor) -> Tensor:
+        """Return such a parameter repeated for each slice of the sample axis, as the activation is called with it."""
         if self.copies == 1:
             return own
         if self.together:
@@ -57,42 +57,42 @@ class Placement:
         return own.repeat(*(self.copies if axis == self.axis else 1 for axis in range(own.ndim)))
 
     def rows(self, gradient: Tensor) -> Tensor:
-        """The gradient by such a parameter, a row a sample."""
+        """Return the gradient with respect to such a parameter with one row for each sample."""
         return gradient.movedim(self.axis, 0).reshape(gradient.shape[self.axis], -1)
 
 
-def placements(net: nn.Module, batch: Batch, run: Callable[[Batch], Tensor]) -> dict[str, Placement]:
-    """Where the samples are in what each adaptive activation receives; one that is not called is left out.
+def placements(predictor: Predictor, batch: Batch) -> dict[str, Placement]:
+    """Return the sample axis of the input of each adaptive activation that is called, by path.
 
     Raises:
-        UserError: it cannot be told, or differs between the calls of one activation.
+        UserError: it cannot be determined, or differs between the calls of one activation.
     """
     count = min(FEW, len(batch) // 2 * 2)
     if count == 0:
-        return {path: Placement(u.ndim) for path, calls in _received(net, batch, run).items() for u in calls}
+        return {path: Placement(u.ndim) for path, calls in _inputs(predictor, batch).items() for u in calls}
     whole, half = batch.part(0, count), count // 2
-    seen = [_received(net, part, run) for part in (whole, whole.part(0, half), whole.part(half, count))]
+    inputs = [_inputs(predictor, part) for part in (whole, whole.part(0, half), whole.part(half, count))]
     found = {}
-    for path, calls in seen[0].items():
-        places = {_placement(path, count, *each) for each in zip(calls, seen[1][path], seen[2][path], strict=True)}
+    for path, calls in inputs[0].items():
+        places = {_placement(path, count, *each) for each in zip(calls, inputs[1][path], inputs[2][path], strict=True)}
         if len(places) > 1:
             raise UserError(
-                f"The activation {path!r} is called several times, with the samples in different places: give the "
+                f"The activation {path!r} is called several times, with the samples on different axes: give the "
                 "network an activation for each call."
             )
         found[path] = places.pop()
     return found
 
 
-def _received(net: nn.Module, batch: Batch, run: Callable[[Batch], Tensor]) -> dict[str, list[Tensor]]:
-    received: dict[str, list[Tensor]] = {}
+def _inputs(predictor: Predictor, batch: Batch) -> dict[str, list[Tensor]]:
+    inputs: dict[str, list[Tensor]] = {}
 
     def see(path: str, u: Tensor, y: Tensor) -> None:
-        received.setdefault(path, []).append(u.detach().clone())
+        inputs.setdefault(path, []).append(u.detach().clone())
 
-    with watched(net, adaptive_activations(net), see), torch.no_grad():
-        run(batch)
-    return received
+    with watched(predictor.net, adaptive_activations(predictor.net), see):
+        predictor.forward(batch)
+    return inputs
 
 
 def _placement(path: str, count: int, whole: Tensor, first: Tensor, second: Tensor) -> Placement:
@@ -113,5 +113,5 @@ def _placement(path: str, count: int, whole: Tensor, first: Tensor, second: Tens
                     return Placement(whole.ndim, axis, copies, together)
     raise UserError(
         f"The activation {path!r} receives {tuple(whole.shape)} for {count} samples and {tuple(first.shape)} for half "
-        "of them: no axis of it is that of the samples, so that their gradients cannot be told apart."
+        "of them: it has no sample axis, so per-sample gradients cannot be separated."
     )

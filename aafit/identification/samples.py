@@ -1,40 +1,37 @@
-"""The samples of an identification: in two parts, one to fit and one held out, seen through the frozen prefix once."""
+"""The samples of an identification: a part to fit and a held-out part, with the frozen prefix computed once."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aafit.errors import UserError, check_count
-from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, as_loss
-from aafit.identification.outputs import predictions
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.batches import Batch, Output, as_batch, run
-from aafit.networks.running import fork_rng
-from aafit.training.after_prefix import after_prefix
-from aafit.training.precision import autocast
+from aafit.networks.batches import Batch, as_batch
+from aafit.training.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, LossLike, as_loss, predictions, with_class_axis
+from aafit.training.predictor import Predictor
 
-LEAST_HELDOUT = 4  # fewer say nothing of how the outputs depend on the samples
+LEAST_HELDOUT = 4  # fewer do not show how the outputs depend on the samples
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples as the network receives them, and as its part behind the frozen prefix does.
+    """Samples for the whole network and for the part of it behind the frozen prefix.
 
     Attributes:
-        rest: The part of the network to run on `fitted` and `heldout`: all of it where nothing is kept.
-        raw: The samples to fit on, as the whole network receives them.
-        fitted, heldout: What `rest` receives, in an order drawn from the seed, with the targets.
-        loss: The one that was given; else the squared error where there are no labels, or the cross-entropy.
-        memory: Bytes of all that is kept.
+        predictor: Runs the part of the network that takes `fitted` and `heldout`: all of it without a frozen prefix.
+        raw: Inputs of the whole network, of the samples to fit.
+        fitted, heldout: Inputs of that part with their targets, in random order.
+        loss: The loss given, or the default for these targets.
+        memory: Bytes of all tensors held.
     """
 
-    rest: nn.Module
+    predictor: Predictor
     raw: Batch
     fitted: Batch
     heldout: Batch
@@ -43,68 +40,79 @@ class Samples:
 
 
 def prepare(
-    net: nn.Module,
+    predictor: Predictor,
     batches: Iterable[Any],
-    base: nn.Module | None,
-    loss: "Loss | str | Callable[[Tensor, Tensor], Tensor] | None",
+    base: Predictor | None,
+    loss: LossLike | None,
     heldout: float,
     memory: int,
-    batch_size: int,
-    precision: str,
     seed: int,
-    output: Output | None = None,
 ) -> Samples:
-    """Gather the samples, split them, and compute what is frozen.
+    """Load the samples, split them, and compute the frozen prefix.
 
     Args:
-        base: the network whose outputs are the targets; None: the labels are.
+        predictor: runs the network.
+        batches: of any form that `aafit.networks.batches.as_batch` takes.
+        base: runs the network whose outputs are the targets; None: the batches have targets.
+        loss: see `with_targets`.
         heldout: share of the samples held out.
-        memory: bytes that the samples, the base's outputs and those of the prefix may take. Further samples are left
-            out; a prefix whose outputs do not fit is computed anew each time.
+        memory: bytes that samples, targets and outputs of the frozen prefix may take. Samples beyond are left out; a
+            prefix whose outputs do not fit is computed anew for each batch.
+        seed: of the random order.
 
     Raises:
-        UserError: no samples, samples that are not finite, a network that refuses them, or a part without any.
+        UserError: there are no samples, they are not finite, the network refuses them, or a part would be empty.
     """
     if not 0 < heldout < 1:
-        raise UserError(f"The share of held-out images is {heldout}; give one between 0 and 1, such as 0.2.")
-    data = gathered(net, batches, memory, base, output, precision)
+        raise UserError(f"The share of held-out samples must be between 0 and 1, such as 0.2; got {heldout}.")
+    data = load_samples(predictor, batches, "identify from", base, memory=memory)
     data = data.at(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.device))
     count = round(heldout * len(data))
     if count < LEAST_HELDOUT or count == len(data):
         raise UserError(
-            f"Of {len(data)} images a share of {heldout} leaves {count} held out and {len(data) - count} to fit on: "
-            f"give more images or another share, so that at least {LEAST_HELDOUT} are held out and one is left."
+            f"A share of {heldout} of {len(data)} samples leaves {count} held out and {len(data) - count} to fit. Give "
+            f"more samples or another share, so that at least {LEAST_HELDOUT} are held out and one is left."
         )
     kept = sum(x.nbytes for x in data.inputs())
-    # In two parts from here on: so the base gets the batches that the network will, and the same random numbers.
+    # The base gets the same batches as the network, with the same random numbers: the parts are divided separately.
     parts = data.part(0, count), data.part(count, len(data))
-    (held, made), (fitted, _) = (with_targets(part, base, loss, batch_size, precision, output) for part in parts)
-    raw, rest = Batch(fitted.args, fitted.kwargs), net
-    batches = [batch for part in (held, fitted) for batch in part.batches(batch_size)]
-    found = after_prefix(net, batches, memory - kept, precision, output)
-    if found is not None and _has_all(found[0], net):
-        seen, rest = Batch.joined(found[1]), found[0]
-        held, fitted = seen.part(0, count), seen.part(count, len(seen))
-        kept += sum(x.nbytes for x in seen.inputs())
-    return Samples(rest, raw, fitted, held, made, kept)
+    (held, made), (fitted, _) = (with_targets(part, base, loss) for part in parts)
+    raw = Batch(fitted.args, fitted.kwargs)
+    found = predictor.after_prefix(
+        [batch for part in (held, fitted) for batch in predictor.batches(part)], memory - kept
+    )
+    if found is not None and _has_all(found[0], predictor):
+        predictor, inputs = found[0], Batch.joined(found[1])
+        held, fitted = inputs.part(0, count), inputs.part(count, len(inputs))
+        kept += sum(x.nbytes for x in inputs.inputs())
+    return Samples(predictor, raw, fitted, held, made, kept)
 
 
-def gathered(
-    net: nn.Module,
+def load_samples(
+    predictor: Predictor,
     batches: Iterable[Any],
+    purpose: str,
+    base: Predictor | None = None,
+    *,
     memory: int | None = None,
-    base: nn.Module | None = None,
-    output: Output | None = None,
-    precision: str = "float32",
     most: int | None = None,
-    what: str = "identify from",
 ) -> Batch:
-    """The samples of all batches as one, on the network's device, as many as the memory or `most` allows.
+    """Return the samples of all batches as one batch on the network's device.
+
+    Args:
+        predictor: runs the network.
+        batches: of any form that `aafit.networks.batches.as_batch` takes.
+        purpose: of the samples, for messages, such as "identify from".
+        base: runs the network whose outputs will be the targets; they count as memory.
+        memory: bytes that samples and targets may take; samples beyond are left out. None: no limit.
+        most: number of samples to take at most, from the first on.
 
     Raises:
-        UserError: there are none, or they are not finite.
+        UserError: there are none, they are not finite, or only some have a target.
     """
-    device = next(net.parameters()).device
+    if most is not None:
+        check_count("number of samples", most)
+    device = next(predictor.net.parameters()).device
     parts: list[Batch] = []
     count = taken = bytes_each = 0
     for given in batches:
@@ -113,85 +121,59 @@ def gathered(
             batch = batch.part(0, most - count)
         if not len(batch):
             continue
-        if not all(x.isfinite().all() for x in batch.inputs()):
-            raise UserError("The images hold values that are not finite (NaN or infinity): clean them first.")
-        if isinstance(batch.target, Tensor):
-            if batch.target.ndim == 0 or len(batch.target) != len(batch):
-                raise UserError(f"A batch has {len(batch)} images and labels of shape {tuple(batch.target.shape)}.")
-            if not batch.target.is_floating_point():
-                batch = replace(batch, target=batch.target.long())
+        batch = _checked(batch)
         if base is not None and not parts:
-            bytes_each = outputs_of(base, batch.part(0, 1), 1, precision, output).nbytes
+            bytes_each = base.outputs(batch.part(0, 1)).nbytes
         size = sum(x.nbytes for x in batch.inputs()) + bytes_each * len(batch)
         if memory is not None and taken + size > memory and parts:
-            log.info("memory for %d images only: further ones are left out", count)
+            log.info("memory suffices for %d samples; the others are left out", count)
             break
         parts.append(batch)
         taken, count = taken + size, count + len(batch)
         if count == most:
             break
     if not parts:
-        raise UserError(f"There is nothing to {what}: the batches hold no image.")
-    if any(isinstance(part.target, Tensor) for part in parts) != all(isinstance(part.target, Tensor) for part in parts):
-        raise UserError("Some of the batches have labels, and others have none.")
+        raise UserError(f"There is nothing to {purpose}: the batches hold no sample.")
+    if len({isinstance(part.target, Tensor) for part in parts}) > 1:
+        raise UserError("Some of the batches have a target, and others have none.")
     return Batch.joined(parts)
 
 
-def first_samples(
-    net: nn.Module, batches: Iterable[Any], most: int, what: str, base: nn.Module | None, output: Output | None
-) -> Batch:
-    """The first samples of batches, at most so many.
+def _checked(batch: Batch) -> Batch:
+    """Return a batch whose integer labels are int64.
 
     Raises:
-        UserError: there are none, or they are not finite.
+        UserError: it has inputs that are not finite, or not one target for each sample.
     """
-    check_count("number of images", most)
-    return gathered(net, batches, base=base, output=output, most=most, what=what)
+    if not all(x.isfinite().all() for x in batch.inputs()):
+        raise UserError("The samples hold values that are not finite (NaN or infinity): clean them first.")
+    if not isinstance(batch.target, Tensor):
+        return batch
+    if batch.target.ndim == 0 or len(batch.target) != len(batch):
+        raise UserError(f"A batch has {len(batch)} samples and a target of shape {tuple(batch.target.shape)}.")
+    return batch if batch.target.is_floating_point() else replace(batch, target=batch.target.long())
 
 
-def with_targets(
-    data: Batch,
-    base: nn.Module | None,
-    loss: "Loss | str | Callable[[Tensor, Tensor], Tensor] | None",
-    batch_size: int,
-    precision: str,
-    output: Output | None,
-) -> tuple[Batch, Loss]:
-    """The samples with the outputs of a base network as targets, where there is one; and the loss that is meant.
+def with_targets(data: Batch, base: Predictor | None, loss: LossLike | None) -> tuple[Batch, Loss]:
+    """Return the samples with their targets, and the loss.
 
-    Where none is given that is the cross-entropy; or the squared error, where the target is the base's and the samples
-    have no classes as labels.
+    With a base network the targets are its outputs, or its class probabilities for a cross-entropy, whose class axis is
+    then the one that labels in `data` imply. The default loss is the cross-entropy; with a base network and without
+    integer labels it is the squared error.
     """
-    if loss is None:
-        made = CROSS_ENTROPY if base is None or _are_classes(data.target) else SQUARED_ERROR
-    else:
+    labels = data.target if isinstance(data.target, Tensor) and not data.target.is_floating_point() else None
+    if loss is not None:
         made = as_loss(loss)
+    else:
+        made = SQUARED_ERROR if base is not None and labels is None else CROSS_ENTROPY
     if base is None:
         return data, made
-    outputs = outputs_of(base, data, batch_size, precision, output)
+    outputs = base.outputs(data)
+    made = with_class_axis(made, outputs, labels)
     return replace(data, target=predictions(made, outputs).to(outputs.dtype)), made
 
 
-def outputs_of(net: nn.Module, data: Batch, batch_size: int, precision: str, output: Output | None = None) -> Tensor:
-    """The outputs of a network for all samples, at least in float32.
-
-    One that draws random numbers draws the same for each batch.
-    """
-    given = []
-    with torch.no_grad(), autocast(precision, data.device):
-        for batch in data.batches(batch_size):
-            # Cloned: a network may work in place on what it receives.
-            with fork_rng(0):
-                outputs = run(net, batch.cloned(), output)
-            given.append(outputs if outputs.dtype == torch.float64 else outputs.float())
-    return torch.cat(given)
-
-
-def _are_classes(target: Any) -> bool:
-    return isinstance(target, Tensor) and not target.is_floating_point()
-
-
-def _has_all(behind: nn.Module, net: nn.Module) -> bool:
-    """Whether the adaptive parameters of the network are in its part behind the prefix, too."""
-    there = {id(parameter) for parameter in behind.parameters()}
-    return all(id(parameter) in there for parameter in adaptive_parameters(net).values())
+def _has_all(behind: Predictor, whole: Predictor) -> bool:
+    """Return whether the part behind the prefix has all adaptive parameters of the network."""
+    there = {id(parameter) for parameter in behind.net.parameters()}
+    return all(id(parameter) in there for parameter in adaptive_parameters(whole.net).values())

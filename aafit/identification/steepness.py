@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError, check_name
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.losses import CROSS_ENTROPY
-from aafit.identification.outputs import check_targets
-from aafit.identification.samples import gathered, outputs_of
+from aafit.identification.samples import load_samples
 from aafit.networks.batches import Output
 from aafit.networks.running import evaluation_mode
-from aafit.training.losses import IGNORED, class_axis
+from aafit.training.losses import CROSS_ENTROPY, check_labels, scores
+from aafit.training.predictor import Predictor
 
 MEASURES = ("logits", "accuracy")
 BISECTIONS = 10
@@ -51,12 +50,13 @@ def smooth_start(
     check_name("measure", measure, MEASURES)
     coordinates = Coordinates(net)
     before_P = coordinates.read()
-    kept = gathered(net, batches, what="measure the outputs on")
+    predictor = Predictor(net, output, batch_size=BATCH)
+    kept = load_samples(predictor, batches, "measure the outputs on")
 
     def outputs(vector_P: Tensor) -> Tensor:
         coordinates.write(vector_P)
         with evaluation_mode(net):
-            return outputs_of(net, kept, BATCH, "float32", output)
+            return predictor.outputs(kept)
 
     changed = logits_changed if measure == "logits" else lambda a, b: _accuracy_changed(a, b, kept.target)
     try:
@@ -111,9 +111,8 @@ def logits_changed(before_NK: Tensor, after_NK: Tensor) -> float:
 
 
 def _accuracy_changed(before: Tensor, after: Tensor, labels: Tensor | None) -> float:
-    check_targets(CROSS_ENTROPY, before, labels)
-    assert labels is not None
-    axis = class_axis(before.shape, labels.shape)
-    assert axis is not None
-    right = [(y.argmax(axis) == labels)[labels != IGNORED].double().mean().item() for y in (before, after)]
-    return abs(right[1] - right[0])
+    one, other = (scores(CROSS_ENTROPY, outputs, labels) for outputs in (before, after))
+    check_labels(one.outside, one.classes)
+    assert one.correct_B is not None
+    assert other.correct_B is not None
+    return abs((other.correct_B.sum() - one.correct_B.sum()).item()) / max(1, int(one.labelled_B.sum()))

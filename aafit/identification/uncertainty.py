@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.problem import Problem, Quadratic, draws_for
+from aafit.identification.problem import Problem, Quadratic, probes_for
 from aafit.identification.reliance import images_in_effect, is_quadratic, rise_at, rises_within
 from aafit.networks.batches import Batch
 from aafit.tables import fit_for_json, table
@@ -129,11 +129,11 @@ def uncertainty_at(
     ridge_P = torch.full((len(vector_P),), ridge, dtype=torch.float64)
 
     def errors(model: Quadratic, *held: Any) -> Uncertainty:
-        return uncertainty(replace(model, images=len(images)), problem.coordinates, vector_P, ridge_P, *held)
+        return uncertainty(replace(model, samples=len(images)), problem.coordinates, vector_P, ridge_P, *held)
 
     few = len(vector_P) <= MOST_WALKED
     held = (rise_at(problem, vector_P, some, ridge), problem.gradients(vector_P, some)) if few else ()
-    draws = None if exact else draws_for(problem, vector_P, some)
+    draws = None if exact else probes_for(problem, vector_P, some)
     if draws is None:
         return errors(problem.quadratic(vector_P, some), *held)
     one, other = (problem.quadratic(vector_P, some, draws // 2, seed + half) for half in (0, 1))
@@ -191,7 +191,7 @@ def uncertainty(
     Raises:
         UserError: shapes that do not fit one another, fewer than two images, a negative ridge or values not finite.
     """
-    P, n = len(coordinates), quadratic.images
+    P, n = len(coordinates), quadratic.samples
     ridge_P = torch.zeros(P, dtype=torch.float64) if ridge_P is None else ridge_P.double()
     _check(quadratic, P, vector_P, ridge_P)
     curvature_PP = quadratic.curvature_PP + ridge_P.diag()
@@ -271,8 +271,8 @@ def _check(quadratic: Quadratic, P: int, vector_P: Tensor, ridge_P: Tensor) -> N
             f"The network has {P} adaptive parameters, but the vector is of shape {tuple(vector_P.shape)}, the ridge "
             f"{tuple(ridge_P.shape)} and the curvature {tuple(quadratic.curvature_PP.shape)}."
         )
-    if quadratic.images < 2:
-        raise UserError(f"Standard errors need at least 2 images; got {quadratic.images}.")
+    if quadratic.samples < 2:
+        raise UserError(f"Standard errors need at least 2 images; got {quadratic.samples}.")
     if not (ridge_P >= 0).all():
         raise UserError("The ridge must be 0 or more for every coordinate.")
     parts = (vector_P, ridge_P, quadratic.gradient_P, quadratic.curvature_PP, quadratic.scatter_PP)

@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aafit.errors import UserError
 
@@ -241,7 +241,7 @@ Output = Callable[..., Tensor]
 parameters gets the `Batch` of inputs too: what it leaves out, as padding by the attention mask, does not count."""
 
 
-def run(net: nn.Module, batch: Batch, output: Output | None = None) -> Tensor:
+def run(net: Callable[..., Any], batch: Batch, output: Output | None = None) -> Tensor:
     """Call `net` with the inputs of `batch`, and take from what it returns the tensor that is meant.
 
     That is what the function `output` makes of it; without one the tensor itself, the field or key "logits", or the
@@ -259,7 +259,7 @@ def run(net: nn.Module, batch: Batch, output: Output | None = None) -> Tensor:
     return tensor
 
 
-def call(net: nn.Module, batch: Batch) -> Any:
+def call(net: Callable[..., Any], batch: Batch) -> Any:
     """What `net` returns for the inputs of `batch`.
 
     Raises:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from aafit.activations import FIXED, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
 from aafit.networks.adaptive import read_activations
-from aafit.networks.batches import as_batch, call
+from aafit.networks.batches import as_batch
 from aafit.networks.kinds import KNOWN
 from aafit.networks.running import evaluation_mode, receiving
 from aafit.plots.style import GREY, REPLACED, START, TUNED, look, panels
+from aafit.training.predictor import Predictor
 
 WIDEST = 58  # letters of a heading that a panel has room for
 LISTED = 24
@@ -228,10 +229,10 @@ def _histograms(
         counts[path] += np.histogram(values, edges[path])[0]
         totals[path] += values.size
 
+    predictor, seen = Predictor(net), 0
     with receiving(net, found, note), evaluation_mode(net):
-        seen = 0
         for batch in map(as_batch, batches):
-            call(net, batch)
+            predictor.forward(batch)
             seen += 1
     if not seen:
         raise UserError("inputs holds no batch: give at least one, or leave inputs out.")

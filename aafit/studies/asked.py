@@ -1,23 +1,23 @@
 """What a study is asked, and how it came about."""
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from aafit.identification import Loss
 from aafit.networks.batches import Output
 from aafit.networks.build import NewActivation
 from aafit.networks.surgery import Sharing
 from aafit.studies.samples import Samples
+from aafit.training.losses import LossLike
 from aafit.training.precision import device_name
 from aafit.version import __version__
 
-LossGiven = Loss | str | Callable[[Tensor, Tensor], Tensor]
+LossGiven = LossLike
 """A loss in one of the forms that `identify` takes."""
 
 

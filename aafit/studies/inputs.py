@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.networks.batches import Batch, call, without_padding
-from aafit.networks.running import evaluation_mode, fork_rng, receiving
+from aafit.networks.batches import Batch, without_padding
+from aafit.networks.running import evaluation_mode, receiving
+from aafit.training.predictor import Predictor
 
 BINS = 200
 FINE = 20
@@ -114,7 +115,7 @@ def _seen(path: str, sums: _Sums, ends: tuple[float, float], counts: Tensor) -> 
 
 
 def _watch(net: nn.Module, paths: Sequence[str], batches: Iterable[Batch], see: Callable[[str, Tensor], None]) -> None:
+    predictor = Predictor(net)
     with receiving(net, paths, lambda path, u: see(path, without_padding(u, batch))), evaluation_mode(net):
-        for number, batch in enumerate(batches):
-            with fork_rng(number):
-                call(net, batch.cloned())
+        for batch in batches:
+            predictor.forward(batch)

@@ -175,7 +175,7 @@ def _layer_facts(study: Study, path: str, form: Form | None) -> list[tuple[str, 
 def _judged(study: Study) -> str:
     """What the layers are compared on."""
     kind = "held out" if study.standings.held_out else "that it was tuned on"
-    return f"{study.compared.tuned.images:,} of the {study.standings.samples:,} samples {kind}"
+    return f"{study.compared.tuned.samples:,} of the {study.standings.samples:,} samples {kind}"
 
 
 def _known(error: float) -> str:

@@ -147,12 +147,26 @@ def difference_table(study: Study) -> PageTable:
     after = {row.path: row for row in tuned.layers}
     rows: list[tuple[Cell, ...]] = []
     for row in replaced.layers:
-        cells = [row.path, _share(row.relative), _share(row.own_relative), _share(row.arriving), _times(row.carried)]
+        cells = [
+            row.path,
+            _share(row.relative),
+            _share(row.local_relative),
+            _share(row.input_relative),
+            _times(row.amplification),
+        ]
         own = after.get(row.path)
-        cells += ["", "", ""] if own is None else [_share(own.relative), _share(own.own_relative), cell(own.max_abs)]
+        cells += ["", "", ""] if own is None else [_share(own.relative), _share(own.local_relative), cell(own.max_abs)]
         rows.append(tuple(cells))
     first, last = replaced.logits, tuned.logits
-    outputs = (_share(first.relative), "", "", _times(first.carried), _share(last.relative), "", cell(last.max_abs))
+    outputs = (
+        _share(first.relative),
+        "",
+        "",
+        _times(first.amplification),
+        _share(last.relative),
+        "",
+        cell(last.max_abs),
+    )
     columns = [
         ("layer", ""),
         ("replaced: relative", "number"),

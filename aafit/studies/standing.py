@@ -10,12 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, as_loss
-from aafit.identification.outputs import losses_of
-from aafit.networks.batches import Batch, Output, run
-from aafit.networks.running import evaluation_mode, fork_rng
-from aafit.studies.asked import LossGiven
-from aafit.training.losses import IGNORED, class_axis, with_classes
+from aafit.networks.batches import Batch, Output
+from aafit.networks.running import evaluation_mode
+from aafit.training.losses import (
+    CROSS_ENTROPY,
+    SQUARED_ERROR,
+    LossLike,
+    as_loss,
+    class_axis,
+    finite_samples,
+    has_labels,
+    scores,
+)
+from aafit.training.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -68,93 +75,87 @@ class Scores:
     loss_gain: Gain | None
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Of one network, sample by sample."""
-
-    outputs: Tensor
-    loss_N: Tensor | None
-    right_N: Tensor | None
-    predicted: Tensor | None
-
-
 def standings(
     base: nn.Module,
     replaced: nn.Module,
     tuned: nn.Module,
     batches: Iterable[Batch],
     held_out: bool,
-    loss: LossGiven | None = None,
+    loss: LossLike | None = None,
     output: Output | None = None,
 ) -> Scores:
-    """The three networks on `batches`.
+    """Return the scores of the three networks.
 
     Args:
         base, replaced, tuned: the networks.
-        batches: the samples to judge on.
+        batches: the samples to score on.
         held_out: whether they took no part in the identification.
-        loss: as for `identify`; by default the cross-entropy of classes, the mean squared error of other targets.
-        output: what is meant of what the networks return, as for `identify`.
+        loss: as for `identify`; by default the cross-entropy for labels, the mean squared error for other targets.
+        output: function that selects the output tensor from what the networks return.
 
     Raises:
         UserError: there is no sample.
     """
     batches = list(batches)
     if not sum(map(len, batches)):
-        raise UserError("There is nothing to judge on: the batches hold no sample.")
-    first, second, third = (_rows(net, batches, loss, output) for net in (base, replaced, tuned))
+        raise UserError("There is nothing to score on: the batches hold no sample.")
+    first, second, third = (_Outputs(net, batches, loss, output) for net in (base, replaced, tuned))
     return Scores(
         sum(map(len, batches)),
         held_out,
-        _standing(first, first),
-        _standing(second, first),
-        _standing(third, first),
-        _gain(third.right_N, first.right_N),
+        first.score(first),
+        second.score(first),
+        third.score(first),
+        _gain(third.correct_N, first.correct_N),
         _gain(third.loss_N, first.loss_N),
     )
 
 
-def _rows(net: nn.Module, batches: Iterable[Batch], loss: LossGiven | None, output: Output | None) -> _Rows:
-    outputs, losses, predicted, right = [], [], [], []
-    with evaluation_mode(net):
-        for number, batch in enumerate(batches):
-            with fork_rng(number):
-                y = run(net, batch.cloned(), output).detach().cpu().double()
-            outputs.append(y)
-            target = batch.target.cpu() if isinstance(batch.target, Tensor) else None
-            labelled = (
-                target is not None and not target.is_floating_point() and class_axis(y.shape, target.shape) is not None
-            )
-            if target is not None and (loss is not None or labelled or target.shape == y.shape):
-                own = as_loss(loss or (CROSS_ENTROPY if labelled else SQUARED_ERROR))
-                losses.append(losses_of(own, y, target))
-            if labelled:
-                logits, labels = with_classes(y, target)
-                hits = ((logits.argmax(1) == labels) & logits.isfinite().all(1)).reshape(len(y), -1).double()
-                counted = (labels != IGNORED).reshape(len(y), -1).double()
-                share = (hits * counted).sum(1) / counted.sum(1)
-                # A sample of which nothing is labelled does not count.
-                right.append(share[counted.sum(1) > 0])
-                predicted.append(logits.argmax(1).reshape(len(y), -1))
-            elif y.dim() == 2:
-                predicted.append(y.argmax(1, keepdim=True))
-    return _Rows(*(torch.cat(own) if own else None for own in (outputs, losses, right, predicted)))  # type: ignore[arg-type]
+class _Outputs:
+    """Outputs, losses, share of correct predictions, and predictions of one network, sample by sample."""
 
+    def __init__(self, net: nn.Module, batches: Iterable[Batch], loss: LossLike | None, output: Output | None) -> None:
+        outputs, found, predicted = [], [], []
+        with evaluation_mode(net):
+            for batch, y in Predictor(net, output).over(batches):
+                y = y.cpu().double()
+                outputs.append(y)
+                target = batch.target.cpu() if isinstance(batch.target, Tensor) else None
+                labelled = has_labels(y, target)
+                if target is not None and (loss is not None or labelled or target.shape == y.shape):
+                    made = as_loss(loss or (CROSS_ENTROPY if labelled else SQUARED_ERROR))
+                    found.append(scores(made, y, target.double() if target.is_floating_point() else target))
+                axis = class_axis(y.shape, target.shape) if target is not None and labelled else None
+                if axis is not None or y.dim() == 2:
+                    predicted.append(y.argmax(axis or 1).reshape(len(y), -1))
+        self.outputs = torch.cat(outputs)
+        self.predicted = torch.cat(predicted) if predicted else None
+        self.loss_N: Tensor | None = None
+        self.correct_N: Tensor | None = None
+        if found:
+            labelled_N = torch.cat([one.labelled_B for one in found])
+            each = labelled_N.double().mean()
+            self.loss_N = torch.cat([one.loss_B for one in found]) / each
+            if all(one.correct_B is not None for one in found):
+                with_class_N = torch.cat([one.with_class_B for one in found if one.with_class_B is not None])
+                correct_N = torch.cat([one.correct_B for one in found if one.correct_B is not None])
+                self.correct_N = correct_N / with_class_N.double().mean()
 
-def _standing(own: _Rows, base: _Rows) -> Score:
-    finite_N = own.outputs.isfinite().reshape(len(own.outputs), -1).all(1)
-    agreement = None
-    if own.predicted is not None and base.predicted is not None:
-        agreement = ((own.predicted == base.predicted) & finite_N[:, None]).double().mean().item()
-    deviation = (base.outputs - base.outputs.mean(0)).square().mean().sqrt().item()
-    difference = (own.outputs - base.outputs).square().mean().sqrt().item()
-    return Score(
-        None if own.loss_N is None else own.loss_N.mean().item(),
-        None if own.right_N is None else own.right_N.mean().item(),
-        agreement,
-        difference / deviation if deviation > 0 else difference,
-        int((~finite_N).sum()),
-    )
+    def score(self, base: "_Outputs") -> Score:
+        """Return the score of this network, compared with the base network."""
+        finite_N = finite_samples(self.outputs)
+        agreement = None
+        if self.predicted is not None and base.predicted is not None:
+            agreement = ((self.predicted == base.predicted) & finite_N[:, None]).double().mean().item()
+        deviation = (base.outputs - base.outputs.mean(0)).square().mean().sqrt().item()
+        difference = (self.outputs - base.outputs).square().mean().sqrt().item()
+        return Score(
+            None if self.loss_N is None else self.loss_N.mean().item(),
+            None if self.correct_N is None else self.correct_N.mean().item(),
+            agreement,
+            difference / deviation if deviation > 0 else difference,
+            int((~finite_N).sum()),
+        )
 
 
 def _gain(own_N: Tensor | None, base_N: Tensor | None) -> Gain | None:

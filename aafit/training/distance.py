@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from aafit.training.losses import Scores
+
 FAR_LOSS = 0.02  # of the base network's loss
 FAR_OUTPUTS = 0.05  # of the standard deviation of the base network's outputs
 
@@ -14,6 +16,7 @@ class Distance:
 
     def __init__(self) -> None:
         self._numbers = self._total = self._squares = self._differences = 0.0
+        self._labelled = 0
         self._base: list[Tensor] = []
         self._net: list[Tensor] = []
 
@@ -25,10 +28,11 @@ class Distance:
         self._squares += wide.square().sum().item()
         self._differences += (of_net.double() - wide).square().sum().item()
 
-    def add_losses(self, of_base_N: Tensor, of_net_N: Tensor) -> None:
-        """Add the loss of each sample by both networks, (N,) in float64 on the CPU."""
-        self._base.append(of_base_N)
-        self._net.append(of_net_N)
+    def add_losses(self, base: Scores, net: Scores) -> None:
+        """Add the per-sample losses of both networks for a batch."""
+        self._base.append(base.loss_B.double().cpu())
+        self._net.append(net.loss_B.double().cpu())
+        self._labelled += int(base.labelled_B.sum())
 
     @property
     def outputs(self) -> float:
@@ -75,8 +79,9 @@ class Distance:
     @property
     def _losses(self) -> tuple[float, float, float]:
         """The base's loss, by how much the network's is above it, and the noise of that: two of its standard errors."""
-        base_loss = torch.cat(self._base).mean().item()
-        excess_N = torch.cat(self._net) - torch.cat(self._base)
+        base_N = torch.cat(self._base) * len(torch.cat(self._base)) / self._labelled
+        excess_N = torch.cat(self._net) * len(base_N) / self._labelled - base_N
+        base_loss = base_N.mean().item()
         noise = 2 * excess_N.std().item() / len(excess_N) ** 0.5
         # Where a few losses are huge, so is the noise of their mean.
         return base_loss, excess_N.mean().item(), min(noise, base_loss)

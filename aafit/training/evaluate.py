@@ -1,4 +1,4 @@
-"""Accuracy and loss of a network: once, or again and again while its activations are tuned."""
+"""Loss and accuracy of a network, once or after every epoch of tuning."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -10,45 +10,47 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.batches import Output, each_batch, run
+from aafit.networks.batches import Batch, Output, each_batch
 from aafit.networks.running import evaluation_mode
-from aafit.training.after_prefix import after_prefix
-from aafit.training.losses import IGNORED, Loss, Metric, check_labels, check_loss, score, total_metric
-from aafit.training.precision import autocast
+from aafit.training.losses import IGNORED, Loss, LossLike, Metric, as_loss, check_labels, scores, total_metric
+from aafit.training.predictor import Predictor
 
 Batches = Iterable[Any]
-"""Batches of any form, see `aafit.networks.batches.as_batch`; of images and labels most often."""
+"""Batches of any form that `aafit.networks.batches.as_batch` takes; usually (inputs, labels)."""
 
 KEPT_BYTES = 1 << 29  # bytes of outputs of the frozen prefix
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss (cross-entropy in nats unless another was asked for) and share of right predictions over a whole set.
+    """Mean loss and accuracy of a network over a set of samples.
 
-    Means are over the images, or over what is labelled of them. NaN stands for what there is not: accuracy without
-    classes, loss without a target, `metric` where none was given. An image whose outputs are NaN or infinite counts as
-    wrong; `not_finite` is the number of such images.
+    Attributes:
+        loss: mean over the labelled positions, in nats for cross-entropy; NaN without a target.
+        accuracy: share of correct predictions of the labelled positions; NaN without classes.
+        samples: how many samples the network returned outputs for.
+        not_finite: how many of them have outputs that are NaN or infinite; their predictions count as wrong.
+        metric: mean over the samples; NaN without a metric.
     """
 
     loss: float
     accuracy: float
-    images: int
+    samples: int
     not_finite: int = 0
     metric: float = math.nan
 
     @property
     def diverged(self) -> bool:
-        """Whether some outputs are NaN or infinite: then loss and accuracy say nothing of the network."""
+        """Whether some outputs are NaN or infinite, so that loss and accuracy say nothing about the network."""
         return self.not_finite > 0 or math.isinf(self.loss)
 
     def __str__(self) -> str:
         if self.diverged:
-            return f"DIVERGED: NaN or infinity for {self.not_finite} of {self.images} images"
-        found = (f"loss {self.loss:.4f}", f"accuracy {self.accuracy:.2%}", f"metric {self.metric:.4g}")
-        there = (self.loss, self.accuracy, self.metric)
-        told = ", ".join(text for text, value in zip(found, there, strict=True) if not math.isnan(value))
-        return told or f"no loss: it is not a number, as where all labels are {IGNORED}"
+            return f"DIVERGED: NaN or infinite outputs for {self.not_finite} of {self.samples} samples"
+        texts = (f"loss {self.loss:.4f}", f"accuracy {self.accuracy:.2%}", f"metric {self.metric:.4g}")
+        values = (self.loss, self.accuracy, self.metric)
+        found = ", ".join(text for text, value in zip(texts, values, strict=True) if not math.isnan(value))
+        return found or f"no loss: it is NaN, as where all labels are {IGNORED}"
 
 
 def evaluate(
@@ -57,81 +59,91 @@ def evaluate(
     precision: str = "float32",
     *,
     output: Output | None = None,
-    loss: Loss = "cross-entropy",
+    loss: LossLike = "cross-entropy",
     metric: Metric | None = None,
 ) -> Evaluation:
-    """Loss and accuracy of `net` over all of `batches`; the network's mode is left as it was.
+    """Return loss and accuracy of a network over all batches, in evaluation mode.
+
+    The network's mode and the batches are left as they were.
 
     Args:
         net: any network.
-        batches: of (images, labels), or of any other form that `as_batch` takes.
-        precision: "bf16" for autocast, else the type that `net` has.
-        output: from what the network returns to the tensor that is meant, where it returns an object.
-        loss: "cross-entropy" of outputs (B, K), (B, T, K) or (B, C, H, W) with labels (B,), (B, T) or (B, H, W), of
-            which -100 does not count; "mean squared error"; or a function of output and target that gives a number,
-            or one for each row or place.
-        metric: a function of output and target, or of the output alone where there is no target, that gives as a loss
-            does; it is called batch by batch, and averaged over the rows.
+        batches: (inputs, labels), or any other form that `aafit.networks.batches.as_batch` takes.
+        precision: "bf16" for autocast; otherwise the network computes in the data type of its parameters.
+        output: function that selects the output tensor from what the network returns.
+        loss: "cross-entropy" for outputs (B, K), (B, T, K) or (B, C, H, W) with labels (B,), (B, T) or (B, H, W), where
+            labels of -100 do not count; "mean squared error"; a `Loss`; or a function of outputs and target that
+            returns one value for the batch or one for each sample.
+        metric: function of outputs and target, or of the outputs alone without a target, that returns one value for
+            the batch or one for each sample. Its mean over the samples is reported.
 
     Raises:
-        UserError: there is no image in `batches`; a batch has no known form; there is neither a target nor a metric;
-            the target does not fit the output; the network refuses a batch.
+        UserError: the batches hold no sample, have an unknown form, or have no target although there is no metric; the
+            target does not fit the outputs; or the network fails on a batch.
+
+    Example:
+        >>> net = torch.nn.Linear(4, 3)
+        >>> print(aafit.evaluate(net, [(torch.randn(8, 4), torch.randint(3, (8,)))]))
+        loss 1.1794, accuracy 25.00%
     """
-    loss = check_loss(loss)
-    sums = _Sums()
-    images = classes = 0
+    tally, predictor = Tally(as_loss(loss), metric), Predictor(net, output, precision)
     with evaluation_mode(net):
-        for batch in each_batch(batches):
-            with autocast(precision, batch.device):
-                result = run(net, batch, output)
-            result = result if result.dtype == torch.float64 else result.float()
+        for batch, outputs in predictor.over(each_batch(batches)):
             if batch.target is None and metric is None:
-                raise UserError("There is nothing to evaluate by: the batches have no target, and no metric was given.")
-            # Sums stay on the device: reading them here would make a GPU wait for every batch.
-            if batch.target is not None:
-                found = score(loss, result, batch.target)
-                classes = found.classes
-                sums.add("loss", found.loss, found.count)
-                if found.right is not None and found.labelled is not None and found.outside is not None:
-                    sums.add("right", found.right, found.labelled)
-                    sums.add("outside", found.outside, found.labelled)
-            if metric is not None:
-                sums.add("metric", *total_metric(metric, result, batch.target))
-            sums.add("finite", finite_rows(result).sum(), torch.tensor(len(batch)))
-            images += len(batch)
-    if images == 0:
-        raise UserError("There is nothing to evaluate: the batches hold no image.")
-    check_labels(sums.of("outside"), classes)
-    not_finite = images - int(sums.of("finite"))
-    return Evaluation(sums.mean("loss"), sums.mean("right"), images, not_finite, sums.mean("metric"))
+                raise UserError("The batches have no target to evaluate with; give (inputs, labels), or a metric.")
+            tally.add(batch, outputs)
+    return tally.evaluation("evaluate")
 
 
-def finite_rows(output: Tensor) -> Tensor:
-    """Whether all numbers of a row are finite, (B,)."""
-    return output.isfinite().flatten(1).all(1) if output.dim() > 1 else output.isfinite()
+class Tally:
+    """Sums the scores of one network over batches. The sums stay on the device: reading them makes a GPU wait."""
 
+    def __init__(self, loss: Loss, metric: Metric | None = None) -> None:
+        self.loss, self.metric = loss, metric
+        self._samples = self._classes = 0
+        self._sums: dict[str, Tensor] = {}
 
-class _Sums:
-    """Sums by name, and over how many, kept on the device."""
+    def add(self, batch: Batch, outputs: Tensor) -> None:
+        """Add the outputs for a batch."""
+        self._samples += len(outputs)
+        if batch.target is None:
+            self._add(finite=outputs.isfinite().flatten(1).all(1) if outputs.ndim > 1 else outputs.isfinite())
+        else:
+            found = scores(self.loss, outputs, batch.target)
+            self._add(finite=found.finite_B, loss=found.loss_B, labelled=found.labelled_B)
+            if found.correct_B is not None and found.with_class_B is not None:
+                self._classes = found.classes
+                self._add(correct=found.correct_B, with_class=found.with_class_B, outside=found.outside)
+        if self.metric is not None:
+            total, count = total_metric(self.metric, outputs, batch.target)
+            self._add(metric=total, metric_count=count)
 
-    def __init__(self) -> None:
-        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+    def evaluation(self, purpose: str) -> Evaluation:
+        """Return what was found.
 
-    def add(self, name: str, value: Tensor, count: Tensor) -> None:
-        value = value.detach()
-        value = value.double() if value.is_floating_point() else value
-        before = self._kept.get(name)
-        self._kept[name] = (value, count) if before is None else (before[0] + value, before[1] + count)
+        Raises:
+            UserError: there was no sample, or some labels are no class.
+        """
+        if not self._samples:
+            raise UserError(f"There is nothing to {purpose}: the batches hold no sample.")
+        sums = {name: value.item() for name, value in self._sums.items()}
+        check_labels(int(sums.get("outside", 0)), self._classes)
 
-    def of(self, name: str) -> Tensor:
-        return self._kept[name][0] if name in self._kept else torch.tensor(0)
+        def mean(total: str, count: str) -> float:
+            return sums[total] / sums[count] if sums.get(count) else math.nan
 
-    def mean(self, name: str) -> float:
-        """NaN where there is nothing to take the mean of."""
-        if name not in self._kept:
-            return math.nan
-        value, count = (kept.item() for kept in self._kept[name])
-        return value / count if count else math.nan
+        return Evaluation(
+            mean("loss", "labelled"),
+            mean("correct", "with_class"),
+            self._samples,
+            self._samples - int(sums["finite"]),
+            mean("metric", "metric_count"),
+        )
+
+    def _add(self, **values: Tensor | int) -> None:
+        for name, value in values.items():
+            total = torch.as_tensor(value).detach().sum(dtype=torch.float64)
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
 
 
 def repeated_evaluation(
@@ -140,12 +152,12 @@ def repeated_evaluation(
     precision: str = "float32",
     *,
     output: Output | None = None,
-    loss: Loss = "cross-entropy",
+    loss: LossLike = "cross-entropy",
 ) -> Callable[[], Evaluation]:
-    """A function that evaluates `net` as it then is on `batches()`, with the same bits as `evaluate` gives.
+    """Return a function that evaluates `net` in its present state on `batches()`; bit-identical to `evaluate`.
 
-    Where only adaptive activations are trained, the outputs of what lies below the lowest of them are kept, if they
-    take no more than half a GiB: so for activations of the fully connected layers.
+    Where only adaptive activations are trained, the outputs of the frozen prefix below the first of them are kept if
+    they take at most half a GiB, as for activations of the fully connected layers.
     """
 
     def plainly() -> Evaluation:
@@ -155,8 +167,8 @@ def repeated_evaluation(
     if not adaptive or any(parameter.requires_grad for parameter in net.parameters() if parameter not in adaptive):
         return plainly
     with evaluation_mode(net):
-        found = after_prefix(net, each_batch(batches()), KEPT_BYTES, precision, output)
+        found = Predictor(net, output, precision).after_prefix(each_batch(batches()), KEPT_BYTES)
     if found is None:
         return plainly
     rest, kept = found
-    return lambda: evaluate(rest, kept, precision, output=output, loss=loss)
+    return lambda: evaluate(rest.net, kept, precision, output=output, loss=loss)

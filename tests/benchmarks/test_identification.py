@@ -20,10 +20,11 @@ from aafit.experiment.runs.documents import save_json
 from aafit.experiment.runs.execute import execute
 from aafit.identification import identify
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.losses import SQUARED_ERROR
 from aafit.identification.problem import Problem
 from aafit.identification.samples import prepare
 from aafit.networks.batches import Batch
+from aafit.training.losses import SQUARED_ERROR
+from aafit.training.predictor import Predictor
 from benchmarks import bootstrap, identification, layers_alone
 from benchmarks.harness import Loss, in_markdown
 from benchmarks.workload import Halves, heldout_of, setting_of
@@ -176,7 +177,7 @@ def test_layers_alone(runs: Path, tmp_path: Path) -> None:
 def test_the_halves_are_those_of_an_identification(runs: Path) -> None:
     setting = setting_of(runs / "cpu" / "base" / "seed42", None, "F-Neuron random", None)
     net = setting.start.net.eval()
-    parts = prepare(net, setting.batches(), None, None, 0.2, 1 << 30, 128, "float32", setting.seed)
+    parts = prepare(Predictor(net), setting.batches(), None, None, 0.2, 1 << 30, setting.seed)
     assert (len(parts.fitted), len(parts.heldout)) == (80, 20)
     fitted = torch.cat([x for x, _ in setting.halves.batches(setting.halves.fitted)])
     assert torch.equal(fitted, parts.raw.first)
@@ -200,7 +201,7 @@ def test_a_convex_refit_against_the_solution() -> None:
     generator = torch.Generator().manual_seed(0)
     u = torch.rand(400, 1, generator=generator, dtype=torch.float64) * 4 - 2
     y = (2 * u).sin()
-    problem, start = Problem(net, Coordinates(net), SQUARED_ERROR), Coordinates(net).read()
+    problem, start = Problem(Predictor(net), Coordinates(net), SQUARED_ERROR), Coordinates(net).read()
     found = bootstrap.refit(problem, start, Batch((u,), {}, y), seed=0)
     columns = [FNeuron(row.unsqueeze(0), (-2.0, 2.0))(u).detach() for row in torch.eye(5, dtype=torch.float64)]
     expected = torch.linalg.lstsq(torch.cat(columns, 1), y).solution.flatten()

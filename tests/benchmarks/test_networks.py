@@ -108,7 +108,7 @@ def tiny_gpt2(transformers):
     return transformers.GPT2LMHeadModel(config).eval(), {"input_ids": torch.randint(30, (60, 6))}
 
 
-@pytest.mark.filterwarnings("ignore:The start is far from the base")
+@pytest.mark.filterwarnings("ignore:The initial outputs are far from the base network's")
 @pytest.mark.parametrize("made", [tiny_vit, tiny_gpt2])
 def test_the_whole_chain_on_networks_of_transformers(made, tmp_path) -> None:
     torch.manual_seed(0)

@@ -312,7 +312,7 @@ def test_it_prints_and_is_fit_for_json() -> None:
             network(),
             [(x, y + 3) for x, y in problem()],
             {},
-            "24 of the labels are no class: the network gives 3 classes",
+            "24 of the labels are no class: the network has 3 classes",
         ),
         (network(), problem(), {"precision": "int8"}, "Unknown precision"),
     ],

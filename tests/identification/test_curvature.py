@@ -16,11 +16,12 @@ from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.damped_steps import KrylovSteps, dense_step
-from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, as_loss
 from aafit.identification.problem import Problem, Quadratic
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.batches import Batch
 from aafit.networks.surgery import replace_activations
+from aafit.training.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, as_loss
+from aafit.training.predictor import Predictor
 
 SHARP = ("gamma", "p3")
 STARTS: dict[str, dict[str, Any]] = {
@@ -74,14 +75,14 @@ def by_autograd(net: nn.Module, loss: Loss, images: Batch) -> Quadratic:
 
 
 def same(found: Quadratic, expected: Quadratic, rtol: float = 1e-9, atol: float = 1e-13) -> None:
-    assert (found.loss, found.images) == (pytest.approx(expected.loss, rel=rtol), expected.images)
+    assert (found.loss, found.samples) == (pytest.approx(expected.loss, rel=rtol), expected.samples)
     for name in ("gradient_P", "curvature_PP", "scatter_PP"):
         assert torch.allclose(getattr(found, name), getattr(expected, name), rtol=rtol, atol=atol), name
 
 
 def problem_of(net: nn.Module, loss: Loss = CROSS_ENTROPY, batch_size: int = 4) -> tuple[Problem, Tensor]:
     coordinates = Coordinates(net)
-    return Problem(net, coordinates, loss, batch_size), coordinates.read()
+    return Problem(Predictor(net, batch_size=batch_size), coordinates, loss), coordinates.read()
 
 
 @pytest.mark.parametrize("sharing", ["layer", "channel", "neuron"])
@@ -178,7 +179,7 @@ def test_float32_and_batches_of_any_size(sharing: str) -> None:
         same(problem.quadratic(vector_P, images), expected)
         assert torch.allclose(problem.product(vector_P, images, direction_P), expected.curvature_PP @ direction_P)
         assert torch.allclose(problem.outputs(vector_P, images), net(*images.args))
-        losses_N = problem.losses(problem.outputs(vector_P, images), images.target)
+        losses_N = problem.scores(problem.outputs(vector_P, images), images.target).loss_B
         assert torch.allclose(losses_N, F.cross_entropy(net(*images.args), images.target, reduction="none"))
     narrow, x = net.float(), images.args[0].float()
     problem, vector_P = problem_of(narrow)

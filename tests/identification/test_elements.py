@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aafit.activations import LEAF
 from aafit.identification import elements
-from aafit.identification.elements import calls_of, elements_given, elements_received
+from aafit.identification.elements import calls_of, input_elements, output_elements
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.batches import as_inputs
 
@@ -40,8 +40,8 @@ def test_the_same_elements_of_what_is_received_and_given(monkeypatch: pytest.Mon
     net.out.register_forward_hook(lambda *_: after.append(1))
     calls, activations = calls_of(net, batches[0]), adaptive_activations(net)
     assert (calls, len(after)) == ({"act": 2}, 1)
-    received = elements_received(net, activations, calls, batches, seed=3)["act"].elements_ES
-    given = elements_given(base, activations, calls, batches, seed=3)["act"].elements_ES
+    received = input_elements(net, activations, calls, batches, seed=3)["act"].elements_ES
+    given = output_elements(base, activations, calls, batches, seed=3)["act"].elements_ES
     assert torch.allclose(F.silu(received), given, rtol=1e-12, atol=1e-12)
     # All, or a share from each call of each batch.
     assert len(received) == 50 * 15 if most > 50 * 15 else most <= len(received) < most + 6

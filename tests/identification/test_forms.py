@@ -134,7 +134,7 @@ def test_what_is_missing_is_named(call: Any) -> None:
     classes = [batch | {"labels": batch["input_ids"] % 20} for batch in batches()]
     call(net, classes, output=hidden)
     nothing = [batch | {"labels": torch.full((20, 6), -100)} for batch in batches()]
-    with pytest.raises(UserError, match="No label counts: all of them are -100"):
+    with pytest.raises(UserError, match="No position is labelled: all labels are -100"):
         call(net, nothing, output=hidden)
     with pytest.raises(UserError, match="The function given as output gives one number for a whole batch"):
         call(net, classes, output=lambda out: out.pooled.mean())

@@ -207,11 +207,11 @@ def scripted() -> nn.Module:
         ({"target": "logits"}, "'logits' is the base network's: give the network as base="),
         ({"target": "activations"}, "'activations' is the base network's"),
         ({"batches": [(x * math.nan, y) for x, y in problem()]}, "The images hold values that are not finite"),
-        ({"batches": []}, "There is nothing to identify from: the batches hold no image"),
+        ({"batches": []}, "There is nothing to identify from: the batches hold no sample"),
         ({"batches": [(x[:0], y[:0]) for x, y in problem()]}, "There is nothing to identify from"),
         ({"batches": [(x[:1], y[:1]) for x, y in problem()[:1]]}, "Of 1 images a share of 0.2 leaves 0 held out"),
         ({"batches": problem(count=16)}, "Of 16 images a share of 0.2 leaves 3 held out and 13 to fit on: give more"),
-        ({"batches": [(x, y + 1) for x, y in problem()]}, "of the labels are no class: the network gives 3 classes"),
+        ({"batches": [(x, y + 1) for x, y in problem()]}, "of the labels are no class: the network has 3 classes"),
         (
             {"batches": [(x, y[:, None]) for x, y in problem()]},
             r"Labels of shape \(19, 1\) do not fit outputs",

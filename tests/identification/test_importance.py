@@ -13,9 +13,10 @@ from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.importance import importance, importance_of
-from aafit.identification.losses import SQUARED_ERROR
 from aafit.identification.problem import Problem, Quadratic
 from aafit.networks.batches import as_batch
+from aafit.training.losses import SQUARED_ERROR
+from aafit.training.predictor import Predictor
 
 
 class Sum(nn.Module):
@@ -161,7 +162,7 @@ def test_probes_of_many_outputs_are_drawn_from_the_seed_and_unbiased() -> None:
     net = nn.Sequential(nn.Linear(3, 4), AHAF.like("SiLU"), nn.Linear(4, 300)).double()
     batches = [(torch.randn(400, 3).double(), torch.randn(400, 300).double())]
     coordinates = Coordinates(net)
-    exact = Problem(net, coordinates, SQUARED_ERROR).quadratic(coordinates.read(), as_batch(batches[0]))
+    exact = Problem(Predictor(net), coordinates, SQUARED_ERROR).quadratic(coordinates.read(), as_batch(batches[0]))
     due = importance_of(exact, coordinates, ("1",)).together.gain
     first, again, other = (importance(net, batches, loss=SQUARED_ERROR, seed=seed) for seed in (0, 0, 1))
     assert first == again != other
@@ -201,7 +202,7 @@ def test_a_gain_of_more_than_the_loss_is_not_believed() -> None:
             network(),
             [(x, y + 3) for x, y in problem()],
             {},
-            "24 of the labels are no class: the network gives 3 classes",
+            "24 of the labels are no class: the network has 3 classes",
         ),
         (network(), problem(), {"precision": "int8"}, "Unknown precision"),
     ],

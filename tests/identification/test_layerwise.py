@@ -299,8 +299,8 @@ def test_nothing_to_lower(replacements: dict[str, Any]) -> None:
         ({"budget": -1.0}, "The equivalence budget -1.0"),
         ({"budget": math.nan}, "The equivalence budget nan"),
         ({"measure": "logit"}, "Unknown measure 'logit'. Did you mean 'logits'"),
-        ({"batches": []}, "the batches hold no image"),
-        ({"batches": [(x[:0], y[:0]) for x, y in problem()]}, "the batches hold no image"),
+        ({"batches": []}, "the batches hold no sample"),
+        ({"batches": [(x[:0], y[:0]) for x, y in problem()]}, "the batches hold no sample"),
         ({"net": nn.Linear(2, 2)}, "no adaptive activation"),
     ],
 )

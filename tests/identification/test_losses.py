@@ -12,7 +12,7 @@ from identification_helpers import DISTANCE, distance, hessians
 from torch import Tensor
 
 from aafit.errors import UserError
-from aafit.identification.losses import CROSS_ENTROPY, LOSSES, SQUARED_ERROR, Loss, as_loss, loss_with_hessian
+from aafit.training.losses import CROSS_ENTROPY, LOSSES, SQUARED_ERROR, Loss, as_loss, loss_with_hessian
 
 
 def drawn(B: int, K: int, seed: int, scale: float = 2.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, FNeuron
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.losses import SQUARED_ERROR
 from aafit.identification.problem import Problem, Quadratic
 from aafit.identification.reliance import is_quadratic, rises_within
 from aafit.identification.uncertainty import uncertainty, uncertainty_at
 from aafit.networks.batches import Batch
+from aafit.training.losses import SQUARED_ERROR
+from aafit.training.predictor import Predictor
 
 CURVATURE = torch.tensor([[2.0, 0.6], [0.6, 1.0]], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.25, -0.1], [-0.1, 4.0]], dtype=torch.float64)
@@ -101,7 +102,7 @@ def test_where_the_loss_is_no_quadratic_no_error_is_given(rise: Callable[[float]
 
 
 def fitted(net: nn.Module, data: Batch) -> tuple[Problem, Tensor]:
-    problem = Problem(net, Coordinates(net), SQUARED_ERROR)
+    problem = Problem(Predictor(net), Coordinates(net), SQUARED_ERROR)
     vector_P = problem.coordinates.read()
     for _ in range(60):
         quadratic = problem.quadratic(vector_P, data)

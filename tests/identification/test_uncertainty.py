@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.losses import CROSS_ENTROPY, SQUARED_ERROR
 from aafit.identification.problem import Problem, Quadratic
 from aafit.identification.uncertainty import scaled_inverse, uncertainty, uncertainty_at
 from aafit.networks.batches import Batch
+from aafit.training.losses import CROSS_ENTROPY, SQUARED_ERROR
+from aafit.training.predictor import Predictor
 
 CENTRES = torch.linspace(-2, 2, 5, dtype=torch.float64)
 
@@ -33,7 +34,7 @@ def line(images: int = 400) -> tuple[nn.Module, Batch]:
 
 def solved(net: nn.Module, data: Batch) -> tuple[Coordinates, Quadratic]:
     coordinates = Coordinates(net)
-    problem = Problem(net, coordinates, SQUARED_ERROR)
+    problem = Problem(Predictor(net), coordinates, SQUARED_ERROR)
     quadratic = problem.quadratic(coordinates.read(), data)
     step_P = torch.linalg.solve(quadratic.curvature_PP, quadratic.gradient_P)
     coordinates.write(coordinates.read() - step_P)
@@ -86,14 +87,14 @@ def logistic(images: int, seed: int) -> tuple[nn.Module, Batch]:
 def test_where_the_model_is_true_both_errors_agree_with_logistic_regression() -> None:
     net, data = logistic(20_000, 3)
     coordinates = Coordinates(net)
-    quadratic = Problem(net, coordinates, CROSS_ENTROPY).quadratic(coordinates.read(), data)
+    quadratic = Problem(Predictor(net), coordinates, CROSS_ENTROPY).quadratic(coordinates.read(), data)
     keep = slice(0, 1)
     only = Quadratic(
         quadratic.loss,
         quadratic.gradient_P[keep],
         quadratic.curvature_PP[keep, keep],
         quadratic.scatter_PP[keep, keep],
-        quadratic.images,
+        quadratic.samples,
     )
     alone = Coordinates(FNeuron(torch.zeros(1, 3, dtype=torch.float64)))
     alone.names, alone.sharp_P = ["p1"], coordinates.sharp_P[keep]
@@ -245,7 +246,7 @@ def sure(outputs: int, images: int = 600) -> tuple[Problem, Tensor, Batch]:
     coordinates = Coordinates(net)
     labels = torch.multinomial(net(x).detach().softmax(1), 1, generator=torch.Generator().manual_seed(2)).flatten()
     data = Batch((x,), {}, labels)
-    return Problem(net, coordinates, CROSS_ENTROPY), coordinates.read(), data
+    return Problem(Predictor(net), coordinates, CROSS_ENTROPY), coordinates.read(), data
 
 
 def test_the_curvature_at_the_end_is_exact_where_the_outputs_are_few() -> None:

@@ -42,7 +42,7 @@ def test_it_finds_replaces_and_judges(found):
         for x, y in batches(768):
             right, images = right + int((net(x).argmax(1) == y).sum()), images + len(y)
     assert found.standings.base.accuracy == right / images
-    assert (found.standings.samples, found.compared.replaced.images) == (256, 96)
+    assert (found.standings.samples, found.compared.replaced.samples) == (256, 96)
     assert found.standings.base.difference == 0
     assert found.standings.replaced.difference > 0.01
     assert found.standings.accuracy_gain.value == pytest.approx(

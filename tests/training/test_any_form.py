@@ -19,10 +19,10 @@ from aafit.networks.batches import Batch
 from aafit.networks.surgery import replace_activations
 from aafit.training.compare import compare
 from aafit.training.evaluate import Evaluation, evaluate, repeated_evaluation
-from aafit.training.losses import objective
+from aafit.training.losses import as_loss, mean_loss
 from aafit.training.tune import tune
 
-pytestmark = pytest.mark.filterwarnings("ignore:The start is far from the base")
+pytestmark = pytest.mark.filterwarnings("ignore:The initial outputs are far from the base network's")
 GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -50,13 +50,13 @@ def test_labels_for_each_place(shape: tuple[int, ...], axis: int, ignored: bool)
     found = evaluate(nn.Identity(), [(logits[:1], y[:1]), (logits[1:], y[1:])])
     assert found.loss == pytest.approx(F.cross_entropy(rows[counts].double(), y_N[counts]).item(), rel=1e-6)
     assert found.accuracy == (rows.argmax(1) == y_N)[counts].double().mean().item()
-    assert (found.images, found.not_finite) == (len(logits), 0)
-    assert objective()(logits, y).item() == pytest.approx(found.loss, rel=1e-6)
+    assert (found.samples, found.not_finite) == (len(logits), 0)
+    assert mean_loss(CROSS_ENTROPY, logits, y)[0].item() == pytest.approx(found.loss, rel=1e-6)
 
 
 def test_a_batch_in_which_nothing_counts_has_no_gradient_and_no_nan() -> None:
     logits, none = random(2, 4, 3).requires_grad_(), torch.full((2, 4), -100)
-    loss = objective()(logits, none)
+    loss, _ = mean_loss(CROSS_ENTROPY, logits, none)
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None
@@ -65,7 +65,7 @@ def test_a_batch_in_which_nothing_counts_has_no_gradient_and_no_nan() -> None:
     assert math.isnan(found.loss)
     assert math.isnan(found.accuracy)
     assert not found.diverged
-    assert str(found) == "no loss: it is not a number, as where all labels are -100"
+    assert str(found) == "no loss: it is NaN, as where all labels are -100"
 
 
 def test_probabilities_as_target() -> None:
@@ -94,7 +94,7 @@ def test_losses(loss: Any, expected: Any) -> None:
     assert found.loss == pytest.approx(expected(x, target).item(), rel=1e-6)
     assert math.isnan(found.accuracy)
     assert str(found) == f"loss {found.loss:.4f}"
-    assert objective(loss)(x, target).item() == pytest.approx(found.loss, rel=1e-6)
+    assert mean_loss(as_loss(loss), x, target)[0].item() == pytest.approx(found.loss, rel=1e-6)
 
 
 def least(out: Tensor, target: Tensor) -> Tensor:
@@ -319,19 +319,19 @@ def test_several_inputs() -> None:
 
 X, Y = random(4, 3), labels(4)
 WRONG = [
-    ([(X, torch.tensor([0, 1, 2, 3]))], {}, "1 of the labels are no class: the network gives 3 classes, .* 0 to 2"),
+    ([(X, torch.tensor([0, 1, 2, 3]))], {}, "1 of the labels are no class: the network has 3 classes, .* 0 to 2"),
     ([(X, torch.tensor([0, -1, 2, 7]))], {}, "2 of the labels"),
-    ([(X, Y[:, None])], {}, r"Labels of shape \(4, 1\) and type int64 do not fit outputs of shape \(4, 3\): .*\(4,\)"),
+    ([(X, Y[:, None])], {}, r"Labels of shape \(4, 1\) and type int64 do not fit outputs of shape \(4, 3\)\. .*\(4,\)"),
     ([(X, Y[:3])], {}, r"\(3,\) and type int64 do not fit"),
     ([(X, Y.float())], {}, "type float32 do not fit .*mean squared error"),
-    ([(X, Y.tolist())], {}, "labels that are a list, not a tensor"),
+    ([(X, Y.tolist())], {}, "needs targets, and they are a list, not a tensor"),
     (
         [(X, X[:2])],
         {"loss": "mean squared error"},
-        r"needs a target of the output's shape, \(4, 3\); this one .*\(2, 3\)",
+        r"needs a target of the shape of the outputs, \(4, 3\); it has shape \(2, 3\)",
     ),
     ([(X, Y)], {"loss": "mse"}, "Unknown loss 'mse'"),
-    ([(X, Y)], {"loss": 3}, "The loss 3 is no loss"),
+    ([(X, Y)], {"loss": 3}, "The loss 3 cannot be used"),
     ([(X, Y)], {"loss": lambda out, target: 3.0}, "given as loss returned a float"),
     ([(X.byte(), Y)], {}, "uint8.*floating-point first"),
     ([[X.tolist(), Y]], {}, "no tensor among its inputs .list"),
@@ -359,7 +359,7 @@ def test_labels_of_which_none_counts_are_nothing_to_tune_by() -> None:
         none = torch.full(shape[:-1], -100)
         net = nn.Sequential(nn.Linear(3, 4), LEAF.like("Tanh"), nn.Linear(4, 3))
         before = snapshot(net)
-        with pytest.raises(UserError, match="No label counts: all of them are -100"):
+        with pytest.raises(UserError, match="No position is labelled: all labels are -100"):
             tune(net, [(random(*shape), none), (random(*shape), none)])
         assert not changed(net, before)
         some = none.clone()
@@ -375,7 +375,7 @@ def test_a_metric_that_is_no_number(metric: Any) -> None:
 
 @pytest.mark.parametrize("epochs", [-1, 1.5, True, "3"])
 def test_epochs_that_are_no_number_of_epochs(epochs: Any) -> None:
-    with pytest.raises(UserError, match=f"epochs={epochs!r} cannot be used; give a whole number from 0"):
+    with pytest.raises(UserError, match=f"The number of epochs must be a whole number of at least 0; got {epochs!r}"):
         tune(Norm(), [(X, Y)], epochs=epochs)
 
 

@@ -72,7 +72,7 @@ def test_a_network_against_itself() -> None:
     assert all((row.max_abs, row.mean_abs) == (0, 0) for row in (*result.layers, result.logits))
     assert result.agreement == 1
     assert (result.base_accuracy, result.base_loss) == (result.replaced_accuracy, result.replaced_loss)
-    assert result.images == 20
+    assert result.samples == 20
 
 
 def test_a_network_with_nothing_replaced() -> None:
@@ -185,7 +185,7 @@ def test_what_follows_may_work_in_place() -> None:
 )
 def test_networks_that_are_not_alike(other: nn.Module, unmatched: str) -> None:
     for pair in ((network(), other), (other, network())):
-        with pytest.raises(UserError, match=rf"not built alike: only one of them has .*{unmatched}"):
+        with pytest.raises(UserError, match=rf"different modules: only one of them has .*{unmatched}"):
             compare(*pair, problem())
 
 
@@ -194,7 +194,7 @@ NO_IMAGES = (torch.empty(0, 2, 4, 4), torch.empty(0, dtype=torch.int64))
 
 @pytest.mark.parametrize("batches", [[], [NO_IMAGES]])
 def test_nothing_to_compare_on(batches: Batches) -> None:
-    with pytest.raises(UserError, match="no image"):
+    with pytest.raises(UserError, match="no sample"):
         compare(network(), rough(), batches)
 
 
@@ -236,13 +236,13 @@ def test_both_networks_are_left_as_they_were(fails: bool) -> None:
 def test_a_comparison_prints_and_is_saved() -> None:
     result = compare(network(), rough(), problem())
     lines = str(result).splitlines()
-    assert [line.split()[0] for line in lines] == ["output", "2", "6", "logits", "equal"]
+    assert [line.split()[0] for line in lines] == ["output", "2", "6", "logits", "prediction"]
     assert f"{result.layers[0].max_abs:.4g}" in lines[1]
-    assert f"{result.agreement:.2%} of 20 images" in lines[-1]
+    assert f"agreement {result.agreement:.2%}; " in lines[-1]
     saved = json.loads(json.dumps(result.as_dict()))
     assert saved["logits"] == dataclasses.asdict(result.logits)
     assert [row["path"] for row in saved["layers"]] == ["2", "6"]
-    assert saved["images"] == 20
+    assert saved["samples"] == 20
 
 
 @pytest.mark.parametrize(("value", "agreement"), [(math.nan, 0.0), (math.inf, 0.0), (1.0, 1.0)])
@@ -253,7 +253,7 @@ def test_what_is_not_finite_is_called_that(value: float, agreement: float) -> No
         for net in (base, broken):
             net[-1].bias.fill_(value)
     compared = compare(base, broken, problem())
-    images = 0 if value == 1.0 else compared.images
+    images = 0 if value == 1.0 else compared.samples
     assert (compared.agreement, compared.base_not_finite, compared.replaced_not_finite) == (agreement, images, images)
     assert ("DIVERGED" in str(compared)) == (images > 0)
     json.dumps(compared.as_dict(), allow_nan=False)
@@ -268,4 +268,4 @@ def test_one_image_that_is_not_finite_leaves_the_others() -> None:
     batches[0][0][0, 0, 0, 0] = math.nan
     compared = compare(base, base, batches)
     assert (compared.base_not_finite, compared.replaced_not_finite) == (1, 1)
-    assert compared.agreement == (compared.images - 1) / compared.images
+    assert compared.agreement == (compared.samples - 1) / compared.samples

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aafit.activations import LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.networks.surgery import replace_activations
-from aafit.training.compare import EACH_CALL, SAMPLED, Range, compare
+from aafit.training.compare import SAMPLED, InputRange, compare
 
 
 def chain() -> nn.Sequential:
@@ -45,21 +45,21 @@ def test_each_activations_own_difference_and_what_becomes_of_it() -> None:
         results = base(x), net(x)
     found = compare(base, net, [x[:5], x[5:]])
     first, second = found.layers
-    assert (first.arriving, first.own_max_abs) == (0, first.max_abs)
-    assert math.isnan(first.carried)
-    assert first.own_relative == first.relative == pytest.approx(relative(y1, z1), rel=1e-12)
+    assert (first.input_relative, first.local_max_abs) == (0, first.max_abs)
+    assert math.isnan(first.amplification)
+    assert first.local_relative == first.relative == pytest.approx(relative(y1, z1), rel=1e-12)
     assert second.relative == pytest.approx(relative(y2, z2), rel=1e-12)
-    assert second.own_relative == pytest.approx(relative(y2, own), rel=1e-9)
-    assert second.own_max_abs == pytest.approx((own - y2).abs().max().item(), rel=1e-9)
-    assert second.own_mean_abs == pytest.approx((own - y2).abs().mean().item(), rel=1e-9)
-    assert second.arriving == pytest.approx(relative(u2, v2), rel=1e-12)
-    assert second.carried == pytest.approx(relative(u2, v2) / relative(y1, z1), rel=1e-12)
-    assert found.logits.carried == pytest.approx(relative(*results) / relative(y2, z2), rel=1e-12)
+    assert second.local_relative == pytest.approx(relative(y2, own), rel=1e-9)
+    assert second.local_max_abs == pytest.approx((own - y2).abs().max().item(), rel=1e-9)
+    assert second.local_mean_abs == pytest.approx((own - y2).abs().mean().item(), rel=1e-9)
+    assert second.input_relative == pytest.approx(relative(u2, v2), rel=1e-12)
+    assert second.amplification == pytest.approx(relative(u2, v2) / relative(y1, z1), rel=1e-12)
+    assert found.logits.amplification == pytest.approx(relative(*results) / relative(y2, z2), rel=1e-12)
     quantiles = u2.reshape(-1).quantile(torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()
     assert second.inputs == pytest.approx((u2.min().item(), *quantiles, u2.max().item()), rel=1e-12)
     cosines = F.cosine_similarity(*results)
     assert (found.cosine, found.least_cosine) == pytest.approx((cosines.mean().item(), cosines.min().item()), rel=1e-12)
-    assert all(word in str(found) for word in ("its own", "arriving", "carried", "inputs"))
+    assert all(word in str(found) for word in ("local error", "input error", "amplification", "inputs"))
 
 
 def test_without_labels_there_is_neither_accuracy_nor_loss() -> None:
@@ -68,7 +68,7 @@ def test_without_labels_there_is_neither_accuracy_nor_loss() -> None:
     for value in (found.agreement, found.base_accuracy, found.replaced_loss, found.base_metric):
         assert math.isnan(value)
     assert str(found).splitlines()[-1] == (
-        f"cosine of the outputs {found.cosine:.6f}, at least {found.least_cosine:.6f}; 12 images"
+        f"cosine similarity of the outputs {found.cosine:.6f}, at least {found.least_cosine:.6f}; 12 samples"
     )
     classes = compare(base, net, [inputs()], loss="cross-entropy")
     with torch.no_grad():
@@ -131,8 +131,8 @@ def test_calls_of_functions_in_a_network_of_any_form() -> None:
     net, _ = replace_activations(base, {"ReLU": LEAF.like("SiLU"), "GELU": LEAF.like("ReLU")}, sample=sample)
     found = compare(base, net, batches, output=lambda out: out["hidden"])
     assert len(found.layers) == 2
-    assert all(row.own_max_abs > 0.001 for row in found.layers)
-    assert found.layers[0].arriving == 0
+    assert all(row.local_max_abs > 0.001 for row in found.layers)
+    assert found.layers[0].input_relative == 0
     with torch.no_grad():
         results = [one(**sample)["hidden"][:, :3] for one in (base, net)]
     assert found.agreement == (results[0].argmax(2) == results[1].argmax(2)).double().mean().item()
@@ -161,11 +161,11 @@ def test_a_module_called_twice_counts_with_both_calls() -> None:
 
 
 def test_a_sample_of_the_inputs_is_bounded_and_near() -> None:
-    values, generator = Range(), torch.Generator().manual_seed(0)
+    values, generator = InputRange(), torch.Generator().manual_seed(0)
     for _ in range(40):
-        values.add(torch.rand(EACH_CALL * 2, generator=generator))
+        values.add(torch.rand(8192, generator=generator))
     assert sum(map(len, values._sample)) <= SAMPLED
-    least, low, high, largest = values.found()
+    least, low, high, largest = values.quantiles()
     assert least < 1e-4
     assert largest > 1 - 1e-4
     assert (low, high) == pytest.approx((0.01, 0.99), abs=2e-3)
@@ -176,7 +176,7 @@ def test_what_cannot_be_compared() -> None:
     x = inputs()
     with pytest.raises(UserError, match="ScriptModule"):
         compare(torch.jit.trace(chain(), x), net, [x])
-    with pytest.raises(UserError, match=r"outputs of the shapes \(12, 3\) and \(12, 2\)"):
+    with pytest.raises(UserError, match=r"outputs have shapes \(12, 3\) and \(12, 2\)"):
         compare(base, nn.Sequential(*net[:-1], nn.Linear(5, 2).double()), [x])
     with pytest.raises(UserError, match="1 of the labels are no class"):
         compare(base, net, [(x[:2], torch.tensor([0, 3]))])

@@ -13,11 +13,12 @@ from aafit.activations import LEAF
 from aafit.activations.compiled import compiled_loops
 from aafit.networks.surgery import replace_activations
 from aafit.training.distance import Distance
+from aafit.training.losses import Scores
 from aafit.training.tune import tune
 
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 BATCHES = [(X[:12], None), (X[12:], None)]
-FAR = "The start is far from the base: on the first batch its outputs differ by"
+FAR = "The initial outputs are far from the base network's: on the first batch its outputs differ by"
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,10 @@ def test_outputs_are_measured_by_the_standard_deviation_of_the_base(apart: float
     assert distance.is_far == far
 
 
+def scored(loss_B: Tensor) -> Scores:
+    return Scores(loss_B, torch.ones(len(loss_B)), torch.ones(len(loss_B), dtype=torch.bool))
+
+
 @pytest.mark.parametrize(
     ("losses", "far"),
     [
@@ -61,7 +66,7 @@ def test_a_loss_is_far_above_the_base_s_by_more_than_two_percent_and_its_noise(l
     of_base, distance = torch.ones(8).double(), Distance()
     distance.add(X, X)
     for part in (slice(3), slice(3, 8)):
-        distance.add_losses(of_base[part], of_base[part] + torch.tensor(losses).double()[part])
+        distance.add_losses(scored(of_base[part]), scored(of_base[part] + torch.tensor(losses).double()[part]))
     assert distance.is_far == far
 
 

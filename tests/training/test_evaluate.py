@@ -47,7 +47,7 @@ def split(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
 def test_against_values_by_hand(dtype: torch.dtype, error: float, size: int) -> None:
     result = evaluate(nn.Identity(), split(*given_logits(dtype), size))
     assert result.accuracy == ACCURACY
-    assert result.images == 4
+    assert result.samples == 4
     assert result.loss == pytest.approx(LOSS, rel=error)
 
 
@@ -66,7 +66,7 @@ def test_an_evaluation_reads_as_a_sentence() -> None:
 def test_the_batch_size_does_not_matter(images: int, size: int) -> None:
     net, (x, y) = network(), problem(images)
     whole, parts = evaluate(net, [(x, y)]), evaluate(net, split(x, y, size))
-    assert parts.images == whole.images == images
+    assert parts.samples == whole.samples == images
     assert parts.accuracy == whole.accuracy
     assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
 
@@ -89,7 +89,7 @@ def test_batches_may_come_from_a_generator() -> None:
 
 @pytest.mark.parametrize("batches", [[], [(torch.empty(0, 6), torch.empty(0, dtype=torch.int64))]])
 def test_nothing_to_evaluate(batches: list[tuple[Tensor, Tensor]]) -> None:
-    with pytest.raises(UserError, match="no image"):
+    with pytest.raises(UserError, match="no sample"):
         evaluate(network(), batches)
 
 
@@ -167,6 +167,6 @@ def test_what_is_not_finite_has_diverged(value: float) -> None:
     found = evaluate(nn.Identity(), [(logits, labels)])
     assert found.diverged
     assert found.not_finite == 1
-    assert str(found) == "DIVERGED: NaN or infinity for 1 of 4 images"
+    assert str(found) == "DIVERGED: NaN or infinite outputs for 1 of 4 samples"
     assert found.accuracy == 2 / 4  # it is not right either
     assert not evaluate(nn.Identity(), [given_logits()]).diverged

@@ -88,8 +88,8 @@ def test_with_all_else_frozen_only_the_activations_are_held() -> None:
 @pytest.mark.parametrize(
     ("net", "dspu4", "sentence"),
     [
-        (freeze(Small(), lambda name: True), False, "nothing to train"),
-        (nn.ReLU(), False, "nothing to train"),
+        (freeze(Small(), lambda name: True), False, "No parameter requires"),
+        (nn.ReLU(), False, "No parameter requires"),
         (Small(), True, "2SPU-4 needs both"),
         (freeze(network(), lambda name: name.startswith("act")), True, "2SPU-4 needs both"),
         (freeze(network(), lambda name: not name.startswith("act")), True, "2SPU-4 needs both"),
@@ -260,5 +260,5 @@ def test_mean_and_variance_by_hand(
 @pytest.mark.parametrize("batches", [[], iter([])])
 def test_no_images(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     net = network()
-    with pytest.raises(UserError, match="no image"):
+    with pytest.raises(UserError, match="no sample"):
         train_epoch(net, batches, make_optimizers(net))

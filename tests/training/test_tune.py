@@ -171,8 +171,8 @@ def test_what_follows_an_activation_may_work_in_place(text: str) -> None:
     [
         ({"batches": iter(problem())}, "only once"),
         ({"batches": (batch for batch in problem())}, "only once"),
-        ({"batches": []}, "no image"),
-        ({"batches": lambda epoch: []}, "no image"),
+        ({"batches": []}, "no sample"),
+        ({"batches": lambda epoch: []}, "no sample"),
         ({"optimizer": "sgd"}, "Unknown optimizer 'sgd'"),
         ({"precision": "float16"}, "Unknown precision 'float16'"),
         ({"lr": -0.1}, "learning rate"),

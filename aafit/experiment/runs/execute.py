@@ -147,6 +147,7 @@ def compare_with_base(job: Job, start: Start, data: Dataset) -> None:
         for error in curve_errors(start.net.get_submodule(row.path), start.base.get_submodule(row.path))
     ]
     values = comparison.as_dict()
+    values["images"] = values.pop("samples")
     for which in ("base", "replaced"):
         # A network without a finite loss predicts the first class: no accuracy of 10%.
         if values[f"{which}_loss"] is None or not math.isfinite(values[f"{which}_loss"]):

@@ -18,6 +18,7 @@ from aafit.networks.frozen_prefix import split_network
 from aafit.networks.running import evaluation_mode
 from aafit.training.evaluate import Batches
 from aafit.training.precision import autocast
+from aafit.training.predictor import Predictor
 from aafit.training.tune import mean_and_variance, train_step, trained_by
 
 
@@ -58,16 +59,17 @@ class Lockstep:
         losses: list[list[Tensor]] = [[] for _ in self.rests]
         for net in self.nets:
             training_mode(net)
+        predictors = [Predictor(rest, precision=precision) for rest in self.rests]
         last = len(self.rests) - 1
         for batch in map(as_batch, batches):
             with torch.no_grad(), autocast(precision, batch.device):
                 (between_B,) = self.prefix(*batch.args)
             between = Batch((between_B,), {}, batch.target)
             devices = [batch.device] if batch.first.is_cuda else []
-            for at, rest in enumerate(self.rests):
+            for at, predictor in enumerate(predictors):
                 # Each draws its dropout from where the prefix left the generator; the last one moves it on.
                 with torch.random.fork_rng(devices, enabled=at < last):
-                    losses[at].append(train_step(rest, between, optimizers[at], trained[at], precision))
+                    losses[at].append(train_step(predictor, between, optimizers[at], trained[at]))
         return [mean_and_variance(own) for own in losses]
 
 

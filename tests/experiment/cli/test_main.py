@@ -77,7 +77,7 @@ def test_a_suite_from_start_to_report(tmp_path, suite_file):
     assert {path.suffix for path in (tmp_path / "pictures").iterdir()} == {".svg", ".png"}
     compared = aafit("compare", child)
     assert compared.returncode == 0, compared.stderr
-    assert "equal predictions" in compared.stdout
+    assert "prediction agreement" in compared.stdout
 
 
 def test_a_failed_run_fails_only_what_comes_from_it(tmp_path, suite_file):

@@ -1,4 +1,4 @@
-"""What the part behind the frozen prefix receives, computed once."""
+"""Running networks: copies of the inputs, random numbers, precision, and the frozen prefix."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from aafit.activations import LEAF
 from aafit.networks.batches import Batch
 from aafit.networks.running import evaluation_mode
-from aafit.training.after_prefix import after_prefix
 from aafit.training.evaluate import evaluate, repeated_evaluation
+from aafit.training.predictor import Predictor
 
 
 class Skip(nn.Module):
@@ -38,20 +38,20 @@ def batches(*sizes: int) -> list[Batch]:
 def test_it_gives_what_the_network_gives_whatever_the_activations_become() -> None:
     net, given = Skip(), batches(4, 1)
     with evaluation_mode(net):
-        found = after_prefix(net, given, 1 << 20, "float32")
+        found = Predictor(net).after_prefix(given, 1 << 20)
         assert found is not None
         rest, kept = found
         net.act.p2.add_(1)
         for batch, seen in zip(given, kept, strict=True):
             assert len(seen.args) == 2
-            assert torch.equal(rest(*seen.args), net(*batch.args))
+            assert torch.equal(rest(seen), net(*batch.args))
             assert torch.equal(seen.target, batch.target)
 
 
 # Five numbers of four bytes and the inputs or a part of them, of five images.
 @pytest.mark.parametrize(("memory", "there"), [(1 << 10, True), (5 * 5 * 4 - 1, False), (0, False)])
 def test_what_takes_too_much_is_not_kept(memory: int, there: bool) -> None:
-    assert (after_prefix(Skip(), batches(4, 1), memory, "float32") is not None) is there
+    assert (Predictor(Skip()).after_prefix(batches(4, 1), memory) is not None) is there
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_what_takes_too_much_is_not_kept(memory: int, there: bool) -> None:
     ],
 )
 def test_where_nothing_can_be_kept(net: nn.Module, given: list[Batch]) -> None:
-    assert after_prefix(net, given, 1 << 20, "float32") is None
+    assert Predictor(net).after_prefix(given, 1 << 20) is None
 
 
 def test_an_output_that_asks_for_the_inputs_gets_those_of_the_network() -> None:
-    assert after_prefix(Skip(), batches(4), 1 << 20, "float32", lambda y, batch: y) is None
+    assert Predictor(Skip(), lambda y, batch: y).after_prefix(batches(4), 1 << 20) is None
 
 
 def test_evaluations_keep_several_values_too() -> None:

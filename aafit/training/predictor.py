@@ -1,0 +1,130 @@
+"""Run a network on batches of any form: the one place where the library calls networks.
+
+`Predictor` never modifies its inputs, gives random networks the same random numbers for every batch, applies autocast,
+selects the output, and returns it in float32 or float64. It leaves the mode, training or evaluation, to its caller.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from aafit.networks.batches import Batch, Output, call, run, takes_inputs
+from aafit.networks.frozen_prefix import split_network
+from aafit.networks.running import fork_rng, without_fast_path
+from aafit.training.precision import autocast
+
+SEED = 0
+"""Seed of the random numbers of every batch: two networks that draw some draw the same ones for the same batch."""
+
+
+class Predictor:
+    """Computes the outputs of a network.
+
+    Args:
+        net: any network; it runs in the mode that it is in.
+        output: function that selects the output tensor from what the network returns, see `aafit.networks.batches.run`.
+        precision: "bf16" for autocast; otherwise the network computes in the data type of its parameters.
+        batch_size: samples of a batch where the predictor forms batches itself, in `over`.
+    """
+
+    def __init__(
+        self, net: nn.Module, output: Output | None = None, precision: str = "float32", batch_size: int = 128
+    ) -> None:
+        self.net, self.output, self.precision, self.batch_size = net, output, precision, batch_size
+
+    def of(self, net: nn.Module) -> "Predictor":
+        """Return a predictor with the same settings for another network."""
+        return Predictor(net, self.output, self.precision, self.batch_size)
+
+    def __call__(self, batch: Batch, parameters: dict[str, Tensor] | None = None, seed: int | None = SEED) -> Tensor:
+        """Return the outputs for a batch, (B, ...), at least in float32.
+
+        Args:
+            batch: inputs of the network; they are copied, since the network may work in place.
+            parameters: tensors to use in place of the network's parameters, by name.
+            seed: of torch's random numbers during the call; None: those that come next, as training needs.
+
+        Raises:
+            UserError: as `aafit.networks.batches.run`.
+        """
+        inputs = Batch(batch.args, batch.kwargs).cloned()
+        net = self.net if not parameters else partial(_functional, self.net, parameters)
+        with autocast(self.precision, batch.device), without_fast_path(), _random_numbers(seed):
+            outputs = run(net, inputs, self.output)
+        return outputs if outputs.dtype == torch.float64 else outputs.float()
+
+    def forward(self, batch: Batch) -> None:
+        """Run the network on a batch, as `__call__`, for what hooks see of it; no output is selected."""
+        with torch.no_grad(), autocast(self.precision, batch.device), without_fast_path(), _random_numbers(SEED):
+            call(self.net, Batch(batch.args, batch.kwargs).cloned())
+
+    def over(
+        self, data: Batch | Iterable[Batch], parameters: dict[str, Tensor] | None = None
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield each batch with its outputs, without gradients; a single `Batch` is divided into batches first."""
+        for batch in self.batches(data):
+            with torch.no_grad():
+                outputs = self(batch, parameters)
+            yield batch, outputs
+
+    def outputs(self, data: Batch | Iterable[Batch], parameters: dict[str, Tensor] | None = None) -> Tensor:
+        """Return the outputs for all samples, (N, ...), without gradients."""
+        return torch.cat([outputs for _, outputs in self.over(data, parameters)])
+
+    def batches(self, data: Batch | Iterable[Batch]) -> Iterable[Batch]:
+        """Return the batches of the data: those given, or pieces of `batch_size` samples of a single `Batch`."""
+        return data.batches(self.batch_size) if isinstance(data, Batch) else data
+
+    def after_prefix(self, data: Batch | Iterable[Batch], memory: int) -> "tuple[Predictor, list[Batch]] | None":
+        """Compute once what does not depend on the adaptive activations.
+
+        Args:
+            data: inputs of the network.
+            memory: bytes that the outputs of the frozen prefix may take.
+
+        Returns:
+            A predictor of the part behind the frozen prefix, and for each batch what that part receives, with the
+            batch's target. Its outputs are those of the network, whatever the values of the adaptive parameters. None
+            if the network has no frozen prefix, there is no batch, a batch has keyword inputs, `memory` does not
+            suffice, or the output function looks at the inputs.
+        """
+        if takes_inputs(self.output):
+            return None
+        prefix: nn.Module | None = None
+        rest, kept, used = self.net, [], 0
+        for batch in self.batches(data):
+            if batch.kwargs:
+                return None
+            if prefix is None:
+                # A network that draws random numbers is never split, but draws some before that is known.
+                with fork_rng(None):
+                    prefix, rest = split_network(self.net, batch.part(0, 2).args)
+            if prefix is None:
+                return None
+            with torch.no_grad(), autocast(self.precision, batch.device):
+                outputs = prefix(*batch.cloned().args)
+            used += sum(x.nbytes for x in outputs)
+            if used > memory:
+                return None
+            kept.append(Batch(outputs, {}, batch.target))
+        return (self.of(rest), kept) if kept else None
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
+    """Return the network inside a DataParallel or DistributedDataParallel; any other network as it is."""
+    if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner: nn.Module = net.module
+        return inner
+    return net
+
+
+def _functional(net: nn.Module, parameters: dict[str, Tensor], *args: object, **kwargs: object) -> object:
+    return functional_call(net, parameters, args, kwargs)
+
+
+def _random_numbers(seed: int | None) -> AbstractContextManager[None]:
+    return nullcontext() if seed is None else fork_rng(seed)
