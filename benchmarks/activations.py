@@ -56,25 +56,25 @@ SHORTEST = 2e-3
 """Seconds of a turn: what is faster than that is called several times in it."""
 
 
-# What the profiler itself has to say is not for readers of a table.
+# The profiler's own messages would stand between the tables.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 @dataclass
 class Candidate:
-    """A function of the input, with the parameters it has."""
+    """An activation to be timed, with its parameters."""
 
     name: str
     function: Callable[[Tensor], Tensor]
     parameters: tuple[Tensor, ...] = ()
 
     def call(self, u: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        """The output, and the gradients by the input and by the parameters."""
+        """Return the output and the gradients with respect to the input and the parameters."""
         y = self.function(u)
         return y, *torch.autograd.grad(y, (u, *self.parameters), grad)
 
     def seconds(self, u: Tensor, grad: Tensor | None, calls: int) -> float:
-        """Seconds of one call, in the mean of so many; without a gradient, of the function alone."""
+        """Return the mean seconds of one call; without `grad`, of the forward pass alone."""
         run = partial(self.function, u) if grad is None else partial(self.call, u, grad)
         synchronise(u.device)
         began = time.perf_counter()
@@ -85,7 +85,7 @@ class Candidate:
 
 
 def candidates(dtype: torch.dtype, device: torch.device, compiled: bool = False) -> list[Candidate]:
-    """The fixed functions, the program's activations, the straightforward ones, and these under torch.compile."""
+    """Return fixed functions, the program's activations, the straightforward ones, and these compiled."""
     found = [Candidate("F.relu", F.relu), Candidate("F.silu", F.silu)]
     for name, text in ADAPTIVE.items():
         found.append(_of(name, from_text(text).to(device)))
@@ -105,7 +105,7 @@ def _of(name: str, module: nn.Module) -> Candidate:
 def measured_rows(
     shape: tuple[int, ...], dtype_name: str, device_name: str, threads: int | None, rounds: int, compiled: bool = False
 ) -> list[Row]:
-    """A row a candidate: milliseconds, arrays of the size of the input, and how they compare."""
+    """Return a row for each candidate: milliseconds, extra arrays of the size of the input, and the ratios."""
     with arithmetic("float32", threads):
         torch.manual_seed(0)
         return _measured(shape, DTYPES[dtype_name], choose_device(device_name), rounds, compiled)
@@ -136,7 +136,7 @@ def _in_turns(tried: list[Candidate], u: Tensor, grad: Tensor | None, rounds: in
 
 
 def forward_rows(shape: tuple[int, ...], device_name: str, threads: int | None, rounds: int) -> list[Row]:
-    """A row a candidate: milliseconds of the forward alone, in float32, and how they compare to F.gelu."""
+    """Return a row for each candidate: milliseconds of the forward pass in float32, and the ratio to F.gelu."""
     with arithmetic("float32", threads), torch.inference_mode():
         torch.manual_seed(0)
         device = choose_device(device_name)
@@ -163,12 +163,11 @@ def forward_rows(shape: tuple[int, ...], device_name: str, threads: int | None, 
 
 
 def peak_extra_bytes(function: Callable[[], object], device: torch.device) -> int:
-    """Bytes that torch's allocator had handed out at the peak of one call of `function`, less those from before it.
+    """Return the peak of the memory that torch allocates during one call of `function`, in bytes above the start.
 
-    Counted are all tensors made in the call, for as long as they live: results, gradients, what is saved for the
-    backward pass, and every intermediate array. Not counted are the tensors that were there before, and what code
-    outside of torch's allocator takes for itself. On a CPU the profiler's record of all allocations is exact,
-    and the same each time; on CUDA the allocator's own peak.
+    All tensors created in the call count while they live: results, gradients, what is saved for the backward pass,
+    and every intermediate array. Tensors that existed before and memory outside torch's allocator do not count. On a
+    CPU the profiler's record of all allocations is exact, and the same each time; on CUDA the allocator's own peak.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -188,7 +187,7 @@ def peak_extra_bytes(function: Callable[[], object], device: torch.device) -> in
 
 
 def _changes(profiled: profile) -> list[int]:
-    """Bytes of each allocation, and less than 0 of each release, in the order in which they happened."""
+    """Return the bytes of each allocation, negative for a release, in the order in which they happened."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiled.export_chrome_trace(str(path))
@@ -238,7 +237,7 @@ def _shape(context: click.Context, parameter: click.Parameter, texts: tuple[str,
 def main(
     part: str, compiled: bool, rounds: int, shapes: list[tuple[int, ...]], device: str, json_path: Path | None
 ) -> None:
-    """Time and memory of the activations, against F.relu, F.silu and the straightforward ones."""
+    """Measure time and memory of the activations against F.relu, F.silu and the straightforward ones."""
     place = slots(device, 1)[0]
     with report(json_path) as out:
         for shape in shapes if part == "all" else ():

@@ -1,4 +1,4 @@
-"""Whether the standard errors of an identification are right: against refits on bootstrap samples.
+"""Compare the standard errors of an identification with the standard deviation of refits on bootstrap samples.
 
 ./run_experiment.sh benchmarks/bootstrap.py --base runs/cpu/base-silu/seed42 --data-dir DATA --fc "F-Neuron as Tanh"
 ./run_experiment.sh benchmarks/bootstrap.py --base runs/cpu/base-relu/seed42 --data-dir DATA \
@@ -40,13 +40,13 @@ from benchmarks.workload import HELD_OUT, Setting, base_option, images_dir_optio
 
 MEMORY = 2 << 30
 MOST_STEPS = 20
-WORTHWHILE = 1e-2  # of the noise: less is not worth a step
+WORTHWHILE = 1e-2  # of the noise: a smaller gain is not worth a step
 FIRST_DAMPING = 1e-3
 
 
 @dataclass(frozen=True)
 class Refit:
-    """Where a refit ended, after how many attempts at a step, and whether it ended because none promised enough."""
+    """The result of a refit: its parameters, the number of attempted steps, and whether it converged."""
 
     vector_P: Tensor
     steps: int
@@ -54,22 +54,22 @@ class Refit:
 
 
 def refit(problem: Problem, vector_P: Tensor, sample: Batch, seed: int) -> Refit:
-    """From a vector to the minimum of the mean loss over the sample, by the steps of an identification."""
-    # No ridge, and nothing held out but the sample itself: the optimum of this sample is wanted, whatever it is.
+    """Minimize the mean loss over the sample from a given vector, by the steps of an identification."""
+    # No ridge and no held-out set: the optimum of this very sample is sought.
     descent = Descent(problem, sample, 1, 0.0, vector_P, 0.0, WORTHWHILE)
     damping, refused = FIRST_DAMPING, False
     for number in range(MOST_STEPS):
         outcome = descent.step(vector_P, sample, damping, math.inf, seed + number)
         if not outcome.promised:
             return Refit(vector_P, number, converged=not refused)
-        # Where no damping gave what it promised, the next attempt begins with a larger one.
+        # If no damping achieved the predicted gain, the next attempt begins with a larger one.
         refused = not outcome.moved
         vector_P, damping = outcome.vector_P, outcome.damping
     return Refit(vector_P, MOST_STEPS, converged=False)
 
 
 def refits_of(setting: Setting, result: Identification, count: int) -> list[Refit]:
-    """Refits on bootstrap samples of the images that `result` was fitted on."""
+    """Refit on bootstrap samples of the images that `result` was fitted on."""
     net, run = setting.start.net, setting.run
     coordinates, vector_P, found = Coordinates(net), result.state.vector_P, []
     with evaluation_mode(net):
@@ -86,7 +86,7 @@ def refits_of(setting: Setting, result: Identification, count: int) -> list[Refi
 
 
 def compared(result: Identification, values_RP: Tensor) -> list[Row]:
-    """Each parameter's predicted standard error against its standard deviation over the refits R.
+    """Return each parameter's standard error beside its standard deviation over the R refits.
 
     The shift is how far the mean of the refits is from the value found, in standard errors: an identification stops a
     little before the optimum of its own images.
@@ -112,7 +112,7 @@ def compared(result: Identification, values_RP: Tensor) -> list[Row]:
 
 
 def calibration(rows: list[Row]) -> str:
-    """One sentence: the median ratio, and the share of ratios within a factor of 2."""
+    """Return one sentence: the median ratio, and the share of ratios within a factor of 2."""
     ratios = [float(str(row["ratio"])) for row in rows if row["counted"]]
     left_out = f"{len(rows) - len(ratios)} of {len(rows)} parameters have no error"
     if not ratios:
@@ -147,7 +147,7 @@ def main(
     json_path: Path | None,
     markdown_path: Path | None,
 ) -> None:
-    """Calibration of the standard errors that come with an identification."""
+    """Check the calibration of the standard errors of an identification."""
     setting = setting_of(folder, cnn, fc or (None if cnn else "F-Neuron as Tanh"), data_dir, images)
     run = setting.run
     if trained_on:

@@ -32,13 +32,13 @@ SLOTS = 2
 
 
 def suite_of(count: int, name: str, epochs: int = 1) -> Suite:
-    """So many runs that do not wait for each other."""
+    """Return a suite of independent runs."""
     settings = {"epochs": epochs, "network": "LeNet-5", "dataset": "MNIST-5k"}
     return Suite(name, tuple(RunConfig.checked({"name": f"run{number}", **settings}) for number in range(count)))
 
 
 def seconds_of(engine: Engine, suite: Suite, folder: Path, sleep: float | None) -> float:
-    """How long the suite takes, from the first start to the last end; where `sleep` is None, its runs train."""
+    """Return the wall time of the suite in seconds; with `sleep` None its runs train."""
     if sleep is not None:
         prepare(suite, folder / "runs", folder / "template", sleep)
     summary = run_suite(suite, folder / "runs", console=Console(file=io.StringIO()), engine=engine)
@@ -48,7 +48,7 @@ def seconds_of(engine: Engine, suite: Suite, folder: Path, sleep: float | None) 
 
 
 def cpu_seconds() -> float:
-    """Of all processes of the cluster so far."""
+    """Return the processor seconds of all processes of the cluster so far."""
     ticks = 0
     for number, _ in marked():
         if number != os.getpid():
@@ -63,7 +63,7 @@ def cpu_seconds() -> float:
 @click.option("--repeats", type=click.IntRange(min=1), default=2, show_default=True, help="Of each suite, in turn.")
 @json_option
 def main(seconds: float, epochs: int | None, count: int, repeats: int, json_path: Path | None) -> None:
-    """Time suites of runs that only sleep, or train, in turn by both engines, two at once."""
+    """Time suites of runs that sleep, or train, with both engines in turn, two runs at a time."""
     worker = WORKER if epochs else SLEEPER
     with report(json_path) as out, tempfile.TemporaryDirectory() as temporary:
         os.environ |= {MARK: f"cost-{os.getpid()}", "SLEEPER": str(Path(temporary, "template"))}

@@ -70,7 +70,7 @@ def main(
     device: str,
     json_path: Path | None,
 ) -> None:
-    """Seconds an epoch of each kind of run, the straightforward loop's, and the floor."""
+    """Measure the seconds of an epoch of each kind of run, of the straightforward loop, and the lower bound."""
     runs = chosen_kinds(kinds, precision)
     with report(json_path) as out:
         ours: dict[str, Measured] = {}
@@ -124,7 +124,7 @@ def _seconds_of_an_epoch(loop: Callable[[], float], steps: int) -> float:
 
 
 def kind_of(run: RunConfig) -> str:
-    """The kind that a run of the paper suite belongs to."""
+    """Return the kind of a run of the paper suite."""
     families = {run.cnn.split()[0], run.fc.split()[0]}
     if run.train == "all":
         return f"base {run.cnn}"
@@ -132,7 +132,7 @@ def kind_of(run: RunConfig) -> str:
 
 
 def epochs_of_the_paper() -> dict[str, int]:
-    """How many epochs of each kind the paper suite has."""
+    """Return the number of epochs of each kind in the paper suite."""
     epochs = dict.fromkeys(FIRST_OF_KIND, 0)
     for run in load_suite("paper").runs:
         epochs[kind_of(run)] += run.epochs
@@ -140,7 +140,7 @@ def epochs_of_the_paper() -> dict[str, int]:
 
 
 def lockstep_of_the_paper() -> dict[str, int]:
-    """How many runs of each kind go in lockstep in the paper suite."""
+    """Return how many runs of each kind train in lockstep in the paper suite."""
     jobs = jobs_of(load_suite("paper"), Path())
     sizes = {kind_of(jobs[key].config): len(keys) for key, keys in lockstep_groups(jobs).items()}
     return {kind: sizes[kind] for kind in FIRST_OF_KIND}

@@ -24,7 +24,7 @@ CLASSES, FEATURES, FLATTENED = 10, 512, 2304
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution of 3x3 from `side` x `side` pixels, or where there is no side a matrix product."""
+    """A 3x3 convolution of `side` x `side` pixels, or a matrix product if `side` is 0."""
 
     name: str
     inputs: int
@@ -33,7 +33,7 @@ class Layer:
     padding: int = 0
 
     def products(self) -> int:
-        """Multiplications for one image."""
+        """Return the multiplications for one image."""
         if self.side is None:
             return self.inputs * self.outputs
         return 9 * self.inputs * self.outputs * (self.side - 2 + 2 * self.padding) ** 2
@@ -51,7 +51,7 @@ FORWARD, DATA, WEIGHTS = "forward", "data gradient", "weight gradient"
 
 
 def needed(kind: str) -> list[tuple[str, str]]:
-    """The (layer, pass) that a training step of a kind of run cannot do without."""
+    """Return the (layer, pass) pairs that a training step of a kind of run needs."""
     names = [layer.name for layer in LAYERS]
     passes = [(name, FORWARD) for name in names]
     if kind.startswith("F-Neuron"):
@@ -62,29 +62,29 @@ def needed(kind: str) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Floor:
-    """Seconds of a process for each (layer, pass) of one batch, beside as many others as the machine has slots."""
+    """Seconds of each (layer, pass) for one batch, measured with all slots of the machine busy."""
 
     batch_size: int
     seconds: dict[tuple[str, str], float]
 
     def step(self, kind: str, lockstep: int = 1) -> float:
-        """Seconds for the least that one step needs; in lockstep with other runs, that a run needs on the average."""
+        """Return the lower bound of the seconds of a step; in lockstep, the average for one run."""
         return sum(self.seconds[part] / runs for part, runs in _shared(kind, lockstep))
 
     def operations(self, kind: str, lockstep: int = 1) -> float:
-        """Floating-point operations of the same."""
+        """Return the floating-point operations of that lower bound."""
         products = {layer.name: layer.products() for layer in LAYERS}
         return 2.0 * self.batch_size * sum(products[name] / runs for (name, _), runs in _shared(kind, lockstep))
 
 
 def _shared(kind: str, lockstep: int) -> list[tuple[tuple[str, str], int]]:
-    """Each (layer, pass) that is needed, and how many runs in lockstep have it in common."""
+    """Return each needed (layer, pass) with the number of runs in lockstep that share it."""
     own = LAYERS[-1].name
     return [(part, lockstep if kind.startswith("F-Neuron") and part[0] != own else 1) for part in needed(kind)]
 
 
 def measure_floor(batch_size: int, precision: str, device: str, repeats: int = 5) -> tuple[Floor, int]:
-    """The floor as the program's processes would reach it, and how many of them there are side by side."""
+    """Measure the lower bound, and return it with the number of processes side by side."""
     places = slots(device)
     out = {"batch_size": batch_size, "precision": precision, "repeats": repeats}
     results = side_by_side("benchmarks.floor:passes", places, [out] * len(places))
@@ -96,7 +96,7 @@ def measure_floor(batch_size: int, precision: str, device: str, repeats: int = 5
 def passes(
     batch_size: int, precision: str, repeats: int, device: str, threads: int | None
 ) -> list[tuple[str, str, float]]:
-    """Seconds for each (layer, pass): the median of some repetitions."""
+    """Return the median seconds of each (layer, pass) over repetitions."""
     at = torch.device(device)
     rows = []
     with arithmetic(precision, threads):
@@ -151,7 +151,7 @@ def _passes_of(layer: Layer, batch_size: int, dtype: torch.dtype, device: torch.
 @device_option
 @json_option
 def main(batch_size: int, precision: str, device: str, json_path: Path | None) -> None:
-    """Milliseconds of each layer's products for a batch, forward and backward."""
+    """Measure the milliseconds of each layer's products for a batch, forward and backward."""
     with report(json_path) as out:
         floor, processes = measure_floor(batch_size, precision, device)
         rows: list[Row] = [

@@ -75,7 +75,7 @@ markdown_option = click.option(
 
 
 class Command(click.Command):
-    """Ends what a user can mend in one sentence and exit code 2, without a traceback."""
+    """A command that reports a `UserError` as one sentence with exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -86,7 +86,7 @@ class Command(click.Command):
 
 
 class Report:
-    """The tables of one benchmark: printed as they are made, and written to its files row by row."""
+    """The tables of a benchmark, printed when complete and written to files row by row."""
 
     def __init__(self, json_path: Path | None = None, markdown_path: Path | None = None) -> None:
         self.json_path, self.markdown_path = json_path, markdown_path
@@ -103,7 +103,7 @@ class Report:
         }
 
     def table(self, title: str, rows: Iterable[Row]) -> None:
-        """Print rows with the same keys as a table. Rows that are still being measured are kept one by one."""
+        """Print rows with the same keys as a table; each row is written to the files as soon as it exists."""
         kept: list[dict[str, Any]] = []
         for row in rows:
             kept.append(dict(row))
@@ -117,13 +117,13 @@ class Report:
         self.console.print(table)
 
     def note(self, sentence: str) -> None:
-        """Print a sentence, and keep it."""
+        """Print a sentence and add it to the notes."""
         self.content["notes"].append(sentence)
         self.write()
         self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
     def write(self) -> None:
-        """Write what there is to the files: a benchmark that is stopped loses nothing that it has measured."""
+        """Write the files. A benchmark that is stopped keeps what it has measured."""
         if self.json_path is not None:
             write_atomically(self.json_path, json.dumps(self.content, indent=1) + "\n")
         if self.markdown_path is not None:
@@ -136,7 +136,7 @@ class Report:
 
 
 class Loss(float):
-    """A number that tables show with four decimals."""
+    """A number shown with four decimals."""
 
     def __format__(self, specification: str) -> str:
         return float.__format__(self, ".4f")
@@ -144,10 +144,10 @@ class Loss(float):
 
 @contextmanager
 def report(json_path: Path | None, markdown_path: Path | None = None) -> Iterator[Report]:
-    """The report of a benchmark, written to these files as it comes; "finished" in the JSON says that it is whole.
+    """Provide the report of a benchmark, written row by row; "finished" in the JSON says that it is complete.
 
     Raises:
-        UserError: a file cannot be written; this is found out before anything is measured.
+        UserError: a file cannot be written; checked before anything is measured.
     """
     for path in (json_path, markdown_path):
         if path is not None and not path.absolute().parent.is_dir():
@@ -160,7 +160,7 @@ def report(json_path: Path | None, markdown_path: Path | None = None) -> Iterato
 
 
 def in_markdown(content: dict[str, Any]) -> str:
-    """The command, the machine, the tables and the sentences of a report."""
+    """Return a report as Markdown: command, machine, tables and notes."""
     known = content["machine"] | content["versions"]
     machine = ", ".join(f"{key} {value}" for key, value in known.items() if value is not None)
     lines = [f"`{content['command']}`", "", f"{content['date'][:10]}; {machine}", ""]
@@ -172,7 +172,7 @@ def in_markdown(content: dict[str, Any]) -> str:
 
 
 def machine() -> dict[str, str | int | float | None]:
-    """What the figures depend on: the processor, its cores, the GPU, and what else ran when the benchmark began."""
+    """Describe the machine: processor, cores, GPU, and the load when the benchmark began."""
     return {
         "processor": processor_name(),
         "cores": usable_cores(),
@@ -183,7 +183,7 @@ def machine() -> dict[str, str | int | float | None]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what computes."""
+    """Return the versions of the packages that compute."""
     return {
         "aafit": __version__,
         "torch": torch.__version__,
@@ -194,7 +194,7 @@ def versions() -> dict[str, str]:
 
 
 def command(arguments: Sequence[str]) -> str:
-    """The command that gave these figures, without the folders of the machine it ran on."""
+    """Return the command as it would be typed, without the folders of this machine."""
     script, *options = arguments
     folders = Path(__file__).parent
     found = next(folders.rglob(Path(script).name), folders / Path(script).name)
@@ -203,7 +203,7 @@ def command(arguments: Sequence[str]) -> str:
 
 
 def whole_numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
-    """A click callback: "1,2,4" as whole numbers above 0."""
+    """Parse "1,2,4" as positive integers (a click callback)."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -214,14 +214,14 @@ def whole_numbers(context: click.Context, parameter: click.Parameter, text: str)
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def stopwatch(spent: list[float], device: torch.device) -> Iterator[None]:
-    """Append the seconds that the block takes."""
+    """Append the duration of the block in seconds."""
     synchronise(device)
     began = time.perf_counter()
     yield
@@ -240,11 +240,11 @@ def _text(value: str | int | float | bool | None) -> str:
 
 
 def call(function: str, environment: Mapping[str, str] | None = None, **arguments: Any) -> Any:
-    """What "module:function" returns in a new process; without an `environment` torch chooses its threads itself.
+    """Call "module:function" in a new process; without `environment`, torch chooses its number of threads.
 
     Raises:
-        UserError: the one that the function raised.
-        RuntimeError: the process failed otherwise; the message has what it wrote last.
+        UserError: the function raised it.
+        RuntimeError: the process failed otherwise; the message ends with its last output.
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.run(
@@ -267,12 +267,12 @@ def measuring(
 ) -> Iterator[Callable[[], Any]]:
     """Start a process that calls a generator function "module:function" and keeps what it returns.
 
-    Each call of the callable that the block is given lets the generator go on to its next value, and returns that. So
-    two programs can take turns without starting again for each turn.
+    The block gets a callable that advances the generator and returns its next value. Two programs can thus take turns
+    without being started again for every turn.
 
     Raises:
-        UserError: the one that the function raised.
-        RuntimeError: the process failed otherwise; the message has what it wrote last.
+        UserError: the function raised it.
+        RuntimeError: the process failed otherwise; the message ends with its last output.
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -303,7 +303,7 @@ def measuring(
             stdin.flush()
             yield following
         finally:
-            # The end of its input ends the process, and with it the workers of its data loader.
+            # The process ends when its input ends, together with its data loader workers.
             with suppress(BrokenPipeError):
                 stdin.close()
             try:
@@ -315,20 +315,20 @@ def measuring(
 
 
 def _environment(own: Mapping[str, str] | None) -> dict[str, str]:
-    """The environment of a new process, in which torch chooses its threads itself unless `own` says otherwise."""
+    """Return the environment of a new process, in which torch chooses its number of threads unless `own` sets it."""
     inherited = {name: value for name, value in os.environ.items() if name not in THREADS}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**inherited, **(own or {}), "PYTHONPATH": path}
 
 
 def _failure(function: str, status: int, errors: bytes) -> Exception:
-    """The exception for a process that ended with this exit status."""
+    """Return the exception for a process that ended with this exit status."""
     text = errors.decode(errors="replace").strip()
     return UserError(text.splitlines()[-1]) if status == 2 else RuntimeError(f"{function} failed:\n{text[-2000:]}")
 
 
 def side_by_side(function: str, places: Sequence[Slot], each: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """What the function returns for each of these arguments, each in a new process, one at a time in a slot."""
+    """Call the function for each set of arguments, each in a new process, one at a time in a slot."""
     free: SimpleQueue[Slot] = SimpleQueue()
     for place in places:
         free.put(place)
@@ -382,7 +382,7 @@ class Turns:
 
     Attributes:
         seconds: for each candidate a value for each round.
-        other_load: cores that other processes kept busy meanwhile; None where the system does not say.
+        other_load: cores kept busy by other processes meanwhile; None where the system does not report it.
     """
 
     seconds: Mapping[str, Sequence[float]]
@@ -419,23 +419,23 @@ def take_turns(candidates: Mapping[str, Callable[[], float]], rounds: int = LEAS
 
 
 def _busy_seconds() -> float | None:
-    """Processor seconds that all other processes have used since the system started; None where it does not say."""
+    """Return the processor seconds that other processes have used since boot; None where /proc is missing."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     except OSError:
         return None
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
-    # What a hypervisor takes away ("steal") slows us as another process does.
+    # Time taken by the hypervisor ("steal") counts as load of others.
     total = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
     return total - sum(os.times()[:4])
 
 
 def peak_bytes() -> int | None:
-    """The most memory that this process held: on the GPU where it used one, else resident; None where nobody counts."""
+    """Return the peak memory of this process in bytes, on the GPU if it used one; None if unknown."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     try:
-        # Not getrusage: what it says of a new process begins with the peak of the one that started it.
+        # Not getrusage: a new process inherits its parent's peak there.
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
@@ -443,7 +443,7 @@ def peak_bytes() -> int | None:
 
 
 def main() -> int:
-    """Do what standard input says."""
+    """Call the function that standard input names."""
     name, arguments = pickle.load(sys.stdin.buffer)
     module, _, function = name.partition(":")
     try:

@@ -31,16 +31,16 @@ from aafit.training.precision import arithmetic
 from benchmarks.harness import Command, Loss, Report, Row, json_option, markdown_option, report
 from benchmarks.workload import Halves, heldout_of, images_dir_option
 
-POINTS = 0.5  # of test accuracy below its base network that an identification may end
+POINTS = 0.5  # of test accuracy that an identification may lose against its base network
 SHARE_OF_TIME = 0.1
-AGREE = 1e-3  # in loss, from two starts of a convex problem
+AGREE = 1e-3  # in loss, between two initializations of a convex problem
 NETWORKS = ("base", "replaced", "recipe", "longer", "identified")
 NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One replacement and its finished runs by network: "identified", and "recipe" and "longer" where they were run."""
+    """A replacement with its finished runs: "identified", and "recipe" and "longer" where available."""
 
     name: str
     base: Path
@@ -51,7 +51,7 @@ class Case:
         return self.runs["identified"]
 
     def test(self, network: str) -> tuple[float | None, float | None]:
-        """Accuracy in percent and loss on the test images; None where there is no such run."""
+        """Return accuracy in percent and loss on the test images; None without such a run."""
         if network in ("base", "replaced"):
             compared = self.identified.comparison
             assert compared is not None
@@ -63,7 +63,7 @@ class Case:
     def seconds(self, network: str) -> float | None:
         if network not in self.runs:
             return None
-        # Of an identification metrics.csv does not count the attempts between two steps that led nowhere.
+        # metrics.csv has no time of rejected steps of an identification.
         run = self.runs[network]
         assert run.done is not None
         return run.done.seconds if network == "identified" else float(np.nansum(run.columns["seconds"]))
@@ -71,7 +71,7 @@ class Case:
 
 @dataclass(frozen=True)
 class OnHeldOut:
-    """The networks of a case on its held-out images, and how far that is from what the identification noted itself."""
+    """The held-out loss of each network of a case, and its difference from the recorded loss."""
 
     rest: dict[str, Evaluation]
     fitted: float
@@ -79,7 +79,7 @@ class OnHeldOut:
 
 
 def cases_of(recipe: SuiteRuns, identified: SuiteRuns, longer: SuiteRuns | None) -> tuple[list[Case], list[str]]:
-    """The replacements that were identified, in the order of the stages, and the names of those not identified."""
+    """Return the identified replacements in the order of the stages, and the names of the others."""
     suites = {"identified": identified, "recipe": recipe} | ({"longer": longer} if longer else {})
     by_key = {network: {(run.name, run.seed): run for run in suite.runs} for network, suite in suites.items()}
     found, unfinished = [], []
@@ -141,7 +141,7 @@ def _last(run: RunRecord, column: str) -> float:
 
 
 def cost(case: Case) -> Row:
-    """Seconds and epochs. On a loaded machine the recipe's fastest epoch says best what it costs.
+    """Return seconds and epochs. On a loaded machine, the recipe's fastest epoch is the best measure of its cost.
 
     "fastest": had all epochs of the recipe been as fast as its fastest; "in epochs": the identification's seconds in
     epochs of that speed; "of recipe" and "of fastest": its share of the recipe's seconds, as run and at that speed.
@@ -174,7 +174,7 @@ def cost(case: Case) -> Row:
 
 
 def verdict(case: Case, rest: dict[str, Evaluation]) -> Row:
-    """What was to be reached, and whether it was; None where the recipe was not run.
+    """Return each target and whether it was reached; None where the recipe was not run.
 
     Points of test accuracy above the base network; the held-out loss above the recipe's; the time as a share of the
     recipe's at its fastest epoch.
@@ -204,7 +204,7 @@ def verdict(case: Case, rest: dict[str, Evaluation]) -> Row:
 
 
 def starts(cases: list[Case], found: dict[str, OnHeldOut]) -> list[Row]:
-    """The losses from the two starts of F-Neuron, for each base network: the problem is convex."""
+    """Compare the losses from the two initializations of F-Neuron: the problem is convex."""
     rows: list[Row] = []
     for case in cases:
         if case.identified.settings.fc != "F-Neuron random":
@@ -224,7 +224,7 @@ def starts(cases: list[Case], found: dict[str, OnHeldOut]) -> list[Row]:
 
 
 def wall(out: Report, identified: SuiteRuns, cases: list[Case]) -> None:
-    """How long the suite took on the clock, the base networks given."""
+    """Report the wall time of the suite without its base networks."""
     runs = [run for run in identified.runs if run.settings.parent and run.done]
     began = min(datetime.fromisoformat(run.environment["started"]) for run in runs)
     ended = max(datetime.fromisoformat(run.done.finished) for run in runs if run.done)
@@ -253,7 +253,7 @@ def main(
     json_path: Path | None,
     markdown_path: Path | None,
 ) -> None:
-    """Accuracy, loss and cost of every replacement by identification and by the paper's recipe."""
+    """Compare accuracy, loss and cost of identification with the paper's recipe, for every replacement."""
     suites = {name: read_suite(runs_dir / name) for name in (recipe, identified)}
     long = read_suite(runs_dir / longer) if (runs_dir / longer).is_dir() else None
     cases, unfinished = cases_of(suites[recipe], suites[identified], long)

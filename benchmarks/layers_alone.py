@@ -1,4 +1,4 @@
-"""Whether the predicted importance of layers is right: against really adapting each one alone.
+"""Compare the predicted importance of layers with the gain from adapting each layer alone.
 
 ./run_experiment.sh benchmarks/layers_alone.py --base runs/cpu/base-silu/seed42 --data-dir DATA \
     --replacement "LEAF as SiLU"
@@ -30,12 +30,12 @@ TOGETHER = "all together"
 
 
 def ranks(values: list[float]) -> list[float]:
-    """1 for the largest; equal values share the mean of their ranks."""
+    """Return the ranks, 1 for the largest; ties share the mean of their ranks."""
     return [1 + sum(other > value for other in values) + (values.count(value) - 1) / 2 for value in values]
 
 
 def rank_correlation(first: list[float], second: list[float]) -> float | None:
-    """Spearman's: the correlation of the ranks; None where one of them ranks nothing."""
+    """Return Spearman's rank correlation; None if all values of one side are equal."""
     one, other = (torch.tensor(ranks(values), dtype=torch.float64) for values in (first, second))
     one, other = one - one.mean(), other - other.mean()
     length = (one.norm() * other.norm()).item()
@@ -43,10 +43,10 @@ def rank_correlation(first: list[float], second: list[float]) -> float | None:
 
 
 def fixed_part(replacement: str) -> str:
-    """ "SiLU" of "LEAF as SiLU".
+    """Return the fixed function that an activation is initialized as: "SiLU" for "LEAF as SiLU".
 
     Raises:
-        UserError: it does not start as a fixed function.
+        UserError: it is not initialized as a fixed function.
     """
     name = replacement.rpartition(" as ")[2]
     if name == replacement or name not in FIXED:
@@ -58,7 +58,7 @@ def fixed_part(replacement: str) -> str:
 
 
 def with_one_adaptive(setting: Setting, layer: str, replacement: str) -> nn.Module:
-    """The base network with the adaptive activation in one layer, and its fixed start in all others."""
+    """Return the base network with the adaptive activation in one layer and the fixed function in the others."""
     fixed, run = fixed_part(replacement), setting.run
     options = {"interval": run.interval, "knots": run.pieces + 2}
     modules = {
@@ -71,7 +71,7 @@ def with_one_adaptive(setting: Setting, layer: str, replacement: str) -> nn.Modu
 
 
 def gains(setting: Setting, net: nn.Module, base: nn.Module | None = None) -> tuple[float, float, float]:
-    """What identifying `net` gains on the fitted images and on those held out, and the seconds it takes."""
+    """Identify `net`; return the gain on the fitted images, the gain on the held-out images, and the seconds."""
     halves = setting.halves
     before = halves.on_fitted(net).loss, halves.on_rest(net).loss
     began = perf_counter()
@@ -97,7 +97,7 @@ def main(
     json_path: Path | None,
     markdown_path: Path | None,
 ) -> None:
-    """The predicted gain of adapting each layer alone, against what it really is."""
+    """Compare the predicted gain of adapting each layer alone with the actual gain."""
     fixed_part(replacement)
     setting = setting_of(folder, replacement, replacement, data_dir, images)
     run, halves, net = setting.run, setting.halves, setting.start.net
@@ -113,7 +113,7 @@ def main(
         real = {
             layer: gains(setting, with_one_adaptive(setting, layer, replacement)) for layer in activation_texts(run)
         }
-        # All together the start is the one predicted from, brought near first where it is far, as in a suite.
+        # Initialized layer by layer if the initial outputs are far from the base, as in a suite.
         real[TOGETHER] = gains(setting, net, setting.base)
         columns = [[row.gain for row in predicted.rows]]
         columns += [[real[row.layer][index] for row in predicted.rows] for index in (0, 1)]

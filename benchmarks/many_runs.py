@@ -37,7 +37,7 @@ SLEEPER = (sys.executable, "-S", "-E", str(Path(__file__).with_name("sleeper.py"
 
 
 def prepare(suite: Suite, runs_dir: Path, template: Path, seconds: float) -> None:
-    """What the sleeping workers of a suite need, see sleeper.py."""
+    """Write the files that the sleeping workers of a suite need, see sleeper.py."""
     template.mkdir(parents=True, exist_ok=True)
     jobs = jobs_of(suite, runs_dir)
     lines = [f"{name}/seed{seed} {job.settings_hash}\n" for (name, seed), job in jobs.items()]
@@ -61,13 +61,13 @@ def prepare(suite: Suite, runs_dir: Path, template: Path, seconds: float) -> Non
 
 
 def many(suite_name: str, count: int) -> Suite:
-    """The suite with so many seeds that it has at least `count` runs."""
+    """Return the suite with enough seeds for at least `count` runs."""
     suite = load_suite(suite_name)
     return suite.with_seeds(list(islice(range(1, count + 1), -(-count // len(suite.runs)))))
 
 
 def schedule(suite_name: str, count: int, folder: str, jobs: int, seconds: float, minutes: float) -> dict[str, Any]:
-    """Do the runs, or what is left of them, for so many minutes at most; what that took of this process."""
+    """Do the remaining runs for a limited number of minutes; return what this process used."""
     suite, runs_dir = many(suite_name, count), Path(folder) / "runs"
     prepare(suite, runs_dir, Path(folder) / "template", seconds)
     os.environ["SLEEPER"] = str(Path(folder) / "template")
@@ -96,7 +96,7 @@ def schedule(suite_name: str, count: int, folder: str, jobs: int, seconds: float
 
 
 def reported(folder: str) -> dict[str, Any]:
-    """Make the report; what that took."""
+    """Write the report; return what that used."""
     spent, began = time.process_time(), time.monotonic()
     made = write_report(Path(folder))
     return {
@@ -119,7 +119,7 @@ def reported(folder: str) -> dict[str, Any]:
 def main(
     suite: str, count: int, jobs: int, seconds: float, minutes: float, folder: Path | None, json_path: Path | None
 ) -> None:
-    """Time a schedule of many runs that only sleep, and the report of them."""
+    """Time the schedule and the report of many runs that only sleep."""
     with report(json_path) as out, tempfile.TemporaryDirectory() as temporary:
         where = (folder or Path(temporary)).absolute()
         asked: dict[str, Any] = {"suite_name": suite, "count": count, "folder": str(where), "jobs": jobs}

@@ -36,14 +36,14 @@ LEVEL = 0.95
 
 
 class Answers(NamedTuple):
-    """What a network makes of each of N test images: whether its prediction is right, 1 or 0, and its loss."""
+    """Correctness (1 or 0) and loss of a network on each of N test images."""
 
     right_N: Tensor
     loss_N: Tensor
 
 
 def answers(folder: Path, data: Dataset) -> Answers:
-    """Those of the network of a run."""
+    """Return the answers of the network of a run."""
     net = load_run(folder).float()
     right, loss = [], []
     with evaluation_mode(net):
@@ -55,7 +55,7 @@ def answers(folder: Path, data: Dataset) -> Answers:
 
 
 def interval(differences_SN: Tensor, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
-    """The ends of the bootstrap interval of the mean difference, over images N that all seeds S have in common."""
+    """Return the bootstrap interval of the mean difference over the N images, which all S seeds share."""
     mean_N = differences_SN.mean(0)
     generator = torch.Generator().manual_seed(seed)
     count = len(mean_N)
@@ -65,7 +65,7 @@ def interval(differences_SN: Tensor, draws: int = DRAWS, seed: int = 0) -> tuple
 
 
 def over_seeds(by_seed: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """The ends of the interval of the mean for other seeds, by Student's t; None for a single seed."""
+    """Return the interval of the mean over seeds, by Student's t; None for a single seed."""
     if len(by_seed) < 2:
         return None, None
     reach = float(t.ppf((1 + LEVEL) / 2, len(by_seed) - 1)) * stdev(by_seed) / len(by_seed) ** 0.5
@@ -73,7 +73,7 @@ def over_seeds(by_seed: Sequence[float]) -> tuple[float, float] | tuple[None, No
 
 
 def accuracy_row(name: str, before_SN: Tensor, after_SN: Tensor) -> Row:
-    """Accuracies in percent, their difference in points with its interval, and the images that changed sides."""
+    """Return accuracies in percent, their difference with intervals, and the images gained and lost."""
     differences_SN = after_SN - before_SN
     low, high = interval(differences_SN)
     by_seed = (100 * differences_SN.mean(1)).tolist()
@@ -96,7 +96,7 @@ def accuracy_row(name: str, before_SN: Tensor, after_SN: Tensor) -> Row:
 
 
 def loss_row(name: str, before_SN: Tensor, after_SN: Tensor) -> Row:
-    """Cross-entropies in nats, and their difference with its interval."""
+    """Return cross-entropies in nats, and their difference with intervals."""
     differences_SN = after_SN - before_SN
     low, high = interval(differences_SN)
     by_seed = differences_SN.mean(1).tolist()
@@ -117,7 +117,7 @@ def loss_row(name: str, before_SN: Tensor, after_SN: Tensor) -> Row:
 
 
 def finished_pairs(suite: SuiteRuns) -> dict[str, list[tuple[Path, Path]]]:
-    """By the name of the run, the folders of its base and of itself for each seed that both have finished."""
+    """Return for each run the folders of its base and of itself, for each seed that both have finished."""
     pairs: dict[str, list[tuple[Path, Path]]] = {}
     for name, runs in suite.by_name().items():
         for run in runs:
@@ -136,7 +136,7 @@ def finished_pairs(suite: SuiteRuns) -> dict[str, list[tuple[Path, Path]]]:
 def main(
     runs_dir: Path, suite_name: str, data_dir: Path | None, json_path: Path | None, markdown_path: Path | None
 ) -> None:
-    """Every finished run of a suite against its base, image by image."""
+    """Compare every finished run of a suite with its base, image by image."""
     suite = read_suite(runs_dir / suite_name)
     pairs = finished_pairs(suite)
     if not pairs:

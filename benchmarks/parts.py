@@ -40,7 +40,7 @@ SHARE_TO_REACH = 0.05
 
 
 class EpochEnds(logging.Handler):
-    """When each epoch of a run ended, by the line that it prints then."""
+    """Records when each epoch of a run ended, from its log lines."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -52,7 +52,7 @@ class EpochEnds(logging.Handler):
 
 
 def shares_of_an_epoch(run: RunConfig, steps: int, data_dir: Path | None, device: str) -> dict[str, float]:
-    """The share of each part in an epoch of all images of the data set, with as many processes as the program has."""
+    """Return the share of each part in an epoch of the full data set, with as many processes as the program uses."""
     places, sample = slots(device), sample_for(run, steps, data_dir)
     out = {"run": shortened(run, sample, 3).model_dump(mode="json"), "sample": sample}
     results = side_by_side("benchmarks.parts:seconds_of_parts", places, [out] * len(places))
@@ -61,7 +61,7 @@ def shares_of_an_epoch(run: RunConfig, steps: int, data_dir: Path | None, device
         "training steps": (size.train - run.holdout) / sample.train_images,
         "augmentation and batching": (size.train - run.holdout) / sample.train_images,
         "evaluation": (size.test + run.holdout) / sample.test_images,
-        # Once an epoch, however many images it has.
+        # Once an epoch, independent of the number of images.
         "logging": 1.0,
     }
     seconds = {part: growth[part] * sum(result[part] for result in results) for part in PARTS}
@@ -69,7 +69,7 @@ def shares_of_an_epoch(run: RunConfig, steps: int, data_dir: Path | None, device
 
 
 def seconds_of_parts(run: dict[str, Any], sample: Sample, device: str, threads: int | None) -> dict[str, float]:
-    """Seconds of each part in the last epoch of a run on the sample."""
+    """Return the seconds of each part in the last epoch of a run on the sample."""
     data, settings, at, ends = sample.load(), RunConfig.checked(run), choose_device(device), EpochEnds()
     log = logging.getLogger("aafit")
     level = log.level
@@ -102,7 +102,7 @@ def seconds_of_parts(run: dict[str, Any], sample: Sample, device: str, threads: 
 
 
 def table_of_parts(out: Report, runs: dict[str, RunConfig], steps: int, data_dir: Path | None, device: str) -> None:
-    """The shares of an epoch of each kind of run."""
+    """Report the shares of an epoch of each kind of run."""
     rows: list[Row] = []
     for kind, run in runs.items():
         shares = shares_of_an_epoch(run, steps, data_dir, device)
@@ -118,7 +118,7 @@ def table_of_parts(out: Report, runs: dict[str, RunConfig], steps: int, data_dir
 @device_option
 @json_option
 def main(steps: int, kinds: tuple[str, ...], data_dir: Path | None, device: str, json_path: Path | None) -> None:
-    """Where the time of an epoch of the program goes, for each kind of run."""
+    """Measure how the time of an epoch is divided, for each kind of run."""
     with report(json_path) as out:
         table_of_parts(out, chosen_kinds(kinds), steps, data_dir, device)
 

@@ -30,7 +30,7 @@ NETWORKS = {"base": "SiLU", "tuned": "AHAF as SiLU"}
 
 
 def suite_of(dataset: str, train_images: int | None, epochs: int, seeds: tuple[int, ...], batch_size: int) -> Suite:
-    """A base network and an AHAF tuned from it, in each precision."""
+    """Return a suite with a base network and an AHAF tuned from it."""
     runs = []
     for precision in PRECISIONS:
         common = {"dataset": dataset, "train_images": train_images, "batch_size": batch_size, "precision": precision}
@@ -42,7 +42,7 @@ def suite_of(dataset: str, train_images: int | None, epochs: int, seeds: tuple[i
 
 
 def accuracies(suite: Suite, data_dir: Path | None, device: str) -> dict[str, list[float]]:
-    """The test accuracy after the last epoch of each run, in percent, by the run's name: one a seed."""
+    """Return the test accuracies in percent after the last epoch, one for each seed, by run."""
     with tempfile.TemporaryDirectory() as folder:
         summary = run_suite(
             suite, Path(folder), RunOptions(device=device, data_dir=data_dir), console=Console(file=io.StringIO())
@@ -58,7 +58,7 @@ def accuracies(suite: Suite, data_dir: Path | None, device: str) -> dict[str, li
 
 
 def compared(float32: list[float], bf16: list[float]) -> Row:
-    """The means, their difference, and the spread over the seeds."""
+    """Return the means, their difference, and the standard deviation over the seeds."""
     spreads = [stdev(values) if len(values) > 1 else None for values in (float32, bf16)]
     difference = mean(bf16) - mean(float32)
     return {
@@ -89,7 +89,7 @@ def main(
     device: str,
     json_path: Path | None,
 ) -> None:
-    """Accuracy in float32 and in bf16, on CIFAR-10 where --data-dir holds it, else on MNIST-5k."""
+    """Compare accuracy in float32 and bf16, on CIFAR-10 if --data-dir holds it, else on MNIST-5k."""
     dataset = "CIFAR-10" if data_dir else "MNIST-5k"
     train_images = train_images or len(load_dataset(dataset, data_dir).train)
     suite = suite_of(dataset, train_images, epochs, seeds, batch_size)

@@ -24,7 +24,7 @@ from benchmarks.harness import Command
 
 
 def rebuild(suite: SuiteRuns, run: RunRecord) -> None:
-    """Write the network of a finished run from that of its base.
+    """Rebuild the network of a finished run from that of its base.
 
     Raises:
         UserError: it has no base or no activations, or what comes out is not the network that the run ended with.
@@ -48,7 +48,7 @@ def rebuild(suite: SuiteRuns, run: RunRecord) -> None:
 
 
 def strike_missing_optimizer(folder: Path) -> None:
-    """Let `done.json` not list the state of an optimizer that is not there."""
+    """Remove a missing optimizer state from `done.json`."""
     done = Done.of(folder)
     if OPTIMIZER in done.sha256 and not (folder / OPTIMIZER).exists():
         there = {name: digest for name, digest in done.sha256.items() if name != OPTIMIZER}
@@ -60,7 +60,7 @@ def strike_missing_optimizer(folder: Path) -> None:
 @click.option("--runs-dir", default=Path("runs"), show_default=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--suite", "suite_name", default="paper", show_default=True, help="Suite whose networks are rebuilt.")
 def main(runs_dir: Path, suite_name: str) -> None:
-    """The missing networks of a suite's finished runs, from those of their bases."""
+    """Rebuild the missing networks of a suite's finished runs."""
     suite = read_suite(runs_dir / suite_name)
     refused = []
     for runs in suite.by_name().values():

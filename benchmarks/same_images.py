@@ -30,7 +30,7 @@ SHOWN = (1, 3, 10, 30, 100, 300)
 
 
 class Judge:
-    """A row of losses for a network of a setting, on the images fitted, on those kept back, and on the test images."""
+    """Evaluates a network of a setting on the fitted, the held-out and the test images."""
 
     def __init__(self, setting: Setting, test: Split) -> None:
         self.setting, self.test = setting, test
@@ -49,7 +49,7 @@ class Judge:
 
 
 def tuned_rows(judge: Judge, epochs: int, dropout: bool) -> list[Row]:
-    """Gradient steps, judged after some of the epochs."""
+    """Return rows of gradient steps, evaluated after some of the epochs."""
     setting = judge.setting
     run, net = setting.run, copy.deepcopy(setting.start.net)
     if not dropout:
@@ -77,7 +77,7 @@ def tuned_rows(judge: Judge, epochs: int, dropout: bool) -> list[Row]:
 
 
 def identified_row(judge: Judge) -> Row:
-    """Gauss-Newton, to its end."""
+    """Return the row of a full identification."""
     setting = judge.setting
     net = copy.deepcopy(setting.start.net)
     began = perf_counter()
@@ -105,7 +105,7 @@ def main(
     json_path: Path | None,
     markdown_path: Path | None,
 ) -> None:
-    """Adam and Gauss-Newton on the same held-out images, from the same start."""
+    """Compare Adam and Gauss-Newton on the same held-out images, from the same initialization."""
     setting = setting_of(folder, cnn, fc, data_dir, images)
     judge = Judge(setting, images_of(setting.run.dataset, data_dir, setting.run.holdout).test)
     with report(json_path, markdown_path) as out, arithmetic(setting.run.precision):

@@ -55,7 +55,7 @@ def main(
     device: str,
     json_path: Path | None,
 ) -> None:
-    """Images a second and memory as batch, processes, seeds and runs in lockstep grow."""
+    """Measure throughput and memory as batch size, processes, seeds and runs in lockstep grow."""
     with report(json_path) as out:
         for kind, run in chosen_kinds(kinds, precision).items():
             _batches(out, kind, run, batch_sizes, images, data_dir, device)

@@ -32,7 +32,7 @@ def hash_of(key: str, hashes: str) -> str:
 
 
 def write_run(job: dict[str, Any], settings_hash: str, template: Path) -> None:
-    """The folder of a finished run with made-up numbers."""
+    """Write the folder of a finished run with made-up numbers."""
     run, folder = job["config"], Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     config = {"format": 2, "hash": settings_hash, "run": run, "seed": job["seed"], "parent_hash": job["parent_hash"]}

@@ -37,7 +37,7 @@ NO_PROGRESS = 40
 
 
 def start(schedule: Schedule, log: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-    """The schedule in a process of its own."""
+    """Start the schedule in a separate process."""
     with log.open("ab") as file:
         process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "benchmarks.witness", "schedule"],
@@ -54,13 +54,13 @@ def start(schedule: Schedule, log: Path, prefix: tuple[str, ...] = ()) -> subpro
 
 
 def storm(schedule: Schedule, weather: Weather, kills: int, every: float, log: Path) -> tuple[Counter[str], int]:
-    """Kill at random moments, `every` seconds in the mean, until there were so many and the suite is done.
+    """Kill processes at random times until `kills` are reached and the suite is done.
 
     Returns:
-        What was killed how often, and how often the schedule was started.
+        How often each kind of process was killed, and how often the schedule was started.
 
     Raises:
-        RuntimeError: the suite does not get done though nothing is killed any more.
+        RuntimeError: the suite does not finish although nothing is killed any more.
     """
     killed: Counter[str] = Counter()
     starts, idle = 0, 0
@@ -94,7 +94,7 @@ def storm(schedule: Schedule, weather: Weather, kills: int, every: float, log: P
 
 
 def full_disk(schedule: Schedule, log: Path, kilobytes: int) -> str:
-    """The suite on a disk of its own that is too small, then on the same with room; what was said when it was full.
+    """Run the suite on a disk that is too small, then on a larger one; return the output of the first attempt.
 
     The disk is memory, mounted for these processes alone; what is done there is in `schedule.runs_dir` at the end.
 
@@ -133,7 +133,7 @@ ROOM = "now there is room"
 
 
 def differences(schedule: Schedule, other: Path) -> list[str]:
-    """What differs between the finished runs of a schedule and those in another runs folder, in words."""
+    """Describe the differences between the finished runs of a schedule and those in another runs folder."""
     found = []
     theirs = jobs_of(schedule.chosen(), other)
     for key, job in jobs_of(schedule.chosen(), schedule.runs_dir).items():
@@ -151,7 +151,7 @@ def differences(schedule: Schedule, other: Path) -> list[str]:
 
 
 def untimed(file: Path) -> list[dict[str, str]]:
-    """The rows of the metrics without what a clock says."""
+    """Return the rows of the metrics without times."""
     return [{name: cell for name, cell in row.items() if not name.endswith("seconds")} for row in read_rows(file)]
 
 
@@ -191,7 +191,7 @@ def main(
     folder: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Disturb a suite in every way, and compare what came out with the undisturbed one."""
+    """Disturb a suite in every way, and compare its runs with undisturbed ones."""
     random.seed(chance)
     with report(json_path) as out, tempfile.TemporaryDirectory() as temporary:
         where = (folder or Path(temporary)).absolute()
@@ -236,7 +236,7 @@ PART = {"kills": do_kills, "clock": do_clock, "disk": do_disk}
 
 
 def disturbed(out: Report, asked: Schedule, weather: Weather, kills: int, every: float, quiet: Path) -> bool:
-    """A storm, again in another folder while there are kills left; whether all came out as undisturbed."""
+    """Disturb the suite until all kills are used; return whether its runs equal the undisturbed ones."""
     began, killed, starts, same, runs = time.monotonic(), Counter[str](), 0, True, 0
     while killed.total() < kills or not runs:
         again = asked.model_copy(update={"runs_dir": asked.runs_dir.with_name(f"runs{runs}")})
@@ -250,7 +250,7 @@ def disturbed(out: Report, asked: Schedule, weather: Weather, kills: int, every:
 
 
 def verdict(out: Report, asked: Schedule, quiet: Path) -> bool:
-    """Say whether the runs are those of the undisturbed suite, each done by one process at once."""
+    """Report whether the runs equal the undisturbed ones, each done by one process at a time."""
     different = differences(asked, quiet)
     twice = Path(os.environ[witness.FOLDER]) / witness.TWICE
     count = len(jobs_of(asked.chosen(), asked.runs_dir))

@@ -107,7 +107,7 @@ class FNeuron(nn.Module):
         return result
 
     def membership(self, i: int, distance: Tensor) -> Tensor:
-        """The i-th membership function of the distance from its centre in radii."""
+        """Return the i-th membership, given the distance from its centre in radii."""
         if i == 0:
             return torch.clamp(1 - distance, 0, 1)
         if i == len(self.centres) - 1:
@@ -116,7 +116,7 @@ class FNeuron(nn.Module):
 
 
 def activation(text: str) -> nn.Module:
-    """What "ReLU", "SiLU", "AHAF as SiLU", "LEAF as Tanh", "F-Neuron as Tanh" or "F-Neuron random" names."""
+    """Return the activation of a text such as "ReLU", "AHAF as SiLU", "LEAF as Tanh" or "F-Neuron random"."""
     family, _, start = text.partition(" ")
     start = start.removeprefix("as ")
     if family == "AHAF":
@@ -130,7 +130,7 @@ def activation(text: str) -> nn.Module:
 
 
 class KerasNet(nn.Module):
-    """The network of the experiment for images of 3x32x32, with activations that texts name."""
+    """KerasNet for 3x32x32 images, with activations given by name."""
 
     def __init__(self, cnn: str, fc: str) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class KerasNet(nn.Module):
 
 
 class AugmentedImages(Dataset[tuple[Tensor, int]]):
-    """Images one by one, each flipped at random and then shifted by up to a tenth of its side."""
+    """A data set that flips each image at random and shifts it by up to a tenth of its side."""
 
     def __init__(self, split: Split) -> None:
         self.images_BHWC = split.images_BHWC.numpy()
@@ -173,7 +173,7 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
 
 
 def augmented(image: Image.Image, flip: bool, shift: tuple[int, int]) -> Image.Image:
-    """The image, flipped left to right where `flip`, then moved right and down by whole pixels, with black fill."""
+    """Return the image, flipped horizontally if `flip`, then shifted by whole pixels with black fill."""
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     x, y = shift
@@ -186,7 +186,7 @@ def as_input(image: Image.Image) -> Tensor:
 
 
 def optimizer_for(net: nn.Module, train: str, p24sl: bool = False) -> Optimizer:
-    """Adam on all parameters, or on those of the activations with everything else frozen.
+    """Return Adam for all parameters, or for those of the activations with everything else frozen.
 
     With `p24sl` p2 and p4 of LEAF learn a thousand times slower.
     """
@@ -201,7 +201,7 @@ def optimizer_for(net: nn.Module, train: str, p24sl: bool = False) -> Optimizer:
 
 
 def training_step(net: nn.Module, optimizer: Optimizer, x_BCHW: Tensor, y_B: Tensor) -> float:
-    """One step on one batch; the loss before it."""
+    """Take one step on one batch; return the loss before it."""
     optimizer.zero_grad()
     loss = F.cross_entropy(net(x_BCHW), y_B)
     loss.backward()
@@ -212,10 +212,10 @@ def training_step(net: nn.Module, optimizer: Optimizer, x_BCHW: Tensor, y_B: Ten
 def step_seconds(
     cnn: str, fc: str, train: str, batch_size: int, sample: Sample, steps: int, device: str, p24sl: bool, compiled: bool
 ) -> Iterator[float]:
-    """Yield the seconds a step of the loop over `steps` batches, again and again; the first time warms up.
+    """Yield the seconds of a step, averaged over `steps` batches, repeatedly; the first warms up.
 
-    Before each measurement `WARM_STEPS` batches are trained on without being counted: what the loader has prepared
-    while nobody asked for it is used up by then.
+    Before each measurement `WARM_STEPS` batches are trained on without being counted: they use up the batches that
+    the loader prefetched in between.
     """
     at = torch.device(device)
     net: nn.Module = KerasNet(cnn, fc).to(at).train()
@@ -243,7 +243,7 @@ def straightforward_step(
 ) -> Iterator[Callable[[], float]]:
     """Start the straightforward training loop, one process with torch's own number of threads.
 
-    Each call of the callable that the block is given measures the seconds a step over `steps` more steps.
+    The block gets a callable that measures the seconds of a step over `steps` more steps.
     """
     place = slots(device, 1)[0]
     with measuring(
@@ -274,7 +274,7 @@ def _one_measurement(run: RunConfig, steps: int, data_dir: Path | None, device: 
 @device_option
 @json_option
 def main(steps: int, data_dir: Path | None, device: str, json_path: Path | None) -> None:
-    """Seconds an epoch of 50,000 images of the straightforward training loop, for each kind of run."""
+    """Measure an epoch of 50,000 images of the straightforward training loop, for each kind of run."""
     with report(json_path) as out:
         rows: list[Row] = [
             {"kind": kind, "seconds": _one_measurement(run, steps, data_dir, device) * math.ceil(50_000 / 128)}

@@ -34,14 +34,14 @@ COLDEST, HOTTEST = 0.05, 20.0
 
 
 def logits_of(folder: Path, images: Split) -> Tensor:
-    """The logits (N, K) of the network of a run, in float64."""
+    """Return the logits of the network of a run, (N, K) in float64."""
     net = load_run(folder).float()
     with evaluation_mode(net):
         return torch.cat([net(x_B).double() for x_B, _ in evaluation_batches(images)])
 
 
 def fitted_temperature(logits_NK: Tensor, labels_N: Tensor) -> float:
-    """The temperature T > 0 with the lowest mean cross-entropy of logits / T."""
+    """Return the temperature T > 0 that minimizes the mean cross-entropy of logits / T."""
 
     def loss(log_temperature: float) -> float:
         return F.cross_entropy(logits_NK / torch.tensor(log_temperature).exp(), labels_N).item()
@@ -51,7 +51,7 @@ def fitted_temperature(logits_NK: Tensor, labels_N: Tensor) -> float:
 
 
 def row_of(name: str, runs: list[RunRecord], data_dir: Path | None) -> Row:
-    """Means over the seeds of a run: its temperature, and the test loss without and with it."""
+    """Return the means over the seeds of a run: temperature, and test loss without and with it."""
     temperatures, before, after = [], [], []
     for run in runs:
         config = Config.of(run.folder)
@@ -83,7 +83,7 @@ def row_of(name: str, runs: list[RunRecord], data_dir: Path | None) -> Row:
 def main(
     runs_dir: Path, suite_name: str, data_dir: Path | None, json_path: Path | None, markdown_path: Path | None
 ) -> None:
-    """The test loss of every network of a suite, without and with a fitted temperature."""
+    """Measure the test loss of every network of a suite, without and with a fitted temperature."""
     by_name = read_suite(runs_dir / suite_name).by_name()
     finished = {
         name: [run for run in runs if run.done is not None and run.diverged is None] for name, runs in by_name.items()

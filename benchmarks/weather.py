@@ -20,19 +20,19 @@ JUMPS = (-300_000, -3600, -40, 0, 40, 3600, 34_560_000)
 
 
 class Weather(Protocol):
-    """What can be done to the processes of an engine; each says whether it found something to do it to."""
+    """Ways to disturb the processes of an engine; each returns whether it found a process to disturb."""
 
     kinds: Mapping[str, Callable[[], bool]]
 
     @property
     def address(self) -> str | None:
-        """Of the cluster, None where there is none."""
+        """Return the address of the cluster; None without one."""
 
     def close(self) -> None: ...
 
 
 class ThisMachine:
-    """The local engine: only the processes of runs can die, besides the schedule."""
+    """The local engine: besides the schedule, only the processes of runs can be killed."""
 
     def __init__(self) -> None:
         self.kinds: Mapping[str, Callable[[], bool]] = {"process of a run": kill_a_run}
@@ -46,7 +46,7 @@ class ThisMachine:
 
 
 class RayNodes:
-    """Two Ray nodes of one core on this machine, which die and are replaced."""
+    """Two Ray nodes of one core on this machine, which are killed and replaced."""
 
     def __init__(self) -> None:
         self.kinds: Mapping[str, Callable[[], bool]] = {
@@ -99,7 +99,7 @@ class RayNodes:
 
 
 def marked() -> Iterator[tuple[int, str]]:
-    """The processes of this storm: number and command line."""
+    """Return process number and command line of the processes of this storm."""
     mark = f"{MARK}={os.environ[MARK]}".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -113,7 +113,7 @@ def runs() -> list[int]:
 
 
 def kill(found: Sequence[int]) -> bool:
-    """kill -9 of one of these processes."""
+    """Kill one of these processes (SIGKILL)."""
     if not found:
         return False
     with suppress(ProcessLookupError):
@@ -126,7 +126,7 @@ def kill_a_run() -> bool:
 
 
 def kill_a_ray_worker() -> bool:
-    """What a process of a run is a child of; its title hides whether it is of this storm."""
+    """Kill the parent of a process of a run; its own title does not show that it belongs to this storm."""
     found = []
     for number in runs():
         with suppress(OSError):
@@ -137,7 +137,7 @@ def kill_a_ray_worker() -> bool:
 
 
 def kill_the_rest() -> None:
-    """End what is left of the storm."""
+    """Kill the remaining processes of the storm."""
     for number, _ in marked():
         if number != os.getpid():
             with suppress(ProcessLookupError):
@@ -146,7 +146,7 @@ def kill_the_rest() -> None:
 
 @contextmanager
 def jumping(folder: Path) -> Iterator[Weather]:
-    """This machine, where the wall clock of the storm's processes jumps, see clock.c.
+    """This machine, with a wall clock that jumps for the storm's processes, see clock.c.
 
     Raises:
         UserError: there is no C compiler here.

@@ -43,14 +43,14 @@ from benchmarks.workload import Measured, measured_run
 
 
 def seconds_an_epoch(measured: Measured, run: RunConfig) -> float:
-    """Seconds of a process for one whole epoch of `run`: training, and all evaluation."""
+    """Return the seconds of a process for one full epoch of `run`: training and evaluation."""
     size = SIZES[run.dataset]
     images = run.train_images or size.train - run.holdout
     return measured.training_of(images) + measured.evaluation_of(size.test + run.holdout)
 
 
 def timed(steps: int, data_dir: Path | None, jobs: int | None) -> Callable[[RunConfig, str, int], float]:
-    """A function that times an epoch of a run among as many processes as will be side by side."""
+    """Return a function that times an epoch of a run with all processes side by side."""
 
     def measure(run: RunConfig, device: str, lockstep: int) -> float:
         known = math.ceil((run.train_images or SIZES[run.dataset].train - run.holdout) / run.batch_size)
@@ -63,7 +63,7 @@ def timed(steps: int, data_dir: Path | None, jobs: int | None) -> Callable[[RunC
 
 
 def projected(suite: Suite, steps: int, data_dir: Path | None, device: str, jobs: int | None = None) -> Estimate:
-    """The plan of a suite of which nothing is done yet."""
+    """Return the plan of a suite without finished runs."""
     with tempfile.TemporaryDirectory() as empty:
         return estimate(suite, Path(empty), RunOptions(jobs=jobs, device=device), measure=timed(steps, data_dir, jobs))
 

@@ -52,7 +52,7 @@ class Schedule(BaseModel):
         return suite if self.epochs_scale is None else suite.scaled(self.epochs_scale)
 
     def run(self) -> int:
-        """Do the suite; 0 when all is done."""
+        """Run the suite; return 0 if all runs are done."""
         engine = open_engine(self.engine, self.address, "cpu", self.jobs)
         engine.command = WORKER
         try:
@@ -66,7 +66,7 @@ class Schedule(BaseModel):
 
 @contextmanager
 def witnessed(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """`locked`, and a note of whoever else works in the folder meanwhile."""
+    """Lock the folder as `locked` does, and record any other process that works in it meanwhile."""
     witnesses = Path(os.environ[FOLDER])
     with locked(folder, patience), (witnesses / sha256(str(folder).encode()).hexdigest()).open("a") as file:
         try:

@@ -64,7 +64,7 @@ images_option = click.option(
 
 
 def chosen_kinds(names: Iterable[str] | None = None, precision: str = "float32") -> dict[str, RunConfig]:
-    """A run of each kind, or of those named.
+    """Return a run of each kind, or of the named ones.
 
     Raises:
         UserError: there is no such kind.
@@ -76,7 +76,7 @@ def chosen_kinds(names: Iterable[str] | None = None, precision: str = "float32")
 
 @dataclass(frozen=True)
 class Sample:
-    """So many images of a data set; of noise where `data_dir` does not say where the real ones are."""
+    """A subset of a data set; images of noise if `data_dir` is None."""
 
     dataset: str
     train_images: int
@@ -84,14 +84,14 @@ class Sample:
     data_dir: Path | None = None
 
     def load(self) -> Dataset:
-        """The images: the same ones at each call.
+        """Load the images, the same ones at each call.
 
         Raises:
             UserError: the data set is not in `data_dir`.
         """
         if self.data_dir is None:
             return noise_like(self.dataset, self.train_images, self.test_images)
-        # Cut here, not by `train_images`: more may be asked for than there are.
+        # Not by `train_images`: more images than exist may be needed.
         data = load_dataset(self.dataset, self.data_dir)
         test = data.test.at(torch.arange(min(self.test_images, len(data.test))))
         train = data.train.at(torch.arange(self.train_images) % len(data.train))
@@ -100,7 +100,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of a process for each epoch of the sample: medians over its epochs and the processes side by side.
+    """Seconds of a process for an epoch of the sample: medians over epochs and processes side by side.
 
     Attributes:
         wall: seconds from the start of the first process to the end of the last.
@@ -118,17 +118,17 @@ class Measured:
     peak: int | None
 
     def training_of(self, images: int) -> float:
-        """Seconds of a process to train on so many images."""
+        """Return the seconds of a process to train on a number of images."""
         ours = math.ceil(self.sample.train_images / self.batch_size)
         return self.training * math.ceil(images / self.batch_size) / ours
 
     def evaluation_of(self, images: int) -> float:
-        """Seconds of a process to evaluate so many images."""
+        """Return the seconds of a process to evaluate a number of images."""
         return self.evaluation * images / self.sample.test_images
 
     @property
     def images_a_second(self) -> float:
-        """Images trained on by all processes together."""
+        """Images a second, all processes together."""
         return self.processes * self.sample.train_images / self.training
 
 
@@ -141,9 +141,9 @@ def measured_in_turns(
     processes: int | None = None,
     lockstep: int = 1,
 ) -> Iterator[Callable[[], Measured]]:
-    """As `measured_run`, with processes that stay: each call times one more epoch of `steps` steps in all of them.
+    """Provide a callable that times one more epoch of `steps` steps in processes that stay alive.
 
-    The processes have warmed up caches and compilers when the block begins.
+    Caches and compilers are warm when the block begins.
 
     Raises:
         UserError: the device is not here, or the images are not in `data_dir`.
@@ -184,7 +184,7 @@ def measured_in_turns(
 def epochs_in_turns(
     run: dict[str, Any], seed: int, sample: Sample, device: str, threads: int | None, lockstep: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield the seconds of one epoch of runs in lockstep, again and again; the first is one that warms up."""
+    """Yield the seconds of one epoch of runs in lockstep, repeatedly; the first warms up."""
     settings, data = RunConfig.checked(run), sample.load()
     while True:
         with tempfile.TemporaryDirectory() as folder:
@@ -216,7 +216,7 @@ def merged(rounds: Sequence[Measured]) -> Measured:
 
 
 def sample_for(run: RunConfig, steps: int, data_dir: Path | None) -> Sample:
-    """The images for so many steps of a run, and some to evaluate."""
+    """Return the images for a number of steps of a run, and some to evaluate."""
     return Sample(run.dataset, steps * run.batch_size, EVALUATED, data_dir)
 
 
@@ -230,7 +230,7 @@ def measured_run(
     seeds: int | None = None,
     lockstep: int = 1,
 ) -> Measured:
-    """Time `epochs` epochs of `steps` steps, after one that warms up caches and compilers.
+    """Time `epochs` epochs of `steps` steps, after a warm-up epoch.
 
     Args:
         processes: side by side; by default one for each core, or for each GPU.
@@ -264,7 +264,7 @@ def measured_run(
 
 
 def shortened(run: RunConfig, sample: Sample, epochs: int) -> RunConfig:
-    """The run for so many epochs of the sample, on its own: what it costs does not depend on its weights."""
+    """Return the run for a number of epochs of the sample, without its parent: its cost does not depend on weights."""
     alone = {"parent": None, "init_from": None, "start_epoch": 0, "epochs": epochs}
     return run.model_copy(update=alone | {"holdout": 0, "train_images": sample.train_images})
 
@@ -272,7 +272,7 @@ def shortened(run: RunConfig, sample: Sample, epochs: int) -> RunConfig:
 def epochs_of(
     run: dict[str, Any], seed: int, sample: Sample, device: str, threads: int | None, lockstep: int = 1
 ) -> dict[str, Any]:
-    """Do runs in lockstep on the sample: seconds of all their epochs but the first, and the most memory held."""
+    """Run in lockstep on the sample; return the seconds of all epochs but the first, and the peak memory."""
     settings = RunConfig.checked(run)
     with tempfile.TemporaryDirectory() as folder:
         folders = [Path(folder) / f"run{number}" for number in range(lockstep)]
@@ -291,7 +291,7 @@ def epochs_of(
 
 @dataclass(frozen=True)
 class Halves:
-    """The held-out images of a run as an identification takes them: those that it fits, and the rest."""
+    """The held-out images of a run, divided as an identification divides them: fitted and held out."""
 
     fitted: Split
     rest: Split
@@ -299,7 +299,7 @@ class Halves:
 
     @classmethod
     def of(cls, heldout: Split, rest: int, seed: int, precision: str) -> "Halves":
-        """In the order that `aafit.identify` draws from the seed; the first `rest` images are not fitted."""
+        """Divide in the order that `aafit.identify` draws from the seed; the first `rest` images are not fitted."""
         order_N = torch.randperm(len(heldout), generator=torch.Generator().manual_seed(seed))
         return cls(heldout.at(order_N[rest:]), heldout.at(order_N[:rest]), precision)
 
@@ -319,7 +319,7 @@ def images_of(name: str, folder: Path | None, holdout: int) -> Dataset:
 
 
 def heldout_of(run: RunConfig, fingerprint: str, folder: Path | None) -> Split:
-    """The images held out of a run's training.
+    """Return the images held out of a run's training.
 
     Raises:
         UserError: it held none out, or the folder has another copy of the data set.
@@ -335,7 +335,7 @@ def heldout_of(run: RunConfig, fingerprint: str, folder: Path | None) -> Split:
 
 @dataclass(frozen=True)
 class Setting:
-    """A base network with its activations replaced, and held-out images to identify them on."""
+    """A base network with replaced activations, and held-out images to identify them on."""
 
     run: RunConfig
     seed: int
@@ -349,7 +349,7 @@ class Setting:
         return self.start.base
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All of the images, in the order in which a run hands them to `aafit.identify`."""
+        """Return all images, in the order in which a run passes them to `aafit.identify`."""
         return self.halves.batches(self.heldout)
 
     def identify(self, net: nn.Module, base: nn.Module | None) -> Identification:
@@ -369,7 +369,7 @@ class Setting:
 def setting_of(
     folder: Path, cnn: str | None, fc: str | None, data_dir: Path | None, images: int | None = None
 ) -> Setting:
-    """The base network of a run folder with other activations, from the start that a suite's run would have.
+    """Return the base network of a run folder with other activations, initialized as in a suite's run.
 
     Raises:
         UserError: the run is not finished, held no images out, or is given no adaptive activation.

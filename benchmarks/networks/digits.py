@@ -46,7 +46,7 @@ def batches(x_B: Tensor, y_B: Tensor) -> Batches:
 
 
 def same_when_loaded(base: nn.Module, net: nn.Module, x_B: Tensor) -> int:
-    """The size in bytes of the file of the activations, put onto the base again; the network must be the same."""
+    """Save the activations, load them onto the base, check that the outputs are equal, and return the size in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "activations.safetensors"
         save_activations(net, path)
@@ -56,7 +56,7 @@ def same_when_loaded(base: nn.Module, net: nn.Module, x_B: Tensor) -> int:
 
 
 def chain(fitted: int, judged: int, epochs: int) -> Iterator[Row]:
-    """A row a replacement: accuracy just replaced, tuned, and identified."""
+    """Return a row for each replacement: accuracy before tuning, tuned, and identified."""
     base = digit_cnn()
     x_B, y_B = digits()
     here = batches(x_B[:fitted], y_B[:fitted])
@@ -91,7 +91,7 @@ def chain(fitted: int, judged: int, epochs: int) -> Iterator[Row]:
 @json_option
 @markdown_option
 def main(fitted: int, judged: int, epochs: int, json_path: Path | None, markdown_path: Path | None) -> None:
-    """The digit recognizer with other activations."""
+    """Measure the digit recognizer with other activations."""
     with report(json_path, markdown_path) as out, arithmetic("float32", 1):
         title = f"The digit recognizer: accuracy on {judged} digits of MNIST-5k that were not fitted"
         out.table(title, chain(fitted, judged, epochs))

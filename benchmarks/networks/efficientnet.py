@@ -40,13 +40,13 @@ SHARINGS: tuple[Sharing, ...] = ("layer", "channel")
 
 
 def outputs(net: nn.Module, x_B: Tensor) -> Tensor:
-    """The logits (B, 1000)."""
+    """Return the logits, (B, 1000)."""
     with torch.inference_mode():
         return torch.cat([net(part) for part in x_B.split(BATCH)])
 
 
 class Trial:
-    """The base network, and patches to fit and to judge."""
+    """The base network, patches to fit, and held-out patches."""
 
     def __init__(self, fitted: int, judged: int) -> None:
         self.base = efficientnet_lite0()
@@ -60,7 +60,7 @@ class Trial:
 
 
 def untuned(trial: Trial, sharings: Sequence[Sharing]) -> Iterator[Row]:
-    """What is fitted to ReLU6 on its own inputs. Restored, each network must give the base's logits to the last bit."""
+    """Return a row for each family fitted to ReLU6. Restored, the logits must be bit-identical to the base's."""
     for name, new in REPLACEMENTS.items():
         for sharing in sharings:
             began = time.process_time()
@@ -70,7 +70,7 @@ def untuned(trial: Trial, sharings: Sequence[Sharing]) -> Iterator[Row]:
 
 
 def brought_back(trial: Trial, sharings: Sequence[Sharing], epochs: int) -> Iterator[Row]:
-    """LEAF as ReLU, which rises on where ReLU6 is flat: just replaced, tuned, and identified."""
+    """Return the rows of LEAF as ReLU, unbounded where ReLU6 is flat: before tuning, tuned, and identified."""
     batches = list(trial.here.split(BATCH))
     ways: dict[str, Callable[[nn.Module], Any]] = {
         "just replaced": lambda net: None,
@@ -104,7 +104,7 @@ def main(
     json_path: Path | None,
     markdown_path: Path | None,
 ) -> None:
-    """EfficientNet-Lite0 with other activations."""
+    """Measure EfficientNet-Lite0 with other activations."""
     sharings = SHARINGS if sharing is None else (sharing,)
     with report(json_path, markdown_path) as out, arithmetic("float32", 1):
         trial = Trial(fitted, judged)

@@ -9,7 +9,7 @@ from aafit.networks.adaptive import adaptive_parameters
 
 
 def adaptive_numbers(net: nn.Module) -> int:
-    """How many numbers the adaptive activations of a network have."""
+    """Return the number of adaptive parameters of a network."""
     return sum(parameter.numel() for parameter in adaptive_parameters(net).values())
 
 
@@ -20,7 +20,7 @@ class Kept:
     Attributes:
         cosine: Mean cosine of the two embeddings of a text.
         lowest: The least of them.
-        nearest: Share of the texts whose nearest neighbour among the others is the same.
+        nearest: Share of texts whose nearest neighbour among the others is unchanged.
         ranks: Mean over the texts of the rank correlation of its cosines with all the others.
     """
 
@@ -38,7 +38,7 @@ class Kept:
         return cls(cosine_N.mean().item(), cosine_N.min().item(), nearest.item(), _correlation(*ranks))
 
     def row(self) -> dict[str, str]:
-        """For a table."""
+        """Return the cells of a table."""
         return {
             "cosine": f"{self.cosine:.5f}",
             "lowest": f"{self.lowest:.4f}",
@@ -48,7 +48,7 @@ class Kept:
 
 
 def _others(e_NC: Tensor) -> Tensor:
-    """The cosines of each text with the others, (N, N - 1)."""
+    """Return the cosine of each text with every other one, (N, N - 1)."""
     count = len(e_NC)
     return (e_NC @ e_NC.T)[~torch.eye(count, dtype=torch.bool)].reshape(count, count - 1)
 
@@ -61,7 +61,7 @@ def _correlation(one_NN: Tensor, other_NN: Tensor) -> float:
 
 @dataclass(frozen=True)
 class SameClasses:
-    """Two sets of logits, (N, K) each: the share of equal predictions, and the relative error of all logits."""
+    """Compare two sets of logits, (N, K) each: prediction agreement and relative error."""
 
     agreement: float
     relative: float
@@ -73,5 +73,5 @@ class SameClasses:
         return cls(same, error.item())
 
     def row(self) -> dict[str, str]:
-        """For a table."""
+        """Return the cells of a table."""
         return {"same top-1": f"{self.agreement:.1%}", "relative error": f"{self.relative:.2e}"}

@@ -37,7 +37,7 @@ RATE = 22_050
 
 @cache
 def sentences(fitted: int, judged: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """English sentences to fit, and others to judge.
+    """Return English sentences to fit, and held-out ones.
 
     Those to fit are from docstrings of one half of the modules of the standard library. Those to judge are from the
     other half, and three in ten from the licences of the installed packages.
@@ -60,7 +60,7 @@ def _docstring_sentences(path: Path) -> Iterator[str]:
 
 
 def split(text: str) -> Iterator[str]:
-    """Sentences of 40 to 240 characters with words enough, one line each."""
+    """Split text into sentences of 40 to 240 characters, one line each."""
     for sentence in re.split(r"(?<=[.!?])\s+|\n\s*\n", text):
         line = " ".join(sentence.split())
         if 40 <= len(line) <= 240 and len(re.findall(r"[A-Za-z]{2,}", line)) >= 7:
@@ -86,7 +86,7 @@ def _shuffled(found: set[str]) -> list[str]:
 
 @cache
 def photographs(stride: int = 56, most: int = 40) -> tuple[Tensor, ...]:
-    """Of each of the nine photographs some patches of 224 x 224 pixels, uint8 (N, 3, 224, 224)."""
+    """Return patches of 224 x 224 pixels from each of nine photographs, uint8 (N, 3, 224, 224)."""
     found, generator = [], torch.Generator().manual_seed(0)
     for name, files in PHOTOGRAPHS.items():
         for file in files:
@@ -99,7 +99,7 @@ def photographs(stride: int = 56, most: int = 40) -> tuple[Tensor, ...]:
 
 
 def fitted_and_judged_patches(fitted: int, judged: int) -> tuple[Tensor, Tensor]:
-    """Patches as EfficientNet-Lite0 takes them, in a fixed random order, the two from different photographs."""
+    """Return patches to fit and held-out patches from other photographs, normalized and shuffled."""
     found, generator = photographs(), torch.Generator().manual_seed(0)
     parts = []
     for first, count in ((0, fitted), (1, judged)):
@@ -111,18 +111,18 @@ def fitted_and_judged_patches(fitted: int, judged: int) -> tuple[Tensor, Tensor]
 
 @cache
 def digits() -> tuple[Tensor, Tensor]:
-    """5,000 digits of MNIST as the digit recognizer takes them, (N, 1, 28, 28), and their labels, in a random order."""
+    """Return 5,000 MNIST digits normalized for the digit recognizer, (N, 1, 28, 28), and their labels, shuffled."""
     data = load_dataset("MNIST-5k")
     images = torch.cat([data.train.images_BHWC, data.test.images_BHWC])
     labels = torch.cat([data.train.labels_B, data.test.labels_B])
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    # Not a permutation, whose strides a convolution takes for channels_last: this network views what that gives.
+    # A copy, not a permuted view: convolutions treat its strides as channels_last, and this network views their output.
     x_B = images[order].reshape(-1, 1, 28, 28)
     return (x_B.float() / 255 - 0.1307) / 0.3081, labels[order]
 
 
 def tones(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Sounds with harmonics and noise as CREPE takes them, (N, 1024) at 16 kHz, and their pitches in Hz, made here.
+    """Return synthetic sounds with harmonics and noise, (N, 1024) at 16 kHz, and their pitches in Hz.
 
     The pitch is drawn evenly in its logarithm from 60 to 1000 Hz; up to 20 harmonics fall by 3 to 9 dB an octave;
     noise is 10 to 40 dB below.
@@ -145,14 +145,14 @@ def tones(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @cache
 def drums() -> Tensor:
-    """The music that BeatNet brings, 120 beats a minute, as 50 frames a second of its spectrogram, (T, 272)."""
+    """Return the spectrogram of BeatNet's sample music, 120 beats a minute, 50 frames a second, (T, 272)."""
     samples, rate = package("soundfile").read(folder_of("BeatNet") / "test_data" / "808kick120bpm.mp3")
     sound = resample_poly(samples.reshape(len(samples), -1).mean(1), RATE, rate)
     return spectrogram(torch.from_numpy(sound).float())
 
 
 def spectrogram(sound: Tensor, rate: int = RATE) -> Tensor:
-    """The frames that BeatNet takes: 136 bands on a logarithmic scale, and by how much each has risen.
+    """Return the frames that BeatNet takes: 136 bands on a logarithmic scale, and the increase of each.
 
     The bands are triangles at 24 an octave from 30 Hz to 17 kHz over windows of 64 ms, of which those that are narrower
     than the resolution are left out; log10(1 + magnitude).

@@ -52,19 +52,19 @@ DRAWN = "F-Neuron, 18 knots, straight beyond"
 
 
 def last_hidden_state(out: Any) -> Tensor:
-    """The output that is meant without the embedding, (B, T, C), of padding too."""
+    """Return the last hidden state, (B, T, C), padding included."""
     state: Tensor = out.last_hidden_state
     return state
 
 
 def embedding(out: Any, batch: Batch) -> Tensor:
-    """(B, C): a row of length 1 for each sentence, of the tokens that are no padding."""
+    """Return a normalized embedding for each sentence, (B, C): the mean over the tokens that are not padding."""
     mask = batch.kwargs["attention_mask"][..., None]
     return F.normalize((out.last_hidden_state * mask).sum(1) / mask.sum(1), dim=1)
 
 
 def embeddings(net: nn.Module, batches: Sequence[Tokens]) -> Tensor:
-    """A row for each sentence."""
+    """Return an embedding for each sentence."""
     with torch.inference_mode():
         return torch.cat([run(net, as_inputs(tokens), embedding) for tokens in batches])
 
@@ -74,7 +74,7 @@ def tokenized(tokenize: Tokenize, texts: Sequence[str]) -> list[Tokens]:
 
 
 class Trial:
-    """The base network, and sentences to fit and to judge."""
+    """The base network, sentences to fit, and held-out ones."""
 
     def __init__(self, fitted: int, judged: int) -> None:
         self.base, tokenize = minilm()
@@ -93,14 +93,14 @@ class Trial:
         return {**row, "processor s": round(seconds, 1)}
 
     def adapted(self, what: str, net: nn.Module, adapt: Callable[[nn.Module], object]) -> Row:
-        """The row of `net` when `adapt` has worked on it, in place."""
+        """Return the row of `net` after `adapt` has changed it in place."""
         began = time.process_time()
         adapt(net)
         return self.row(what, net, time.process_time() - began)
 
 
 def fitted_ones(trial: Trial) -> Iterator[Row]:
-    """Every GELU by the nearest of each family, on its own inputs."""
+    """Return a row for each family, fitted to every GELU on its inputs."""
     for name, new in FITTED.items():
         began = time.process_time()
         net = trial.replaced(new)
@@ -108,7 +108,7 @@ def fitted_ones(trial: Trial) -> Iterator[Row]:
 
 
 def by_layer(trial: Trial, epochs: int) -> Iterator[Row]:
-    """LEAF as ReLU, one for each layer, brought back by the last hidden states."""
+    """Return the rows of LEAF as ReLU by layer, identified from the last hidden states."""
     start = trial.replaced(LEAF.like("ReLU"))
     yield trial.row("LEAF as ReLU, just replaced", start, 0)
     tuned = partial(tune, batches=trial.fitted, epochs=epochs, lr=1e-2, output=last_hidden_state, base=trial.base)
@@ -119,19 +119,19 @@ def by_layer(trial: Trial, epochs: int) -> Iterator[Row]:
 
 
 def by_embeddings(trial: Trial, epochs: int) -> Iterator[Row]:
-    """The same, with the embeddings themselves as the outputs to be kept."""
+    """Return the same rows, identified from the embeddings."""
     found = partial(identified, trial, trial.fitted, "logits", embedding)
     yield trial.adapted('identify, target="logits", embeddings', trial.replaced(LEAF.like("ReLU")), found)
 
 
 def in_hindsight(trial: Trial, epochs: int) -> Iterator[Row]:
-    """The same from the very sentences that it is judged on: about the best that so few numbers can do."""
+    """Return the same rows, identified from the held-out sentences themselves: an upper bound for so few parameters."""
     found = partial(identified, trial, trial.judged, "logits", embedding, heldout=0.02)
     yield trial.adapted("the same, from the sentences it is judged on", trial.replaced(LEAF.like("ReLU")), found)
 
 
 def by_channel(trial: Trial, epochs: int) -> Iterator[Row]:
-    """LEAF as ReLU, one for each channel, matched layer by layer and then tuned in small steps."""
+    """Return the rows of LEAF as ReLU by channel, initialized layer by layer, then tuned."""
     net = trial.replaced(LEAF.like("ReLU"), "channel")
     yield trial.row("LEAF as ReLU by channel, just replaced", net, 0)
     found = partial(identified, trial, trial.fitted, "activations", last_hidden_state)
@@ -171,7 +171,7 @@ def main(
     json_path: Path | None,
     markdown_path: Path | None,
 ) -> None:
-    """MiniLM with other activations."""
+    """Measure MiniLM with other activations."""
     parts = parts or ("fitted", *HARD)
     with report(json_path, markdown_path) as out, arithmetic("float32", 1):
         trial = Trial(fitted, judged)

@@ -83,7 +83,7 @@ def beatnet() -> nn.Module:
 
 
 def package(name: str) -> Any:
-    """The installed package.
+    """Return the installed package.
 
     Raises:
         UserError: it is not installed.
@@ -93,7 +93,7 @@ def package(name: str) -> Any:
 
 
 def part_of(name: str, part: str, **given: object) -> Any:
-    """One file of a package, without what the rest of the package imports; `given` is what it looks for there.
+    """Import one file of a package without the rest of it; `given` replaces what that file imports from the package.
 
     Raises:
         UserError: the package is not installed.
@@ -107,7 +107,7 @@ def part_of(name: str, part: str, **given: object) -> Any:
 
 
 def folder_of(name: str) -> Path:
-    """The folder of an installed package.
+    """Return the folder of an installed package.
 
     Raises:
         UserError: it is not installed.

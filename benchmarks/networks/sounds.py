@@ -41,13 +41,13 @@ FAR: dict[str, Any] = {"LEAF as SiLU": LEAF.like("SiLU"), "AHAF as SiLU": AHAF.l
 
 
 def right_pitches(output_BK: Tensor, pitch_B: Tensor) -> float:
-    """The share of sounds whose pitch is heard within 50 cents; an output's bin is 20 cents above the one before."""
+    """Return the share of pitches predicted within 50 cents; the bins of the output are 20 cents apart."""
     heard = 20 * output_BK.argmax(1) + 1997.3794084376191
     return ((heard - 1200 * torch.log2(pitch_B / 10)).abs() <= CENTS).double().mean().item()
 
 
 def of_crepe(fitted: int, judged: int) -> Iterator[Row]:
-    """CREPE: just replaced, and identified from its own activations without labels."""
+    """Return the rows of CREPE: before tuning, and identified from its own activations without labels."""
     base = crepe_tiny()
     here, (other, pitch) = tones(fitted, seed=0)[0], tones(judged, seed=1)
 
@@ -77,7 +77,7 @@ def _row(name: str, net: nn.Module, right: float, kept: SameClasses, seconds: fl
 
 
 def of_beatnet() -> Iterator[Row]:
-    """BeatNet: frames with the same answer (beat, downbeat, neither), and the beats that are found."""
+    """Return the rows of BeatNet: agreement of the frames (beat, downbeat, neither), and the beats that are found."""
     base, frames = beatnet(), drums()[None]
     half = frames.shape[1] // 2
 
@@ -99,7 +99,7 @@ def _replaced(base: nn.Module, new: Callable[..., nn.Module], sample: Tensor) ->
 
 
 def beats_a_minute(output_TK: Tensor) -> float:
-    """From the mean distance of the peaks of beat and downbeat together, above 0.3, at 50 frames a second."""
+    """Return the tempo from the mean distance of the peaks above 0.3 of beat and downbeat, at 50 frames a second."""
     beat = output_TK.softmax(1)[:, :2].sum(1)
     inner = beat[1:-1]
     at = ((inner > 0.3) & (inner >= beat[:-2]) & (inner > beat[2:])).nonzero().flatten().double()
@@ -112,7 +112,7 @@ def beats_a_minute(output_TK: Tensor) -> float:
 @json_option
 @markdown_option
 def main(fitted: int, judged: int, json_path: Path | None, markdown_path: Path | None) -> None:
-    """CREPE and BeatNet with other activations."""
+    """Measure CREPE and BeatNet with other activations."""
     with report(json_path, markdown_path) as out, arithmetic("float32", 1):
         title = f"CREPE, tiny: pitch of {judged} sounds within {CENTS} cents, ReLU replaced"
         out.table(title, of_crepe(fitted, judged))

@@ -43,13 +43,13 @@ REPLACEMENTS: dict[str, nn.Module] = {
     "F-Neuron as SiLU, 34 knots": FNeuron.like("SiLU", knots=34),
 }
 TO_REACH = {"AHAF": 1.15, "LEAF": 1.15, "F-Neuron": 1.5}
-# Without torch.set_flush_denormal(True), which all others have.
+# Measured without torch.set_flush_denormal(True), unlike all others.
 SLOW = "LEAF as ReLU, denormal numbers kept"
 PRETRAINED = {"EfficientNet-Lite0": "ReLU6", "MiniLM": "GELU"}
 
 
 def network_and_sample(name: str) -> tuple[nn.Module, Any]:
-    """A pre-trained network and eight inputs of it."""
+    """Return a pre-trained network and eight inputs."""
     if name == "MiniLM":
         net, tokenize = minilm()
         return net, dict(tokenize(sentences(BATCH, 10)[0]))
@@ -57,13 +57,13 @@ def network_and_sample(name: str) -> tuple[nn.Module, Any]:
 
 
 def forward(net: nn.Module, sample: Any) -> Any:
-    """One inference."""
+    """Run one inference."""
     with torch.inference_mode():
         return net(**sample) if isinstance(sample, Mapping) else net(sample)
 
 
 def inference_rows(name: str, rounds: int) -> list[Row]:
-    """A row for the base and for each replacement: processor milliseconds a batch, and in times of the base."""
+    """Return a row for the base and for each replacement: processor milliseconds a batch, and the ratio to the base."""
     with arithmetic("float32", 1):
         base, sample = network_and_sample(name)
         nets = {"base": base}
@@ -92,7 +92,7 @@ def _inference_seconds(net: nn.Module, sample: Any, what: str) -> float:
 
 
 class Deep(nn.Module):
-    """200 linear layers, and after each a call of `act`."""
+    """200 linear layers, each followed by an activation."""
 
     def __init__(self, written: str) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Deep(nn.Module):
 
 
 def _unrolled(written: str) -> Callable[[nn.Module, Tensor], Tensor]:
-    """A program of 200 lines, as one that is written out: each call is a place of its own."""
+    """Return a forward of 200 lines, in which each call has a source line of its own."""
     call_of = {"functions": "F.relu({})", "one module": "self.relu({})"}[written]
     lines = [f"    x = {call_of.format(f'self.layers[{at}](x)')}" for at in range(LAYERS)]
     names: dict[str, Any] = {"F": F}
@@ -122,7 +122,7 @@ UNROLLED = {written: _unrolled(written) for written in ("functions", "one module
 
 
 def replacing_rows(repeats: int) -> list[Row]:
-    """A row a network: seconds to find and to replace, and the peak of memory of it."""
+    """Return a row for each network: seconds to find and to replace, and the peak memory."""
     with arithmetic("float32", 1):
         cases: dict[str, tuple[nn.Module, Any, str]] = {
             f"200 layers, {written}": (Deep(written).eval(), torch.randn(BATCH, WIDTH), "ReLU")
@@ -163,7 +163,7 @@ def _replacing(name: str, net: nn.Module, sample: Any, kind: str, repeats: int) 
 def _shortest(what: Callable[[], object], repeats: int) -> float:
     times = []
     for _ in range(repeats):
-        # Of the processor, on one thread: what else runs on the machine does not count.
+        # Processor time, on one thread: other processes affect it less than the wall time.
         began = time.process_time()
         what()
         times.append(time.process_time() - began)
@@ -177,7 +177,7 @@ def _shortest(what: Callable[[], object], repeats: int) -> float:
 @json_option
 @markdown_option
 def main(rounds: int, repeats: int, part: str | None, json_path: Path | None, markdown_path: Path | None) -> None:
-    """Time and memory of replaced networks, and of replacing."""
+    """Measure time and memory of replaced networks, and of replacing."""
     place = slots("cpu", 1)[0]
     with report(json_path, markdown_path) as out:
         for name in PRETRAINED if part != "replacing" else ():
