@@ -1,1 +1,1 @@
-"""What is said of speed, to be measured again: one command a file."""
+"""Benchmarks: one command a file measures again what the documents claim."""

@@ -4,14 +4,13 @@
 ./run_experiment.sh benchmarks/bootstrap.py --base runs/cpu/base-relu/seed42 --data-dir DATA \
     --cnn "LEAF as ReLU" --fc "LEAF as Tanh"
 
-The activations are identified once; the standard errors that come with that are the prediction. Each refit draws as
-many of the fitted images, with replacement, and goes from the parameters found to the optimum of that sample, by the
-steps of `aafit.identify`. That stops when a step promises less than a fifth of the noise of the images, which is what
-sets the optima of two samples apart. A refit goes on to a hundredth of that noise: what is left is then about a tenth
-of a standard error.
+The activations are identified once, with standard errors. Each refit draws as many of the fitted images with
+replacement and minimizes the loss on that sample, starting at the identified parameters. It stops when a step
+promises less than a hundredth of the standard error of the loss, which leaves about a tenth of a standard error of
+each parameter.
 
-The standard deviation of n refits is itself known to a share of 1 / sqrt(2 (n - 1)), 13% for 30. Counted are the
-parameters for which an error was printed.
+The standard deviation of n refits has a relative standard error of 1 / sqrt(2 (n - 1)), 13% for 30. Only parameters
+with a printed standard error are counted.
 """
 
 import math

@@ -1,11 +1,12 @@
-"""What the Ray engine costs over the local one, for runs of 20 seconds; its start-up is counted apart.
+"""Measure the overhead of the Ray engine over the local one, for runs of 20 seconds; its start-up is reported
+separately.
 
     ./run_experiment.sh benchmarks/engine_cost.py
     ./run_experiment.sh benchmarks/engine_cost.py --epochs 20 --repeats 3     # runs that train, on a quiet machine
 
-The workers only sleep, so that what else the machine does hardly counts: what is left is the time between a run's end
-and the next one's start. With --epochs they train LeNet-5 on digits, and Ray's own processes take cores from them. What
-these take of the cores is counted either way.
+The workers only sleep, so that other load hardly matters: what remains is the time between the end of a run and the
+start of the next. With --epochs they train LeNet-5 on digits, and Ray's own processes compete for the cores. The
+processor time of these processes is reported either way.
 """
 
 import io

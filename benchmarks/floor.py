@@ -1,8 +1,9 @@
-"""The floor: only the convolutions and matrix products that a training step of KerasNet cannot do without.
+"""Measure a lower bound of a training step: only the convolutions and matrix products that KerasNet needs.
 
 ./run_experiment.sh benchmarks/floor.py --precision bf16
 
-They are timed one by one, as fast as torch does them, in as many processes side by side as the program would start.
+Each product is timed separately, as fast as torch computes it, in as many processes side by side as the program would
+start.
 """
 
 import time

@@ -1,7 +1,7 @@
-"""How all benchmarks are run: their command line, their tables, and functions in processes of their own.
+"""What all benchmarks share: the command line, tables, functions in other processes, and measurements in turns.
 
-`python -m benchmarks.harness` reads a function's name and its arguments on standard input, calls it, and writes what it
-returned as the last line of its output.
+`python -m benchmarks.harness` reads a function's name and arguments on standard input, calls the function, and prints
+its result as JSON on the last line of the output.
 """
 
 import json

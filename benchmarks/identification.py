@@ -1,13 +1,13 @@
-"""Identification against the paper's recipe, from the run folders of both, for every replacement of activations.
+"""Compare identification with the paper's recipe, from the run folders of both, for every replacement.
 
 ./run_experiment_all.sh --suite cpu --data-dir DATA
 ./run_experiment_all.sh --suite docs/identification/longer.toml --data-dir DATA
 ./run_experiment_all.sh --suite identify --data-dir DATA
 ./run_experiment.sh benchmarks/identification.py --data-dir DATA --json identification.json
 
-Test figures are those of the run folders. The held-out loss is computed here, of all networks on the same images: the
-held-out ones that the identification did not fit (its steps were checked on them, and the recipe's runs have seen
-neither part). Seconds are those of the training and of the identification, without the evaluation on test images.
+Test figures come from the run folders. The held-out loss is computed here, for all networks on the same held-out
+images, none of which was fitted. Seconds are those of training and of identification, without the evaluation on test
+images.
 """
 
 from collections import Counter

@@ -3,11 +3,10 @@
 ./run_experiment.sh benchmarks/layers_alone.py --base runs/cpu/base-silu/seed42 --data-dir DATA \
     --replacement "LEAF as SiLU"
 
-`aafit.importance` predicts, with all activations replaced, what adapting one layer's alone gains in loss. Here each
-layer is adapted alone too: its activation is the adaptive one, those of all other layers are the fixed function that it
-starts as. Gains are of the mean loss, from the start to the end of the identification, on the images it fits and on
-those it holds out. An identification stops within the noise of its images, so that gains far below the prediction's
-error are not distinguished.
+`aafit.importance` predicts, with all activations replaced, the gain in loss from adapting one layer's activation.
+Here each layer is adapted alone: it has the adaptive activation, and all other layers the fixed function that it is
+initialized as. Gains are reductions of the mean loss by the identification, on the fitted and on the held-out images.
+Differences below the prediction's standard error cannot be resolved.
 """
 
 from pathlib import Path

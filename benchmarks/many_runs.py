@@ -1,9 +1,9 @@
-"""A plan of 10,000 runs whose workers only sleep: what the schedule takes of memory and of a core, and its report.
+"""Schedule 10,000 runs whose workers only sleep; measure memory and processor time of the schedule, and its report.
 
     ./run_experiment.sh benchmarks/many_runs.py
 
-The runs are those of a suite with as many seeds as that takes, in processes of this machine. Their folders are as those
-of real ones, with made-up numbers. A try that is stopped goes on with the same --folder.
+The runs are those of a suite with enough seeds, in processes of this machine. Their folders look like real ones, with
+made-up numbers. A stopped benchmark resumes with the same --folder.
 """
 
 import os

@@ -1,13 +1,13 @@
-"""Paired differences of accuracy and loss: each tuned or identified network against its base, on the same test images.
+"""Measure paired differences of accuracy and loss between each tuned or identified network and its base.
 
 ./run_experiment_all.sh --suite demo
 ./run_experiment.sh benchmarks/paired.py --suite demo --json paired.json
 
-For each run and seed both networks are compared image by image, by their predictions and by their cross-entropy. There
-are two intervals of the mean difference. The first is a bootstrap over the test images: N of the N images are drawn
-with replacement, 10,000 times, the same ones for all seeds. It says how sure the difference is for these networks on
-images like these. The second is over the seeds, where there are several, by Student's t and the spread of their
-differences. It says what other seeds of training can be expected to give.
+For each run and seed, both networks are compared image by image, by their predictions and by their cross-entropy.
+There are two intervals of the mean difference. The first is a bootstrap over the test images: N of the N images are
+drawn with replacement, 10,000 times, the same ones for all seeds; it describes these networks on images like these.
+The second is Student's t over the seeds, if there are several; it describes the difference expected for other seeds
+of training.
 """
 
 from collections.abc import Sequence

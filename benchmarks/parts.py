@@ -1,9 +1,9 @@
-"""Where the time of one of the program's epochs goes: training steps, batches, evaluation, logging.
+"""Measure how the time of an epoch is divided: training steps, batches, evaluation, logging.
 
 ./run_experiment.sh benchmarks/parts.py --data-dir DATA
 
-A run of a few epochs is done as the program does it. Its metrics.csv has the seconds of training and evaluation. What
-is left of the time from the end of one epoch to the end of the next is logging: a row and the state are saved.
+A run of a few epochs is executed as the program does it. Its metrics.csv has the seconds of training and evaluation.
+The rest of the time between the ends of two epochs is logging: a row and the state are saved.
 """
 
 import logging

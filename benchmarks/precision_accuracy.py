@@ -1,10 +1,10 @@
-"""Whether bf16 costs accuracy: the same short runs in float32 and in bf16, with several seeds.
+"""Compare the accuracy of short runs in float32 and in bf16, with several seeds.
 
 ./run_experiment.sh benchmarks/precision_accuracy.py --data-dir DATA --epochs 10 --seeds 42,100,128,1999,7823
 
-A base network (SiLU) is trained, and its activations are then replaced by AHAF as SiLU and tuned. The spread is the
-standard deviation of the accuracy over the seeds. A difference between the two means says nothing where it is no
-larger than the spread of float32.
+A base network (SiLU) is trained; its activations are then replaced by AHAF as SiLU and tuned. The standard deviation
+is that of the accuracy over the seeds. A difference between the means that is no larger than the standard deviation
+of float32 is not significant.
 """
 
 import io

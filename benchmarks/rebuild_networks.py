@@ -1,12 +1,12 @@
-"""Networks of runs that were archived without them: each is its base's, with the run's own activations.
+"""Rebuild the networks of runs that were archived without them, from the network of the base and the run's
+activations.
 
 tar xJf docs/results/full/runs.tar.xz
 ./run_experiment.sh benchmarks/rebuild_networks.py --suite full
 
-Only the activations of such a run were trained, so that its base's network and its `activations.safetensors` hold all
-of its own. A network is kept only if it has the SHA-256 that the run's `done.json` had from the start. The states of
-optimizers cannot be rebuilt: where that of such a run or of its base is missing, its `done.json` no longer lists it,
-and the run cannot be trained further.
+Only the activations of such a run were trained, so that its base's network and its `activations.safetensors`
+determine its network. A rebuilt network is kept only if it has the SHA-256 recorded in the run's `done.json`.
+Optimizer states cannot be rebuilt: a missing one is removed from `done.json`, and the run cannot be trained further.
 """
 
 from pathlib import Path

@@ -1,12 +1,12 @@
-"""Gradient steps against Gauss-Newton on the same images, from the same start: how much is due to the method.
+"""Compare gradient steps with Gauss-Newton on the same images from the same initialization, to isolate the method.
 
 ./run_experiment.sh benchmarks/same_images.py --base runs/cpu/base-silu/seed42 --data-dir DATA \
     --cnn "LEAF as SiLU" --fc "LEAF as SiLU"
 
-The paper's recipe trains the activations on the images that the base network has seen, augmented; an identification
-looks at others, held out. Here both are given the same images, from the same start: those held out, but for the fifth
-that an identification keeps back, unaugmented. The gradient steps are those of `aafit.tune`, Adam at 1e-3 in batches of
-128, without p24sl, with and without dropout. Seconds are those of tuning, and of `identify` with its standard errors.
+The paper's recipe trains the activations on the augmented images that the base network has seen; an identification
+uses held-out ones. Here both are given the same held-out images, unaugmented, except those that the identification
+keeps as its own held-out set. The gradient steps are those of `aafit.tune`, Adam at 1e-3 in batches of 128, without
+p24sl, with and without dropout. Seconds are those of tuning, and of `identify` with its standard errors.
 """
 
 import copy

@@ -1,11 +1,11 @@
-"""Images a second and memory as the batch, the processes side by side, the seeds and the runs in lockstep grow.
+"""Measure throughput and memory as batch size, processes side by side, seeds and runs in lockstep grow.
 
 ./run_experiment.sh benchmarks/scaling.py --data-dir DATA --json scaling.json
 
-One of the four grows while the others stay: batches of 128, as many processes as the program would start, one seed a
-process, one run in lockstep. Each point is some epochs of few images in new processes. Images a second are those of all
-processes together while they train; with the seeds, of the whole time from the first start to the last end. Memory is
-the most that the largest process held: resident on a CPU, allocated on a GPU.
+One of the four grows while the others stay at: batches of 128, as many processes as the program would start, one seed
+a process, one run in lockstep. Each point is a few epochs of few images in new processes. Images a second are those
+of all processes together during training; for the seeds, over the whole time from the first start to the last end.
+Memory is the peak of the largest process: resident on a CPU, allocated on a GPU.
 """
 
 import math

@@ -1,7 +1,8 @@
-"""A worker that only sleeps, and leaves a run folder as a real one does: to time a schedule, an engine or a report.
+"""A worker that only sleeps and writes a run folder like a real one: to time a schedule, an engine or a report.
 
-`$SLEEPER` is a folder with `seconds.txt`, how long a run takes; `hashes.txt`, a line "<run>/seed<k> <settings hash>"
-each; and the files that are the same in all run folders. It imports nothing of the package, and starts in milliseconds.
+`$SLEEPER` is a folder with `seconds.txt`, the duration of a run; `hashes.txt`, a line "<run>/seed<k> <settings hash>"
+each; and the files that are equal in all run folders. The script imports nothing of the package and starts in
+milliseconds.
 """
 
 import csv

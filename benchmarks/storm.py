@@ -1,12 +1,12 @@
-"""A storm over a suite: kill -9 of everything at random moments, a full disk, clocks that jump; then the bits compared.
+"""Disturb a suite by SIGKILL, a full disk and jumping clocks; then check that the results are bit-identical.
 
     ./run_experiment.sh benchmarks/storm.py --engine ray --kills 50
 
-The suite is done twice: undisturbed on this machine, and in the storm, where whatever died is started again by the
-same command, until all is done. Then no network may differ by a bit, no measured epoch be lost, and no run have been in
-two processes at once (see witness.py). Kills on Ray: the process of a run, the Ray worker over it, the raylet of a
-node, all of a node (another one comes), the schedule itself, and the head with all nodes. On this machine: the process
-of a run, and the schedule.
+The suite is run twice: undisturbed on this machine, and disturbed, where the same command is started again until all
+runs are done. Afterwards all networks must be bit-identical, no measured epoch may be lost, and no run may have been
+in two processes at once (see witness.py). Killed on Ray: the process of a run, the Ray worker above it, the raylet of
+a node, a whole node (a new one replaces it), the schedule, and the head with all nodes. Killed on this machine: the
+process of a run, and the schedule.
 """
 
 import json

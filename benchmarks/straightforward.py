@@ -1,9 +1,9 @@
-"""How such experiments are usually written: what the benchmarks and the tests compare the program with.
+"""The straightforward implementation that the benchmarks and the tests compare the program with.
 
-The formulas of the activations with plain torch operations, F-Neuron membership by membership, KerasNet in NCHW and
-float32, and a training loop with a DataLoader whose four workers augment image by image with Pillow.
+It has the formulas of the activations as plain torch operations, F-Neuron membership by membership, KerasNet in NCHW
+and float32, and a training loop with a DataLoader whose four workers augment image by image with Pillow.
 
-./run_experiment.sh benchmarks/straightforward.py   # seconds an epoch of this loop alone
+./run_experiment.sh benchmarks/straightforward.py   # seconds of an epoch of this loop alone
 
 Axes in names: B image of a batch, H row, W column, C channel or colour plane, F feature, K class.
 """

@@ -1,13 +1,12 @@
-"""What a temperature alone brings: one number that divides the logits, fitted on the images of an identification.
+"""Measure the gain from a temperature alone: one number that divides the logits, fitted on an identification's images.
 
 ./run_experiment_all.sh --suite demo
 ./run_experiment.sh benchmarks/temperature.py --suite demo --json temperature.json
 
-A trained network tends to be too sure of its answers. To divide its logits by a temperature above 1 mends that, lowers
-the cross-entropy and leaves every prediction as it is. So this is what an identification has to be compared with: what
-it gains beyond that is not a matter of the temperature. Every run of the suite is given one, base networks and what was
-made of them, so that two networks can be compared at the best temperature of each. It is fitted to the held-out images
-that identifications are fitted to, and judged on the test images.
+Trained networks tend to be overconfident. Dividing the logits by a temperature above 1 lowers the cross-entropy and
+leaves every prediction unchanged. The gain of an identification has to be compared with that of a temperature. Every
+run of the suite, bases included, is given a temperature, so that two networks can be compared at the best temperature
+of each. It is fitted to the held-out images that identifications are fitted to, and evaluated on the test images.
 Source: Guo et al. (2017), On Calibration of Modern Neural Networks.
 """
 

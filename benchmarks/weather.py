@@ -1,4 +1,4 @@
-"""What can be killed in a storm, and how clocks are made to jump: see storm.py."""
+"""The processes that storm.py can kill, and the clocks that it makes jump."""
 
 import os
 import random

@@ -1,12 +1,13 @@
-"""How long the paper suite will take, from epochs measured side by side; and how true such a projection is.
+"""Project the wall time of the paper suite from epochs measured side by side, and check such a projection.
 
 ./run_experiment.sh benchmarks/whole.py --data-dir DATA
 ./run_experiment.sh benchmarks/whole.py --check 0.1 --data-dir DATA
 
-The first prints the plan of the paper suite as `--dry-run` does, with each kind's seconds an epoch timed as the
-program runs: processes side by side. With --check the same is done for the cpu suite with its epochs multiplied by
-that number; then that suite is run for real in a temporary folder, and the wall times are compared, in at least five
-rounds. A projection contains what each run costs beside its epochs, as `aafit/experiment/scheduling/plan.py` has it.
+The first prints the plan of the paper suite as `--dry-run` does, with the seconds of an epoch of each kind timed as
+the program runs: processes side by side. With --check the same is done for the cpu suite with its epochs multiplied
+by that number; that suite is then run for real in a temporary folder, and the wall times are compared, in at least
+five rounds. A projection includes the cost of each run in addition to its epochs, as in
+`aafit/experiment/scheduling/plan.py`.
 """
 
 import io

@@ -1,9 +1,9 @@
-"""What `storm.py` kills: a schedule of real runs, and its worker processes, each with a witness that it is alone.
+"""The processes that storm.py kills: a schedule of real runs and its workers, each with a witness that it works alone.
 
-`python -m benchmarks.witness worker` is `aafit.experiment.scheduling.worker`, which besides holds a lock of the
-system for each run folder that it works in. The system takes such a lock from whoever dies, and from nobody else: it
-does not depend on what it is a witness of. `python -m benchmarks.witness schedule`, with a `Schedule` as JSON on its
-standard input, does a suite by such workers.
+`python -m benchmarks.witness worker` is `aafit.experiment.scheduling.worker` with an additional system lock on each
+run folder that it works in. The system releases such a lock only when its process dies, independent of the code under
+test. `python -m benchmarks.witness schedule`, with a `Schedule` as JSON on its standard input, runs a suite with such
+workers.
 """
 
 import fcntl

@@ -1,8 +1,9 @@
-"""A digit recognizer: its ReLUs replaced, compared, tuned, identified, saved and loaded, with its accuracy on MNIST-5k.
+"""A digit recognizer: its ReLUs replaced, compared, tuned, identified, saved and loaded, with its accuracy on
+MNIST-5k.
 
 ./run_experiment.sh benchmarks/networks/digits.py --json digits.json
 
-Seconds are of the processor, on one thread.
+Seconds are processor seconds on one thread.
 """
 
 import tempfile

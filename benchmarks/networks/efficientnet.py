@@ -2,9 +2,9 @@
 
 ./run_experiment.sh benchmarks/networks/efficientnet.py --json efficientnet.json
 
-One ReLU6 module serves several places of a block here; each gets an activation of its own. The patches to fit and those
-to judge are from different photographs. What is tuned or identified is brought to the base's logits or activations,
-without labels. Seconds are of the processor, on one thread.
+One ReLU6 module serves several calls of a block; each call gets an activation of its own. The fitted and the held-out
+patches are from different photographs. Tuning and identification match the base's logits or activations, without
+labels. Seconds are processor seconds on one thread.
 """
 
 import time

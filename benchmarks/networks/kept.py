@@ -1,4 +1,4 @@
-"""How much of what a network gives is kept when its activations are replaced."""
+"""Measures of how closely a network with replaced activations reproduces its base."""
 
 from dataclasses import dataclass
 

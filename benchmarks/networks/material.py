@@ -1,4 +1,4 @@
-"""Real inputs for the networks, from files that packages bring: text, photographs, digits, sounds."""
+"""Real inputs for the networks, from files in installed packages: text, photographs, digits, sounds."""
 
 import ast
 import hashlib

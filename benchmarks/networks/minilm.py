@@ -1,11 +1,10 @@
-"""MiniLM, a sentence encoder: its GELUs replaced, fitted, tuned and identified, judged by its sentence embeddings.
+"""MiniLM, a sentence encoder: its GELUs replaced, fitted, tuned and identified, evaluated by its sentence embeddings.
 
 ./run_experiment.sh benchmarks/networks/minilm.py --json minilm.json
 
-Everything is found out from 400 sentences without labels, and judged on 500 others, by the embeddings that the network
-was made for: the mean of the last hidden states over the tokens, of length 1. Nothing is wrapped: the network takes
-what its tokenizer gives, and `output` says which of its outputs is meant. Seconds are of the processor, on one thread:
-what else runs on the machine does not count.
+The activations are fitted to 400 sentences without labels and evaluated on 500 others, by the sentence embeddings:
+the normalized mean of the last hidden states over the tokens. The network is called with what its tokenizer returns,
+and `output` selects one of its outputs. Seconds are processor seconds on one thread.
 """
 
 import time

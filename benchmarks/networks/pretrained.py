@@ -1,4 +1,4 @@
-"""Networks with their weights, from packages that bring both. Nothing is downloaded but the packages."""
+"""Pre-trained networks, from packages that contain code and weights. Nothing else is downloaded."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence

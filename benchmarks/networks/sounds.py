@@ -1,11 +1,11 @@
-"""Two networks on sounds: CREPE, whose program calls functions only, and BeatNet, with an LSTM that keeps its state.
+"""Two networks on sounds: CREPE, which calls activations as functions, and BeatNet, with an LSTM that keeps its state.
 
 ./run_experiment.sh benchmarks/networks/sounds.py --json sounds.json
 
-CREPE hears the pitch of sounds with harmonics and noise that are made here, so that the pitch is known: right is within
-50 cents. Its F.relu stands in a method that is called for six layers: six activations. BeatNet hears the beats in the
-piece of music that its package brings; the first half is fitted, and the second judged. The gates in its LSTM are
-computed inside of one operation of torch and are no activations that could be replaced; the ReLU before it is.
+CREPE predicts the pitch of synthetic sounds, for which it is known: a prediction within 50 cents is correct. Its
+F.relu stands in a method that is called for six layers: six activations. BeatNet finds the beats in the piece of
+music that its package contains; the first half is fitted, the second is held out. The gates of its LSTM are computed
+inside one torch operation and cannot be replaced; the ReLU before it can.
 """
 
 import time

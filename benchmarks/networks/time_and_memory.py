@@ -1,13 +1,13 @@
-"""What replaced networks cost: inference beside the base, and finding and replacing.
+"""Measure the cost of replaced networks: inference against the base, and finding and replacing.
 
 ./run_experiment.sh benchmarks/networks/time_and_memory.py --json time_and_memory.json
 
-Inference: EfficientNet-Lite0 (224 x 224) and MiniLM (48 tokens) with a batch of 8 on one thread; base and replaced ones
-take turns, and of each the median of its turns counts. nn.SiLU is there to compare with: what a fixed function costs
-that is as smooth as the adaptive ones begin. Denormal numbers are set to 0, but for one row. Finding and replacing, by
-LEAF as ReLU and by what is fitted to each layer: networks of 200 layers whose activations are 200 modules, 200 calls of
-F.relu, and one module called 200 times, and the two networks above. Peak memory is what torch's allocator handed out
-beyond what was there before, in sizes of the network's weights, and beside it that of one plain forward of the sample.
+Inference: EfficientNet-Lite0 (224 x 224) and MiniLM (48 tokens) with a batch of 8 on one thread; base and replaced
+networks take turns. nn.SiLU is a reference: a fixed function as smooth as the adaptive ones. Denormal numbers are
+flushed to 0, except in one row. Finding and replacing, by LEAF as ReLU and by activations fitted to each layer:
+networks of 200 layers whose activations are 200 modules, 200 calls of F.relu, or one module called 200 times, and the
+two networks above. Peak memory is what torch's allocator hands out in addition, in units of the network's weights,
+beside that of one plain forward pass.
 """
 
 import time
