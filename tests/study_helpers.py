@@ -1,4 +1,4 @@
-"""A small network to study, and what is found of it."""
+"""A small network, data for it, and its study."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ REPLACEMENTS = {"act1": FNeuron.like("ReLU", knots=6), "act2": AHAF.like("SiLU")
 
 
 def base() -> nn.Module:
-    """A small network with two ReLU that knows something of its classes."""
+    """Return a small network with two ReLU, trained to some accuracy."""
     torch.manual_seed(1)
     net = Small(dropout=0.0)
     optimizer = torch.optim.Adam(net.parameters(), 0.02)
@@ -28,14 +28,14 @@ def base() -> nn.Module:
 
 
 def batches(first: int, count: int = 256) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Images whose class tells in which of their channels, if in any, there is more."""
+    """Return images whose class says which of their two channels is larger, if one is."""
     x = torch.cat([x for x, _ in problem(count=1024, size=1024)])[first : first + count]
     difference = x[:, 0].mean((1, 2)) - x[:, 1].mean((1, 2))
     return list(zip(x.split(64), (difference > -0.1).long().add((difference > 0.1).long()).split(64), strict=True))
 
 
 def studied(folder: Path | None = None, replacements: Any = None, **options: Any) -> Study:
-    """The study of `base`, on data of its own; with a folder its page is there as study.html."""
-    given = {"heldout": batches(768), "steps": 4, "images": 96} | options
+    """Return the study of `base`; with a folder its page is written as study.html."""
+    given = {"heldout": batches(768), "steps": 4, "samples": 96} | options
     report = None if folder is None else folder / "study.html"
     return aafit.study(base(), batches(512), replacements or REPLACEMENTS, report=report, **given)

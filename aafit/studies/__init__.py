@@ -1,6 +1,6 @@
-"""A study: all that can be asked of a network's activations, in one call and on one page.
+"""The study of a network's activations: all analyses in one call, and their page.
 
-Begin with study.py; parts.py has what it does, in order. asked.py and samples.py hold what it is given; inputs.py,
-forms.py and standing.py measure; result.py holds what was found and says it in three sentences; store.py keeps each
-part, values.py writes it; page.py, page_tables.py and pictures.py show it, and figure.py draws it for a paper.
+Begin with study.py; parts.py runs the analyses in order. config.py and samples.py hold the inputs; inputs.py, shapes.py
+and scores.py measure; result.py holds the results and the verdict; store.py saves each part. page.py and
+page_tables.py write the page.
 """

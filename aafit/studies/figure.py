@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from aafit.errors import UserError, check_name
 from aafit.files import make_folder, write_atomically
 from aafit.plots.style import GREY, REPLACED, START, TUNED, UNSURE, look, panels
-from aafit.studies.forms import Form
-from aafit.studies.result import Study, nearest_text
+from aafit.studies.result import Study
+from aafit.studies.shapes import LearnedShape
 
 # Without the time, so that the same study gives the same file.
 KINDS: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
@@ -32,15 +32,15 @@ def plot_study(study: Study) -> Figure:
     Raises:
         UserError: none of the layers receives anything.
     """
-    if not study.forms:
+    if not study.shapes:
         raise UserError("There is nothing to draw: no layer that was replaced receives anything.")
     seen = {row.path: row for row in study.inputs}
-    columns = min(COLUMNS, len(study.forms))
-    rows = -(-len(study.forms) // columns)
-    free = rows * columns > len(study.forms)
+    columns = min(COLUMNS, len(study.shapes))
+    rows = -(-len(study.shapes) // columns)
+    free = rows * columns > len(study.shapes)
     with look():
         figure, axes = panels(rows, columns, SIZE, (0.42, 0.1, 0.3, 0.32), foot=0.0 if free else FOOT)
-        for where, form in zip(axes, study.forms, strict=False):
+        for where, form in zip(axes, study.shapes, strict=False):
             behind = where.twinx()
             row = seen[form.path]
             behind.stairs((row.counts / row.edges.diff()).numpy(), row.edges.numpy(), fill=True, color=GREY, alpha=0.25)
@@ -49,11 +49,11 @@ def plot_study(study: Study) -> Figure:
             where.set_zorder(behind.get_zorder() + 1)
             where.patch.set_visible(False)
             _panel(where, form)
-        for where in axes[len(study.forms) :]:
+        for where in axes[len(study.shapes) :]:
             where.set_axis_off()
         by_label = {label: handle for handle, label in zip(*axes[0].get_legend_handles_labels(), strict=True)}
         if free:
-            axes[len(study.forms)].legend(by_label.values(), by_label, loc="upper left", handlelength=3)
+            axes[len(study.shapes)].legend(by_label.values(), by_label, loc="upper left", handlelength=3)
         else:
             figure.legend(by_label.values(), by_label, loc="lower left", ncols=columns, borderaxespad=0.3, fontsize=6.5)
     return figure
@@ -77,11 +77,11 @@ def write_figure(study: Study, path: Path) -> Path:
     return path
 
 
-def _panel(axes: Axes, form: Form) -> None:
+def _panel(axes: Axes, form: LearnedShape) -> None:
     u = form.u_U.numpy()
     axes.fill_between([], [], [], color=GREY, alpha=0.25, label="inputs")
-    axes.plot(u, form.replaced_U.numpy(), label="replaced function", **REPLACED)
-    axes.plot(u, form.start_U.numpy(), label="start", **START)
+    axes.plot(u, form.original_U.numpy(), label="replaced function", **REPLACED)
+    axes.plot(u, form.initial_U.numpy(), label="start", **START)
     axes.plot(u, form.tuned_U.numpy(), label="tuned", **TUNED)
     low, high = axes.get_ylim()
     if form.error_U is not None:
@@ -95,5 +95,5 @@ def _panel(axes: Axes, form: Form) -> None:
     half = WIDEST // 2
     path = form.path if len(form.path) <= WIDEST else f"{form.path[:half]}…{form.path[-half:]}"
     # Where it is said, the title does not give way to the numbers of the axis.
-    axes.set_title(f"{path}\n{nearest_text(form, 1)}", fontsize=6.5, fontweight="normal", y=1.0)
+    axes.set_title(f"{path}\n{form.nearest_text(1)}", fontsize=6.5, fontweight="normal", y=1.0)
     axes.tick_params(labelsize=6)

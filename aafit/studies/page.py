@@ -1,7 +1,6 @@
-"""The page of a study: what it found, as texts, tables and pictures for the template study.html."""
+"""The page of a study: its results as texts, tables and pictures for the template study.html."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,15 @@ from aafit.files import make_folder, write_atomically
 from aafit.plots.html import embedded_json, rendered
 from aafit.plots.svg import line_picture
 from aafit.studies import page_tables as tables
-from aafit.studies.forms import Form
 from aafit.studies.pictures import form_picture, small_picture
-from aafit.studies.result import Study, nearest_text
+from aafit.studies.result import Study, evaluated_on
+from aafit.studies.shapes import LearnedShape
 
 SHOWN = 12
-"""Layers in the picture of the first screen."""
+"""Layers in the pictures of the first screen."""
 MOST_STEPS = 24
-LEGEND = (
-    ("tuned", "tuned"),
-    ("start", "start"),
-    ("replaced", "what stood there"),
-    ("inputs", "inputs of the layer"),
-)
+SUFFIXES = (".html", ".htm")
+LEGEND = (("replaced", "original"), ("start", "initial"), ("tuned", "tuned"), ("inputs", "inputs of the layer"))
 BAND = ("band", "± 2 standard errors")
 
 
@@ -32,39 +27,43 @@ def write_study_page(study: Study, path: Path) -> Path:
     """Write the page of a study.
 
     Raises:
-        UserError: there is something else at `path`, or it cannot be written to.
+        UserError: There is another file at `path`, or it cannot be written.
     """
-    key = study.origin.facts["study"]
-    check_page(path, key)
+    check_page(path, study.provenance["study"])
     make_folder(path.parent)
     write_atomically(path, study_page(study))
     return path
 
 
 def check_page(path: Path, key: str) -> None:
-    """Nothing, where a page of the study with this key may be written to `path`.
+    """Check that a page of the study with this key may be written to `path`.
 
     Raises:
-        UserError: there is another file.
+        UserError: It is a folder, has no suffix of a page, or holds something else.
     """
     if path.is_dir():
-        raise UserError(f"{path} is a folder: give the name of a file, as {path / 'study.html'}.")
+        raise UserError(f"{path} is a folder: give the name of a file, such as {path / 'study.html'}.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(
+            f"The report of a study is an HTML page, and {path.name} is no name of one: give "
+            f"report={str(path.with_suffix('.html'))!r}; aafit.plot_study draws figures as SVG, PDF or PNG."
+        )
     if path.exists() and f'name="aafit-study" content="{key}"' not in path.read_text(errors="replace"):
         raise UserError(
-            f"{path} is there already, and is not the page of this study (another network, data or arguments): give "
-            "another name as report=, or move it away."
+            f"{path} exists and is not the page of this study (another network, data or arguments): give another name "
+            "as report=, or move it away."
         )
 
 
 def study_page(study: Study) -> str:
-    """The page as HTML."""
-    layers = _layers(study)
+    """Return the page as HTML."""
+    layers = [_layer(study, row.path) for row in study.replaced]
     drawn = [layer for layer in layers if layer["small"]]
     most = sorted(drawn, key=lambda layer: -layer["changed"])[:SHOWN]
     return rendered(
         "study.html",
-        title=f"Activations of {study.origin.facts['network'].partition(',')[0]}",
-        study_key=study.origin.facts["study"],
+        title=f"Activations of {study.provenance['network'].partition(',')[0]}",
+        study_key=study.provenance["study"],
         verdict=study.verdict,
         numbers=_numbers(study),
         legend=LEGEND,
@@ -76,116 +75,106 @@ def study_page(study: Study) -> str:
         identification=_identification(study),
         step_table=tables.step_table(study),
         pair_table=tables.pair_table(study),
-        judged=_judged(study),
-        standing_table=tables.standing_table(study),
+        compared_on=f"{study.tuned.samples:,} of the {evaluated_on(study).removeprefix('the ')}",
+        score_table=tables.score_table(study),
         difference_table=tables.difference_table(study),
         optimizer=study.audit.optimizer,
         audited=study.audit.samples,
         audit_table=tables.audit_table(study),
         found_table=tables.found_table(study),
-        origin=[(name.capitalize(), value) for name, value in study.origin.facts.items() if value],
+        provenance=[(name.capitalize(), value) for name, value in study.provenance.items() if value],
         time_table=tables.time_table(study),
         data=embedded_json(_data(study)),
     )
 
 
-def _layers(study: Study) -> list[dict[str, Any]]:
-    """What the page tells and draws of each layer that was replaced."""
-    forms = {form.path: form for form in study.forms}
-    seen = {row.path: row for row in study.inputs}
-    order = [form.path for form in study.forms]
-    layers: list[dict[str, Any]] = []
-    for row in study.replacing.rows:
-        form = forms.get(row.path)
-        label = f"{row.path}: before and after identification"
-        legend = LEGEND if form is None or form.error_U is None else (*LEGEND, BAND)
-        if form is not None and form.low_U is not None:
-            legend = (*legend, ("spread", f"where 90% of the {form.curves} curves are"))
-        layers.append(
-            {
-                "path": row.path,
-                "anchor": tables.anchor(row.path),
-                "near": "not reached" if form is None else nearest_text(form),
-                "changed": 0.0 if form is None else form.changed,
-                "lead": _lead(study, row.path),
-                "small": form and small_picture(form, seen[row.path], order.index(row.path), label),
-                "picture": form and form_picture(form, seen[row.path], order.index(row.path), label),
-                "legend": legend,
-                "facts": _layer_facts(study, row.path, form),
-                "parameters": tables.parameter_table(study, row.path),
-            }
-        )
-    return layers
+def _layer(study: Study, path: str) -> dict[str, Any]:
+    """Return the texts and pictures of one replaced layer."""
+    number, shape = next(((n, one) for n, one in enumerate(study.shapes) if one.path == path), (0, None))
+    inputs = next((row for row in study.inputs if row.path == path), None)
+    layer = {
+        "path": path,
+        "anchor": tables.anchor(path),
+        "near": "not called" if shape is None else shape.nearest_text(),
+        "changed": 0.0 if shape is None else shape.changed,
+        "lead": _lead(study, path),
+        "small": None,
+        "picture": None,
+        "legend": LEGEND,
+        "facts": _layer_facts(study, path, shape),
+        "parameters": tables.parameter_table(study, path),
+    }
+    if shape is not None and inputs is not None:
+        label = f"{path}: original, initial and tuned activation"
+        layer |= {
+            "small": small_picture(shape, inputs, number, label),
+            "picture": form_picture(shape, inputs, number, label),
+        }
+        if shape.error_U is not None:
+            layer["legend"] = (*LEGEND, BAND)
+        if shape.low_U is not None:
+            layer["legend"] = (*LEGEND, ("spread", f"90% of the {shape.curves} curves"))
+    return layer
 
 
 def _numbers(study: Study) -> list[tuple[str, str]]:
-    """The few numbers of the first screen."""
-    own, count = study.standings, len(study.identification.names)
-    numbers = []
-    for standing, name in ((own.base, "base"), (own.replaced, "just replaced"), (own.tuned, "tuned")):
-        if standing.accuracy is not None:
-            numbers.append((f"{standing.accuracy:.2%}", f"accuracy, {name}"))
-        elif standing.loss is not None:
-            numbers.append((f"{standing.loss:.4g}", f"loss, {name}"))
-        elif standing is not own.base:
-            numbers.append((f"{standing.difference:.2%}", f"change of the outputs, {name}"))
-    if own.accuracy_gain is not None:
-        gain = own.accuracy_gain
-        numbers.append((f"{100 * gain.value:+.2f} ± {100 * gain.error:.2f}", "points, tuned against base"))
-    numbers.append((f"{count:,}", "numbers tuned"))
+    """Return the few numbers of the first screen, each with its label."""
+    scores, numbers = study.scores, []
+    for name in ("base", "initial", "tuned"):
+        score = getattr(scores, name)
+        if score.accuracy is not None:
+            numbers.append((f"{score.accuracy:.2%}", f"accuracy, {name}"))
+        elif score.loss is not None:
+            numbers.append((f"{score.loss:.4g}", f"loss, {name}"))
+        elif name != "base":
+            numbers.append((f"{score.difference:.2%}", f"relative RMS change of the outputs, {name}"))
+    if scores.accuracy_gain is not None:
+        gain = scores.accuracy_gain
+        numbers.append((f"{100 * gain.value:+.2f} ± {100 * gain.error:.2f}", "points, tuned minus base"))
+    numbers.append((f"{len(study.identification.names):,}", "parameters"))
     return numbers
 
 
 def _lead(study: Study, path: str) -> str:
-    row = next(row for row in study.replacing.rows if row.path == path)
-    own = next((found for found in study.found if found.path == path), None)
-    where = f", after {own.after}" if own is not None and own.after else ""
-    return f"{row.old} → {row.new}{where}{f', called in {own.line}' if own is not None and own.line else ''}"
+    row = next(row for row in study.replaced if row.path == path)
+    found = next((one for one in study.found if one.path == path), None)
+    after = f", after {' '.join(found.after)}" if found is not None and found.after else ""
+    line = f", called in {found.line}" if found is not None and found.line else ""
+    return f"{row.old} → {row.new}{after}{line}"
 
 
-def _layer_facts(study: Study, path: str, form: Form | None) -> list[tuple[str, str]]:
-    facts = []
-    if form is not None:
-        facts.append(("Nearest known", nearest_text(form, len(form.nearest))))
-        facts.append(("Changed from start", f"{form.changed:.2%} of its spread"))
-        if form.error is not None:
-            facts.append(("Known to", _known(form.error)))
-        if form.curves > 1:
-            facts.append(("Curves", f"{form.curves}; their median is drawn"))
+def _layer_facts(study: Study, path: str, shape: LearnedShape | None) -> list[tuple[str, str]]:
+    """Return the facts about a layer, each with its name."""
+    if shape is None:
+        facts = [("Not called", "the forward pass of the samples does not call it")]
     else:
-        facts.append(("Not reached", "the forward of the samples does not call it"))
-    seen = next((row for row in study.inputs if row.path == path), None)
-    if seen is not None:
-        facts.append(("Inputs", f"{seen.mean:.3g} ± {seen.deviation:.3g}, from {seen.low:.3g} to {seen.high:.3g}"))
+        facts = [("Nearest known function", shape.nearest_text(len(shape.nearest)))]
+        error = "standard error not available"
+        if shape.error is not None:
+            error = "undetermined by the samples" if shape.error >= 1 else f"standard error {shape.error:.2%}"
+        facts.append(("Relative RMS change", f"{shape.changed:.2%}, {error}"))
+        if shape.curves > 1:
+            facts.append(("Curves", f"{shape.curves}; the median is drawn"))
+    row = next((row for row in study.inputs if row.path == path), None)
+    if row is not None:
+        facts.append(("Inputs", f"mean {row.mean:.3g}, std {row.std:.3g}, from {row.low:.3g} to {row.high:.3g}"))
     gain = next((row for row in study.importance.rows if row.layer == path), None)
     if gain is not None:
-        note = "" if gain.significant else ", within its noise"
-        facts.append(("Expected gain", f"{gain.gain:.2g} ± {gain.error:.1g} in loss, alone{note}"))
-    own = [row for row in study.audit.rows if row.name.rpartition(".")[0] == path]
+        note = "" if gain.significant else ", within the noise"
+        facts.append(("Expected gain", f"{gain.gain:.2g} ± {gain.error:.1g} in loss, adapted alone{note}"))
+    audited = [row for row in study.audit.rows if row.name.rpartition(".")[0] == path]
     names: dict[str, list[str]] = {}
-    for audited in own:
-        names.setdefault(audited.verdict, []).append(audited.name.rpartition(".")[2])
+    for parameter in audited:
+        names.setdefault(parameter.verdict, []).append(parameter.name.rpartition(".")[2])
     facts += [("Audit", f"{', '.join(same)}: {verdict}") for verdict, same in names.items()]
-    outside = next((row.outside for row in own if row.outside is not None), None)
+    outside = next((row.outside for row in audited if row.outside is not None), None)
     if outside is not None:
         facts.append(("Outside its interval", f"{outside:.2%} of the inputs"))
     return facts
 
 
-def _judged(study: Study) -> str:
-    """What the layers are compared on."""
-    kind = "held out" if study.standings.held_out else "that it was tuned on"
-    return f"{study.compared.tuned.samples:,} of the {study.standings.samples:,} samples {kind}"
-
-
-def _known(error: float) -> str:
-    if error < 1:
-        return f"± {error:.2%} of its spread (standard error over its inputs)"
-    return "not known: the standard error is larger than all of its spread; more samples would tell"
-
-
 def _shown_steps(study: Study) -> list[int]:
-    """The steps that the slider has: all, or so many evenly chosen ones with the first and the last."""
+    """Return the steps of the slider: all, or `MOST_STEPS` evenly spaced ones with the first and the last."""
     count = len(study.identification.steps)
     if count <= MOST_STEPS:
         return list(range(count))
@@ -201,7 +190,7 @@ def _step_names(study: Study) -> list[str]:
 
 
 def _identification(study: Study) -> dict[str, Any]:
-    """The text and the picture of the steps."""
+    """Return the text and the picture of the steps."""
     found = study.identification
     shown = [found.steps[index] for index in _shown_steps(study)]
     lines = [("start", [step.loss for step in shown]), ("tuned", [step.heldout_loss for step in shown])]
@@ -209,33 +198,32 @@ def _identification(study: Study) -> dict[str, Any]:
     log = bool(values) and min(values) > 0 and max(values) > 10 * min(values)
     label = "Loss after each step of the identification"
     return {
-        "text": f"{len(found.names):,} numbers from {found.images:,} samples, {found.heldout_images:,} more held out "
-        f"to judge each step; {found.seconds:.1f} s. The last step's parameters are the result.",
+        "text": f"{len(found.names):,} parameters, fitted to {found.images:,} samples; {found.heldout_images:,} more "
+        f"decided which steps were kept; {found.seconds:.1f} s.",
         "picture": line_picture([step.number for step in shown], lines, label, "step", log) if len(shown) > 1 else None,
         "messages": found.state.messages,
     }
 
 
 def _data(study: Study) -> dict[str, Any]:
-    """What the script moves the curves by."""
-    chosen = _shown_steps(study)
-    old = {row.path: row.old for row in study.replacing.rows}
+    """Return the curves of every shown step, for the script."""
+    original = {row.path: row.old for row in study.replaced}
     return {
         "steps": _step_names(study),
         "layers": [
             {
-                "path": form.path,
-                "name": old[form.path],
-                "x": [form.u_U[0].item(), form.u_U[-1].item()],
-                "replaced": _rounded(form.replaced_U),
-                "start": _rounded(form.start_U),
-                "steps": [_rounded(form.steps_SU[index]) for index in chosen],
-                "error": None if form.error_U is None else _rounded(form.error_U),
+                "path": shape.path,
+                "name": original[shape.path],
+                "x": [shape.u_U[0].item(), shape.u_U[-1].item()],
+                "replaced": _rounded(shape.original_U),
+                "start": _rounded(shape.initial_U),
+                "steps": [_rounded(shape.steps_SU[index]) for index in _shown_steps(study)],
+                "error": None if shape.error_U is None else _rounded(shape.error_U),
             }
-            for form in study.forms
+            for shape in study.shapes
         ],
     }
 
 
-def _rounded(curve: Tensor) -> Sequence[float | None]:
+def _rounded(curve: Tensor) -> list[float | None]:
     return [float(f"{value:.4g}") if math.isfinite(value) else None for value in curve.tolist()]

@@ -1,265 +1,218 @@
-"""The tables of a study's page."""
+"""The tables of a study's page. Rows about layers are in the order of the layers' calls."""
 
 import math
 import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from markupsafe import Markup
 
 from aafit.plots.html import Cell, PageTable, breakable
-from aafit.studies.result import Study, nearest_text
+from aafit.studies.result import Study
 
 ROUNDING = 1e-12
 MOST_PARAMETERS = 100
 MOST_PAIRS = 60
 """Rows of a layer's parameters, and of pairs; more would be no table to read."""
+NUMBER, OPTIONAL, BOTH = "number", "optional", "number optional"
+
+Column = tuple[str, str, Callable[[Any], Cell]]
+"""Heading, classes, and the cell of a row."""
+
+
+def page_table(
+    anchor: str, caption: str, columns: Sequence[Column], rows: Iterable[Any], search: str = ""
+) -> PageTable:
+    """Return a table without the columns in which every cell is empty."""
+    cells = [tuple(cell(row) for _, _, cell in columns) for row in rows]
+    return PageTable.filled(anchor, caption, [(heading, kind) for heading, kind, _ in columns], cells, search)
 
 
 def anchor(path: str) -> str:
-    """The fragment of a layer's section."""
+    """Return the fragment of a layer's section."""
     return "layer-" + re.sub(r"[^A-Za-z0-9_-]", "-", path)
 
 
 def layer_table(study: Study) -> PageTable:
-    """What is known of each layer, in a line."""
-    forms = {form.path: form for form in study.forms}
+    """Return a row for each replaced layer."""
+    shapes = {shape.path: shape for shape in study.shapes}
     gains = {row.layer: row for row in study.importance.rows}
-    rows: list[tuple[Cell, ...]] = []
-    for row in study.replacing.rows:
-        form, gain = forms.get(row.path), gains.get(row.path)
-        link = Markup('<a class="path" href="#{}">{}</a>').format(anchor(row.path), breakable(row.path))
-        rows.append(
-            (
-                (link, row.path),
-                f"{row.old} → {row.new}",
-                "" if gain is None else (f"{gain.gain:.2g} ± {gain.error:.1g}", gain.gain),
-                "" if form is None else (f"{form.changed:.1%}", form.changed),
-                "not reached" if form is None else nearest_text(form),
-                "" if form is None or form.error is None else (known_to(form.error), form.error),
-                0 if gain is None else gain.parameters,
-            )
-        )
-    columns = [
-        ("layer", ""),
-        ("replaced", "optional"),
-        ("expected gain", "number"),
-        ("changed", "number"),
-        ("nearest", ""),
-        ("known to", "number optional"),
-        ("parameters", "number optional"),
+
+    def link(path: str) -> Cell:
+        return Markup('<a class="path" href="#{}">{}</a>').format(anchor(path), breakable(path)), path
+
+    def of_shape(cell: Callable[[Any], Cell], missing: str = "") -> Callable[[Any], Cell]:
+        return lambda row: cell(shapes[row.path]) if row.path in shapes else missing
+
+    def of_gain(cell: Callable[[Any], Cell]) -> Callable[[Any], Cell]:
+        return lambda row: cell(gains[row.path]) if row.path in gains else ""
+
+    columns: list[Column] = [
+        ("layer", "", lambda row: link(row.path)),
+        ("replaced", OPTIONAL, lambda row: f"{row.old} → {row.new}"),
+        ("expected gain", NUMBER, of_gain(lambda gain: (f"{gain.gain:.2g} ± {gain.error:.1g}", gain.gain))),
+        ("changed", NUMBER, of_shape(lambda shape: (f"{shape.changed:.1%}", shape.changed))),
+        ("standard error", BOTH, of_shape(lambda shape: relative_error(shape.error))),
+        ("nearest", "", of_shape(lambda shape: shape.nearest_text(), "not called")),
+        ("parameters", BOTH, of_gain(lambda gain: gain.parameters)),
     ]
-    return PageTable.filled("layer-table", "The layers that were replaced", columns, rows, "Filter layers")
+    return page_table("layer-table", "The replaced layers", columns, study.replaced, "Filter layers")
 
 
-def known_to(error: float) -> str:
-    """A standard error as a share of the form's spread; of one beyond all of it, no digits are worth reading."""
-    return f"± {error:.1%}" if error < 1 else "not known"
+def relative_error(error: float | None) -> Cell:
+    """Return a relative standard error as a cell; above 1 the samples do not determine the shape."""
+    return "" if error is None else (f"± {error:.1%}" if error < 1 else "undetermined", error)
 
 
 def parameter_table(study: Study, path: str) -> PageTable:
-    """The parameters of a layer, as they started and as they were identified."""
+    """Return the parameters of a layer before and after tuning."""
     found = study.identification
     errors = {} if found.uncertainty is None else {row.name: row for row in found.uncertainty.rows}
-    rows: list[tuple[Cell, ...]] = []
-    count = 0
-    for name, start, value in zip(found.names, found.start, found.values, strict=True):
-        if name.partition("[")[0].rpartition(".")[0] != path:
-            continue
-        count += 1
-        if count > MOST_PARAMETERS:
-            continue
-        error = errors.get(name)
-        shown: Cell = "" if error is None else cell(error.error) if error.determined else ("-", math.inf)
-        note = "" if error is None or error.determined else "not determined"
-        rows.append((name[len(path) + 1 :], _value(start), _value(value), shown, note))
-    columns = [("parameter", ""), ("start", "number"), ("tuned", "number"), ("± error", "number"), ("note", "")]
-    shown_of = "" if count <= MOST_PARAMETERS else f", the first {MOST_PARAMETERS} of {count:,}"
-    return PageTable.filled(f"{anchor(path)}-parameters", f"Parameters of {path}{shown_of}", columns, rows)
+    all_rows = zip(found.names, found.start, found.values, strict=True)
+    own = [row for row in all_rows if row[0].partition("[")[0].rpartition(".")[0] == path]
+
+    def error(row: tuple[str, float, float]) -> Cell:
+        known = errors.get(row[0])
+        return "" if known is None else number(known.error) if known.determined else ("undetermined", math.inf)
+
+    columns: list[Column] = [
+        ("parameter", "", lambda row: row[0][len(path) + 1 :]),
+        ("initial", NUMBER, lambda row: _parameter(row[1])),
+        ("tuned", NUMBER, lambda row: _parameter(row[2])),
+        ("standard error", NUMBER, error),
+    ]
+    shown_of = "" if len(own) <= MOST_PARAMETERS else f", the first {MOST_PARAMETERS} of {len(own):,}"
+    caption = f"Parameters of {path}{shown_of}"
+    return page_table(f"{anchor(path)}-parameters", caption, columns, own[:MOST_PARAMETERS])
 
 
 def step_table(study: Study) -> PageTable:
-    """The steps of the identification."""
-    columns = [
-        ("step", "number"),
-        ("phase", ""),
-        ("samples", "number"),
-        ("loss", "number"),
-        ("held-out loss", "number"),
-        ("predicted gain", "number optional"),
-        ("gained", "number optional"),
-        ("seconds", "number"),
+    """Return the steps of the identification."""
+    columns: list[Column] = [
+        ("step", NUMBER, lambda step: step.number),
+        ("phase", "", lambda step: step.phase),
+        ("samples", NUMBER, lambda step: step.images),
+        ("loss", NUMBER, lambda step: number(step.loss)),
+        ("held-out loss", NUMBER, lambda step: number(step.heldout_loss)),
+        ("predicted decrease", BOTH, lambda step: number(step.predicted)),
+        ("actual decrease", BOTH, lambda step: number(step.gained)),
+        ("seconds", NUMBER, lambda step: (f"{step.seconds:.1f}", step.seconds)),
     ]
-    rows = [
-        (
-            step.number,
-            step.phase,
-            step.images,
-            cell(step.loss),
-            cell(step.heldout_loss),
-            cell(step.predicted),
-            cell(step.gained),
-            (f"{step.seconds:.1f}", step.seconds),
-        )
-        for step in study.identification.steps
-    ]
-    return PageTable.filled("step-table", "The steps", columns, rows)
+    return page_table("step-table", "Steps", columns, study.identification.steps)
 
 
 def pair_table(study: Study) -> PageTable | None:
-    """The parameters that the samples cannot tell apart; None: there are none."""
+    """Return the pairs of collinear parameters; None if there are none."""
     uncertainty = study.identification.uncertainty
     if uncertainty is None or not uncertainty.pairs:
         return None
-    pairs = uncertainty.pairs
-    shown_of = "" if len(pairs) <= MOST_PAIRS else f", the closest {MOST_PAIRS} of {len(pairs):,} pairs"
-    rows = [(pair.first, pair.second, (f"{pair.correlation:+.3f}", pair.correlation)) for pair in pairs[:MOST_PAIRS]]
-    columns = [("one", ""), ("the other", ""), ("correlation", "number")]
-    return PageTable("pair-table", f"Parameters that cannot be told apart{shown_of}", tuple(columns), tuple(rows))
+    count = len(uncertainty.pairs)
+    shown_of = "" if count <= MOST_PAIRS else f", the closest {MOST_PAIRS} of {count:,} pairs"
+    columns: list[Column] = [
+        ("first", "", lambda pair: pair.first),
+        ("second", "", lambda pair: pair.second),
+        ("correlation", NUMBER, lambda pair: (f"{pair.correlation:+.3f}", pair.correlation)),
+    ]
+    return page_table("pair-table", f"Collinear parameters{shown_of}", columns, uncertainty.pairs[:MOST_PAIRS])
 
 
-def standing_table(study: Study) -> PageTable:
-    """The three networks as a whole."""
-    own = study.standings
-    rows = [
-        (
-            name,
-            "" if standing.accuracy is None else (f"{standing.accuracy:.2%}", standing.accuracy),
-            cell(standing.loss),
-            "" if standing.agreement is None else (f"{standing.agreement:.2%}", standing.agreement),
-            (f"{standing.difference:.2%}", standing.difference),
-            standing.not_finite or "",
-        )
-        for name, standing in (("base", own.base), ("just replaced", own.replaced), ("tuned", own.tuned))
+def score_table(study: Study) -> PageTable:
+    """Return the scores of the three networks."""
+    scores = study.scores
+    columns: list[Column] = [
+        ("network", "", lambda row: row[0]),
+        ("accuracy", NUMBER, lambda row: share(row[1].accuracy)),
+        ("loss", NUMBER, lambda row: number(row[1].loss)),
+        ("prediction agreement", NUMBER, lambda row: share(row[1].agreement)),
+        ("relative RMS change", NUMBER, lambda row: share(row[1].difference)),
+        ("samples not finite", NUMBER, lambda row: row[1].not_finite or ""),
     ]
-    columns = [
-        ("network", ""),
-        ("accuracy", "number"),
-        ("loss", "number"),
-        ("equal predictions", "number"),
-        ("outputs moved by", "number"),
-        ("not finite", "number"),
-    ]
-    return PageTable.filled("standing-table", "The three networks", columns, rows)
+    rows = [("base", scores.base), ("initial", scores.initial), ("tuned", scores.tuned)]
+    return page_table("score-table", "The three networks", columns, rows)
 
 
 def difference_table(study: Study) -> PageTable:
-    """How far each layer's output is from the base's, before and after tuning."""
-    replaced, tuned = study.compared.replaced, study.compared.tuned
-    after = {row.path: row for row in tuned.layers}
-    rows: list[tuple[Cell, ...]] = []
-    for row in replaced.layers:
-        cells = [
-            row.path,
-            _share(row.relative),
-            _share(row.local_relative),
-            _share(row.input_relative),
-            _times(row.amplification),
-        ]
-        own = after.get(row.path)
-        cells += ["", "", ""] if own is None else [_share(own.relative), _share(own.local_relative), cell(own.max_abs)]
-        rows.append(tuple(cells))
-    first, last = replaced.logits, tuned.logits
-    outputs = (
-        _share(first.relative),
-        "",
-        "",
-        _times(first.amplification),
-        _share(last.relative),
-        "",
-        cell(last.max_abs),
-    )
-    columns = [
-        ("layer", ""),
-        ("replaced: relative", "number"),
-        ("of its own", "number"),
-        ("arriving", "number optional"),
-        ("carried on", "number optional"),
-        ("tuned: relative", "number"),
-        ("of its own", "number"),
-        ("largest", "number optional"),
+    """Return the differences of each layer's output from the base network's, before and after tuning."""
+    after = {row.path: row for row in study.tuned.layers}
+    order = {row.path: number for number, row in enumerate(study.inputs)}
+    layers = sorted(study.initial.layers, key=lambda row: order.get(row.path, len(order)))
+
+    def tuned(name: str, cell: Callable[[float], Cell]) -> Callable[[Any], Cell]:
+        return lambda row: cell(getattr(after.get(row.path, row), name, math.nan))
+
+    def initial(name: str, cell: Callable[[float], Cell]) -> Callable[[Any], Cell]:
+        return lambda row: cell(getattr(row, name, math.nan))
+
+    columns: list[Column] = [
+        ("layer", "", lambda row: row.path),
+        ("initial: relative", NUMBER, initial("relative", share)),
+        ("local error", NUMBER, initial("local_relative", share)),
+        ("input error", BOTH, initial("input_relative", share)),
+        (
+            "amplification",
+            BOTH,
+            initial("amplification", lambda value: (f"{value:.2f}", value) if value == value else ""),
+        ),
+        ("tuned: relative", NUMBER, tuned("relative", share)),
+        ("local error", NUMBER, tuned("local_relative", share)),
+        ("largest", BOTH, tuned("max_abs", number)),
     ]
-    rows.append(("the outputs", *outputs))
-    return PageTable.filled(
-        "difference-table", "Differences of each layer's output", columns, rows, "Filter these layers"
-    )
+    after[study.initial.logits.path] = study.tuned.logits
+    rows = [*layers, study.initial.logits]
+    return page_table("difference-table", "Differences of each layer's output", columns, rows, "Filter these layers")
 
 
 def audit_table(study: Study) -> PageTable:
-    """The audit, a row for each parameter tensor."""
-    rows = [
-        (
-            row.name,
-            row.elements,
-            cell(row.value[0]),
-            cell(row.value[1]),
-            cell(row.gradient),
-            cell(row.curvature),
-            row.verdict,
-        )
-        for row in study.audit.rows
+    """Return the audit, a row for each parameter tensor."""
+    columns: list[Column] = [
+        ("parameter", "", lambda row: row.name),
+        ("elements", NUMBER, lambda row: row.elements),
+        ("smallest", BOTH, lambda row: number(row.value[0])),
+        ("largest", BOTH, lambda row: number(row.value[1])),
+        ("gradient", NUMBER, lambda row: number(row.gradient)),
+        ("curvature", NUMBER, lambda row: number(row.curvature)),
+        ("verdict", "", lambda row: row.verdict),
     ]
-    columns = [
-        ("parameter", ""),
-        ("elements", "number"),
-        ("smallest", "number optional"),
-        ("largest", "number optional"),
-        ("gradient", "number"),
-        ("curvature", "number"),
-        ("verdict", ""),
-    ]
-    return PageTable.filled("audit-table", "The audit", columns, rows, "Filter parameters")
+    return page_table("audit-table", "Audit of the parameters", columns, study.audit.rows, "Filter parameters")
 
 
 def found_table(study: Study) -> PageTable:
-    """All activations of the network, and what became of them."""
-    new = {row.path: row.new for row in study.replacing.rows}
-    why = {row.path: row.reason for row in study.replacing.kept}
-    rows = [
-        (
-            row.path,
-            row.kind,
-            new.get(row.path) or f"as it was: {why.get(row.path, 'not asked for')}",
-            "" if row.calls is None else row.calls,
-            "" if row.shape is None else "x".join(map(str, row.shape)),
-            row.after or "",
-            row.line or "",
-        )
-        for row in study.found
+    """Return all activations of the network, and what happened to them."""
+    new = {row.path: row.new for row in study.replaced}
+    why = {row.path: row.reason for row in study.skipped}
+    columns: list[Column] = [
+        ("activation", "", lambda row: row.path),
+        ("kind", "", lambda row: row.kind),
+        ("replaced by", "", lambda row: new.get(row.path) or f"nothing: {why.get(row.path, 'not selected')}"),
+        ("calls", BOTH, lambda row: "" if row.calls is None else row.calls),
+        ("input shape", OPTIONAL, lambda row: "" if row.shape is None else "x".join(map(str, row.shape))),
+        ("after", OPTIONAL, lambda row: " ".join(row.after or ())),
+        ("called in", OPTIONAL, lambda row: row.line or ""),
     ]
-    columns = [
-        ("activation", ""),
-        ("kind", ""),
-        ("became", ""),
-        ("calls", "number optional"),
-        ("input", "optional"),
-        ("after", "optional"),
-        ("called in", "optional"),
-    ]
-    return PageTable.filled("found-table", "Activations of the network", columns, rows, "Filter activations")
+    return page_table("found-table", "Activations of the network", columns, study.found, "Filter activations")
 
 
 def time_table(study: Study) -> PageTable:
-    """What each part took."""
-    rows = [(part, (f"{seconds:.1f}", seconds)) for part, seconds in study.origin.seconds.items()]
-    return PageTable.filled("time-table", "Time by part", [("part", ""), ("seconds", "number")], rows)
+    """Return the time of each part."""
+    columns: list[Column] = [
+        ("part", "", lambda row: row[0]),
+        ("seconds", NUMBER, lambda row: (f"{row[1]:.1f}", row[1])),
+    ]
+    return page_table("time-table", "Time by part", columns, study.seconds.items())
 
 
-def cell(value: float | None) -> Cell:
-    """A number with four digits, sorted by all of them; an empty cell for none."""
+def number(value: float | None) -> Cell:
+    """Return a number with four digits, sorted by all of them; an empty cell for None."""
     if value is None:
         return ""
-    if not math.isfinite(value):
-        return "not finite"
-    return f"{value:.4g}", value
+    return (f"{value:.4g}", value) if math.isfinite(value) else "not finite"
 
 
-def _value(parameter: float) -> Cell:
-    """Of a parameter; what a fit left of a zero is a zero."""
-    return cell(0.0 if abs(parameter) < ROUNDING else parameter)
+def share(value: float | None) -> Cell:
+    """Return a share in percent; an empty cell where there is none."""
+    return "" if value is None or not math.isfinite(value) else (f"{value:.2%}", value)
 
 
-def _share(value: float) -> Cell:
-    return (f"{value:.2%}", value) if math.isfinite(value) else ""
-
-
-def _times(value: float) -> Cell:
-    return (f"{value:.2f} times", value) if math.isfinite(value) else ""
+def _parameter(value: float) -> Cell:
+    """Return the value of a parameter; the rounding error of a fit counts as 0."""
+    return number(0.0 if abs(value) < ROUNDING else value)

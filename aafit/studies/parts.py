@@ -1,11 +1,8 @@
-"""The parts of a study in their order.
-
-find -> replace, fitted to what each layer sees -> inputs seen -> audit -> importance -> identify -> compare -> forms
-and the nearest known functions. The first is done each time, as it takes one forward.
-"""
+"""The parts of a study in their order, each taken from the store if an earlier call has computed it."""
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,171 +14,177 @@ from aafit.networks.adaptive import load_activations, save_activations
 from aafit.networks.as_modules import with_matching_modules
 from aafit.networks.batches import Batch
 from aafit.networks.find import found_in
-from aafit.networks.surgery import replace_activations
-from aafit.studies.asked import StudyConfig, facts
-from aafit.studies.forms import Form, Identified, forms
-from aafit.studies.inputs import InputsSeen, inputs_seen
-from aafit.studies.result import Compared, FoundLayer, Origin, Replacing, Study
-from aafit.studies.samples import Samples, first_of
-from aafit.studies.standing import Scores, standings
+from aafit.networks.surgery import Replaced, Skipped, replace_activations
+from aafit.studies.config import StudyConfig, provenance
+from aafit.studies.inputs import InputDistribution, input_distributions
+from aafit.studies.result import Study
+from aafit.studies.samples import StudySamples, first_samples
+from aafit.studies.scores import StudyScores, study_scores
+from aafit.studies.shapes import LearnedShape, learned_shapes
 from aafit.studies.store import Store
-from aafit.training.compare import compare
+from aafit.training.compare import Comparison, compare
 
-PARTS = ("find", "replace", "inputs", "audit", "importance", "identify", "compare", "forms")
+PARTS = ("find", "replace", "inputs", "audit", "importance", "identify", "compare", "shapes")
 AUDITED = 512
 """Samples that the audit looks at, at most."""
 
 ProgressCallback = Callable[[str, str], None]
-"""Called with the name of a part, and with what is done in it; "" when the part begins."""
+"""Called with the name of a part and a description of its step; the description is "" when the part begins."""
 
 
 def run_parts(
-    net: nn.Module, samples: Samples, asked: StudyConfig, store: Store, command: str, tell: ProgressCallback
+    net: nn.Module, data: StudySamples, config: StudyConfig, store: Store, command: str, progress: ProgressCallback
 ) -> Study:
-    """All parts, one after another; what the store has is taken from there.
+    """Run all parts, or load them from the store.
 
     Args:
-        net: left as it was.
-        samples: what to identify on, and to judge on.
-        asked: what is asked.
-        store: keeps what each part finds.
-        command: what was called, for the page.
-        tell: hears of the progress.
+        net: The network; left unchanged.
+        data: The samples.
+        config: The settings.
+        store: Saves the parts.
+        command: The command of the study, for the page.
+        progress: Called at the beginning of each part and after each step of the identification.
     """
-    tell("find", "")
-    example = samples.example
-    found = found_in(net, example)
-    tell("replace", "")
-    start, replacing = _replaced(net, asked, example, store)
-    base = with_matching_modules(net, start)
-    paths = [row.path for row in replacing.rows]
-    labels = asked.target == "labels"
+    progress("find", "")
+    found = found_in(net, data.example)
+    progress("replace", "")
+    initial, replaced, skipped = _replaced(net, data, config, store)
+    base = with_matching_modules(net, initial)
+    labels = config.target == "labels"
     options: dict[str, Any] = {
         "base": None if labels else base,
-        "output": asked.output,
-        "loss": asked.loss,
-        "batch_size": samples.at_once,
+        "output": config.output,
+        "loss": config.loss,
+        "batch_size": data.batch_size,
     }
-    fitted, judged = (first_of(batches, asked.images) for batches in (samples.fitted, samples.judged))
+    fitted, evaluated = (first_samples(batches, config.samples) for batches in (data.fitted, data.evaluated))
 
-    tell("inputs", "")
-    seen = store.value("inputs", tuple[InputsSeen, ...], lambda: inputs_seen(base, paths, fitted))
-    tell("audit", "")
+    progress("inputs", "")
+    paths = [row.path for row in replaced]
+    inputs = store.value("inputs", tuple[InputDistribution, ...], lambda: input_distributions(base, paths, fitted))
+    calls = {row.path: number for number, row in enumerate(inputs)}
+    replaced = tuple(sorted(replaced, key=lambda row: calls.get(row.path, len(calls))))
+    progress("audit", "")
     audited = store.value(
-        "audit", Audit, lambda: audit(start, samples.fitted, samples=min(asked.images, AUDITED), **options)
+        "audit", Audit, lambda: audit(initial, data.fitted, samples=min(config.samples, AUDITED), **options)
     )
-    tell("importance", "")
-    worth = store.value(
-        "importance",
-        Importance,
-        lambda: importance(start, samples.fitted, samples=asked.images, **options),
+    rows = sorted(audited.rows, key=lambda row: calls.get(row.name.rpartition(".")[0], len(calls)))
+    progress("importance", "")
+    expected = store.value(
+        "importance", Importance, lambda: importance(initial, data.fitted, samples=config.samples, **options)
     )
-    tell("identify", "")
-    way = store.value("identify", Identified, lambda: _identified(start, base, samples, asked, store, tell))
-    tuned = load_identified(start, way.result)
-    tell("compare", "")
-    # As `identify` took it; where the outputs of the base were the target, the loss was one of these.
-    loss = (asked.loss or "cross-entropy") if labels else None
-
-    def compared() -> Compared:
-        # Where the study is not about the targets they count only if they are classes.
-        seen = judged if labels or all(map(_has_classes, judged)) else [Batch(own.args, own.kwargs) for own in judged]
-        return Compared(*(compare(base, own, seen, output=asked.output, loss=loss) for own in (start, tuned)))
-
-    differences = store.value("compare", Compared, compared)
-    ranked = store.value(
-        "standings",
-        Scores,
-        lambda: standings(base, start, tuned, samples.judged, samples.heldout_sha256 is not None, loss, asked.output),
+    progress("identify", "")
+    identification, vectors = store.value(
+        "identify",
+        tuple[Identification, tuple[Tensor, ...]],
+        lambda: _identified(initial, base, data, config, store, progress),
     )
-    tell("forms", "")
-    originals = {path: base.get_submodule(path) for path in paths}
+    tuned = deepcopy(initial)
+    Coordinates(tuned).write(identification.state.vector_P)
+    progress("compare", "")
+    # The loss of the identification; where its target were the outputs of the base network, that of the targets.
+    loss = (config.loss or "cross-entropy") if labels else None
+    if not labels and not all(batch.target is None or _has_classes(batch) for batch in evaluated):
+        evaluated = [Batch(batch.args, batch.kwargs) for batch in evaluated]
+    comparisons = store.value(
+        "compare",
+        tuple[Comparison, Comparison],
+        lambda: tuple(compare(base, other, evaluated, output=config.output, loss=loss) for other in (initial, tuned)),
+    )
+    scores = store.value(
+        "scores",
+        StudyScores,
+        lambda: study_scores(base, initial, tuned, data.evaluated, bool(data.heldout), loss, config.output),
+    )
+    progress("shapes", "")
     shapes = store.value(
-        "forms", tuple[Form, ...], lambda: forms(start, originals, way, {row.path: row for row in seen})
+        "shapes",
+        tuple[LearnedShape, ...],
+        lambda: learned_shapes(initial, base, identification, vectors, inputs),
     )
-    origin = store.document("origin") or facts(net, samples, asked, command)
-    store.write_document("origin", origin)
+    facts = store.value("provenance", dict[str, str], lambda: provenance(net, data, config, command))
     if store.folder is not None and not (store.folder / "tuned.safetensors").exists():
         save_activations(tuned, store.folder / "tuned.safetensors")
     return Study(
-        tuple(map(_plain, found)),
-        seen,
-        replacing,
-        differences,
-        ranked,
-        audited,
-        worth,
-        way.result,
-        shapes,
-        Origin({**origin, "study": store.key}, dict(store.seconds)),
-        tuned,
-        base,
+        found=tuple(sorted(found, key=lambda row: calls.get(row.path, len(calls)))),
+        replaced=replaced,
+        skipped=skipped,
+        inputs=inputs,
+        audit=replace(audited, rows=tuple(rows)),
+        importance=expected,
+        identification=identification,
+        initial=comparisons[0],
+        tuned=comparisons[1],
+        scores=scores,
+        shapes=shapes,
+        provenance={**facts, "study": store.key},
+        seconds={name: seconds for name, seconds in store.seconds.items() if seconds},
+        net=tuned,
+        base=base,
         folder=store.folder,
     )
 
 
-def load_identified(start: nn.Module, found: Identification) -> nn.Module:
-    """A copy of the network with the identified parameters."""
-    tuned = deepcopy(start)
-    Coordinates(tuned).write(found.state.vector_P)
-    return tuned
-
-
-def _replaced(net: nn.Module, asked: StudyConfig, example: Any, store: Store) -> tuple[nn.Module, Replacing]:
-    """The network as it starts. What an earlier call drew at random is taken from its file."""
+def _replaced(
+    net: nn.Module, data: StudySamples, config: StudyConfig, store: Store
+) -> tuple[nn.Module, tuple[Replaced, ...], tuple[Skipped, ...]]:
+    """Return the network before tuning; the values that an earlier call drew at random come from its file."""
     file = None if store.folder is None else store.folder / "start.safetensors"
     made: list[nn.Module] = []
 
-    def find() -> Replacing:
-        start, swap = replace_activations(net, asked.replacements, asked.sharing, example)
+    def compute() -> tuple[tuple[Replaced, ...], tuple[Skipped, ...]]:
+        initial, replacement = replace_activations(net, config.replacements, config.sharing, data.example)
         if file is not None:
-            save_activations(start, file)
-        made.append(start)
-        return Replacing(swap.rows, swap.kept)
+            save_activations(initial, file)
+        made.append(initial)
+        return replacement.rows, replacement.kept
 
-    replacing = store.value("replace", Replacing, find)
+    rows, skipped = store.value("replace", tuple[tuple[Replaced, ...], tuple[Skipped, ...]], compute)
     if not made:
         assert file is not None
         made.append(load_activations(net, file))
-    return made[0], replacing
+    return made[0], rows, skipped
 
 
 def _identified(
-    start: nn.Module, base: nn.Module, samples: Samples, asked: StudyConfig, store: Store, tell: ProgressCallback
-) -> Identified:
-    document = store.document("identify-state")
-    state = None if document is None else State.from_dict(document["state"])
-    vectors = [] if document is None else [torch.tensor(row, dtype=torch.float64) for row in document["vectors"]]
+    initial: nn.Module,
+    base: nn.Module,
+    data: StudySamples,
+    config: StudyConfig,
+    store: Store,
+    progress: ProgressCallback,
+) -> tuple[Identification, tuple[Tensor, ...]]:
+    """Identify, from where an earlier call was stopped; return the coordinates after each step, too."""
+    state, vectors = store.read("identify-state", tuple[State, tuple[Tensor, ...]]) or (None, ())
+    trajectory = list(vectors)
 
     def after_step(now: State) -> None:
-        if len(now.steps) > len(vectors):
-            vectors.append(now.vector_P.clone())
+        if len(now.steps) > len(trajectory):
+            # A step that was taken back at once has no coordinates of its own here.
+            unknown = torch.full_like(now.vector_P, torch.nan)
+            trajectory.extend([unknown] * (len(now.steps) - len(trajectory) - 1))
+            trajectory.append(now.vector_P.clone())
             last = now.steps[-1]
-            tell("identify", f"step {last.number} ({last.phase}): held-out loss {last.heldout_loss:.5g}")
-        state = {"state": now.as_dict(), "vectors": [vector_P.tolist() for vector_P in vectors]}
-        store.write_document("identify-state", state)
+            progress("identify", f"step {last.number} ({last.phase}): held-out loss {last.heldout_loss:.5g}")
+        store.write("identify-state", (now, tuple(trajectory)))
 
     result = identify(
-        deepcopy(start),
-        samples.fitted,
+        deepcopy(initial),
+        data.fitted,
         base=base,
-        target=asked.target,
-        loss=asked.loss,
-        output=asked.output,
-        steps=asked.steps,
-        memory=asked.memory,
-        batch_size=samples.at_once,
-        seed=asked.seed,
+        target=config.target,
+        loss=config.loss,
+        output=config.output,
+        steps=config.steps,
+        heldout=data.identification_share,
+        memory=config.memory,
+        batch_size=data.batch_size,
+        seed=config.seed,
         state=state,
         after_step=after_step,
     )
-    return Identified(result, tuple(vectors))
+    return result, tuple(trajectory)
 
 
 def _has_classes(batch: Batch) -> bool:
     return isinstance(batch.target, Tensor) and not batch.target.is_floating_point()
-
-
-def _plain(row: Any) -> FoundLayer:
-    after = None if row.after is None else " ".join(row.after)
-    return FoundLayer(row.path, row.kind, row.line, row.calls, row.shape, after, row.gate)

@@ -1,103 +1,68 @@
-"""What a study found, as one value, and its verdict in three sentences."""
+"""The result of a study, and its verdict in three sentences."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from aafit.identification import Audit, Identification, Importance
+from aafit.networks.find import FoundActivation
 from aafit.networks.surgery import Replaced, Skipped
-from aafit.studies.forms import Form
-from aafit.studies.inputs import InputsSeen
-from aafit.studies.standing import Gain, Score, Scores
+from aafit.studies.inputs import InputDistribution
+from aafit.studies.scores import Gain, StudyScores
+from aafit.studies.shapes import NEAR, LearnedShape
 from aafit.tables import fit_for_json, listed, table
 from aafit.training.compare import Comparison
 
-CLOSE = 0.01
-"""A form this near to a known function can be called by its name."""
-FLAT = 1 - 1e-9
-"""A function that is this far away is no nearer than a constant."""
-
-
-@dataclass(frozen=True)
-class FoundLayer:
-    """An activation that the network has.
-
-    Attributes:
-        path: Its path, or the one that its call was given.
-        kind: Of the function, "ReLU".
-        line: Where the program calls it; None where that is not known.
-        calls: In one forward.
-        shape: Of what it receives, the batch first.
-        after: The layer before it.
-        gate: Why it is taken for a gate; empty: it is none.
-    """
-
-    path: str
-    kind: str
-    line: str | None
-    calls: int | None
-    shape: tuple[int, ...] | None
-    after: str | None
-    gate: str
-
-
-@dataclass(frozen=True)
-class Replacing:
-    """What took whose place, and what did not."""
-
-    rows: tuple[Replaced, ...]
-    kept: tuple[Skipped, ...]
-
-
-@dataclass(frozen=True)
-class Compared:
-    """The base against the replaced network, and against the tuned one, on the first samples to judge on."""
-
-    replaced: Comparison
-    tuned: Comparison
-
-
-@dataclass(frozen=True)
-class Origin:
-    """How a study came about, by name: "machine", "data", "torch", ...; `seconds` is by part."""
-
-    facts: dict[str, str]
-    seconds: dict[str, float]
+FOUND = ("path", "kind", "line", "calls", "shape", "after", "gate")
 
 
 @dataclass(frozen=True)
 class Study:
-    """What `aafit.study` found; prints as its verdict and a table of the layers.
+    """The result of `aafit.study`; prints as its verdict and a table of the layers.
+
+    Rows about layers are in the order of their first calls, those that are not called last.
 
     Attributes:
         found: The activations of the network.
-        inputs: What those that were replaced receive, in the base network.
-        replacing: What was replaced.
-        compared: The base, the replaced and the tuned network on the first samples to judge on, layer by layer.
-        standings: The same three on all of them, and what tuning gained.
-        audit: Of the parameters as they were put in.
-        importance: What adapting each layer alone can be expected to gain, from there.
-        identification: Its steps and the parameters with their errors.
-        forms: Of each layer, with the nearest known functions.
-        origin: How it came about.
+        replaced: The activations that were replaced.
+        skipped: Those that were not, each with its reason.
+        inputs: The distributions of the replaced activations' inputs in the base network.
+        audit: What gradient steps would do to the parameters before tuning.
+        importance: The expected gain of adapting each layer alone, before tuning.
+        identification: Its steps, and the parameters with their standard errors.
+        initial: Comparison of the base network with the network before tuning, layer by layer.
+        tuned: Comparison of the base network with the tuned network.
+        scores: Loss and accuracy of the three networks, and the gain of the tuned one.
+        shapes: The learned shape of each layer, with the nearest known functions.
+        provenance: Network, data, arguments, versions and machine, by name.
+        seconds: Time by part.
         net: The tuned network.
-        base: The network with its activations as modules, at the same paths.
-        page: The page, None where none was asked for.
-        folder: Where the parts are kept, None where they are not.
+        base: The base network with its activations as modules, at the same paths as in `net`.
+        page: The page; None: none was requested.
+        folder: The folder of the saved parts; None: they were not saved.
+
+    Example:
+        >>> study = aafit.study(net, batches, heldout=more)  # doctest: +SKIP
+        >>> for shape in study.shapes:  # doctest: +SKIP
+        ...     print(shape.path, shape.nearest_text(), shape.changed)
+        >>> aafit.save_activations(study.net, "tuned.safetensors")  # doctest: +SKIP
     """
 
-    found: tuple[FoundLayer, ...]
-    inputs: tuple[InputsSeen, ...]
-    replacing: Replacing
-    compared: Compared
-    standings: Scores
+    found: tuple[FoundActivation, ...]
+    replaced: tuple[Replaced, ...]
+    skipped: tuple[Skipped, ...]
+    inputs: tuple[InputDistribution, ...]
     audit: Audit
     importance: Importance
     identification: Identification
-    forms: tuple[Form, ...]
-    origin: Origin
+    initial: Comparison
+    tuned: Comparison
+    scores: StudyScores
+    shapes: tuple[LearnedShape, ...]
+    provenance: dict[str, str]
+    seconds: dict[str, float]
     net: nn.Module = field(repr=False, compare=False)
     base: nn.Module = field(repr=False, compare=False)
     page: Path | None = None
@@ -105,164 +70,123 @@ class Study:
 
     @property
     def verdict(self) -> tuple[str, str, str]:
-        """Three sentences: what replacing cost, what tuning gave, and which forms came out."""
-        return _replaced(self), _tuned(self), _forms(self)
+        """Three sentences: the cost of the replacement, the gain of tuning, and the learned shapes."""
+        return _replacement_sentence(self), _tuning_sentence(self), _shapes_sentence(self)
 
     def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON; what is not finite becomes None."""
+        """Return the results fit for JSON; values that are not finite become None."""
+        parts = ("audit", "importance", "identification", "initial", "tuned", "scores")
         return fit_for_json(
             {
                 "verdict": list(self.verdict),
-                "found": [vars(row) for row in self.found],
-                "inputs": [_listed(row) for row in self.inputs],
-                "replaced": [vars(row) for row in self.replacing.rows],
-                "kept": [vars(row) for row in self.replacing.kept],
-                "compared": {
-                    "replaced": self.compared.replaced.as_dict(),
-                    "tuned": self.compared.tuned.as_dict(),
-                },
-                "standings": {
-                    "samples": self.standings.samples,
-                    "held_out": self.standings.held_out,
-                    **{name: vars(getattr(self.standings, name)) for name in ("base", "replaced", "tuned")},
-                    **{
-                        name: None if gain is None else vars(gain)
-                        for name, gain in (
-                            ("accuracy_gain", self.standings.accuracy_gain),
-                            ("loss_gain", self.standings.loss_gain),
-                        )
-                    },
-                },
-                "audit": self.audit.as_dict(),
-                "importance": self.importance.as_dict(),
-                "identification": self.identification.as_dict(),
-                "forms": [{**_listed(form), "nearest": [vars(near) for near in form.nearest]} for form in self.forms],
-                "origin": {"facts": self.origin.facts, "seconds": self.origin.seconds},
+                "found": [{name: getattr(row, name) for name in FOUND} for row in self.found],
+                "replaced": [vars(row) for row in self.replaced],
+                "skipped": [vars(row) for row in self.skipped],
+                "inputs": [_lists(row) for row in self.inputs],
+                **{name: getattr(self, name).as_dict() for name in parts},
+                "shapes": [{**_lists(row), "nearest": [vars(near) for near in row.nearest]} for row in self.shapes],
+                "provenance": self.provenance,
+                "seconds": self.seconds,
             }
         )
 
     def __str__(self) -> str:
-        named = {form.path: form for form in self.forms}
+        shapes = {shape.path: shape for shape in self.shapes}
         gains = {row.layer: row for row in self.importance.rows}
         rows = []
-        for row in self.replacing.rows:
-            form, gain = named.get(row.path), gains.get(row.path)
-            rows.append(
-                (
-                    row.path,
-                    f"{row.old} -> {row.new}",
-                    "" if gain is None else f"{gain.gain:.4f} ± {gain.error:.4f}",
-                    "" if form is None else f"{form.changed:.1%}",
-                    "not reached" if form is None else nearest_text(form),
-                )
-            )
-        return "\n\n".join(
-            [
-                "\n".join(self.verdict),
-                table(("layer", "replaced", "expected gain", "changed", "nearest"), rows, numbers=False),
-            ]
-        )
+        for row in self.replaced:
+            shape, gain = shapes.get(row.path), gains.get(row.path)
+            cells = ("", "not called") if shape is None else (f"{shape.changed:.1%}", shape.nearest_text())
+            expected = "" if gain is None else f"{gain.gain:.4f} ± {gain.error:.4f}"
+            rows.append((row.path, f"{row.old} -> {row.new}", expected, *cells))
+        layers = table(("layer", "replaced", "expected gain", "changed", "nearest"), rows, numbers=False)
+        return "\n".join([*self.verdict, "", layers])
 
 
-def nearest_text(form: Form, most: int = 3) -> str:
-    """ "SiLU, 0.8%", or those that are as near, `most` by name.
-
-    Where only a constant is left, its distance is all of the form's spread: nothing known is like the form.
-    """
-    names = [
-        f"none nearer than {near.name}" if near.distance >= FLAT else f"{near.name}, {near.distance:.1%}"
-        for near in form.nearest
-    ]
-    more = [f"{len(names) - most} more"] if len(names) > most else []
-    return "; ".join([*names[:most], *more])
+def _lists(row: Any) -> dict[str, Any]:
+    return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(row).items()}
 
 
-def _listed(row: Any) -> dict[str, Any]:
-    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in vars(row).items()}
-
-
-def _replaced(study: Study) -> str:
-    rows, standings = study.replacing.rows, study.standings
-    kinds = sorted({row.old for row in rows})
-    news = sorted({row.new for row in rows})
-    count = f"The {kinds[0]}" if len(rows) == 1 else f"{len(rows)} activations ({', '.join(kinds)})"
-    was = "was" if len(rows) == 1 else "were"
-    begun = f"{count} {was} replaced by {listed(news, 2)}"
-    if standings.replaced.not_finite:
-        return f"{begun}, and {standings.replaced.not_finite} of {standings.samples:,} samples then gave no number."
+def _replacement_sentence(study: Study) -> str:
+    rows, base, initial = study.replaced, study.scores.base, study.scores.initial
+    kinds, news = sorted({row.old for row in rows}), sorted({row.new for row in rows})
+    subject = f"The {kinds[0]} was" if len(rows) == 1 else f"{len(rows)} activations ({', '.join(kinds)}) were"
+    begun = f"{subject} replaced by {listed(news, 3)}"
+    if initial.not_finite:
+        return f"{begun}; then {initial.not_finite:,} of {study.scores.samples:,} samples gave NaN or infinity."
     parts = []
-    if standings.base.accuracy is not None and standings.replaced.accuracy is not None:
-        parts.append(
-            f"accuracy on {_judged(study)} went from {standings.base.accuracy:.2%} to {standings.replaced.accuracy:.2%}"
-        )
-    parts.append(f"the outputs moved by {standings.replaced.difference:.2%} of their spread")
-    if standings.replaced.agreement is not None:
-        parts.append(f"{standings.replaced.agreement:.2%} of the predictions stayed as they were")
-    return f"{begun}: {_and(parts)}."
+    if base.accuracy is not None and initial.accuracy is not None:
+        parts.append(f"the accuracy changed from {base.accuracy:.2%} to {initial.accuracy:.2%}")
+    elif base.loss is not None and initial.loss is not None:
+        parts.append(f"the loss changed from {base.loss:.4g} to {initial.loss:.4g}")
+    parts.append(f"the relative RMS change of the outputs was {initial.difference:.2%}")
+    if initial.agreement is not None:
+        parts.append(f"the prediction agreement {initial.agreement:.2%}")
+    return f"{begun}; on {evaluated_on(study)} {_and(parts)}."
 
 
-def _tuned(study: Study) -> str:
-    found, standings = study.identification, study.standings
-    steps = found.steps[-1].number
+def _tuning_sentence(study: Study) -> str:
+    found, scores = study.identification, study.scores
+    count, steps, seconds = f"{len(found.names):,} parameters", found.steps[-1].number, _seconds(found.seconds)
     if not steps:
         return (
-            f"Gauss-Newton ({_seconds(found.seconds)}) found no step of their {len(found.names):,} numbers "
-            f"that was above the noise of its {found.images:,} samples and better on held-out ones, "
-            "so they stayed as they were."
+            f"Gauss-Newton kept no step ({seconds}): none lowered the loss by more than the noise of the "
+            f"{found.images:,} samples, so the {count} have their initial values."
         )
     begun = (
-        f"Gauss-Newton then set their {len(found.names):,} numbers in {steps} step{'s' * (steps != 1)} "
-        f"({_seconds(found.seconds)}) from {found.images:,} samples"
+        f"Gauss-Newton fitted their {count} to {found.images:,} samples in {steps} step{'s' * (steps != 1)} ({seconds})"
     )
-    tuned: Score = standings.tuned
-    if standings.accuracy_gain is not None and tuned.accuracy is not None:
-        gain = standings.accuracy_gain
-        return (
-            f"{begun}: accuracy is {tuned.accuracy:.2%}, {100 * gain.value:+.2f} ± {100 * gain.error:.2f} points "
-            f"against the base network, {_sure(gain, gain.value > 0)}."
-        )
-    if standings.loss_gain is not None and tuned.loss is not None:
-        gain = standings.loss_gain
-        return (
-            f"{begun}: the loss on {_judged(study)} is {tuned.loss:.4g}, {gain.value:+.2g} ± {gain.error:.1g} against "
-            f"the base network, {_sure(gain, gain.value < 0)}."
-        )
-    return f"{begun}: the outputs are {tuned.difference:.2%} of their spread from the base network's."
+    tuned = scores.tuned
+    if scores.accuracy_gain is not None and tuned.accuracy is not None:
+        gain = scores.accuracy_gain
+        value = f"{100 * gain.value:+.2f} ± {100 * gain.error:.2f} points against the base network"
+        return f"{begun}; the accuracy is now {tuned.accuracy:.2%}, {value}, {_claim(study, gain, gain.value > 0)}."
+    if scores.loss_gain is not None and tuned.loss is not None:
+        gain = scores.loss_gain
+        value = f"{gain.value:+.2g} ± {gain.error:.1g} against the base network"
+        return f"{begun}; the loss is now {tuned.loss:.4g}, {value}, {_claim(study, gain, gain.value < 0)}."
+    return f"{begun}; the relative RMS difference of the outputs from the base network's is now {tuned.difference:.2%}."
 
 
-def _judged(study: Study) -> str:
-    samples = f"{study.standings.samples:,}"
-    return f"{samples} held-out samples" if study.standings.held_out else f"the {samples} samples it was tuned on"
-
-
-def _sure(gain: Gain, better: bool) -> str:
+def _claim(study: Study, gain: Gain, better: bool) -> str:
+    """Return what the gain shows: nothing on samples that were fitted."""
+    if not study.scores.held_out:
+        return "on the samples that were fitted, which is no evidence of a gain: give others as heldout="
+    evidence = "two standard errors"
+    if gain.p is not None:
+        evidence = f"what chance explains (exact test of {gain.changed} changed predictions, p = {gain.p:.2g})"
     if not gain.significant:
-        return "which is within two standard errors, so no difference is shown"
-    return f"which is more than two standard errors, so it is {'better' if better else 'worse'}"
+        return f"within {evidence}, so no difference is shown"
+    return f"more than {evidence}: {'an improvement' if better else 'a loss'}"
 
 
-def _forms(study: Study) -> str:
-    if not study.forms:
-        return "No layer that was replaced receives anything."
-    most = max(study.forms, key=lambda form: form.changed)
-    close = [form for form in study.forms if form.nearest and form.nearest[0].distance < CLOSE]
-    gain = next((row for row in study.importance.rows if row.layer == most.path), None)
-    expected = (
-        "" if gain is None or not gain.significant else f" (expected gain in loss {gain.gain:.2g} ± {gain.error:.1g})"
+def evaluated_on(study: Study) -> str:
+    """Return the samples that the networks were compared on, in words."""
+    samples = f"{study.scores.samples:,}"
+    return f"{samples} held-out samples" if study.scores.held_out else f"the {samples} fitted samples"
+
+
+def _shapes_sentence(study: Study) -> str:
+    if not study.shapes:
+        return "The samples reach none of the replaced layers."
+    certain = [shape for shape in study.shapes if shape.significant is not False and shape.changed > 0]
+    near = sum(shape.nearest[0].distance < NEAR for shape in study.shapes)
+    of = f"{near} of the {len(study.shapes)} learned shapes {'is' if near == 1 else 'are'} within 10% of a known function"
+    if not certain:
+        changed = (
+            "changed"
+            if not any(shape.changed > 0 for shape in study.shapes)
+            else "changed by more than two standard errors"
+        )
+        return f"No shape {changed}; {of}."
+    most = max(certain, key=lambda shape: shape.changed)
+    gain = next((row for row in study.importance.rows if row.layer == most.path and row.significant), None)
+    expected = "" if gain is None else f", expected gain in loss {gain.gain:.2g} ± {gain.error:.1g}"
+    error = "no standard error available" if most.error is None else f"standard error {most.error:.1%}"
+    return (
+        f"The shape of {most.path} changed most, by {most.changed:.1%} ({error}{expected}), and its nearest known "
+        f"function is {most.nearest_text()}; {of}."
     )
-    if most.changed > 0:
-        told = f"The form of {most.path} changed most, by {most.changed:.1%}{expected}, and {_nearest_of(most)}"
-    else:
-        told = "So no form changed"
-    if len(study.forms) == 1:
-        return f"{told}."
-    are = "is" if len(close) == 1 else "are"
-    return f"{told}; {len(close)} of the {len(study.forms)} layers {are} within 1% of a known function."
-
-
-def _nearest_of(form: Form) -> str:
-    names, away = _and([near.name for near in form.nearest][:3]), form.nearest[0].distance
-    return f"no known function is nearer than {names}" if away >= FLAT else f"is nearest to {names} ({away:.1%} away)"
 
 
 def _and(parts: list[str]) -> str:

@@ -1,6 +1,7 @@
-"""The samples of a study: kept, so that each of its parts sees the same, and known by a fingerprint."""
+"""The samples of a study, kept in memory so that each of its parts sees the same ones."""
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -8,72 +9,145 @@ from typing import Any
 import torch
 
 from aafit.errors import UserError
+from aafit.identification.samples import LEAST_HELDOUT
 from aafit.networks.batches import Batch, as_batch
 
 EXAMPLE = 256
 AT_ONCE = 128
+ENOUGH = 500
+"""Samples from which a share is held out by default."""
+SHARE = 0.2
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Samples:
-    """What a study identifies on, and what it judges on.
+class StudySamples:
+    """The fitted and the held-out samples.
 
     Attributes:
-        fitted, judged: Batches; the same where none were held out.
-        fitted_sha256, heldout_sha256: Their fingerprints, the second None where none were held out.
+        fitted: Batches that the activations are identified from.
+        heldout: Batches that take no part in the identification; empty if there are none.
+        sha256: Fingerprints of both.
     """
 
     fitted: list[Batch]
-    judged: list[Batch]
-    fitted_sha256: str
-    heldout_sha256: str | None
+    heldout: list[Batch]
+    sha256: tuple[str, str]
 
     @classmethod
-    def gathered(cls, batches: Iterable[Any], heldout: Iterable[Any] | None, memory: int) -> "Samples":
-        """All of both.
+    def load(
+        cls, batches: Iterable[Any], heldout: Iterable[Any] | None, share: float | None, memory: int, seed: int
+    ) -> "StudySamples":
+        """Load all batches into memory, and hold out a share of them where there are no held-out batches.
+
+        Args:
+            batches: The samples to fit, or to split.
+            heldout: The samples to hold out.
+            share: Share of `batches` to hold out; None: 0.2 of 500 samples or more, 0 of fewer, or with `heldout`.
+            memory: Bytes that the batches of either kind may take.
+            seed: Of the choice of the held-out samples.
 
         Raises:
-            UserError: there is no sample, or one of the two takes more than `memory` bytes.
+            UserError: There is no sample; the batches take too much memory; both `heldout` and `share` are given; the
+                share is not from 0 to below 1, or leaves no sample on one side.
         """
-        fitted = _gathered(batches, "batches", memory)
-        if heldout is None:
-            return cls(fitted, fitted, fingerprint(fitted), None)
-        judged = _gathered(heldout, "heldout", memory)
-        return cls(fitted, judged, fingerprint(fitted), fingerprint(judged))
+        fitted = _loaded(batches, "batches", memory)
+        count = sum(map(len, fitted))
+        if heldout is not None:
+            if share:
+                raise UserError("Give held-out batches (heldout=) or a share to hold out (heldout_share=), not both.")
+            held = _loaded(heldout, "held-out batches", memory)
+        else:
+            share = (SHARE if count >= ENOUGH else 0.0) if share is None else share
+            if not 0 <= share < 1:
+                raise UserError(f"heldout_share={share} is no share: give a number from 0 to below 1, such as 0.2.")
+            fitted, held = _split(fitted, share, seed)
+        kept, out = sum(map(len, fitted)), sum(map(len, held))
+        if kept <= LEAST_HELDOUT:
+            raise UserError(f"There are {kept} samples to fit; a study needs at least {LEAST_HELDOUT + 1}.")
+        log.info("%d samples are fitted, %d are held out to evaluate on", kept, out)
+        return cls(fitted, held, (_sha256(fitted), _sha256(held)))
+
+    @property
+    def evaluated(self) -> list[Batch]:
+        """The samples that the networks are compared on: the held-out ones, or else the fitted ones."""
+        return self.heldout or self.fitted
 
     @property
     def labelled(self) -> bool:
-        """Whether every batch to identify on has a target."""
+        """Whether every fitted batch has a target."""
         return all(batch.target is not None for batch in self.fitted)
 
     @property
     def example(self) -> Batch:
-        """What the fits of the replacements look at: the first batch, cut to `EXAMPLE` samples.
+        """The sample for `replace_activations`: the inputs of the first batch, at most `EXAMPLE` samples.
 
-        No more, as the size of a batch tells what the network has memory for.
+        At most one batch, whose size the network has memory for.
         """
-        first = first_of(self.fitted, EXAMPLE)[0]
+        first = first_samples(self.fitted, EXAMPLE)[0]
         return Batch(first.args, first.kwargs)
 
     @property
-    def at_once(self) -> int:
-        """Samples that the network is given at once: no more than it got in one batch."""
+    def identification_share(self) -> float:
+        """Share of the fitted samples by which the identification chooses its steps, enough of few samples."""
+        return max(SHARE, LEAST_HELDOUT / sum(map(len, self.fitted)))
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per forward pass: no more than the largest batch given has."""
         return min(AT_ONCE, max(map(len, self.fitted)))
 
 
-def first_of(batches: Iterable[Batch], samples: int) -> list[Batch]:
-    """The first so many samples."""
+def first_samples(batches: Iterable[Batch], count: int) -> list[Batch]:
+    """Return the first `count` samples."""
     chosen: list[Batch] = []
     for batch in batches:
-        if samples <= 0:
+        if count <= 0:
             break
-        chosen.append(batch.part(0, samples) if len(batch) > samples else batch)
-        samples -= len(chosen[-1])
+        chosen.append(batch.part(0, count) if len(batch) > count else batch)
+        count -= len(chosen[-1])
     return chosen
 
 
-def fingerprint(batches: Iterable[Batch]) -> str:
-    """SHA-256 of the inputs and targets of all batches, in their order."""
+def _loaded(batches: Iterable[Any], what: str, memory: int) -> list[Batch]:
+    loaded: list[Batch] = []
+    taken = 0
+    for batch in map(as_batch, batches):
+        if len(batch) == 0:
+            continue
+        taken += sum(tensor.nbytes for tensor in batch.tensors())
+        if taken > memory:
+            raise UserError(
+                f"The {what} take more than {memory / 2**30:.3g} GiB. A study needs a few thousand samples: give "
+                "fewer, or a larger memory=."
+            )
+        loaded.append(batch)
+    if not loaded:
+        raise UserError(f"The {what} hold no sample to study.")
+    return loaded
+
+
+def _split(batches: list[Batch], share: float, seed: int) -> tuple[list[Batch], list[Batch]]:
+    """Hold out a random share of the samples."""
+    count = sum(map(len, batches))
+    number = round(share * count)
+    if not share:
+        return batches, []
+    if number in (0, count):
+        raise UserError(f"heldout_share={share} of {count} samples leaves none to {'fit' if number else 'hold out'}.")
+    chosen = torch.zeros(count, dtype=torch.bool)
+    chosen[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:number]] = True
+    parts = list(zip(batches, chosen.split([len(batch) for batch in batches]), strict=True))
+    fitted, held = (
+        [batch.at(rows.nonzero().flatten().to(batch.device)) for batch, rows in pairs if rows.any()]
+        for pairs in ([(batch, ~rows) for batch, rows in parts], parts)
+    )
+    return fitted, held
+
+
+def _sha256(batches: Iterable[Batch]) -> str:
+    """Return the SHA-256 of the inputs and targets of all batches, in their order."""
     digest = hashlib.sha256()
     for batch in batches:
         for tensor in batch.tensors():
@@ -81,22 +155,3 @@ def fingerprint(batches: Iterable[Batch]) -> str:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         digest.update(b"|")
     return digest.hexdigest()
-
-
-def _gathered(batches: Iterable[Any], what: str, memory: int) -> list[Batch]:
-    kept: list[Batch] = []
-    taken = 0
-    for given in batches:
-        batch = as_batch(given)
-        if len(batch) == 0:
-            continue
-        taken += sum(tensor.nbytes for tensor in batch.tensors())
-        if taken > memory:
-            raise UserError(
-                f"The {what} take more than {memory / 2**30:.3g} GiB: a study needs a few thousand samples; give "
-                "fewer, or a larger memory=."
-            )
-        kept.append(batch)
-    if not kept:
-        raise UserError(f"There is nothing to study: the {what} hold no sample.")
-    return kept

@@ -1,38 +1,43 @@
-"""Where a study keeps what it has found: a folder for each network, data and arguments, a file for each part."""
+"""The saved parts of a study: a folder for each network, data and arguments, and a file with a checksum for each part.
 
+`encode` and `decode` turn frozen dataclasses into JSON and back, bit-identical.
+"""
+
+import base64
 import hashlib
 import json
 import logging
 import time
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import CodeType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from aafit.errors import UserError
 from aafit.files import make_folder, write_atomically
 from aafit.networks.adaptive import fingerprint
-from aafit.studies.asked import StudyConfig
-from aafit.studies.samples import Samples
-from aafit.studies.values import decoded, encoded
+from aafit.studies.config import StudyConfig
+from aafit.studies.samples import StudySamples
 from aafit.version import __version__
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
+TENSOR = "tensor"
 
 
 class Store:
-    """The parts of one study in the folder `within`/<first 12 digits of its key>; without a folder nothing is kept.
+    """The parts of one study, saved in the folder `within`/<first 12 digits of its key>.
 
     Attributes:
-        key: Of all that the study depends on.
-        folder: None where nothing is kept.
-        seconds: What each part took, by its name, when it was done.
+        key: SHA-256 of everything that the study depends on.
+        folder: The folder; None: nothing is saved.
+        seconds: Time that each part took when it was computed, by name.
     """
 
     def __init__(self, within: Path | None, key: str) -> None:
@@ -40,98 +45,132 @@ class Store:
         self.folder = None if within is None else make_folder(within / key[:12])
         self.seconds: dict[str, float] = {}
 
-    def value(self, name: str, kind: type[Value], find: Callable[[], Value]) -> Value:
-        """The part `name`: what an earlier call kept of it, or else what `find` gives, which is kept.
+    def value(self, name: str, kind: type[Value], compute: Callable[[], Value]) -> Value:
+        """Return the part `name`: the saved one, or else the result of `compute`, which is saved.
 
         Raises:
-            UserError: a file of the folder is damaged, or it cannot be written to.
+            UserError: The file of the part is damaged, or cannot be written.
         """
-        if self.folder is None or not (self.folder / f"{name}.json").exists():
-            began = time.perf_counter()
-            found = find()
-            self.seconds[name] = time.perf_counter() - began
-            self._keep(name, found)
-            return found
-        document = read_json(self.folder / f"{name}.json")
-        try:
-            tensors = load_file(self.folder / f"{name}.safetensors") if document["tensors"] else {}
-            value: Value = decoded(kind, document["value"], tensors)
-            self.seconds[name] = float(document["seconds"])
-        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
-            raise _damaged(self.folder / f"{name}.json") from error
-        log.info("%s: found in %s", name, self.folder)
+        saved = self.read(name, kind)
+        if saved is not None:
+            log.info("%s: loaded from %s", name, self.folder)
+            return saved
+        began = time.perf_counter()
+        value = compute()
+        self.seconds[name] = time.perf_counter() - began
+        self.write(name, value)
         return value
 
-    def document(self, name: str) -> Any:
-        """The JSON document `name`, None where there is none."""
+    def read(self, name: str, kind: type[Value]) -> Value | None:
+        """Return the saved part `name`, None if there is none.
+
+        Raises:
+            UserError: Its file is damaged.
+        """
         path = None if self.folder is None else self.folder / f"{name}.json"
-        return read_json(path) if path is not None and path.exists() else None
+        if path is None or not path.exists():
+            return None
+        try:
+            document = json.loads(path.read_text())
+            if document["sha256"] != _sha256(document["value"]):
+                raise ValueError("The checksum does not match.")
+            value: Value = decode(kind, document["value"])
+            self.seconds[name] = float(document["seconds"])
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} is damaged: delete the folder {path.parent}, and the study starts again."
+            ) from error
+        return value
 
-    def write_document(self, name: str, content: Any) -> None:
-        """Keep a JSON document."""
+    def write(self, name: str, value: Any) -> None:
+        """Save a part."""
         if self.folder is not None:
-            write_atomically(self.folder / f"{name}.json", json.dumps(content))
-
-    def _keep(self, name: str, value: Any) -> None:
-        if self.folder is None:
-            return
-        tensors: dict[str, Tensor] = {}
-        content = {"value": encoded(value, tensors), "seconds": self.seconds[name], "tensors": bool(tensors)}
-        if tensors:
-            write_atomically(self.folder / f"{name}.safetensors", save(tensors))
-        # Last: it vouches for the other.
-        write_atomically(self.folder / f"{name}.json", json.dumps(content, indent=1))
+            content = encode(value)
+            document = {"sha256": _sha256(content), "seconds": self.seconds.get(name, 0.0), "value": content}
+            write_atomically(self.folder / f"{name}.json", json.dumps(document))
 
 
-def read_json(path: Path) -> Any:
-    """The document in a file.
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def encode(value: Any) -> Any:
+    """Return a value of JSON's types from which `decode` restores `value`; NaN and infinity stay numbers.
 
     Raises:
-        UserError: it is no JSON.
+        TypeError: It holds something else than dataclasses, mappings, sequences, tensors, numbers, texts and None.
     """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise _damaged(path) from error
+    if isinstance(value, Tensor):
+        return {TENSOR: base64.b64encode(save({TENSOR: value.detach().cpu().contiguous()})).decode()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [encode(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"A {type(value).__name__} cannot be saved.")
 
 
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is damaged: delete the folder {path.parent}, and the study begins anew.")
+def decode(kind: Any, value: Any) -> Any:
+    """Return the value of the type `kind` that `encode` made `value` from.
+
+    Raises:
+        LookupError, TypeError or ValueError: It was made from another type.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (types.UnionType, Union):
+        return None if value is None else decode(next(one for one in inner if one is not type(None)), value)
+    if kind is Tensor:
+        return load(base64.b64decode(value[TENSOR], validate=True))[TENSOR]
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        if set(value) != {field.name for field in fields(kind)}:
+            raise KeyError(f"{kind} has other fields.")
+        return kind(**{name: decode(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
+    if origin is tuple:
+        kinds = [inner[0]] * len(value) if inner[1:] == (...,) else inner
+        return tuple(decode(one, item) for one, item in zip(kinds, value, strict=True))
+    if origin is not None and issubclass(origin, Mapping):
+        return {key: decode(inner[1], item) for key, item in value.items()}
+    return float(value) if kind is float else value
 
 
-def study_key(net: nn.Module, samples: Samples, asked: StudyConfig) -> str:
-    """SHA-256 of all that a study depends on: the network, the samples, what is asked, the version.
+def study_key(net: nn.Module, samples: StudySamples, config: StudyConfig) -> str:
+    """Return the SHA-256 of everything that a study depends on: network, samples, arguments and version.
 
-    A module among the arguments counts with its values, a function with its name and its code, but not with what it has
-    captured from around it.
+    A module among the arguments counts with its values, a function with its name and code, without the variables that
+    it captures.
     """
     content = {
         "version": __version__,
         "network": [str(net), fingerprint(net, ())],
-        "data": [samples.fitted_sha256, samples.heldout_sha256],
-        "asked": {name: _told(value) for name, value in vars(asked).items()},
+        "data": samples.sha256,
+        "arguments": {name: _identity(value) for name, value in vars(config).items()},
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return _sha256(content)
 
 
-def _program(code: CodeType) -> list[Any]:
-    """What a function does, without where it is in memory: its code, the names and the constants in it."""
-    constants = [_program(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
-    return [hashlib.sha256(code.co_code).hexdigest(), *code.co_names, *constants]
-
-
-def _told(value: Any) -> Any:
+def _identity(value: Any) -> Any:
+    """Return what identifies an argument, of JSON's types and the same in every process."""
     if isinstance(value, Mapping):
-        return [[_told(key), _told(item)] for key, item in value.items()]
+        return [[_identity(key), _identity(item)] for key, item in value.items()]
     if isinstance(value, nn.Module):
         return [str(value), fingerprint(value, ())]
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if is_dataclass(value):
-        return [_told(getattr(value, field.name)) for field in fields(value)]
+        return [_identity(getattr(value, field.name)) for field in fields(value)]
     code = getattr(value, "__code__", None)
     if code is not None:
         return [value.__module__, value.__qualname__, *_program(code)]
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+
+
+def _program(code: CodeType) -> list[Any]:
+    """Return the code of a function with its names and constants, but not where it is in memory."""
+    constants = [_program(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
+    return [hashlib.sha256(code.co_code).hexdigest(), *code.co_names, *constants]

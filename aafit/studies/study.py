@@ -1,4 +1,4 @@
-"""`aafit.study`: the study of a network, its progress on a terminal or in a log, and its page."""
+"""`aafit.study`: all analyses of a network's activations, with their progress and their page."""
 
 import logging
 import sys
@@ -13,15 +13,16 @@ from typing import Any
 from torch import nn
 
 from aafit.activations import FNeuron
-from aafit.errors import UserError, needs_extra
+from aafit.errors import UserError, check_count, needs_extra
 from aafit.networks.batches import Output
 from aafit.networks.build import NewActivation
 from aafit.networks.surgery import Sharing
-from aafit.studies.asked import LossGiven, StudyConfig
+from aafit.studies.config import StudyConfig
 from aafit.studies.parts import PARTS, ProgressCallback, run_parts
 from aafit.studies.result import Study
-from aafit.studies.samples import Samples
+from aafit.studies.samples import StudySamples
 from aafit.studies.store import Store, study_key
+from aafit.training.losses import LossLike
 
 log = logging.getLogger(__name__)
 
@@ -32,88 +33,95 @@ def study(
     replacements: Mapping[Any, NewActivation] | None = None,
     *,
     heldout: Iterable[Any] | None = None,
+    heldout_share: float | None = None,
     sharing: Sharing = "layer",
     target: str | None = None,
-    loss: LossGiven | None = None,
+    loss: LossLike | None = None,
     output: Output | None = None,
     steps: int = 30,
-    images: int = 1024,
+    samples: int = 1024,
     memory: int = 2 << 30,
     seed: int = 0,
     report: str | Path | None = None,
     command: str = "",
 ) -> Study:
-    """All that can be asked of the activations of a network, in one call and on one page.
+    """Run all analyses of a network's activations, and write their page.
 
-    It finds them, replaces them, looks at what each receives, audits what an optimizer could move, predicts what each
-    layer is worth, identifies them by Gauss-Newton, compares base, replaced and tuned network, and names the known
-    functions that the forms are nearest to. With a report every part is kept in the folder "<report>.parts" beside it,
-    in a folder of its own for each network, data and arguments: the same call again goes on where it stopped.
+    It finds the activations and replaces them, measures the distribution of each one's inputs, audits which parameters
+    gradient steps can move, predicts the gain of adapting each layer, identifies all of them by Gauss-Newton, compares
+    the base network with the network before and after tuning on held-out samples, and names the known functions that
+    are nearest to the learned shapes.
+
+    With a report the parts are saved in a folder beside it, named like the report with the suffix ".parts", in a
+    subfolder for each network, data and arguments: the same call again resumes where it stopped.
 
     Args:
-        net: any network; left as it was.
-        batches: a few thousand samples that it was not trained on, or augmented ones, in batches of any form.
-        replacements: as for `replace_activations`; by default every activation by an F-Neuron that is fitted to it.
-        heldout: samples to judge on; by default those of `batches`, which is kind to the tuned network.
-        sharing: what has parameters of its own: "layer", "channel" or "neuron".
-        target: as for `identify`; by default "labels" where the batches have them, else "logits".
-        loss: as for `identify`.
-        output: which tensor is meant of what the network returns, as `lambda out: out.last_hidden_state`.
-        steps: of the identification, at most.
-        images: samples that histograms, audit, importance and the comparison of layers look at.
-        memory: bytes that the batches may take.
-        seed: of the order of the samples and the random columns of the curvature.
-        report: the HTML file to write; None: no page is written and nothing is kept.
-        command: what the page says was called.
+        net: Any network; left unchanged.
+        batches: A few thousand samples that the network was not trained on, or augmented ones, in batches of any form.
+        replacements: As for `replace_activations`; by default every activation is replaced by an F-Neuron fitted to it.
+        heldout: Samples to evaluate on, which take no part in the identification.
+        heldout_share: Share of `batches` to hold out where `heldout` is not given; by default 0.2 of 500 samples or
+            more, and 0 of fewer. With 0 the networks are evaluated on the fitted samples, and no gain is claimed.
+        sharing: What has its own parameters: "layer", "channel" or "neuron".
+        target: As for `identify`; by default "labels" if the batches have them, else "logits".
+        loss: As for `identify`.
+        output: From what the network returns to its output tensor, as `lambda out: out.last_hidden_state`.
+        steps: Steps of the identification, at most.
+        samples: Number of samples for input distributions, audit, importance and the comparison of layers.
+        memory: Bytes that the batches may take.
+        seed: Of the held-out samples, the order of the samples, and the random probes of the curvature.
+        report: The HTML file to write; None: no page is written and nothing is saved.
+        command: The command that the page shows.
 
     Returns:
         The results; prints as a verdict in three sentences and a table of the layers.
 
     Raises:
-        UserError: what its parts refuse (`replace_activations`, `identify`, ...); no samples, or too many for the
-            memory; `report` is there and is not the page of this study, or cannot be written to.
-        ImportError: a report is asked for, and jinja2 is not installed.
+        UserError: Its parts refuse the arguments (`replace_activations`, `identify`, ...); there are no samples, or too
+            many for the memory; `report` is no name of an HTML file, exists and is not the page of this study, or
+            cannot be written.
+        ImportError: A report is requested, and jinja2 is not installed.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 3))
+        >>> batches = [(torch.randn(64, 4), torch.randint(3, (64,))) for _ in range(8)]
+        >>> found = aafit.study(net, batches, {"*": aafit.LEAF}, steps=2)
+        >>> [shape.path for shape in found.shapes]
+        ['1']
     """
     page = None if report is None else Path(report)
     if page is not None:
         with needs_extra("The page of a study", "plots"):
             from aafit.studies.page import check_page, write_study_page
-    samples = Samples.gathered(batches, heldout, memory)
-    target = target or ("labels" if samples.labelled else "logits")
-    if target == "labels" and not samples.labelled:
-        raise UserError("The batches hold no labels: give batches of (inputs, labels), or target='logits'.")
-    asked = StudyConfig(
-        {"*": FNeuron} if replacements is None else replacements,
-        sharing,
-        target,
-        loss,
-        output,
-        steps,
-        images,
-        memory,
-        seed,
-    )
-    key = study_key(net, samples, asked)
+    check_count("number of samples", samples, least=2)
+    check_count("number of steps", steps, least=0)
+    data = StudySamples.load(batches, heldout, heldout_share, memory, seed)
+    target = target or ("labels" if data.labelled else "logits")
+    if target == "labels" and not data.labelled:
+        raise UserError("The batches have no labels: give batches of (inputs, labels), or target='logits'.")
+    replacements = {"*": FNeuron} if replacements is None else replacements
+    config = StudyConfig(replacements, sharing, target, loss, output, steps, samples, memory, seed)
+    key = study_key(net, data, config)
     if page is not None:
         check_page(page, key)
     store = Store(None if page is None else page.with_suffix(".parts"), key)
-    with _progress() as tell:
-        found = run_parts(net, samples, asked, store, command, tell)
+    with _progress() as progress:
+        found = run_parts(net, data, config, store, command, progress)
     return found if page is None else replace(found, page=write_study_page(found, page))
 
 
 @contextmanager
 def _progress() -> Iterator[ProgressCallback]:
-    """A bar on a terminal that rich can draw on; elsewhere a line of the log for each part, and what the parts log."""
+    """Show a bar on a terminal if rich is installed; elsewhere log a line for each part."""
     if not (sys.stdout.isatty() and find_spec("rich")):
         began = time.perf_counter()
 
-        def line(part: str, step: str) -> None:
+        def log_part(part: str, step: str) -> None:
             # The identification logs its steps itself.
             if not step:
                 log.info("%7.1f s  %s", time.perf_counter() - began, part)
 
-        yield line
+        yield log_part
         log.info("%7.1f s  done", time.perf_counter() - began)
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -122,16 +130,16 @@ def _progress() -> Iterator[ProgressCallback]:
     with _silent(logging.getLogger("aafit")), Progress(*columns) as bars:
         task = bars.add_task("", total=len(PARTS), step="")
 
-        def show(part: str, step: str) -> None:
+        def show_part(part: str, step: str) -> None:
             bars.update(task, description=part, completed=PARTS.index(part), step=step)
 
-        yield show
+        yield show_part
         bars.update(task, description="done", completed=len(PARTS), step="")
 
 
 @contextmanager
 def _silent(logger: logging.Logger) -> Iterator[None]:
-    """Without its plain lines, which would break a bar."""
+    """Suppress the logger's lines within the block: they would break the bar."""
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:

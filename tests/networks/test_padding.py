@@ -14,7 +14,7 @@ from aafit.identification.layerwise import match_layers
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.batches import Batch, without_padding
 from aafit.networks.surgery import replace_activations
-from aafit.studies.inputs import inputs_seen
+from aafit.studies.inputs import input_distributions
 
 X = torch.arange(12.0).reshape(2, 3, 2)
 MASK = torch.tensor([[1, 1, 0], [1, 0, 0]])
@@ -127,7 +127,7 @@ def test_layers_are_matched_on_what_is_no_padding(sharing: Any, inputs_of_base: 
 
 def test_a_study_counts_what_is_no_padding() -> None:
     base = Sequences().eval()
-    one, other = (inputs_seen(base, ["act1", "act2"], [Batch((), sequences(padded))]) for padded in (False, True))
+    one, other = (input_distributions(base, ["act1", "act2"], [Batch((), sequences(padded))]) for padded in (False, True))
     for row, same in zip(one, other, strict=True):
         assert row.elements == same.elements
         assert (row.low, row.high) == pytest.approx((same.low, same.high), rel=1e-5)

@@ -124,7 +124,7 @@ MEASURED: dict[str, Measured] = {
         for row in identify(net, given, base=base, target="activations", budget=0, batch_size=64).state.matched
     ),
     "study": lambda base, net, given: (
-        study(base, given, {"ReLU": LEAF.like("ReLU")}, target="logits", steps=1).standings.replaced.difference
+        study(base, given, {"ReLU": LEAF.like("ReLU")}, target="logits", steps=1).scores.initial.difference
     ),
 }
 

@@ -95,27 +95,29 @@ def test_values_under_the_pointer_and_by_the_keys(opened, found):
     picture = opened.find_element(By.CSS_SELECTOR, "#layer-act1 svg.form")
     readout = opened.find_element(By.CSS_SELECTOR, "#layer-act1 .readout")
     ActionChains(opened).scroll_to_element(picture).move_to_element(picture).perform()
-    told = re.fullmatch(r"input (\S+): ReLU (\S+), start (\S+), tuned (\S+) ± (\S+)", readout.text)
-    form = found.forms[0]
-    at = int((form.u_U - float(told[1])).abs().argmin())
-    for group, values in enumerate((form.u_U, form.replaced_U, form.start_U, form.tuned_U, form.error_U), 1):
-        assert float(told[group]) == pytest.approx(values[at].item(), rel=1e-3, abs=1e-6)
+    shown = re.fullmatch(r"input (\S+): original \(ReLU\) (\S+), initial (\S+), tuned (\S+) ± (\S+)", readout.text)
+    shape = found.shapes[0]
+    at = int((shape.u_U - float(shown[1])).abs().argmin())
+    for group, values in enumerate((shape.u_U, shape.original_U, shape.initial_U, shape.tuned_U, shape.error_U), 1):
+        assert float(shown[group]) == pytest.approx(values[at].item(), rel=1e-3, abs=1e-6)
     before = readout.text
     picture.send_keys(Keys.ARROW_RIGHT)
     assert readout.text != before
 
 
-def test_a_layer_in_the_table_leads_to_all_that_is_known_of_it(opened):
+def test_a_layer_in_the_table_leads_to_its_section(opened):
     link = opened.find_element(By.CSS_SELECTOR, "#layer-table a")
     opened.execute_script("arguments[0].scrollIntoView()", link)
     link.click()
     section = opened.find_element(By.CSS_SELECTOR, opened.execute_script("return location.hash"))
-    assert all(word in section.text for word in (link.text, "Nearest known", "Inputs", "Audit", "standard error"))
+    assert all(
+        word in section.text for word in (link.text, "Nearest known function", "Inputs", "Audit", "standard error")
+    )
 
 
 def test_long_names_of_layers_fit_a_telephone(found, tmp_path):
     # The verdict names the layer that changed most.
-    most = max(found.forms, key=lambda form: form.changed).path
+    most = max(found.shapes, key=lambda shape: shape.changed).path
     path = "encoder.layers.0." + 3 * "a_very_long_name_" + "w" * 60
 
     def renamed(rows):
@@ -123,9 +125,9 @@ def test_long_names_of_layers_fit_a_telephone(found, tmp_path):
 
     named = dataclasses.replace(
         found,
-        forms=renamed(found.forms),
+        shapes=renamed(found.shapes),
         inputs=renamed(found.inputs),
-        replacing=dataclasses.replace(found.replacing, rows=renamed(found.replacing.rows)),
+        replaced=renamed(found.replaced),
     )
     made = write_study_page(named, tmp_path / "study.html")
     with browser(tmp_path) as driver:
@@ -141,8 +143,8 @@ def test_without_the_script_the_curves_are_there(found):
 
 
 def test_names_cannot_break_the_page(found):
-    facts = found.origin.facts | {"command": "</script><script>alert(1)</script>", "network": "<b>A & B, 3 parameters"}
-    text = study_page(dataclasses.replace(found, origin=dataclasses.replace(found.origin, facts=facts)))
+    facts = {"command": "</script><script>alert(1)</script>", "network": "<b>A & B, 3 parameters"}
+    text = study_page(dataclasses.replace(found, provenance=found.provenance | facts))
     assert "<script>alert" not in text
     assert "<b>A" not in text
     assert "&lt;b&gt;A &amp; B" in text
@@ -154,15 +156,15 @@ def test_fifty_layers_stay_below_five_megabytes(found):
     def renamed(rows, key):
         return tuple(dataclasses.replace(rows[which], **{key: path}) for path, which in layers.items())
 
-    forms = renamed(found.forms, "path")
-    forms = tuple(dataclasses.replace(form, steps_SU=torch.randn(40, 121)) for form in forms)
+    shapes = renamed(found.shapes, "path")
+    shapes = tuple(dataclasses.replace(shape, steps_SU=torch.randn(40, 121)) for shape in shapes)
     steps = tuple(dataclasses.replace(found.identification.steps[-1], number=number) for number in range(40))
     identification = dataclasses.replace(
         found.identification, state=dataclasses.replace(found.identification.state, steps=steps)
     )
-    replacing = dataclasses.replace(found.replacing, rows=renamed(found.replacing.rows, "path"))
+    replaced = renamed(found.replaced, "path")
     many = dataclasses.replace(
-        found, forms=forms, inputs=renamed(found.inputs, "path"), replacing=replacing, identification=identification
+        found, shapes=shapes, inputs=renamed(found.inputs, "path"), replaced=replaced, identification=identification
     )
     text = study_page(many)
     assert text.count('<svg class="form"') == 50
@@ -175,14 +177,14 @@ def test_another_file_is_not_overwritten(found, tmp_path):
     other = studied(replacements={"act1": REPLACEMENTS["act1"]})
     with pytest.raises(UserError, match="is not the page of this study"):
         write_study_page(other, page)
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.html").write_text("mine")
     with pytest.raises(UserError, match="is not the page of this study"):
-        write_study_page(other, tmp_path / "notes.txt")
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+        write_study_page(other, tmp_path / "notes.html")
+    assert (tmp_path / "notes.html").read_text() == "mine"
 
 
-def test_one_call_makes_the_page_and_the_next_finds_all(tmp_path, caplog):
-    options = {"heldout": batches(768), "steps": 2, "images": 64, "report": tmp_path / "net.html"}
+def test_one_call_makes_the_page_and_the_next_loads_it(tmp_path, caplog):
+    options = {"heldout": batches(768), "steps": 2, "samples": 64, "report": tmp_path / "net.html"}
     with caplog.at_level("INFO", logger="aafit"):
         first = aafit.study(base(), batches(512), REPLACEMENTS, **options)
     assert first.page == tmp_path / "net.html"

@@ -104,7 +104,7 @@ def study(
         target=target,
         output=None if outputs is None else _function(outputs),
         steps=steps,
-        images=images,
+        samples=images,
         seed=seed,
         report=report,
         command=" ".join(["aafit", *map(_quoted, sys.argv[1:])]),

@@ -38,7 +38,7 @@ for (const field of document.querySelectorAll("input[data-filters]")) {
   });
 }
 
-// Forms: one step for the whole page, moved by any slider or by play; values under the pointer.
+// Shapes: one step for the whole page, moved by any slider or by play; values under the pointer.
 const holder = document.getElementById("data");
 if (holder) {
   const data = JSON.parse(holder.textContent), last = data.steps.length - 1;
@@ -58,7 +58,7 @@ if (holder) {
     now = step;
     for (const picture of pictures) {
       picture.path.setAttribute("d", line(picture, picture.layer.steps[step]));
-      // Errors are known of the end only.
+      // Standard errors exist for the last step only.
       for (const area of [picture.band, picture.spread]) if (area) area.style.visibility = step === last ? "" : "hidden";
     }
     for (const control of document.querySelectorAll(".steps")) {
@@ -87,34 +87,34 @@ if (holder) {
   }
   show(last);
 
-  const text = value => value === null ? "not known" : Number(value.toPrecision(4)).toString();
+  const text = value => value === null ? "not available" : Number(value.toPrecision(4)).toString();
   for (const picture of pictures.filter(one => one.svg.classList.contains("form"))) {
     const {svg, layer} = picture, readout = svg.closest("figure").querySelector(".readout");
     const cross = document.createElementNS("http://www.w3.org/2000/svg", "path");
     cross.setAttribute("class", "cross");
     svg.append(cross);
     let index = Math.round((layer.start.length - 1) / 2);
-    const tell = () => {
+    const describe = () => {
       const x = at(layer, index), tuned = layer.steps[now][index], error = now === last && layer.error ? layer.error[index] : null;
       cross.setAttribute("d", `M${picture.px(x).toFixed(1)} ${picture.top}v${picture.height}`);
-      const sure = now !== last || !layer.error ? "" : error === null ? " (not determined)" : ` ± ${text(error)}`;
-      readout.textContent = `input ${text(x)}: ${layer.name} ${text(layer.replaced[index])}, start ${text(layer.start[index])}, tuned ${text(tuned)}${sure}`;
+      const error_text = now !== last || !layer.error ? "" : error === null ? " (undetermined)" : ` ± ${text(error)}`;
+      readout.textContent = `input ${text(x)}: original (${layer.name}) ${text(layer.replaced[index])}, initial ${text(layer.start[index])}, tuned ${text(tuned)}${error_text}`;
     };
     const clear = () => { cross.setAttribute("d", ""); readout.textContent = ""; };
     svg.addEventListener("pointermove", event => {
       const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
       const share = (point.x - picture.left) / picture.width;
       index = Math.round(Math.min(1, Math.max(0, share)) * (layer.start.length - 1));
-      tell();
+      describe();
     });
     svg.addEventListener("pointerleave", clear);
     svg.addEventListener("blur", clear);
-    svg.addEventListener("focus", tell);
+    svg.addEventListener("focus", describe);
     svg.addEventListener("keydown", event => {
       const move = {ArrowLeft: -1, ArrowRight: 1}[event.key];
       if (!move) return;
       index = Math.min(layer.start.length - 1, Math.max(0, index + move));
-      tell();
+      describe();
       event.preventDefault();
     });
     svg.setAttribute("tabindex", "0");

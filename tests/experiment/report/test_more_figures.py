@@ -97,7 +97,7 @@ def test_the_command_draws_them(tmp_path: Path) -> None:
 def test_the_forms_of_a_study_in_one_figure() -> None:
     found = studied(steps=1)
     figure = aafit.plot_study(found)
-    for form, axes in zip(found.forms, figure.axes, strict=False):
+    for form, axes in zip(found.shapes, figure.axes, strict=False):
         tuned = next(line for line in axes.lines if line.get_label() == "tuned")
         assert np.array_equal(np.asarray(tuned.get_ydata()), form.tuned_U.numpy())
         assert form.path in axes.get_title(loc="left")

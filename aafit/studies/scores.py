@@ -1,0 +1,228 @@
+"""Loss, accuracy and agreement of the base, the initial and the tuned network, and the significance of the gain.
+
+Axes in names: B sample of a batch, N sample, V value of a sample (see `VALUES`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from math import comb
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+
+from aafit.errors import UserError
+from aafit.identification.hessian import wide_target
+from aafit.networks.batches import Batch, Output
+from aafit.networks.running import evaluation_mode
+from aafit.training.losses import (
+    CROSS_ENTROPY,
+    IGNORED,
+    SQUARED_ERROR,
+    Loss,
+    LossLike,
+    as_loss,
+    check_labels,
+    class_axis,
+    has_labels,
+    scores,
+)
+from aafit.training.predictor import Predictor
+
+FEW = 25
+"""Changed samples below which the standard error of an accuracy gain is no guide, and an exact test decides."""
+LEVEL = 0.05
+VALUES = ("loss", "labelled", "correct", "with class", "agreed", "positions", "finite", "squares", "numbers")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One network on the evaluated samples.
+
+    Attributes:
+        loss: Mean loss over the labelled positions; None without targets.
+        accuracy: Share of correct predictions of the labelled positions; None without classes.
+        agreement: Share of predictions that equal the base network's; None unless there are class labels or the loss is
+            the cross-entropy.
+        difference: Root mean square difference of the outputs from the base network's, relative to the standard
+            deviation of those over the samples.
+        not_finite: Number of samples with NaN or infinity among the outputs.
+    """
+
+    loss: float | None
+    accuracy: float | None
+    agreement: float | None
+    difference: float
+    not_finite: int
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The difference between the tuned and the base network, on the same samples.
+
+    Attributes:
+        value: The difference of the means.
+        error: Its standard error, from the paired differences of the samples.
+        changed: Number of samples that differ in correctness; None for a loss.
+        p: Two-sided p-value of an exact sign test (McNemar's test), where fewer than 25 samples differ in correctness;
+            else None.
+    """
+
+    value: float
+    error: float
+    changed: int | None = None
+    p: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the exact test gives p < 0.05, or without one, whether the gain exceeds twice its error."""
+        if self.p is not None:
+            return self.p < LEVEL
+        return abs(self.value) > 2 * self.error and self.value != 0
+
+
+@dataclass(frozen=True)
+class StudyScores:
+    """The three networks on the evaluated samples.
+
+    Attributes:
+        samples: Number of samples.
+        held_out: Whether they took no part in the identification.
+        base: The base network.
+        initial: The network before tuning.
+        tuned: The tuned network.
+        accuracy_gain: Accuracy of the tuned network minus the base network's; None without classes.
+        loss_gain: Loss of the tuned network minus the base network's: negative is better; None without targets.
+    """
+
+    samples: int
+    held_out: bool
+    base: Score
+    initial: Score
+    tuned: Score
+    accuracy_gain: Gain | None
+    loss_gain: Gain | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the scores as nested dictionaries."""
+        return asdict(self)
+
+
+def study_scores(
+    base: nn.Module,
+    initial: nn.Module,
+    tuned: nn.Module,
+    batches: Iterable[Batch],
+    held_out: bool,
+    loss: LossLike | None = None,
+    output: Output | None = None,
+) -> StudyScores:
+    """Evaluate the three networks.
+
+    Args:
+        base: The base network.
+        initial: The network before tuning.
+        tuned: The tuned network.
+        batches: The samples.
+        held_out: Whether they took no part in the identification.
+        loss: As for `identify`; None: cross-entropy for class labels, mean squared error for targets of the shape of
+            the outputs, and no loss for others.
+        output: From what the networks return to their outputs, as for `identify`.
+
+    Raises:
+        UserError: There is no sample; the targets do not fit the outputs.
+    """
+    nets = (base, initial, tuned)
+    predictors = [Predictor(net, output) for net in nets]
+    values: list[list[Tensor]] = [[], [], []]
+    totals: dict[Size, list[Tensor]] = {}
+    with evaluation_mode(*nets):
+        for batch in batches:
+            outputs = [predictor(batch).double() for predictor in predictors]
+            target = wide_target(batch.target)
+            for own, found in zip(outputs, values, strict=True):
+                found.append(_values(loss, own, outputs[0], target))
+            sums = [outputs[0].sum(0), outputs[0].square().sum(0), torch.ones_like(outputs[0]).sum(0)]
+            before = totals.get(outputs[0].shape[1:], [torch.zeros_like(one) for one in sums])
+            totals[outputs[0].shape[1:]] = [one + other for one, other in zip(before, sums, strict=True)]
+    if not values[0]:
+        raise UserError("The batches hold no sample to evaluate.")
+    by_net = [dict(zip(VALUES, torch.cat(found, 1), strict=True)) for found in values]
+    variance = sum((square - total.square() / count).sum().item() for total, square, count in totals.values())
+    std = (variance / by_net[0]["numbers"].sum().item()) ** 0.5
+    return StudyScores(
+        len(by_net[0]["loss"]),
+        held_out,
+        *(_score(own, std) for own in by_net),
+        _gain(by_net[2], by_net[0], "correct", "with class"),
+        _gain(by_net[2], by_net[0], "loss", "labelled"),
+    )
+
+
+def _values(given: LossLike | None, outputs: Tensor, base_outputs: Tensor, target: Any) -> Tensor:
+    """Return what is counted of each sample, (V, B) on the CPU; NaN for what does not exist."""
+    values = dict.fromkeys(VALUES, torch.full((len(outputs),), torch.nan, dtype=torch.float64))
+    loss = _loss_of(given, outputs, target)
+    if loss is not None and target is not None:
+        found = scores(loss, outputs, target)
+        values |= {"loss": found.loss_B, "labelled": found.labelled_B}
+        if found.correct_B is not None and found.with_class_B is not None:
+            check_labels(found.outside, found.classes)
+            values |= {"correct": found.correct_B, "with class": found.with_class_B}
+    labels = target if has_labels(outputs, target) else None
+    axis = class_axis(outputs.shape, None if labels is None else labels.shape)
+    if axis is not None and (labels is not None or (loss is not None and loss.is_cross_entropy)):
+        same = (outputs.argmax(axis) == base_outputs.argmax(axis)) & outputs.isfinite().all(axis)
+        counted = torch.ones_like(same) if labels is None else labels != IGNORED
+        agreed, positions = (x.reshape(len(outputs), -1).sum(1) for x in (same & counted, counted))
+        values |= {"agreed": agreed, "positions": positions}
+    flat = (outputs - base_outputs).reshape(len(outputs), -1)
+    values |= {"finite": outputs.reshape(len(outputs), -1).isfinite().all(1), "squares": flat.square().sum(1)}
+    values["numbers"] = torch.full((len(outputs),), flat.shape[1])
+    return torch.stack([values[name].detach().double().cpu() for name in VALUES])
+
+
+def _loss_of(given: LossLike | None, outputs: Tensor, target: Any) -> Loss | None:
+    if given is not None:
+        return as_loss(given)
+    if has_labels(outputs, target):
+        return CROSS_ENTROPY
+    return SQUARED_ERROR if isinstance(target, Tensor) and target.shape == outputs.shape else None
+
+
+def _score(own: dict[str, Tensor], std: float) -> Score:
+    difference = _mean(own["squares"], own["numbers"])
+    assert difference is not None
+    return Score(
+        _mean(own["loss"], own["labelled"]),
+        _mean(own["correct"], own["with class"]),
+        _mean(own["agreed"], own["positions"]),
+        difference**0.5 / std if std > 0 else difference**0.5,
+        int((own["finite"] == 0).sum()),
+    )
+
+
+def _mean(totals_N: Tensor, counts_N: Tensor) -> float | None:
+    counts = counts_N.nansum()
+    return None if counts == 0 else (totals_N.sum() / counts).item()
+
+
+def _gain(own: dict[str, Tensor], base: dict[str, Tensor], total: str, count: str) -> Gain | None:
+    """Return the paired difference of two ratios of sums, with its standard error by the delta method."""
+    counts_N, difference_N = base[count], own[total] - base[total]
+    if len(counts_N) < 2 or counts_N.nansum() == 0:
+        return None
+    value = (difference_N.sum() / counts_N.sum()).item()
+    residual_N = difference_N - value * counts_N
+    error = residual_N.std().item() * len(counts_N) ** 0.5 / counts_N.sum().item()
+    if total == "loss":
+        return Gain(value, error)
+    more, fewer = int((difference_N > 0).sum()), int((difference_N < 0).sum())
+    return Gain(value, error, more + fewer, sign_test(more, fewer) if more + fewer < FEW else None)
+
+
+def sign_test(more: int, fewer: int) -> float:
+    """Return the two-sided p-value of so many gains and losses, if both were equally likely."""
+    changed = more + fewer
+    tail = sum(comb(changed, number) for number in range(min(more, fewer) + 1))
+    return min(1.0, 2 * tail / 2**changed)

@@ -1,0 +1,213 @@
+"""The learned shape of each activation: its curves, their uncertainty, and the nearest known functions.
+
+Begin with `learned_shapes`. Axes in names: U point of a curve, P parameter of one layer, S step of the identification,
+C curve of one layer.
+"""
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from aafit.activations import AdaptiveActivation
+from aafit.identification import Identification
+from aafit.identification.coordinates import Coordinates
+from aafit.networks.adaptive import adaptive_activations
+from aafit.networks.build import sets_of
+from aafit.networks.nearest import Near, distance, nearest_functions, rms
+from aafit.studies.inputs import InputDistribution
+
+POINTS = 121
+BEYOND = 0.2
+"""How far a curve extends beyond the inputs, as a share of their range."""
+AS_NEAR, SHARE = 0.001, 0.02
+"""A known function is as near as the nearest one within a thousandth, or within a fiftieth of its distance."""
+AT_ONCE = 30_000
+"""Elements: for large inputs an activation compiles a loop, which takes longer than all the points."""
+ROUNDING = 1e-6
+NEAR = 0.1
+"""A shape is called after a known function up to this distance."""
+
+
+@dataclass(frozen=True)
+class LearnedShape:
+    """The shape of one layer's activation; of several curves (one per channel or neuron) their median.
+
+    Distances are relative RMS differences over the layer's inputs: the root mean square of the difference by the
+    standard deviation of the shape.
+
+    Attributes:
+        path: Path of the layer.
+        curves: Number of the layer's curves.
+        u_U: Inputs of the curves.
+        original_U: The original activation.
+        initial_U: The new activation before tuning.
+        tuned_U: The new activation after tuning.
+        error_U: Standard error of `tuned_U`, NaN where the samples do not determine it; None: not available.
+        low_U: The 5% quantile of the layer's curves; None with a single curve.
+        high_U: Their 95% quantile.
+        steps_SU: The curve after each step of the identification.
+        nearest: The nearest known function, and those that are as near; a constant where that is nearer.
+        changed: Relative RMS change from initial to tuned.
+        error: Root mean square of `error_U` over the inputs that determine it, relative as `changed`; None: not
+            available.
+        significant: Whether the change exceeds two standard errors; None: no standard error is available.
+    """
+
+    path: str
+    curves: int
+    u_U: Tensor
+    original_U: Tensor
+    initial_U: Tensor
+    tuned_U: Tensor
+    error_U: Tensor | None
+    low_U: Tensor | None
+    high_U: Tensor | None
+    steps_SU: Tensor
+    nearest: tuple[Near, ...]
+    changed: float
+    error: float | None
+    significant: bool | None
+
+    def nearest_text(self, most: int = 3) -> str:
+        """Return the nearest known functions with their distance: "SiLU, 0.8%", or "none (closest: ReLU, 37%)"."""
+        names = [f"{near.name}, {near.distance:.1%}" for near in self.nearest[:most]]
+        more = [f"{len(self.nearest) - most} more"] if len(self.nearest) > most else []
+        if self.nearest[0].distance < NEAR:
+            return "; ".join([*names, *more])
+        return f"none (closest: {self.nearest[0].name}, {self.nearest[0].distance:.0%})"
+
+
+def learned_shapes(
+    initial: nn.Module,
+    base: nn.Module,
+    found: Identification,
+    vectors: Sequence[Tensor],
+    inputs: Iterable[InputDistribution],
+) -> tuple[LearnedShape, ...]:
+    """Return the shapes of the layers that receive inputs.
+
+    Args:
+        initial: The network with the new activations before tuning.
+        base: The network with the original activations at the same paths.
+        found: The identification.
+        vectors: Its coordinates after each step.
+        inputs: The distributions of the layers' inputs.
+    """
+    tuned = deepcopy(initial)
+    coordinates = Coordinates(tuned)
+    by_path = {row.path: row for row in inputs}
+    steps: dict[str, list[Tensor]] = {path: [] for path in by_path}
+    # The start of an identification without steps is its result.
+    for vector_P in vectors or [found.state.vector_P]:
+        coordinates.write(vector_P)
+        for path, row in by_path.items():
+            steps[path].append(median(curves(tuned.get_submodule(path), points(row))))
+    coordinates.write(found.state.vector_P)
+    covariance_PP = None if found.uncertainty is None else found.uncertainty.covariance_PP
+    activations = adaptive_activations(tuned)
+    shapes = []
+    for path, row in by_path.items():
+        at = torch.tensor([number for number, layer in enumerate(coordinates.layers) if layer == path])
+        own_PP = None if covariance_PP is None else covariance_PP[at][:, at]
+        modules = base.get_submodule(path), initial.get_submodule(path), activations[path]
+        shapes.append(_shape(path, *modules, own_PP, torch.stack(steps[path]), row))
+    return tuple(shapes)
+
+
+def _shape(
+    path: str,
+    original: nn.Module,
+    initial: nn.Module,
+    tuned: AdaptiveActivation,
+    covariance_PP: Tensor | None,
+    steps_SU: Tensor,
+    inputs: InputDistribution,
+) -> LearnedShape:
+    u_U, u, weights = points(inputs), inputs.centres, inputs.weights
+    tuned_UC = curves(tuned, u_U)
+    several = tuned_UC.shape[1] > 1
+    error_U = None if covariance_PP is None or several else standard_errors(tuned, u_U, covariance_PP)
+    low_U, high_U = (tuned_UC.quantile(q, dim=1) if several else None for q in (0.05, 0.95))
+    before, after = (median(curves(activation, u)) for activation in (initial, tuned))
+    error = significant = None
+    if error_U is not None:
+        squares = error_U[torch.bucketize(u, u_U).clamp(max=len(u_U) - 1)].square()
+        determined = ~squares.isnan()
+        share, std = weights[determined].sum().item(), rms(before - (weights * before).sum(), weights)
+        if share > 0 and std > 0:
+            own = weights * determined / share
+            error = rms(squares.nan_to_num(0).sqrt(), own) / std
+            significant = rms(after - before, own) / std > 2 * error
+    return LearnedShape(
+        path=path,
+        curves=tuned_UC.shape[1],
+        u_U=u_U,
+        original_U=median(curves(original, u_U)),
+        initial_U=median(curves(initial, u_U)),
+        tuned_U=median(tuned_UC),
+        error_U=error_U,
+        low_U=low_U,
+        high_U=high_U,
+        steps_SU=steps_SU,
+        nearest=nearest(after, inputs),
+        changed=distance(before, after, weights),
+        error=error,
+        significant=significant,
+    )
+
+
+def points(inputs: InputDistribution) -> Tensor:
+    """Return the inputs at which a layer's curve is computed, (U,): the range of its inputs and a little beyond."""
+    left, right = inputs.edges[0].item(), inputs.edges[-1].item()
+    beyond = BEYOND * (right - left)
+    return torch.linspace(left - beyond, right + beyond, POINTS, dtype=torch.float64)
+
+
+def curves(activation: nn.Module, u_U: Tensor) -> Tensor:
+    """Return the curves of an activation, (U, C) in float64: one for each channel or neuron with own parameters."""
+    own = deepcopy(activation).cpu().double().eval()
+    shape = sets_of(own)
+    u = u_U.reshape(-1, *[1] * len(shape))
+    with torch.no_grad():
+        parts = [own(part.expand(-1, *shape).clone()) for part in u.split(max(1, AT_ONCE // torch.Size(shape).numel()))]
+    return torch.cat(parts).reshape(len(u_U), -1)
+
+
+def median(curves_UC: Tensor) -> Tensor:
+    """Return the median of the curves, (U,)."""
+    return curves_UC.quantile(0.5, dim=1)
+
+
+def standard_errors(activation: AdaptiveActivation, u_U: Tensor, covariance_PP: Tensor) -> Tensor:
+    """Return the standard error of an activation with a single curve at each input, (U,), by the delta method.
+
+    With the covariance C of the parameters and the gradient g of the output with respect to them it is sqrt(g^T C g);
+    NaN where the output depends on a parameter that the samples do not determine.
+    """
+    # Each point becomes a neuron with its own parameters: one backward pass gives the gradients at all points.
+    own = deepcopy(activation).cpu().double().reshaped((len(u_U),)).requires_grad_(True)
+    parameters = [parameter for _, parameter in own.named_parameters(recurse=False)]
+    gradients = torch.autograd.grad(own(u_U.unsqueeze(0)).sum(), parameters)
+    gradients_UP = torch.cat([gradient.reshape(len(u_U), -1) for gradient in gradients], dim=1)
+    undetermined_P = covariance_PP.diag().isnan()
+    variance_U = ((gradients_UP @ covariance_PP.nan_to_num(0)) * gradients_UP).sum(1).clamp(min=0)
+    depends_U = (gradients_UP[:, undetermined_P] != 0).any(1)
+    return torch.where(depends_U, torch.nan, variance_U.sqrt())
+
+
+def nearest(shape: Tensor, inputs: InputDistribution) -> tuple[Near, ...]:
+    """Return the known functions nearest to a shape, given at the centres of the histogram; see `LearnedShape.nearest`.
+
+    A constant, the mean of the shape, counts as a known function: it is the nearest where the shape is flat.
+    """
+    mean = (inputs.weights * shape).sum()
+    known = nearest_functions(inputs.centres, shape, inputs.weights)
+    std = rms(shape - mean, inputs.weights)
+    if std < known[0].rms:
+        # Relative to its own standard deviation only what is constant but for rounding is near a constant.
+        return (Near(f"the constant {mean:.3g}", std, 0.0 if std <= ROUNDING * abs(mean.item()) else 1.0),)
+    least = known[0].distance
+    return tuple(row for row in known if row.distance <= least + max(AS_NEAR, SHARE * least))
