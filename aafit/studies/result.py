@@ -171,14 +171,11 @@ def _shapes_sentence(study: Study) -> str:
         return "The samples reach none of the replaced layers."
     certain = [shape for shape in study.shapes if shape.significant is not False and shape.changed > 0]
     near = sum(shape.nearest[0].distance < NEAR for shape in study.shapes)
-    of = f"{near} of the {len(study.shapes)} learned shapes {'is' if near == 1 else 'are'} within 10% of a known function"
+    are = "is" if near == 1 else "are"
+    of = f"{near} of the {len(study.shapes)} learned shapes {are} within {NEAR:.0%} of a known function"
     if not certain:
-        changed = (
-            "changed"
-            if not any(shape.changed > 0 for shape in study.shapes)
-            else "changed by more than two standard errors"
-        )
-        return f"No shape {changed}; {of}."
+        by = " by more than two standard errors" if any(shape.changed > 0 for shape in study.shapes) else ""
+        return f"No shape changed{by}; {of}."
     most = max(certain, key=lambda shape: shape.changed)
     gain = next((row for row in study.importance.rows if row.layer == most.path and row.significant), None)
     expected = "" if gain is None else f", expected gain in loss {gain.gain:.2g} ± {gain.error:.1g}"
