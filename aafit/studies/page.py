@@ -97,6 +97,8 @@ def _layer(study: Study, path: str) -> dict[str, Any]:
         "anchor": tables.anchor(path),
         "near": "not called" if shape is None else shape.nearest_text(),
         "changed": 0.0 if shape is None else shape.changed,
+        "gain": next((row.gain for row in study.importance.rows if row.layer == path), 0.0),
+        "summary": _layer_summary(study, path, shape),
         "lead": _lead(study, path),
         "small": None,
         "picture": None,
@@ -141,6 +143,16 @@ def _lead(study: Study, path: str) -> str:
     after = f", after {' '.join(found.after)}" if found is not None and found.after else ""
     line = f", called in {found.line}" if found is not None and found.line else ""
     return f"{row.old} → {row.new}{after}{line}"
+
+
+def _layer_summary(study: Study, path: str, shape: LearnedShape | None) -> list[tuple[str, str]]:
+    """Return what the row of a layer shows: a text and its name."""
+    cells = [("not called" if shape is None else shape.nearest_text(), "nearest")]
+    if shape is not None:
+        error = "" if shape.error is None else f" ± {shape.error:.1%}" if shape.error < 1 else ", undetermined"
+        cells.append((f"{shape.changed:.1%}{error}", "changed"))
+    gain = next((row for row in study.importance.rows if row.layer == path), None)
+    return cells if gain is None else [*cells, (f"{gain.gain:.2g} ± {gain.error:.1g}", "expected gain")]
 
 
 def _layer_facts(study: Study, path: str, shape: LearnedShape | None) -> list[tuple[str, str]]:

@@ -30,13 +30,32 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
 }
 for (const field of document.querySelectorAll("input[data-filters]")) {
-  const table = document.getElementById(field.dataset.filters);
+  const list = document.getElementById(field.dataset.filters);
   field.addEventListener("input", () => {
     const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
-    for (const row of table.tBodies[0].rows)
+    for (const row of list.tBodies ? list.tBodies[0].rows : list.children)
       row.hidden = !words.every(word => row.textContent.toLowerCase().includes(word));
   });
 }
+
+// Rows that open: sorted by a choice, opened by a link to them and for printing.
+for (const choice of document.querySelectorAll("select[data-sorts]")) {
+  const list = document.getElementById(choice.dataset.sorts);
+  choice.addEventListener("change", () =>
+    list.append(...[...list.children].sort((a, b) => b.dataset[choice.value] - a.dataset[choice.value])));
+}
+const openTarget = () => {
+  const target = location.hash && document.getElementById(location.hash.slice(1));
+  if (target && target.tagName === "DETAILS") { target.open = true; target.scrollIntoView(); }
+};
+addEventListener("hashchange", openTarget);
+openTarget();
+let closed = [];
+addEventListener("beforeprint", () => {
+  closed = [...document.querySelectorAll("details.layer:not([open])")];
+  for (const row of closed) row.open = true;
+});
+addEventListener("afterprint", () => { for (const row of closed) row.open = false; });
 
 // Shapes: one step for the whole page, moved by any slider or by play; values under the pointer.
 const holder = document.getElementById("data");
@@ -118,5 +137,72 @@ if (holder) {
       event.preventDefault();
     });
     svg.setAttribute("tabindex", "0");
+  }
+}
+
+// Downloads: a table as CSV, a figure as SVG or PNG.
+const save = (blob, name) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+};
+const downloads = (place, name, kinds) => {
+  const line = document.createElement("p");
+  line.className = "downloads";
+  line.append("Download ");
+  for (const [kind, action] of kinds) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = kind;
+    button.ariaLabel = `Download ${name} as ${kind}`;
+    button.addEventListener("click", action);
+    line.append(button);
+  }
+  place.after(line);
+};
+if (holder) {
+  // A text that a spreadsheet would take for a formula begins with an apostrophe.
+  const field = text => `"${(/^[=+@-]/.test(text) && !Number.isFinite(Number(text)) ? "'" : "") + text.replaceAll('"', '""')}"`;
+  for (const table of document.querySelectorAll("table.sortable")) {
+    if (table.tBodies[0].rows.length < 2) continue;
+    downloads(table.parentNode, table.caption.textContent, [["CSV", () => {
+      const lines = [...table.rows].map(row => [...row.cells].map(cell => field(cell.textContent.trim())).join(","));
+      save(new Blob([lines.join("\r\n") + "\r\n"], {type: "text/csv"}), `${table.id}.csv`);
+    }]]);
+  }
+  const STYLES = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "font-size", "font-family",
+                  "text-anchor", "visibility", "opacity"];
+  const standalone = svg => {
+    const copy = svg.cloneNode(true), originals = svg.querySelectorAll("*");
+    for (const [index, element] of copy.querySelectorAll("*").entries()) {
+      const style = getComputedStyle(originals[index]);
+      for (const name of STYLES) element.setAttribute(name, style.getPropertyValue(name));
+    }
+    const [, , width, height] = svg.getAttribute("viewBox").split(" ");
+    copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+    copy.setAttribute("width", width);
+    copy.setAttribute("height", height);
+    return [new XMLSerializer().serializeToString(copy), Number(width), Number(height)];
+  };
+  for (const svg of document.querySelectorAll("figure > svg")) {
+    const name = (svg.closest("details")?.id ?? "identification"), type = "image/svg+xml";
+    downloads(svg, svg.getAttribute("aria-label"), [
+      ["SVG", () => save(new Blob([standalone(svg)[0]], {type}), `${name}.svg`)],
+      ["PNG", () => {
+        const [text, width, height] = standalone(svg), image = new Image(), canvas = document.createElement("canvas");
+        canvas.width = 4 * width;
+        canvas.height = 4 * height;
+        image.onload = () => {
+          const context = canvas.getContext("2d");
+          context.fillStyle = getComputedStyle(document.body).backgroundColor;
+          context.fillRect(0, 0, canvas.width, canvas.height);
+          context.drawImage(image, 0, 0, canvas.width, canvas.height);
+          canvas.toBlob(blob => save(blob, `${name}.png`));
+        };
+        image.src = `data:${type};charset=utf-8,${encodeURIComponent(text)}`;
+      }],
+    ]);
   }
 }
