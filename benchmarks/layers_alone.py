@@ -104,7 +104,7 @@ def main(
         predicted = importance(
             net,
             halves.batches(halves.fitted),
-            images=predict_from,
+            samples=predict_from,
             batch_size=run.batch_size,
             precision=run.precision,
             seed=setting.seed,

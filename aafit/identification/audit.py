@@ -422,8 +422,9 @@ def _audited(
         dtype=type_name(dtype),
         optimizer={"adam": "Adam", "rmsprop": "RMSprop"}[optimizer],
     )
-    neuron, membership = inputs.activation, inputs.membership
-    shared = membership is not None and membership.shape[:-1].numel() == 1
+    neuron, membership, unreached = inputs.activation, inputs.membership, torch.zeros(0)
+    if membership is not None and membership.shape[:-1].numel() == 1:
+        unreached = membership.flatten() == 0
     return ParameterAudit(
         name=name,
         dtype=type_name(dtype),
@@ -436,7 +437,7 @@ def _audited(
         verdict=verdict,
         interval=neuron.interval if isinstance(neuron, FNeuron) else None,
         outside=inputs.outside / inputs.count if isinstance(neuron, FNeuron) and inputs.count else None,
-        unreached=tuple((membership.flatten() == 0).nonzero().flatten().tolist()) if shared else (),
+        unreached=tuple(unreached.nonzero().flatten().tolist()),
     )
 
 

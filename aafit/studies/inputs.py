@@ -74,10 +74,10 @@ def input_distributions(
         extremes = u.min().item(), u.max().item()
         moments.setdefault(path, []).append((u.numel(), u.sum().item(), u.square().sum().item(), *extremes))
 
+    predictor = Predictor(net)
     with receiving(net, paths, add), evaluation_mode(net):
-        for number, batch in enumerate(batches):
-            with fork_rng(number):
-                call(net, batch.cloned())
+        for batch in batches:
+            predictor.forward(batch)
     return tuple(_distribution(path, histogram, moments[path]) for path, histogram in histograms.items())
 
 

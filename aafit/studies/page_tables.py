@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from aafit.plots.html import Cell, PageTable, breakable
 from aafit.studies.result import Study
+from aafit.training.compare import Difference
 
 ROUNDING = 1e-12
 MOST_PARAMETERS = 100
@@ -133,7 +134,7 @@ def score_table(study: Study) -> PageTable:
 
 def difference_table(study: Study) -> PageTable:
     """Return the differences of each layer's output from the base network's, before and after tuning."""
-    after = {row.path: row for row in study.tuned.layers}
+    after: dict[str, Difference] = {row.path: row for row in (*study.tuned.layers, study.tuned.logits)}
     order = {row.path: number for number, row in enumerate(study.inputs)}
     layers = sorted(study.initial.layers, key=lambda row: order.get(row.path, len(order)))
 
@@ -157,7 +158,6 @@ def difference_table(study: Study) -> PageTable:
         ("local error", NUMBER, tuned("local_relative", share)),
         ("largest", BOTH, tuned("max_abs", number)),
     ]
-    after[study.initial.logits.path] = study.tuned.logits
     rows = [*layers, study.initial.logits]
     return page_table("difference-table", "Differences of each layer's output", columns, rows, "Filter these layers")
 

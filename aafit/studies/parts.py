@@ -89,7 +89,10 @@ def run_parts(
     comparisons = store.value(
         "compare",
         tuple[Comparison, Comparison],
-        lambda: tuple(compare(base, other, evaluated, output=config.output, loss=loss) for other in (initial, tuned)),
+        lambda: (
+            compare(base, initial, evaluated, output=config.output, loss=loss),
+            compare(base, tuned, evaluated, output=config.output, loss=loss),
+        ),
     )
     scores = store.value(
         "scores",

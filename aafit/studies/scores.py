@@ -151,11 +151,13 @@ def study_scores(
     variance = sum((square - total.square() / count).sum().item() for total, square, count in totals.values())
     std = (variance / by_net[0]["numbers"].sum().item()) ** 0.5
     return StudyScores(
-        len(by_net[0]["loss"]),
-        held_out,
-        *(_score(own, std) for own in by_net),
-        _gain(by_net[2], by_net[0], "correct", "with class"),
-        _gain(by_net[2], by_net[0], "loss", "labelled"),
+        samples=len(by_net[0]["loss"]),
+        held_out=held_out,
+        base=_score(by_net[0], std),
+        initial=_score(by_net[1], std),
+        tuned=_score(by_net[2], std),
+        accuracy_gain=_gain(by_net[2], by_net[0], "correct", "with class"),
+        loss_gain=_gain(by_net[2], by_net[0], "loss", "labelled"),
     )
 
 
@@ -225,4 +227,4 @@ def sign_test(more: int, fewer: int) -> float:
     """Return the two-sided p-value of so many gains and losses, if both were equally likely."""
     changed = more + fewer
     tail = sum(comb(changed, number) for number in range(min(more, fewer) + 1))
-    return min(1.0, 2 * tail / 2**changed)
+    return min(1.0, float(tail / 2 ** (changed - 1)))

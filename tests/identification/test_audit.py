@@ -307,7 +307,7 @@ def test_it_prints_and_is_fit_for_json() -> None:
         (network(), problem(), {"samples": 2.5}, "must be a whole number of at least 1; got 2.5"),
         (network(), [(x * math.nan, y) for x, y in problem()], {}, "not finite"),
         (network(), problem(), {"optimizer": "adm"}, "Did you mean 'adam'"),
-        (network(), problem(), {"lr": 0.0}, "learning rate 0.0"),
+        (network(), problem(), {"lr": 0.0}, "learning rate must be a positive number; got 0.0"),
         (
             network(),
             [(x, y + 3) for x, y in problem()],

@@ -127,7 +127,8 @@ def test_layers_are_matched_on_what_is_no_padding(sharing: Any, inputs_of_base: 
 
 def test_a_study_counts_what_is_no_padding() -> None:
     base = Sequences().eval()
-    one, other = (input_distributions(base, ["act1", "act2"], [Batch((), sequences(padded))]) for padded in (False, True))
+    paths = ["act1", "act2"]
+    one, other = (input_distributions(base, paths, [Batch((), sequences(padded))]) for padded in (False, True))
     for row, same in zip(one, other, strict=True):
         assert row.elements == same.elements
         assert (row.low, row.high) == pytest.approx((same.low, same.high), rel=1e-5)

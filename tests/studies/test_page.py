@@ -1,6 +1,9 @@
 """The page of a study, in a real browser and as text."""
 
+import base64
+import csv
 import dataclasses
+import io
 import re
 
 import pytest
@@ -9,6 +12,7 @@ from browser import browser, check_page, show
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select, WebDriverWait
 from study_helpers import REPLACEMENTS, base, batches, studied
 
 import aafit
@@ -52,12 +56,12 @@ def test_it_opens_wherever_it_is(opened, found):
 
 def test_a_slider_moves_every_curve(opened, found):
     last = [curve(opened, index) for index in (0, 1)]
-    slider = opened.find_element(By.CSS_SELECTOR, "section.layer .steps input")
+    slider = opened.find_element(By.CSS_SELECTOR, "details.layer .steps input")
     slider.send_keys(Keys.HOME)
     first = [curve(opened, index) for index in (0, 1)]
     assert first[0] != last[0]
     assert first[1] != last[1]
-    assert "step 0 (start)" in opened.find_element(By.CSS_SELECTOR, "section.layer .steps output").text
+    assert "step 0 (start)" in opened.find_element(By.CSS_SELECTOR, "details.layer .steps output").text
     assert {one.get_attribute("value") for one in opened.find_elements(By.CSS_SELECTOR, ".steps input")} == {"0"}
     slider.send_keys(Keys.END)
     assert [curve(opened, index) for index in (0, 1)] == last
@@ -65,6 +69,7 @@ def test_a_slider_moves_every_curve(opened, found):
 
 def test_play_goes_from_the_start_to_the_end(opened):
     last = curve(opened)
+    opened.execute_script("scrollTo(0, 0)")
     button = opened.find_element(By.CSS_SELECTOR, ".steps button")
     button.click()
     assert button.text == "Stop"
@@ -105,14 +110,64 @@ def test_values_under_the_pointer_and_by_the_keys(opened, found):
     assert readout.text != before
 
 
-def test_a_layer_in_the_table_leads_to_its_section(opened):
-    link = opened.find_element(By.CSS_SELECTOR, "#layer-table a")
-    opened.execute_script("arguments[0].scrollIntoView()", link)
-    link.click()
-    section = opened.find_element(By.CSS_SELECTOR, opened.execute_script("return location.hash"))
-    assert all(
-        word in section.text for word in (link.text, "Nearest known function", "Inputs", "Audit", "standard error")
+def test_a_layer_is_a_row_that_opens(opened, found):
+    show(opened, 1200)
+    row = opened.find_element(By.CSS_SELECTOR, "#layer-act2")
+    summary = row.find_element(By.TAG_NAME, "summary")
+    shape = next(shape for shape in found.shapes if shape.path == "act2")
+    assert f"{shape.changed:.1%}" in summary.text
+    assert shape.nearest_text() in summary.text
+    opened.execute_script("arguments[0].open = false", row)
+    opened.find_element(By.CSS_SELECTOR, ".overview a[href='#layer-act2']").click()
+    assert row.get_attribute("open") is not None
+    assert all(word in row.text for word in ("Nearest known function", "Inputs", "Audit", "standard error"))
+
+
+def test_layers_are_filtered_and_sorted(opened, found):
+    def paths():
+        return [
+            row.get_attribute("id") for row in opened.find_elements(By.CSS_SELECTOR, "#layer-rows > :not([hidden])")
+        ]
+
+    assert paths() == ["layer-act1", "layer-act2"]
+    opened.execute_script("scrollTo(0, 0)")
+    choice = Select(opened.find_element(By.CSS_SELECTOR, "[data-sorts]"))
+    choice.select_by_value("changed")
+    assert paths() == [f"layer-{one.path}" for one in sorted(found.shapes, key=lambda one: -one.changed)]
+    choice.select_by_value("calls")
+    assert paths() == ["layer-act1", "layer-act2"]
+    field = opened.find_element(By.CSS_SELECTOR, "[data-filters=layer-rows]")
+    field.send_keys("act2")
+    assert paths() == ["layer-act2"]
+    field.send_keys(Keys.CONTROL + "a", Keys.DELETE)
+
+
+def test_tables_and_figures_can_be_downloaded(opened, found):
+    opened.execute_script(
+        "window.saved = []; HTMLAnchorElement.prototype.click = function () { fetch(this.href).then(one => one.text())"
+        ".then(text => window.saved.push([this.download, text])); }"
     )
+
+    def downloaded(label):
+        opened.execute_script("arguments[0].click()", opened.find_element(By.CSS_SELECTOR, f"[aria-label='{label}']"))
+        WebDriverWait(opened, 10).until(lambda one: one.execute_script("return window.saved.length"))
+        return opened.execute_script("return window.saved.shift()")
+
+    name, text = downloaded("Download Steps as CSV")
+    assert name == "step-table.csv"
+    rows = list(csv.reader(io.StringIO(text)))
+    assert rows[0][0] == "step"
+    assert len(rows) == len(found.identification.steps) + 1
+    name, text = downloaded("Download act1: original, initial and tuned activation as SVG")
+    assert name == "layer-act1.svg"
+    assert "stroke=" in text
+    assert downloaded("Download act1: original, initial and tuned activation as PNG")[0] == "layer-act1.png"
+
+
+def test_two_layers_print_on_a_page(opened):
+    pages = opened.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    few = base64.b64decode(pages).count(b"/Type /Page\n")
+    assert 0 < few <= 6
 
 
 def test_long_names_of_layers_fit_a_telephone(found, tmp_path):
