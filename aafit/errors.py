@@ -6,38 +6,55 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message says what, with which value, and what to do.
+    """An input that cannot be used; the message says what was wrong, with which value, and what to do.
 
-    A ValueError, so that library users need not know this class; the command line prints the message without a
+    It is a ValueError, so that library users need not know this class. The command line prints the message without a
     traceback and exits with code 2.
     """
 
 
 def nearest(value: str, valid: Iterable[str]) -> str:
-    """A hint for a name that is not valid: "Did you mean 'X'?" where one is near, and the list of those there are."""
+    """Return a hint for a name that is not valid: "Did you mean 'X'?" if one is similar, and the list of valid ones."""
     names = list(valid)
     if not names:
         return "There is none to choose from."
-    close = get_close_matches(str(value).lower(), [name.lower() for name in names], n=1, cutoff=0.5)
+    close = get_close_matches(str(value).lower()[:200], [name.lower() for name in names], n=1, cutoff=0.5)
     meant = next((name for name in names if close and name.lower() == close[0]), None)
     listed = f"Valid: {', '.join(names)}."
     return f"Did you mean {meant!r}? {listed}" if meant else listed
 
 
 def check_name(what: str, value: str, valid: Iterable[str]) -> str:
-    """`value` if it is one of `valid`.
+    """Return `value` if it is one of `valid`.
 
     Raises:
-        UserError: it is not; the message names the nearest valid one.
+        UserError: it is not; the message names the most similar valid one.
     """
     names = list(valid)
     if value not in names:
-        raise UserError(f"Unknown {what} {value!r}. {nearest(value, names)}")
+        shown = repr(value) if len(repr(value)) <= 120 else f"{repr(value)[:100]}..."
+        raise UserError(f"Unknown {what} {shown}. {nearest(value, names)}")
+    return value
+
+
+def check_line(value: str) -> str:
+    """Return `value` if it is one line of at most 300 printable characters.
+
+    What is printed, written into tables and put into commands must not end a line or control a terminal.
+
+    Raises:
+        UserError: it is longer, or has a line break or another control character.
+    """
+    if len(value) > 300:
+        raise UserError(f"{value[:40]!r}... has {len(value):,} characters: use at most 300.")
+    bad = next((character for character in value if not character.isprintable()), None)
+    if bad is not None:
+        raise UserError(f"{value!r} contains the character {bad!r}: use printable characters on one line.")
     return value
 
 
 def check_count(what: str, value: int, least: int = 1) -> int:
-    """`value` if it is a whole number that is not below `least`.
+    """Return `value` if it is a whole number of at least `least`.
 
     Raises:
         UserError: it is not.
@@ -49,10 +66,10 @@ def check_count(what: str, value: int, least: int = 1) -> int:
 
 @contextmanager
 def needs_extra(what: str, extra: str) -> Iterator[None]:
-    """Say of imports that fail within it which extra of the package installs what is missing.
+    """Turn a failing import in this block into a message that names the extra of the package to install.
 
     Raises:
-        ImportError: a package is missing; the message names it, and how to install it.
+        ImportError: a package is missing; the message names it and the command that installs it.
     """
     try:
         yield

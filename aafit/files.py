@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, then renamed into place."""
+"""Files that are written as a whole or not at all: first alongside, then renamed into place."""
 
 import hashlib
 import os
@@ -12,26 +12,26 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Write `content` to `path` so that a stop at any moment leaves the old file or the new one, never a part.
 
     Raises:
-        UserError: the folder cannot be written to (read-only, full, no permission); what was there is unharmed.
+        UserError: the folder cannot be written to (read-only, full, no permission); the old file is unharmed.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with beside.open("wb") as file:
+        with part.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        part.replace(path)
     except OSError as error:
         with suppress(OSError):
-            beside.unlink()
+            part.unlink()
         raise cannot_write(path, error) from error
 
 
 def make_folder(path: Path) -> Path:
-    """`path`, made with its parents where it is not there.
+    """Return `path`, created with its parents if it is missing.
 
     Raises:
-        UserError: it cannot be made, or there is a file of that name.
+        UserError: it cannot be created, or there is a file of that name.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -41,13 +41,21 @@ def make_folder(path: Path) -> Path:
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
-    """The sentence for a file or folder that the system does not let us write."""
+    """Return the error for a file or folder that the operating system refuses to write."""
     return UserError(
         f"Cannot write {path}: {error.strerror}. Free some space or choose another folder that can be written to."
     )
 
 
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file; False for a name that the operating system does not accept."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

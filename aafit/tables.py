@@ -1,4 +1,4 @@
-"""Plain text tables, and numbers fit for JSON."""
+"""Plain-text tables, and values fit for JSON."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,13 @@ from typing import Any
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
-    """An aligned table: columns to the left, but to the right those of `numbers` between the first and the last."""
+    """Return an aligned table.
+
+    Args:
+        header: names of the columns.
+        rows: the cells.
+        numbers: whether the columns between the first and the last are aligned to the right.
+    """
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     lines = []
@@ -20,13 +26,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = 
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """ "a, b, c and 5 more"."""
+    """Return the first names as a text: "a, b, c and 5 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """ "0-4, 7" of 0, 1, 2, 3, 4, 7, which rise."""
+    """Return ascending numbers as a text: "0-4, 7" for 0, 1, 2, 3, 4, 7."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
@@ -37,7 +43,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def fit_for_json(content: dict[str, Any]) -> dict[str, Any]:
-    """The same with lists for tuples and None for numbers that are not finite, which JSON does not have."""
+    """Return the content with lists for tuples, and None for numbers that are not finite, which JSON does not have."""
     return {key: _fit(item) for key, item in content.items()}
 
 

@@ -69,7 +69,7 @@ def refit(problem: Problem, vector_P: Tensor, sample: Batch, seed: int) -> Refit
 
 def refits_of(setting: Setting, result: Identification, count: int) -> list[Refit]:
     """Refit on bootstrap samples of the images that `result` was fitted on."""
-    net, run = setting.start.net, setting.run
+    net, run = setting.net, setting.run
     coordinates, vector_P, found = Coordinates(net), result.state.vector_P, []
     with evaluation_mode(net):
         predictor = Predictor(net, precision=run.precision, batch_size=run.batch_size)
@@ -154,7 +154,7 @@ def main(
         setting = replace(setting, heldout=train.at(torch.arange(min(images or len(train), len(train)))))
     with report(json_path, markdown_path) as out, arithmetic(run.precision):
         result = identify(
-            setting.start.net,
+            setting.net,
             setting.batches(),
             base=setting.base,
             steps=run.epochs,
@@ -169,7 +169,7 @@ def main(
         began = perf_counter()
         found = refits_of(setting, result, refits)
         seconds = perf_counter() - began
-        coordinates = Coordinates(setting.start.net)
+        coordinates = Coordinates(setting.net)
         values_RP = torch.stack([coordinates.values(one.vector_P) for one in found])
         rows = compared(result, values_RP)
         out.table(f"Standard errors: CNN {run.cnn}, FC {run.fc}, {result.images} images, {refits} refits", rows)

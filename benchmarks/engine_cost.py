@@ -35,7 +35,8 @@ SLOTS = 2
 def suite_of(count: int, name: str, epochs: int = 1) -> Suite:
     """Return a suite of independent runs."""
     settings = {"epochs": epochs, "network": "LeNet-5", "dataset": "MNIST-5k"}
-    return Suite(name, tuple(RunConfig.checked({"name": f"run{number}", **settings}) for number in range(count)))
+    runs = tuple(RunConfig.checked({"name": f"run{number}", **settings}) for number in range(count))
+    return Suite(name=name, runs=runs)
 
 
 def seconds_of(engine: Engine, suite: Suite, folder: Path, sleep: float | None) -> float:

@@ -32,7 +32,7 @@ from rich.table import Table
 
 from aafit.errors import UserError
 from aafit.experiment.devices import Slot, usable_cores
-from aafit.experiment.runs.environment import compiling_as_told
+from aafit.experiment.runs.process import compilation_from_environment
 from aafit.files import write_atomically
 from aafit.training.precision import processor_name
 from aafit.version import __version__
@@ -79,7 +79,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with compiling_as_told():
+            with compilation_from_environment():
                 return super().invoke(ctx)
         except UserError as error:
             raise click.UsageError(str(error)) from error
@@ -447,7 +447,7 @@ def main() -> int:
     name, arguments = pickle.load(sys.stdin.buffer)
     module, _, function = name.partition(":")
     try:
-        with compiling_as_told():
+        with compilation_from_environment():
             result = getattr(import_module(module), function)(**arguments)
             if isinstance(result, Iterator):
                 for _ in sys.stdin.buffer:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError
 from aafit.experiment.report.runs import RunRecord, SuiteRuns, read_suite
-from aafit.experiment.runs.checkpoint import load_tensors
 from aafit.experiment.runs.documents import ACTIVATIONS, IDENTIFICATION, Config, load_json
+from aafit.experiment.runs.folder import load_tensors
 from aafit.experiment.runs.start import load_run
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.training.evaluate import Evaluation

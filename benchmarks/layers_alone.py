@@ -59,7 +59,7 @@ def fixed_part(replacement: str) -> str:
 def with_one_adaptive(setting: Setting, layer: str, replacement: str) -> nn.Module:
     """Return the base network with the adaptive activation in one layer and the fixed function in the others."""
     fixed, run = fixed_part(replacement), setting.run
-    options = {"interval": run.interval, "knots": run.pieces + 2}
+    options = {"interval": run.interval, "knots": run.knots}
     modules = {
         path: from_text(replacement, **options) if path == layer else from_text(fixed)  # type: ignore[arg-type]
         for path in activation_texts(run)
@@ -99,7 +99,7 @@ def main(
     """Compare the predicted gain of adapting each layer alone with the actual gain."""
     fixed_part(replacement)
     setting = setting_of(folder, replacement, replacement, data_dir, images)
-    run, halves, net = setting.run, setting.halves, setting.start.net
+    run, halves, net = setting.run, setting.halves, setting.net
     with report(json_path, markdown_path) as out, arithmetic(run.precision):
         predicted = importance(
             net,

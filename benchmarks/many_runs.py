@@ -22,7 +22,7 @@ import torch
 from aafit.activations import LEAF
 from aafit.experiment.models import build
 from aafit.experiment.report.page import write_report
-from aafit.experiment.runs.documents import Comparison, Difference
+from aafit.experiment.runs.documents import StoredComparison, StoredDifference
 from aafit.experiment.runs.job import jobs_of
 from aafit.experiment.runs.suite import Suite, load_suite
 from aafit.experiment.scheduling.engines.local import LocalEngine
@@ -47,16 +47,16 @@ def prepare(suite: Suite, runs_dir: Path, template: Path, seconds: float) -> Non
     net, _ = replace_activations(build("KerasNet", (1, 28, 28), 10), {"ReLU": LEAF.like("ReLU")})
     start = {name: value.clone() for name, value in adaptive_parameters(net).items()}
     save_activations(net, template / "activations.safetensors", start=start, replaced=dict.fromkeys(LAYERS, "ReLU"))
-    layers = tuple(Difference(path=layer, max_abs=0.5, mean_abs=0.1) for layer in LAYERS)
-    Comparison(
+    layers = tuple(StoredDifference(path=layer, max_abs=0.5, mean_abs=0.1) for layer in LAYERS)
+    StoredComparison(
         layers=layers,
-        logits=Difference(path="logits", max_abs=0.5, mean_abs=0.1),
+        logits=StoredDifference(path="logits", max_abs=0.5, mean_abs=0.1),
         agreement=0.9,
         base_accuracy=0.8,
         base_loss=0.7,
         replaced_accuracy=0.6,
         replaced_loss=0.9,
-        images=1000,
+        samples=1000,
     ).write(template)
 
 

@@ -38,7 +38,7 @@ def suite_of(dataset: str, train_images: int | None, epochs: int, seeds: tuple[i
         tuned = {"name": f"tuned-{precision}", "cnn": "AHAF as SiLU", "fc": "AHAF as SiLU", "epochs": epochs}
         child = {"parent": base["name"], "start_epoch": epochs, "train": "activations"}
         runs += [RunConfig.checked({**common, **base}), RunConfig.checked({**common, **tuned, **child})]
-    return Suite("precision", tuple(runs), seeds)
+    return Suite(name="precision", runs=tuple(runs), seeds=seeds)
 
 
 def accuracies(suite: Suite, data_dir: Path | None, device: str) -> dict[str, list[float]]:

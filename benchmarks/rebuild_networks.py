@@ -15,8 +15,8 @@ import click
 
 from aafit.errors import UserError
 from aafit.experiment.report.runs import RunRecord, SuiteRuns, read_suite
-from aafit.experiment.runs.checkpoint import save_network
 from aafit.experiment.runs.documents import ACTIVATIONS, DONE, NETWORK, OPTIMIZER, Done
+from aafit.experiment.runs.folder import save_network
 from aafit.experiment.runs.start import load_run
 from aafit.files import sha256_of
 from aafit.networks.adaptive import load_activations

@@ -51,7 +51,7 @@ class Judge:
 def tuned_rows(judge: Judge, epochs: int, dropout: bool) -> list[Row]:
     """Return rows of gradient steps, evaluated after some of the epochs."""
     setting = judge.setting
-    run, net = setting.run, copy.deepcopy(setting.start.net)
+    run, net = setting.run, copy.deepcopy(setting.net)
     if not dropout:
         for module in net.modules():
             if isinstance(module, (nn.Dropout, nn.Dropout2d)):
@@ -79,7 +79,7 @@ def tuned_rows(judge: Judge, epochs: int, dropout: bool) -> list[Row]:
 def identified_row(judge: Judge) -> Row:
     """Return the row of a full identification."""
     setting = judge.setting
-    net = copy.deepcopy(setting.start.net)
+    net = copy.deepcopy(setting.net)
     began = perf_counter()
     result = setting.identify(net, setting.base)
     seconds = perf_counter() - began
@@ -109,7 +109,7 @@ def main(
     setting = setting_of(folder, cnn, fc, data_dir, images)
     judge = Judge(setting, images_of(setting.run.dataset, data_dir, setting.run.holdout).test)
     with report(json_path, markdown_path) as out, arithmetic(setting.run.precision):
-        rows = [judge.row("base", setting.base, 0.0), judge.row("just replaced", setting.start.net, 0.0)]
+        rows = [judge.row("base", setting.base, 0.0), judge.row("just replaced", setting.net, 0.0)]
         rows.append(identified_row(judge))
         for dropout in (True, False):
             rows += tuned_rows(judge, epochs, dropout)

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from aafit.experiment.runs import execute
-from aafit.experiment.runs.lock import locked
+from aafit.experiment.runs.process import locked
 from aafit.experiment.runs.suite import Suite, load_suite
 from aafit.experiment.scheduling import worker
 from aafit.experiment.scheduling.engines.choose import open_engine

@@ -26,7 +26,7 @@ from aafit.experiment.runs.documents import METRICS, Config, check_finished
 from aafit.experiment.runs.execute import execute
 from aafit.experiment.runs.job import Job
 from aafit.experiment.runs.metrics import read_columns
-from aafit.experiment.runs.start import Start, starting_network
+from aafit.experiment.runs.start import starting_network
 from aafit.experiment.runs.suite import load_suite
 from aafit.identification import Identification, identify
 from aafit.training.evaluate import Evaluation, evaluate
@@ -339,14 +339,10 @@ class Setting:
 
     run: RunConfig
     seed: int
-    start: Start
+    net: nn.Module
+    base: nn.Module
     heldout: Split
     halves: Halves
-
-    @property
-    def base(self) -> nn.Module:
-        assert self.start.base is not None
-        return self.start.base
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return all images, in the order in which a run passes them to `aafit.identify`."""
@@ -382,8 +378,9 @@ def setting_of(
     run = RunConfig.checked(base.model_dump(mode="json") | changes, "The replacement")
     heldout = heldout_of(base, config.data.sha256, data_dir)
     job = Job(config=run, seed=seed, folder=folder, parent=folder)
-    start = starting_network(job, images_of(run.dataset, data_dir, run.holdout)).to(torch.device("cpu"), run.precision)
+    net, base_net, _ = starting_network(job, images_of(run.dataset, data_dir, run.holdout), torch.device("cpu"))
+    assert base_net is not None
     if images is not None:
         heldout = heldout.at(torch.arange(min(images, len(heldout))))
     halves = Halves.of(heldout, round(HELD_OUT * len(heldout)), seed, run.precision)
-    return Setting(run, seed, start, heldout, halves)
+    return Setting(run, seed, net, base_net, heldout, halves)

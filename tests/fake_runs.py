@@ -38,7 +38,7 @@ def write_run(
     folder = suite / name / f"seed{seed}"
     folder.mkdir(parents=True)
     run: dict[str, Any] = {"name": name, "stage": "1", "network": "KerasNet", "dataset": "CIFAR-10", "parent": parent}
-    run |= {"cnn": cnn, "fc": fc or cnn, "sharing": "layer", "interval": [-4.0, 4.0], "pieces": 16}
+    run |= {"cnn": cnn, "fc": fc or cnn, "sharing": "layer", "interval": [-4.0, 4.0], "knots": 18}
     run |= {"train": "activations" if parent else "all", "start_epoch": start, "epochs": epochs, "lr": None}
     run |= settings
     environment = {"device": "Some <CPU> & Co", "threads": 1, "started": f"2025-01-0{1 + seed % 2}T10:00:00+00:00"}

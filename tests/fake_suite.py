@@ -33,7 +33,7 @@ OTHER = run("other")
 CHILD = run("child", BASE)
 GRANDCHILD = run("grandchild", CHILD)
 LONG = run("long", BASE, epochs=20)
-SUITE = Suite("fake", (BASE, OTHER, CHILD, GRANDCHILD, LONG))
+SUITE = Suite(name="fake", runs=(BASE, OTHER, CHILD, GRANDCHILD, LONG))
 
 
 def local(jobs: int = 2, command: Sequence[str] = WORKER) -> LocalEngine:

@@ -70,13 +70,13 @@ def _flags(run: RunConfig, parent: RunConfig | None, suite: str) -> list[str]:
         same = (run.cnn, run.fc, run.sharing) == (parent.cnn, parent.fc, parent.sharing)
         flags += [] if same else ["--patch_base", *(["--patched_from_af", base] if base else [])]
         flags += ["--from", f"{suite}/{parent.name}"]
-        goes_on = same and run.train != "none" and run.method == "gradient"
+        goes_on = same and run.takes_gradient_steps
         flags += ["--new-optimizer"] if goes_on and not run.resume_optimizer else []
     if run.init_from is not None:
         flags += ["--init-from", str(run.init_from.absolute())]
-    flags += ["--tune_aaf"] if run.train == "activations" and run.method == "gradient" else []
+    flags += ["--tune_aaf"] if run.train == "activations" and run.takes_gradient_steps else []
     flags += ["--train", run.train] if run.epochs == 0 and run.train != "none" else []
-    flags += ["--method", run.method] if run.method != "gradient" else []
+    flags += ["--method", run.method] if run.method != RunConfig.model_fields["method"].default else []
     flags += ["--net", run.network, "--ds", DATA_SETS[run.dataset], "--opt", run.optimizer, "--bs", str(run.batch_size)]
     for key, flag in (("p24sl", "--p24sl"), ("dspu4", "--dspu4")):
         flags += [flag] if getattr(run, key) else []
@@ -87,7 +87,7 @@ def _flags(run: RunConfig, parent: RunConfig | None, suite: str) -> list[str]:
         "lr",
         "holdout",
         "train_images",
-        "pieces",
+        "knots",
         "target",
         "heldout",
         "curvature",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from aafit.errors import UserError
 from aafit.experiment.cli.options import given
-from aafit.experiment.runs.config import folder_name
+from aafit.experiment.runs.config import METHODS, folder_name
 
 LONGEST = 100  # letters of a folder's name
-FORM = ("cnn", "fc", "sharing", "interval", "pieces")
+FORM = ("cnn", "fc", "sharing", "interval", "knots")
 FOUND = ("target", "heldout", "curvature", "ridge", "budget")
 IN_NAME = (*FORM, *FOUND, "lr", "train", "train_images", "from_run")
 """Options that a folder's name has where they are given."""
@@ -46,7 +46,7 @@ class Flags:
     fc: str | None
     sharing: str | None
     interval: tuple[float, float] | None
-    pieces: int | None
+    knots: int | None
     method: str
     target: str | None
     heldout: float | None
@@ -92,7 +92,8 @@ class Flags:
         words += [f"cnn_{self.act_cnn}"] * (self.act_cnn is not None)
         words += [f"from_{self.patched_from_af or act}"] * (self.patch_base or self.patched)
         marks = {"patched": self.patched, "tuned": self.tuned, "tune": self.tune_aaf, "p24sl": self.p24sl}
-        marks |= {"dspu4": self.dspu4, "identified": self.method == "gauss-newton", "noaugment": self.no_augment}
+        marks |= {"dspu4": self.dspu4, METHODS[self.method].folder_mark: bool(METHODS[self.method].folder_mark)}
+        marks |= {"noaugment": self.no_augment}
         marks |= {"noshuffle": self.no_shuffle, "newoptimizer": self.new_optimizer}
         words += [word for word, on in marks.items() if on]
         words += [self.opt, f"bs{self.bs}"] + [self.precision] * (self.precision != "float32")

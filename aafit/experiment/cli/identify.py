@@ -26,7 +26,7 @@ from aafit.experiment.report.page import draw_activations
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.documents import Config, Done, check_finished
 
-KEPT = ("network", "dataset", "interval", "pieces", "batch_size", "precision", "holdout", "train_images")
+KEPT = ("network", "dataset", "interval", "knots", "batch_size", "precision", "holdout", "train_images")
 
 
 @click.command()

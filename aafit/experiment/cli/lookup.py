@@ -14,7 +14,7 @@ from aafit.experiment.runs.job import learning_rate
 
 SHOWN = 6
 COMPARED = ("network", "dataset", "cnn", "fc", "method", "optimizer", "batch_size", "precision")
-OF_ACTIVATIONS = ("sharing", "interval", "pieces", "p24sl", "dspu4")
+OF_ACTIVATIONS = ("sharing", "interval", "knots", "p24sl", "dspu4")
 OF_THE_IMAGES = ("holdout", "train_images", "augment", "shuffle")
 
 
@@ -51,7 +51,7 @@ class Finished:
         if run.adaptive:
             facts["sharing"] = run.sharing
         if "F-Neuron" in run.cnn + run.fc:
-            facts |= {"interval": run.interval, "pieces": run.pieces}
+            facts |= {"interval": run.interval, "knots": run.knots}
         if "LEAF" in run.cnn + run.fc and run.train != "none":
             facts["p24sl"] = run.p24sl
         if run.adaptive and run.train == "all":
@@ -71,7 +71,7 @@ def base_text(run: RunConfig) -> str:
 
 
 def _texts(run: RunConfig) -> tuple[object, ...]:
-    form = (run.sharing, run.interval, run.pieces) if is_adaptive(run.cnn) or is_adaptive(run.fc) else ()
+    form = (run.sharing, run.interval, run.knots) if is_adaptive(run.cnn) or is_adaptive(run.fc) else ()
     return run.cnn, run.fc, *form
 
 

@@ -25,10 +25,10 @@ from aafit.experiment.cli.study import study
 from aafit.experiment.cli.train import train
 from aafit.experiment.devices import slots
 from aafit.experiment.report.page import animate_activations, draw_activations, draw_time_axis, write_report
-from aafit.experiment.runs.compare import base_of, compare_runs
 from aafit.experiment.runs.documents import ACTIVATIONS, DONE
-from aafit.experiment.runs.environment import compiling_as_told
 from aafit.experiment.runs.job import jobs_of
+from aafit.experiment.runs.process import compilation_from_environment
+from aafit.experiment.runs.start import compare_runs, parent_folder
 from aafit.experiment.runs.suite import Suite, load_suite, shipped_suites
 from aafit.experiment.runs.timing import seconds_an_epoch
 from aafit.experiment.scheduling.bf16 import time_bf16
@@ -62,7 +62,7 @@ def _whole_numbers(context: click.Context, parameter: click.Parameter, text: str
 def main(context: click.Context) -> None:
     """Adaptive activation functions in trained networks: replace, compare, tune, show."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout, force=True)
-    context.with_resource(compiling_as_told())
+    context.with_resource(compilation_from_environment())
 
 
 @main.command()
@@ -244,7 +244,7 @@ def compare(run_folder: Path, other: Path | None, data_dir: Path | None, device:
 
     With one RUN_FOLDER: the run's network as it came out of tuning against its base.
     """
-    first, second = (base_of(run_folder), run_folder) if other is None else (run_folder, other)
+    first, second = (parent_folder(run_folder), run_folder) if other is None else (run_folder, other)
     comparison = compare_runs(first, second, data_dir, device)
     click.echo(f"{first}  against  {second}")
     click.echo(str(comparison))

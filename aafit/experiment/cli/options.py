@@ -84,9 +84,9 @@ def form_options(command: Command) -> Command:
     """How adaptive activations are made, in whatever has some."""
     for option in (
         click.option(
-            "--pieces",
-            type=click.IntRange(min=1),
-            help="F-Neuron: its inner membership functions [default: 16].",
+            "--knots",
+            type=click.IntRange(min=3),
+            help="F-Neuron: number of its knots [default: 18].",
         ),
         click.option(
             "--interval",

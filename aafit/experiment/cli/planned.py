@@ -21,9 +21,9 @@ from aafit.experiment.cli.lookup import (
 )
 from aafit.experiment.cli.options import given
 from aafit.experiment.cli.standalone import Place
-from aafit.experiment.runs.config import RunConfig
+from aafit.experiment.runs.config import METHODS, RunConfig
+from aafit.experiment.runs.folder import has_optimizer
 from aafit.experiment.runs.job import Job, content_of, learning_rate
-from aafit.experiment.runs.optimizer import keeps_optimizer
 
 log = logging.getLogger("aafit")
 
@@ -87,7 +87,7 @@ class _One:
         flags = self.flags
         own = {key: getattr(flags, key) for key in FORM}
         found = {key: getattr(flags, key) for key in FOUND}
-        identified = flags.method == "gauss-newton"
+        identified = METHODS[flags.method].activations_only
         nothing = flags.start_ep == flags.end_ep
         train = flags.train or ("none" if nothing else "activations" if flags.tune_aaf or identified else "all")
         if flags.dspu4 and train == "activations":
@@ -185,8 +185,8 @@ class _One:
         run = RunConfig.checked(settings)
         same = (run.cnn, run.fc) == (parent.run.cnn, parent.run.fc)
         same = same and (not run.adaptive or _form(run) == _form(parent.run))
-        resume = same and not self.flags.new_optimizer and run.train != "none" and run.method == "gradient"
-        if resume and not keeps_optimizer(parent.folder):
+        resume = same and not self.flags.new_optimizer and run.takes_gradient_steps
+        if resume and not has_optimizer(parent.folder):
             log.info("%s kept no optimizer: it starts afresh", parent.name)
             resume = False
         more = {"resume_optimizer": resume, "parent": parent.folder.parent.name}
@@ -204,4 +204,4 @@ class _One:
 
 
 def _form(run: RunConfig) -> tuple[object, ...]:
-    return run.sharing, run.interval, run.pieces
+    return run.sharing, run.interval, run.knots

@@ -8,7 +8,7 @@ from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.documents import Config
 from aafit.experiment.runs.execute import execute
 from aafit.experiment.runs.job import Job, check_same_settings, set_aside
-from aafit.experiment.runs.log import logged
+from aafit.experiment.runs.process import logged
 
 log = logging.getLogger("aafit")
 

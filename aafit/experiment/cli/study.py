@@ -15,7 +15,7 @@ from aafit.errors import UserError, check_name, nearest
 from aafit.experiment.cli.options import data_dir_option, device_option
 from aafit.experiment.devices import choose_device
 from aafit.experiment.runs.config import choices
-from aafit.experiment.runs.fresh import material_of
+from aafit.experiment.runs.start import load_for_study
 from aafit.studies.figure import KINDS, write_figure
 from aafit.studies.study import study as study_of
 
@@ -86,7 +86,7 @@ def study(
     if Path(network).is_dir():
         if batches is not None:
             raise UserError(f"{network} is a run's folder, which has its own batches: leave {batches} out.")
-        net, fitted, judged = material_of(Path(network), data_dir, choose_device(device))
+        net, fitted, judged = load_for_study(Path(network), data_dir, choose_device(device))
     else:
         if batches is None:
             raise UserError(

@@ -22,6 +22,7 @@ from aafit.experiment.cli.options import (
 )
 from aafit.experiment.cli.planned import plan
 from aafit.experiment.cli.standalone import INDIVIDUAL, Place
+from aafit.experiment.runs.config import METHODS
 from aafit.experiment.runs.documents import Done
 
 log = logging.getLogger("aafit")
@@ -80,7 +81,7 @@ log = logging.getLogger("aafit")
 @form_options
 @click.option(
     "--method",
-    type=click.Choice(["gradient", "gauss-newton"]),
+    type=click.Choice(list(METHODS)),
     default="gradient",
     show_default=True,
     help="gauss-newton: the activations are identified, an epoch is a step.",

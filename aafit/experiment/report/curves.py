@@ -145,7 +145,7 @@ def _curve(runs: Sequence[RunRecord], accuracy: bool, style: Line) -> Curve:
             # A loss of zero has no place on a logarithmic axis.
             values = np.where(accuracy | (values > 0), values, np.nan)
             seeds.append({int(epoch): value for epoch, value in zip(run.columns["epoch"], values, strict=True)})
-    if all(run.settings.method == "gauss-newton" and run.done is not None for run in counted):
+    if all(run.settings.training.ends_early and run.done is not None for run in counted):
         # An identification keeps its last value while those of other seeds take more steps.
         last = max(map(max, seeds), default=0)
         seeds = [seed | dict.fromkeys(range(max(seed) + 1, last + 1), seed[max(seed)]) for seed in seeds]
@@ -292,7 +292,7 @@ def draw_trajectories(run: RunRecord) -> Figure | None:
 def _knot(run: RunRecord, index: int) -> str:
     """Name an F-Neuron's parameter by the input that it is the value at."""
     left, right = run.settings.interval
-    return f"[{index}] at {left + index * (right - left) / (run.settings.pieces + 1):.2f}"
+    return f"[{index}] at {left + index * (right - left) / (run.settings.knots - 1):.2f}"
 
 
 def _trajectories(axes: Axes, kind: str, layers: dict[str, Array], epochs: Array, height: float) -> None:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aafit.experiment.report.runs import RunRecord, SuiteRuns
-from aafit.experiment.runs.documents import ACTIVATIONS, Difference
+from aafit.experiment.runs.documents import ACTIVATIONS, StoredDifference
 from aafit.networks.adaptive import read_activations
 from aafit.plots.activations import curve_range, curve_values
 from aafit.plots.style import GREY, START, TUNED, UNSURE, look, panels, text_width
@@ -53,7 +53,7 @@ def draw_differences(suite: SuiteRuns) -> Figure | None:
     return figure
 
 
-def _differences(run: RunRecord) -> dict[str, Difference]:
+def _differences(run: RunRecord) -> dict[str, StoredDifference]:
     if run.comparison is None:
         return {}
     return {**{layer.path: layer for layer in run.comparison.layers}, "logits": run.comparison.logits}

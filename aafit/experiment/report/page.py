@@ -25,7 +25,7 @@ from aafit.experiment.report.summary import (
     strips,
     verdict,
 )  # fmt: skip
-from aafit.experiment.runs.documents import ACTIVATIONS, CurveError
+from aafit.experiment.runs.documents import ACTIVATIONS, StoredCurveError
 from aafit.files import make_folder, write_atomically
 from aafit.plots.activations import draw_saved
 from aafit.plots.html import rendered
@@ -214,7 +214,7 @@ def _section(run: RunRecord, figures: Sequence[Drawn]) -> dict[str, Any]:
         if (best := result.best_test_accuracy) is not None:
             facts.append((f"Best, selected on test (epoch {result.best_test_epoch})", _percent(best)))
     # Layers with equal errors share a row.
-    errors: dict[CurveError, list[str]] = {}
+    errors: dict[StoredCurveError, list[str]] = {}
     for curve in compared.curves if compared is not None else ():
         errors.setdefault(curve.model_copy(update={"path": ""}), []).append(curve.path)
     return {

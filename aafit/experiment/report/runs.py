@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from aafit.errors import UserError
 from aafit.experiment.runs.config import RunConfig
-from aafit.experiment.runs.documents import CONFIG, METRICS, Comparison, Config, Done
+from aafit.experiment.runs.documents import CONFIG, METRICS, Config, Done, StoredComparison
 from aafit.experiment.runs.metrics import read_columns
 
 
@@ -29,7 +29,7 @@ class RunRecord:
     environment: dict[str, Any]
     columns: dict[str, NDArray[np.float64]]
     done: Done | None
-    comparison: Comparison | None
+    comparison: StoredComparison | None
 
     @property
     def name(self) -> str:
@@ -128,7 +128,7 @@ def read_run(folder: Path) -> RunRecord:
         environment=config.environment,
         columns=read_columns(folder / METRICS),
         done=Done.read(folder),
-        comparison=Comparison.read(folder),
+        comparison=StoredComparison.read(folder),
     )
 
 

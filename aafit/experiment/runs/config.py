@@ -1,4 +1,4 @@
-"""The settings of one run: typed values that refuse an unknown key, and say in one sentence what is wrong."""
+"""The settings of one run: typed values; an unknown key or an invalid value is refused in one sentence."""
 
 import json
 import re
@@ -9,20 +9,25 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aafit.activations import check_text, is_adaptive
-from aafit.errors import UserError, check_name, nearest
+from aafit.errors import UserError, check_line, check_name, nearest
 from aafit.experiment.data.datasets import DATASETS
 from aafit.experiment.models import NETWORKS
+from aafit.experiment.runs.gauss_newton import GAUSS_NEWTON
+from aafit.experiment.runs.gradient import GRADIENT
+from aafit.experiment.runs.method import Method
+
+METHODS: dict[str, Method] = {method.name: method for method in (GRADIENT, GAUSS_NEWTON)}
 
 
 def folder_name(value: str) -> str:
-    """`value`, if it can be part of a path everywhere.
+    """Return `value` if it can be the name of a folder on every system.
 
     Raises:
         UserError: it cannot.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", value):
         raise UserError(
-            f"The name {value!r} cannot be a folder's name: use up to 100 letters, digits and . _ + -, "
+            f"The name {_short(value)} cannot be a folder's name: use up to 100 letters, digits and . _ + -, "
             "and begin with a letter or a digit."
         )
     return value
@@ -36,6 +41,10 @@ def _dataset(value: str) -> str:
     return check_name("data set", value, DATASETS)
 
 
+def _method(value: str) -> str:
+    return check_name("method", value, METHODS)
+
+
 def _activation(value: str) -> str:
     check_text(value)
     return value
@@ -47,30 +56,59 @@ def _interval(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _short(value: object) -> str:
+    """Return `repr(value)`, cut to a length that fits into a sentence."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text):,} characters)"
+
+
 MOST = 10**9
-"""More epochs, images or pieces than anybody has: what is larger is a slip of the keyboard."""
+"""More epochs, images or knots than any run has: a larger number is a typing error."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 Activation = Annotated[str, AfterValidator(_activation)]
+Line = Annotated[str, AfterValidator(check_line)]
+Name = Annotated[str, AfterValidator(folder_name)]
 
 
-class RunConfig(BaseModel):
-    """All that decides the result of one run, except its seed and its parent's result.
-
-    A run begins from nothing (a base network), from `parent` (another run of the suite, whose activations are replaced)
-    or from `init_from` (a checkpoint written by the authors' program, which has the activations `cnn` and `fc`).
-    """
+class Settings(BaseModel):
+    """Settings that are frozen, typed strictly, and refuse an unknown key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: Annotated[str, AfterValidator(folder_name)]
-    stage: str = ""
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], where: str = "") -> Self:
+        """Return the settings with these values, as TOML or JSON spells them.
+
+        Args:
+            values: the settings by name.
+            where: begins the sentence of an error.
+
+        Raises:
+            UserError: a key is unknown or missing, or a value is not valid; the message names both.
+        """
+        try:
+            # Through JSON, so that strict checking still accepts a list for a tuple and a text for a path.
+            return cls.model_validate_json(json.dumps(dict(values), default=_for_json))
+        except ValidationError as error:
+            raise UserError(": ".join(filter(None, [where, _sentence(error, cls)]))) from None
+
+
+class RunConfig(Settings):
+    """Everything that decides the result of one run, except its seed and its parent's result.
+
+    A run begins with a new network, with that of `parent` (another run of the suite, whose activations may be
+    replaced), or with `init_from` (a checkpoint of the authors' program, which has the activations `cnn` and `fc`).
+    """
+
+    name: Name
+    stage: Line = ""
     """The step of the paper's experiment, "1" to "7", or any label."""
     network: Annotated[str, AfterValidator(_network)] = "KerasNet"
     dataset: Annotated[str, AfterValidator(_dataset)] = "CIFAR-10"
-    parent: str | None = None
+    parent: Line | None = None
     init_from: Path | None = None
 
     cnn: Activation = "ReLU"
@@ -79,18 +117,18 @@ class RunConfig(BaseModel):
     """Activation of the fully connected layers."""
     sharing: Literal["layer", "channel", "neuron"] = "layer"
     interval: Annotated[tuple[Finite, Finite], AfterValidator(_interval)] = (-4.0, 4.0)
-    """F-Neuron: where its inner membership functions lie."""
-    pieces: Positive = 16
-    """F-Neuron: the number of inner membership functions; two more lie at the ends."""
+    """F-Neuron: the interval of its knots."""
+    knots: Annotated[int, Field(ge=3, le=MOST)] = 18
+    """F-Neuron: the number of its knots, which are its values; one less is its number of segments."""
 
     train: Literal["all", "activations", "none"] = "all"
-    method: Literal["gradient", "gauss-newton"] = "gradient"
-    """How the parameters are found: by epochs of gradient steps on the train images, or by `aafit.identify` on the
-    held-out ones, where an epoch is one of its steps."""
+    method: Annotated[str, AfterValidator(_method)] = GRADIENT.name
+    """How the parameters are found: "gradient", by epochs of gradient steps on the train images, or "gauss-newton", by
+    `aafit.identify` on the held-out images, where an epoch is one of its steps."""
     target: Literal["labels", "logits", "activations"] = "labels"
-    """Gauss-Newton: what is matched, the labels or the base network."""
+    """Gauss-Newton: what is fitted, the labels or the base network."""
     heldout: float = Field(0.2, gt=0, lt=1)
-    """Gauss-Newton: the share of its images that no step is fitted to."""
+    """Gauss-Newton: the fraction of its images that no step is fitted to."""
     curvature: Literal["exact", "sampled"] = "sampled"
     """Gauss-Newton: see `aafit.identify`, as for the next two."""
     ridge: float = Field(0.0, ge=0, allow_inf_nan=False)
@@ -104,17 +142,17 @@ class RunConfig(BaseModel):
     p24sl: bool = False
     """LEAF's p2 and p4 learn slowly: lr/1000 with Adam, lr/10 with RMSprop."""
     dspu4: bool = False
-    """2SPU-4: each minibatch steps the activations' parameters first, then, after a new forward, all others."""
+    """2SPU-4: each minibatch steps the activations' parameters first, then, after a new forward pass, all others."""
     precision: Literal["float32", "tf32", "bf16", "float64"] = "float32"
     resume_optimizer: bool = False
-    """Go on with what the parent's optimizer knew of its parameters; else the optimizer starts afresh."""
+    """Continue with the parent's optimizer state; otherwise the optimizer starts anew."""
 
     augment: bool = True
     shuffle: bool = True
     holdout: Count = 0
-    """Train images kept aside, to choose the epoch on."""
+    """Number of train images that are held out, to choose the epoch on."""
     train_images: Positive | None = None
-    """Train on so many images only, for short checks; None: on all."""
+    """Train on this number of images only, for short checks; None: on all."""
 
     @property
     def end_epoch(self) -> int:
@@ -124,11 +162,25 @@ class RunConfig(BaseModel):
     def adaptive(self) -> bool:
         return is_adaptive(self.cnn) or is_adaptive(self.fc)
 
+    @property
+    def training(self) -> Method:
+        """The training method."""
+        return METHODS[self.method]
+
+    @property
+    def takes_gradient_steps(self) -> bool:
+        """Whether an optimizer trains this run."""
+        return self.training.takes_gradient_steps and self.train != "none"
+
+    def unused(self) -> set[str]:
+        """Return the settings that belong to other training methods."""
+        return {key for method in METHODS.values() if method.name != self.method for key in method.settings}
+
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
         if self.parent is not None and self.init_from is not None:
             raise UserError(
-                f"parent = {self.parent!r} and init_from = '{self.init_from}' exclude each other: give only one."
+                f"parent = {self.parent!r} and init_from = {str(self.init_from)!r} exclude each other: give only one."
             )
         fixed = f"but cnn = {self.cnn!r} and fc = {self.fc!r} are both fixed: make one of them adaptive"
         if self.train == "activations" and not self.adaptive:
@@ -137,60 +189,46 @@ class RunConfig(BaseModel):
             raise UserError(f"dspu4 = true steps adaptive activations apart from the rest, {fixed}, or drop dspu4.")
         if self.dspu4 and self.train != "all":
             raise UserError(f"dspu4 = true needs train = 'all', but train is {self.train!r}.")
-        if self.method == "gauss-newton" and self.train != "activations":
-            raise UserError(
-                f"method = 'gauss-newton' identifies adaptive activations alone, but train is {self.train!r}: set "
-                "train = 'activations'."
-            )
-        for key in ("target", "heldout", "curvature", "ridge", "budget"):
-            if self.method != "gauss-newton" and getattr(self, key) != type(self).model_fields[key].default:
+        self.training.check(self)
+        for key in sorted(self.unused()):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                (owner,) = (method.name for method in METHODS.values() if key in method.settings)
                 raise UserError(
-                    f"{key} = {getattr(self, key)!r} needs method = 'gauss-newton', but method is {self.method!r}."
+                    f"{key} = {getattr(self, key)!r} needs method = {owner!r}, but method is {self.method!r}."
                 )
-        if self.method == "gauss-newton" and not self.epochs:
-            raise UserError("method = 'gauss-newton' needs a step at least, but epochs = 0: set epochs to 1 or more.")
-        if self.resume_optimizer and (self.method != "gradient" or self.train == "none"):
-            raise UserError(
-                "resume_optimizer = true goes on with gradient steps, but "
-                + (f"method = {self.method!r}" if self.method != "gradient" else "train = 'none'")
-                + " takes none: drop it."
-            )
+        if self.resume_optimizer and not self.takes_gradient_steps:
+            what = "train = 'none'" if self.train == "none" else f"method = {self.method!r}"
+            raise UserError(f"resume_optimizer = true continues gradient steps, but {what} takes none: drop it.")
         if self.train == "none" and self.epochs:
             raise UserError(f"train = 'none' trains nothing, but epochs = {self.epochs}: set epochs = 0.")
         return self
 
-    @classmethod
-    def checked(cls, values: Mapping[str, Any], where: str = "") -> "RunConfig":
-        """The run of these settings, as TOML or JSON spells them; `where` begins an error's sentence.
-
-        Raises:
-            UserError: a key is unknown or missing, or a value not valid; the message names both.
-        """
-        try:
-            # Through JSON, so that strict checking still takes a list for a tuple and a text for a path.
-            return cls.model_validate_json(json.dumps(dict(values), default=str))
-        except ValidationError as error:
-            raise UserError(_sentence(error, where)) from None
-
 
 def choices(key: str) -> tuple[str, ...]:
-    """The values of a setting that has only a few: "sharing", "target", "precision", ..."""
+    """Return the values of a setting that has only a few: "sharing", "target", "precision", ..."""
     return get_args(RunConfig.model_fields[key].annotation)
 
 
-def _sentence(error: ValidationError, where: str) -> str:
-    """One of pydantic's complaints as a sentence: an unknown key first, as it often explains the others."""
+def _for_json(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
+
+
+def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return one of pydantic's complaints as a sentence: an unknown key first, as it often explains the others."""
     details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")[0]
     key = str(details["loc"][0]) if details["loc"] else ""
-    given = details["input"]
+    given = _short(details["input"])
+    if key == "pieces" and type(details["input"]) is int:
+        knots = details["input"] + 2
+        return (
+            f"pieces = {given} is now knots = {knots}: an F-Neuron's values, with the two at the ends of its interval."
+        )
     if details["type"] == "extra_forbidden":
-        text = f"unknown key {key!r}. {nearest(key, RunConfig.model_fields)}"
-    elif details["type"] == "missing":
-        text = f"the key {key!r} is missing."
-    elif details["type"] == "literal_error":
-        text = f"{key} = {given!r} is not valid. {nearest(str(given), choices(key))}"
-    elif details["type"] == "value_error":
-        text = f"{key}: {details['ctx']['error']}" if key else str(details["ctx"]["error"])
-    else:
-        text = f"{key} = {given!r} is not valid: {details['msg'][0].lower()}{details['msg'][1:]}."
-    return f"{where}: {text}" if where else text
+        return f"unknown key {_short(key)}. {nearest(key, model.model_fields)}"
+    if details["type"] == "missing":
+        return f"the key {key!r} is missing."
+    if details["type"] == "literal_error":
+        return f"{key} = {given} is not valid. {nearest(str(details['input']), choices(key))}"
+    if details["type"] == "value_error":
+        return f"{key}: {details['ctx']['error']}" if key else str(details["ctx"]["error"])
+    return f"{key} = {given} is not valid: {details['msg'][0].lower()}{details['msg'][1:]}."

@@ -1,19 +1,7 @@
-"""The documents of a run folder: what they are called, what is in them, and how they are read and written.
+"""The files of a run folder: their names, their content, and how JSON documents are read and written.
 
-config.json               the settings, their hash, and where the run was done
-metrics.csv               a row an epoch; the first row is the state before any training
-state.pt                  what a stopped run goes on from; gone once the run is done
-compare.json              what the replacement changed
-identification.json       what an identification went through: its steps, the parameters and their standard errors
-network.safetensors       all parameters after the last epoch
-optimizer.pt              what the optimizer knew at the end, for a run that goes on from there
-activations.safetensors   the adaptive parameters alone, and what they started from
-log.txt                   what the run printed
-done.json                 the results, and the SHA-256 of the files they vouch for; written last
-
-Writers and readers of these documents (runs, schedule, report) all go through this file. A field that is not named here
-is ignored: another version of the program may have written it. The JSON documents end with a SHA-256 of all else in
-them, so that a bit that a disk flips is told from a result; those of a version before that have none, and no `format`.
+A JSON document ends with a SHA-256 of all else in it, so that no flipped bit can pass for a result. Unknown fields are
+ignored: a later version may have written them. Documents of format 2 are read as well, see `from_format_2`.
 """
 
 import hashlib
@@ -23,39 +11,48 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from aafit.errors import UserError
 from aafit.experiment.runs.config import RunConfig
 from aafit.files import sha256_of, write_atomically
 from aafit.tables import fit_for_json
 
-FORMAT = 2
-"""Of the JSON documents: since 2 they carry a checksum."""
+FORMAT = 3
 
-CONFIG, COMPARISON, DONE = "config.json", "compare.json", "done.json"
-METRICS, STATE, LOG = "metrics.csv", "state.pt", "log.txt"
+CONFIG = "config.json"
+"""The settings, their hash, and where the run was done."""
+METRICS = "metrics.csv"
+"""A row per epoch; the first row is the state before any training."""
+STATE = "state.pt"
+"""What a stopped run resumes from; removed when the run is finished."""
+COMPARISON = "compare.json"
+"""What the replacement of activations changed, before tuning."""
 IDENTIFICATION = "identification.json"
-NETWORK, ACTIVATIONS, OPTIMIZER = "network.safetensors", "activations.safetensors", "optimizer.pt"
+"""The steps of an identification, the parameters and their standard errors."""
+NETWORK = "network.safetensors"
+"""All parameters and buffers after the last epoch."""
+OPTIMIZER = "optimizer.pt"
+"""The optimizer's state after the last epoch, for a run that continues from there."""
+ACTIVATIONS = "activations.safetensors"
+"""The adaptive parameters alone, with their initial values."""
+LOG = "log.txt"
+"""What the run printed."""
+DONE = "done.json"
+"""The results, and the SHA-256 of the files above that it vouches for; written last."""
 
 
-class Part(BaseModel):
-    """Part of a document."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-class Document(Part):
+class Document(BaseModel, frozen=True):
     """A JSON document of a run folder."""
 
     file: ClassVar[str]
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The document of this kind in a run folder, None where there is none.
+        """Return the document in a run folder, None if there is none.
 
         Raises:
-            UserError: it is damaged; the message says where.
+            UserError: the document is damaged; the message says where.
         """
         path = folder / cls.file
         try:
@@ -64,9 +61,9 @@ class Document(Part):
             return None
         except OSError as error:
             raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-        _checked(path, content)
         try:
-            return cls.model_validate_json(content)
+            # Through JSON again, so that strict settings still accept a list for a tuple and a text for a path.
+            return cls.model_validate_json(json.dumps(_checked(path, content)))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "its content"
@@ -74,10 +71,10 @@ class Document(Part):
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """The same, where there has to be one.
+        """Return the document in a run folder, which has to be there.
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: the document is missing or damaged.
         """
         found = cls.read(folder)
         if found is None:
@@ -89,8 +86,8 @@ class Document(Part):
         save_json(folder / self.file, self.model_dump(mode="json"))
 
 
-class Data(Part):
-    """The data set that a run was done on."""
+class Data(BaseModel, frozen=True):
+    """The data set of a run: SHA-256 of its images and labels, (C, H, W) of an image, number of classes."""
 
     sha256: str
     in_shape: tuple[int, int, int]
@@ -98,10 +95,10 @@ class Data(Part):
 
 
 class Config(Document):
-    """All that decides the result of a run, the hash of it, and where the run was done.
+    """The settings of a run, their hash, and the machine on which the run began.
 
     Attributes:
-        parent: the folder of the run that it comes from, from its own folder: both can be moved together.
+        parent: folder of the parent run, relative to the run's own folder, so that both can be moved together.
     """
 
     file = CONFIG
@@ -115,20 +112,20 @@ class Config(Document):
     environment: dict[str, str | int] = {}
 
     def parent_of(self, folder: Path) -> Path | None:
-        """Where the parent of the run in `folder` is, None where it has none."""
+        """Return the folder of the parent of the run in `folder`, None if it has none."""
         return None if self.parent is None else Path(os.path.normpath(folder / self.parent))
 
 
-class Difference(Part):
-    """How far one layer's outputs are from the base network's, over the test set; None: not finite."""
+class StoredDifference(BaseModel, frozen=True):
+    """Absolute difference of one layer's outputs from the base network's over the test set; None: not finite."""
 
     path: str
     max_abs: float | None
     mean_abs: float | None
 
 
-class CurveError(Part):
-    """How far a new activation is from the function it replaced, over an interval of inputs, in one arithmetic."""
+class StoredCurveError(BaseModel, frozen=True):
+    """Error of a new activation against the original one over an interval of inputs, in one data type."""
 
     path: str
     old: str
@@ -139,31 +136,32 @@ class CurveError(Part):
     interval: tuple[float, float]
 
 
-class Comparison(Document):
-    """What a replacement changed, before any tuning: on the test images, and of each activation as a function.
+class StoredComparison(Document):
+    """What a replacement changed before tuning: on the test images, and in each activation as a function.
 
-    Accuracies and agreement are shares, 0 to 1. None is for what is not finite: such a network has no accuracy.
+    Accuracies and agreement are fractions from 0 to 1; None stands for what is not finite, and for the accuracy of a
+    network whose loss is not finite.
     """
 
     file = COMPARISON
 
-    layers: tuple[Difference, ...]
-    logits: Difference
+    layers: tuple[StoredDifference, ...]
+    logits: StoredDifference
     agreement: float | None
     base_accuracy: float | None
     base_loss: float | None
     replaced_accuracy: float | None
     replaced_loss: float | None
-    images: int
+    samples: int
     base_not_finite: int = 0
     replaced_not_finite: int = 0
-    curves: tuple[CurveError, ...] = ()
+    curves: tuple[StoredCurveError, ...] = ()
 
 
-class Result(Part):
-    """What came out of a run. Accuracies are shares (0 to 1) of the full test set, of the epoch that the name says.
+class Result(BaseModel, frozen=True):
+    """The results of a run. Accuracies are fractions (0 to 1) of the test set, after the epoch that the name says.
 
-    `diverged` is the epoch after which the loss was not finite; such a run has no accuracy.
+    `diverged` is the epoch after which the loss was not finite; a diverged run has no accuracy.
     """
 
     base_accuracy: float | None = None
@@ -182,7 +180,7 @@ class Result(Part):
 
 
 class Done(Document):
-    """That a run is finished, its result, and the SHA-256 of the files that hold it; `seconds` were spent training."""
+    """The result of a finished run, and the SHA-256 of the files that hold it; `seconds` is the training time."""
 
     file = DONE
 
@@ -194,7 +192,7 @@ class Done(Document):
 
 
 def check_finished(folder: Path) -> Done:
-    """The `done.json` of a run folder, after checking that the files it vouches for are the ones it saw.
+    """Return the `done.json` of a run folder after checking every file that it vouches for.
 
     Raises:
         UserError: the run is not finished, it diverged, or one of its files was altered since.
@@ -213,18 +211,18 @@ def check_finished(folder: Path) -> Done:
 
 
 def diverged(folder: Path, epoch: int) -> str:
-    """The verdict on a run in one sentence."""
+    """Return the sentence about a run that diverged."""
     return (
         f"The run in {folder} diverged: its loss is not finite after epoch {epoch}. Give it a smaller lr or another "
-        "start of its activations, and --fresh to start again."
+        "initialization of its activations, and --fresh to start again."
     )
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, whatever is in it.
+    """Return the JSON object that `save_json` wrote into a file.
 
     Raises:
-        UserError: there is no such file, it does not hold a JSON object, or was altered since it was written.
+        UserError: the file is missing, does not hold a JSON object, or was altered since it was written.
     """
     try:
         content = path.read_bytes()
@@ -234,35 +232,50 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object for people and programs; a number that is not finite becomes null."""
-    whole = {"format": FORMAT, **fit_for_json(dict(content)), "checksum": ""}
-    text = json.dumps(whole, indent=2, allow_nan=False) + "\n"
+    """Write a JSON object with its format and checksum; a number that is not finite becomes null."""
+    document = {"format": FORMAT, **fit_for_json(dict(content)), "checksum": ""}
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
     before, _, after = text.rpartition('"checksum": ""')
     write_atomically(path, f'{before}"checksum": "{digest}"{after}')
 
 
 def _checked(path: Path, content: bytes) -> dict[str, Any]:
-    """The JSON object that `save_json` was given, or an earlier version wrote.
+    """Return the JSON object of a file as format 3 names its fields.
 
     Raises:
-        UserError: it is not JSON, no object, or not what was written.
+        UserError: the content is not a JSON object with the checksum of its content.
     """
     try:
         found = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it is not JSON ({error})") from error
     if not isinstance(found, dict):
         raise _damaged(path, "it does not hold a JSON object")
-    # Two fields tell that there is a checksum, so that no flipped bit can hide it.
-    known, digest = found.pop("format", None), found.pop("checksum", None)
-    if known is None and digest is None:
-        return found
+    version, digest = found.pop("format", None), found.pop("checksum", None)
     before, _, after = content.rpartition(f'"checksum": "{digest}"'.encode())
     if hashlib.sha256(before + b'"checksum": ""' + after).hexdigest() != digest:
-        raise _damaged(path, "it is not what was written")
-    return found
+        raise _damaged(path, "its checksum is not that of its content")
+    if version not in (2, FORMAT):
+        raise _damaged(path, f"it is of format {version}, and this version reads formats 2 and {FORMAT}")
+    return from_format_2(found) if version == 2 else found
 
 
-def _damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path} is damaged: {what}. Run it again with --fresh.")
+def from_format_2(content: Any) -> Any:
+    """Return the content of a file of format 2, which docs/results/full/runs.tar.xz holds, with the names of format 3.
+
+    There `samples` were `images`, and an F-Neuron with 18 `knots` had 16 `pieces`, its inner knots.
+    """
+    names = {"images": "samples", "heldout_images": "heldout_samples"}
+    if isinstance(content, list):
+        return [from_format_2(item) for item in content]
+    if not isinstance(content, dict):
+        return content
+    renamed = {names.get(key, key): from_format_2(value) for key, value in content.items()}
+    if isinstance(renamed.get("pieces"), int):
+        renamed["knots"] = renamed.pop("pieces") + 2
+    return renamed
+
+
+def _damaged(path: Path, fault: str) -> UserError:
+    return UserError(f"{path} is damaged: {fault}. Run it again with --fresh.")

@@ -1,42 +1,55 @@
-"""What a run writes into its folder, see documents.py: its settings, progress and results."""
+"""How a run writes its folder and resumes from it: settings, saved state, network, optimizer, results.
 
+documents.py names the files. A file is written as a whole or not at all, and refused if a byte of it was altered.
+"""
+
+import hashlib
+import io
 import os
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from aafit.errors import UserError
 from aafit.experiment.data.datasets import Dataset
-from aafit.experiment.runs.checkpoint import load_state, save_network, save_state
+from aafit.experiment.runs import metrics
 from aafit.experiment.runs.documents import (
     ACTIVATIONS,
     COMPARISON,
     CONFIG,
+    FORMAT,
     IDENTIFICATION,
     METRICS,
     NETWORK,
     OPTIMIZER,
     STATE,
-    Comparison,
     Config,
     Data,
     Done,
     Result,
+    StoredComparison,
+    check_finished,
+    from_format_2,
 )
 from aafit.experiment.runs.job import Job
-from aafit.experiment.runs.metrics import Logger, MetricsFile, TensorBoardLogger, WandbLogger, read_columns
-from aafit.experiment.runs.optimizer import save_optimizers
-from aafit.files import sha256_of
+from aafit.files import sha256_of, write_atomically
 from aafit.networks.adaptive import adaptive_parameters, save_activations
 from aafit.training.precision import device_name
 from aafit.version import __version__
+
+if TYPE_CHECKING:
+    from aafit.experiment.runs.active import ActiveRun
 
 COLUMNS = (
     "epoch",
@@ -52,9 +65,14 @@ COLUMNS = (
     "evaluation_seconds",
 )
 
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+OptimizerState = Mapping[str, Mapping[str, Any]]
+"""By the parameter's name: Adam's moments and step, RMSprop's mean square."""
+
 
 def write_config(job: Job, device: torch.device, data: Dataset) -> None:
-    """Note the settings before the first epoch; in a folder begun earlier, check that the images are the same.
+    """Write the settings before the first epoch; in a folder that has them, check that the images are the same.
 
     Raises:
         UserError: the run was begun on another copy of the data set.
@@ -74,106 +92,125 @@ def write_config(job: Job, device: torch.device, data: Dataset) -> None:
         parent=Path(os.path.relpath(job.parent, job.folder)) if job.parent else None,
         parent_hash=job.parent_hash,
         data=Data(sha256=data.fingerprint, in_shape=data.in_shape, classes=data.classes),
-        environment=_environment(device),
+        environment={
+            "device": device_name(device),
+            "threads": torch.get_num_threads(),
+            "aafit": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "started": _now(),
+        },
     ).write(job.folder)
-
-
-def _environment(device: torch.device) -> dict[str, str | int]:
-    return {
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "aafit": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "started": _now(),
-    }
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def save_progress(
-    job: Job, epoch: int, seconds: float, net: nn.Module, optimizers: list[torch.optim.Optimizer]
-) -> None:
-    """Write `state.pt`, from which a run stopped later goes on after `epoch`."""
-    state = {
-        "hash": job.settings_hash,
-        "epoch": epoch,
-        "seconds": seconds,
-        "net": net.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-    }
-    save_state(job.folder / STATE, state)
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Save the state of a run: the bytes of `torch.save`, followed by their SHA-256."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    content = buffer.getvalue()
+    write_atomically(path, content + hashlib.sha256(content).digest())
 
 
-def load_progress(
-    job: Job, net: nn.Module, optimizers: list[torch.optim.Optimizer], device: torch.device
-) -> tuple[int, float] | None:
-    """Put `net` and `optimizers` where the stopped run was; its last epoch and training seconds, None if it had none.
+def load_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """Return the state that `save_state` saved.
+
+    Raises:
+        UserError: the file is missing, was truncated or altered, or does not hold tensors and plain values only.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    body, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+    if hashlib.sha256(body).digest() != digest:
+        raise UserError(f"{path} is truncated or was altered; remove it to start this run again from its beginning.")
+    try:
+        state = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
+    # The file is a program for torch's unpickler: crafted bytes can end in any error.
+    except Exception as error:
+        raise _not_a_state(path) from error
+    if not isinstance(state, dict):
+        raise _not_a_state(path)
+    return state
+
+
+def _not_a_state(path: Path) -> UserError:
+    return UserError(
+        f"{path} does not hold what a run with these settings saves; remove it to start this run again from its "
+        "beginning."
+    )
+
+
+@contextmanager
+def readable_state(job: Job) -> Iterator[None]:
+    """Turn an error in this block, which reads a saved state, into a sentence.
+
+    Raises:
+        UserError: what the block raises.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise _not_a_state(job.folder / STATE) from error
+
+
+def save_run_state(job: Job, values: Mapping[str, Any]) -> None:
+    """Write `state.pt`: what a stopped run resumes from, and the SHA-256 of the rows that were measured so far."""
+    vouched = {"format": FORMAT, "hash": job.settings_hash, "metrics": sha256_of(job.folder / METRICS)}
+    save_state(job.folder / STATE, {**vouched, **values})
+
+
+def load_run_state(job: Job, device: torch.device) -> dict[str, Any] | None:
+    """Return what `save_run_state` wrote, None if nothing; "metrics" is None in a state of format 2.
 
     Raises:
         UserError: the state was truncated or altered, or belongs to other settings.
     """
-    state = _load_state(job, device)
-    if state is None:
-        return None
-    net.load_state_dict(state["net"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return state["epoch"], state["seconds"]
-
-
-def save_identification(job: Job, values: dict[str, Any]) -> None:
-    """Write `state.pt` for a run that identifies: where `aafit.identify` is."""
-    save_state(job.folder / STATE, {"hash": job.settings_hash, "identification": values})
-
-
-def load_identification(job: Job) -> dict[str, Any] | None:
-    """What `save_identification` wrote, None if nothing.
-
-    Raises:
-        UserError: the state was truncated or altered, or belongs to other settings.
-    """
-    state = _load_state(job, torch.device("cpu"))
-    return None if state is None else state["identification"]
-
-
-def _load_state(job: Job, device: torch.device) -> dict[str, Any] | None:
     path = job.folder / STATE
     if not path.exists():
         return None
     state = load_state(path, device)
-    if state["hash"] != job.settings_hash:
+    if state.get("hash") != job.settings_hash:
         raise UserError(f"{path} belongs to a run with other settings; give --fresh to set its folder aside.")
-    return state
+    if state.get("format") == FORMAT:
+        return state
+    return {**state, "identification": from_format_2(state.get("identification")), "metrics": None}
 
 
 @contextmanager
-def loggers(job: Job, net: nn.Module, last_epoch: int | None) -> Iterator[list[Logger]]:
-    """Where the numbers of an epoch go: `metrics.csv`, kept up to `last_epoch`, and what else the job asks for.
+def row_writers(
+    job: Job, net: nn.Module, last_epoch: int | None, digest: str | None
+) -> Iterator[list[metrics.WriteRow]]:
+    """Open what the measurements of an epoch are written to: `metrics.csv` and what the job asks for besides.
+
+    Args:
+        job: the run.
+        net: its network, for the names of the adaptive parameters.
+        last_epoch: the last one that the saved state includes; later rows are dropped.
+        digest: SHA-256 of `metrics.csv` at that time, None if it is not known.
 
     Raises:
-        UserError: metrics.csv lacks an epoch up to `last_epoch`, the last that the saved state knows of.
+        UserError: a row up to `last_epoch` is missing or was altered.
     """
     measured = range(0) if last_epoch is None else range(job.config.start_epoch, last_epoch + 1)
-    opened: list[Logger] = [MetricsFile(job.folder / METRICS, [*COLUMNS, *shared_values(net)], measured)]
-    try:
+    columns = [*COLUMNS, *shared_values(net)]
+    with ExitStack() as stack:
+        opened = [metrics.metrics_file(job.folder / METRICS, columns, measured, digest)]
         if job.tensorboard:
-            opened.append(TensorBoardLogger(job.folder, last_epoch))
+            opened.append(metrics.tensorboard(job.folder, last_epoch))
         if job.wandb:
-            opened.append(
-                WandbLogger(job.folder, f"{job.config.name}-seed{job.seed}", job.config.model_dump(mode="json"))
-            )
-        yield opened
-    finally:
-        for logger in opened:
-            logger.close()
+            name = f"{job.config.name}-seed{job.seed}"
+            opened.append(metrics.wandb(job.folder, name, job.config.model_dump(mode="json")))
+        yield [stack.enter_context(one) for one in opened]
 
 
 def shared_values(net: nn.Module) -> dict[str, float]:
-    """Every value of the activations that a whole layer shares: `act1.gamma`, `act7.weight[0]`, ..."""
+    """Return the parameters of activations that are shared by a layer: `act1.gamma`, `act7.weight[0]`, ..."""
     values: dict[str, float] = {}
     for name, parameter in adaptive_parameters(net).items():
         if parameter.shape[0] == 1:
@@ -183,68 +220,124 @@ def shared_values(net: nn.Module) -> dict[str, float]:
     return values
 
 
-def finish(
-    job: Job,
-    net: nn.Module,
-    start: dict[str, Tensor],
-    replaced: dict[str, str],
-    seconds: float,
-    tuned: int,
-    diverged: int | None = None,
-    optimizers: Sequence[torch.optim.Optimizer] = (),
-) -> None:
-    """Save what came out and, last, `done.json`, which makes the run finished.
+def save_network(path: Path, net: nn.Module) -> None:
+    """Save all parameters and buffers of `net` as safetensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    write_atomically(path, tensors_to_bytes(tensors))
 
-    Args:
-        start: the adaptive parameters before training, by name.
-        replaced: the fixed function that stood at each replaced path.
-        seconds: spent training.
-        tuned: number of parameters trained.
-        diverged: the epoch after which the loss was not finite: then there is a verdict, and no network to go on with.
-        optimizers: of the training, none where nothing was trained by gradient steps.
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, by name.
+
+    Raises:
+        UserError: the file is missing, was truncated, or is of another kind.
     """
-    folder = job.folder
+    try:
+        return tensors_from_bytes(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is truncated or not a safetensors file ({error}).") from error
+
+
+def save_optimizers(folder: Path, net: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Write `optimizer.pt`: the optimizers' state of each parameter of `net`, by its name."""
+    states: dict[str, dict[str, Any]] = {}
+    for optimizer in optimizers:
+        state = optimizer.state_dict()["state"]
+        states |= {name: state[index] for index, name in _names(net, optimizer).items() if index in state}
+    save_state(folder / OPTIMIZER, {"parameters": states})
+
+
+def has_optimizer(folder: Path) -> bool:
+    """Return whether the finished run in `folder` saved an optimizer: not so if it took no gradient steps."""
+    return OPTIMIZER in check_finished(folder).sha256
+
+
+def parents_optimizer(job: Job) -> OptimizerState | None:
+    """Return the optimizer state that the job continues with, None if its optimizer starts anew.
+
+    Raises:
+        UserError: it has to continue with one that is not there or is of another kind.
+    """
+    if not job.config.resume_optimizer:
+        return None
+    if job.parent is None:
+        raise UserError("resume_optimizer = true continues the parent's optimizer, but there is no parent: drop it.")
+    if not has_optimizer(job.parent):
+        raise UserError(
+            f"resume_optimizer = true, but the run in {job.parent} saved no optimizer, since it took no gradient "
+            "steps: drop resume_optimizer."
+        )
+    kind = Config.of(job.parent).run.optimizer
+    if kind != job.config.optimizer:
+        raise UserError(
+            f"resume_optimizer = true, but the run in {job.parent} was trained by {kind}, not by "
+            f"{job.config.optimizer}: give the same optimizer, or drop resume_optimizer."
+        )
+    states: OptimizerState = load_state(job.parent / OPTIMIZER, torch.device("cpu"))["parameters"]
+    return states
+
+
+def resume_optimizers(net: nn.Module, optimizers: Sequence[Optimizer], states: OptimizerState) -> None:
+    """Put the optimizers into these states; a parameter without one starts anew."""
+    for optimizer in optimizers:
+        names = _names(net, optimizer)
+        state = {index: states[name] for index, name in names.items() if name in states}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _names(net: nn.Module, optimizer: Optimizer) -> dict[int, str]:
+    """Return the names of an optimizer's parameters, numbered as in its `state_dict`."""
+    of = {parameter: name for name, parameter in net.named_parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {index: of[parameter] for index, parameter in enumerate(parameters)}
+
+
+def finish(run: "ActiveRun") -> None:
+    """Save the results of a run and, last, `done.json`, which makes it finished.
+
+    A run that diverged has a result that says so, and no network.
+    """
+    job, folder, net = run.job, run.job.folder, run.net
     files = [CONFIG, METRICS]
-    if diverged is None:
+    if run.diverged is None:
         save_network(folder / NETWORK, net)
         files.append(NETWORK)
-    if optimizers and diverged is None:
-        save_optimizers(folder, net, optimizers)
-        files.append(OPTIMIZER)
-    if start and diverged is None:
-        save_activations(net, folder / ACTIVATIONS, start=start, replaced=replaced)
-        files.append(ACTIVATIONS)
+        if run.optimizers:
+            save_optimizers(folder, net, run.optimizers)
+            files.append(OPTIMIZER)
+        if run.initial_values:
+            replaced = {row.path: row.old for row in run.replacement.rows} if run.replacement else {}
+            save_activations(net, folder / ACTIVATIONS, start=run.initial_values, replaced=replaced)
+            files.append(ACTIVATIONS)
     files += [name for name in (COMPARISON, IDENTIFICATION) if (folder / name).exists()]
     Done(
         hash=job.settings_hash,
         sha256={name: sha256_of(folder / name) for name in files},
         finished=_now(),
-        seconds=seconds,
-        result=_result(folder, tuned, diverged),
+        seconds=run.seconds,
+        result=_result(folder, run.tuned, run.diverged),
     ).write(folder)
     (folder / STATE).unlink(missing_ok=True)
 
 
 def _result(folder: Path, tuned: int, diverged: int | None) -> Result:
-    """The figures that a table needs, out of `metrics.csv` and `compare.json`; accuracies are on the whole test set.
-
-    Of a run that diverged there are none of what it was trained to.
-    """
-    columns, compared = read_columns(folder / METRICS), Comparison.read(folder)
-    result = Result(tuned_parameters=tuned, epochs=len(columns["epoch"]) - 1, diverged=diverged)
+    """Return the figures that a table needs, from `metrics.csv` and `compare.json`; none of training if diverged."""
+    columns, compared = metrics.read_columns(folder / METRICS), StoredComparison.read(folder)
+    figures: dict[str, Any] = {"tuned_parameters": tuned, "epochs": len(columns["epoch"]) - 1, "diverged": diverged}
     if compared is not None:
-        both = compared.model_dump(include={"base_accuracy", "base_loss", "replaced_accuracy", "replaced_loss"})
-        result = result.model_copy(update=both)
-    counted = np.isfinite(columns["test_accuracy"])
-    if diverged is not None or not counted.any():
-        return result
+        figures |= compared.model_dump(include={"base_accuracy", "base_loss", "replaced_accuracy", "replaced_loss"})
+    measured = np.isfinite(columns["test_accuracy"])
+    if diverged is not None or not measured.any():
+        return Result(**figures)
     epoch, loss, accuracy, heldout = (
-        columns[name][counted] for name in ("epoch", "test_loss", "test_accuracy", "heldout_accuracy")
+        columns[name][measured] for name in ("epoch", "test_loss", "test_accuracy", "heldout_accuracy")
     )
     best = int(accuracy.argmax())
-    found: dict[str, Any] = {"last_accuracy": float(accuracy[-1]), "last_loss": float(loss[-1])}
-    found |= {"best_test_epoch": int(epoch[best]), "best_test_accuracy": float(accuracy[best])}
+    figures |= {"last_accuracy": float(accuracy[-1]), "last_loss": float(loss[-1])}
+    figures |= {"best_test_epoch": int(epoch[best]), "best_test_accuracy": float(accuracy[best])}
     if np.isfinite(heldout).any():
         chosen = int(np.nanargmax(heldout))
-        found |= {"heldout_epoch": int(epoch[chosen]), "heldout_selected_accuracy": float(accuracy[chosen])}
-    return result.model_copy(update=found)
+        figures |= {"heldout_epoch": int(epoch[chosen]), "heldout_selected_accuracy": float(accuracy[chosen])}
+    return Result(**figures)

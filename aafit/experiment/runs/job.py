@@ -1,39 +1,41 @@
-"""A job: one run with one seed in one folder, all that a process needs to know to do it."""
+"""A job: one run with one seed in one folder, everything that a process needs to know to do it."""
 
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from aafit.activations import is_adaptive
 from aafit.errors import UserError
-from aafit.experiment.runs.config import RunConfig
+from aafit.experiment.runs.config import RunConfig, Settings
 from aafit.experiment.runs.documents import CONFIG, Done, diverged, load_json
 from aafit.experiment.runs.suite import SEEDS, Suite
 from aafit.files import cannot_write, sha256_of
 from aafit.training.tune import LEARNING_RATES
 
 NOT_IN_RESULT = {"name", "stage", "parent", "init_from", "lr"}
-"""Settings that do not themselves decide the result: labels, and what is hashed by its content or as it resolves."""
+"""Settings that do not decide the result: labels, and what is hashed by its content or by its value in effect."""
 
-OF_GAUSS_NEWTON = ("method", "target")
+HASHED_IF_CHANGED = ("method", "heldout", "curvature", "ridge", "budget", "resume_optimizer")
+"""Settings that count only where they are not at their defaults: they are newer than some run folders."""
 
-ADDED_LATER = ("heldout", "curvature", "ridge", "budget", "resume_optimizer")
-"""Settings newer than some run folders: they count only where they are in use, so that older runs keep their hash."""
-
-OWN_SETTINGS = {"name", "stage", "fc", "sharing", "interval", "pieces", "optimizer", "lr", "p24sl"}
-"""Settings in which runs may differ that go in lockstep: how their activations are made, and tuned."""
+LOCKSTEP_SETTINGS = {"name", "stage", "fc", "sharing", "interval", "knots", "optimizer", "lr", "p24sl"}
+"""Settings in which runs in lockstep may differ: how their activations are initialized and tuned."""
 
 
-class Job(BaseModel):
-    """One run with one seed. `folder` is its run folder, `parent` that of the run it comes from."""
+class Job(Settings):
+    """One run with one seed.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    Attributes:
+        folder: its run folder.
+        parent: the run folder of its parent.
+        parent_hash: `settings_hash` of its parent.
+    """
 
     config: RunConfig
     seed: int = Field(ge=0, lt=SEEDS)
@@ -52,36 +54,37 @@ class Job(BaseModel):
 
     @property
     def settings_hash(self) -> str:
-        """SHA-256 of all that decides the result: the settings, the seed, and the same of the parent.
+        """SHA-256 of everything that decides the result: the settings, the seed, and the parent's hash.
 
-        Names, folders, and the device are not in it: where a run is done does not make it another run.
+        Names, folders and the device are not included: the same run on another machine is the same run.
         """
-        settings = self.config.model_dump(mode="json", exclude=NOT_IN_RESULT)
-        # Named only where it is in use, so that runs done before there was a choice keep their hash.
-        if self.config.method == "gradient":
-            settings = {key: value for key, value in settings.items() if key not in OF_GAUSS_NEWTON}
-        defaults = _defaults(ADDED_LATER)
-        settings = {key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}
+        run = self.config
+        settings = run.model_dump(mode="json", exclude=NOT_IN_RESULT | run.unused())
+        for key in HASHED_IF_CHANGED:
+            if settings.get(key) == _default(key):
+                del settings[key]
+        # Run folders of format 2 counted the inner knots.
+        settings["pieces"] = settings.pop("knots") - 2
         settings |= {"lr": self.learning_rate, "seed": self.seed, "parent": self.parent_hash}
-        if self.config.init_from is not None:
-            settings["init_from"] = content_of(self.config.init_from)
+        if run.init_from is not None:
+            settings["init_from"] = content_of(run.init_from)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def learning_rate(run: RunConfig) -> float:
-    """The learning rate of the run, or where it has none the usual one of its optimizer."""
+    """Return the learning rate of the run; if it has none, the usual one of its optimizer."""
     return LEARNING_RATES[run.optimizer] if run.lr is None else run.lr
 
 
-def _defaults(keys: Iterable[str]) -> dict[str, Any]:
-    return {key: RunConfig.model_fields[key].default for key in keys}
+def _default(key: str) -> Any:
+    return RunConfig.model_fields[key].default
 
 
 def content_of(checkpoint: Path) -> str:
-    """The SHA-256 of a checkpoint's content.
+    """Return the SHA-256 of a checkpoint's content.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         now = checkpoint.stat()
@@ -92,7 +95,7 @@ def content_of(checkpoint: Path) -> str:
 
 @lru_cache
 def _hashed(checkpoint: Path, changed: int, size: int) -> str:
-    """SHA-256 of the file as it was changed last: hashes are asked for each epoch, and the file is large."""
+    """Return the SHA-256 of the file as of its last change: it is needed every epoch, and the file is large."""
     return sha256_of(checkpoint)
 
 
@@ -106,7 +109,7 @@ def jobs_of(
     tensorboard: bool = False,
     wandb: bool = False,
 ) -> dict[tuple[str, int], Job]:
-    """The jobs of a suite by (run, seed), each after its parent's; folders are `<runs_dir>/<suite>/<run>/seed<k>`."""
+    """Return the jobs of a suite by (run, seed), parents first; folders are `<runs_dir>/<suite>/<run>/seed<k>`."""
     jobs: dict[tuple[str, int], Job] = {}
     for seed in suite.seeds:
         for run in suite.runs:
@@ -127,7 +130,7 @@ def jobs_of(
 
 
 def is_done(job: Job) -> bool:
-    """Whether the job's folder holds its finished result; a run that diverged has none.
+    """Return whether the job's folder holds its finished result; a run that diverged has none.
 
     Raises:
         UserError: the folder holds a run with other settings; the message says which.
@@ -138,7 +141,7 @@ def is_done(job: Job) -> bool:
 
 
 def verdict(job: Job) -> str | None:
-    """Why the job will have no result, in one sentence: it diverged; None where it did not."""
+    """Return the sentence that the job diverged and will have no result; None if it did not."""
     done = Done.read(job.folder)
     if done is None or done.hash != job.settings_hash or done.result.diverged is None:
         return None
@@ -146,13 +149,13 @@ def verdict(job: Job) -> str | None:
 
 
 def check_same_settings(job: Job) -> None:
-    """Refuse a folder that holds a run with other settings.
+    """Raise a UserError if the folder holds a run with other settings.
 
     Raises:
         UserError: it does; the message says which setting differs, and what to do.
     """
     path = job.folder / CONFIG
-    # As it was written: another version of the program may have had settings that this one does not know.
+    # Not as `Config`: a run of another version may have settings that this one does not have.
     if path.exists() and (different := differences(load_json(path), job)):
         raise UserError(
             f"{job.folder} holds a run with other settings ({'; '.join(different)}): "
@@ -161,10 +164,10 @@ def check_same_settings(job: Job) -> None:
 
 
 def differences(stored: Mapping[str, Any], job: Job) -> list[str]:
-    """What differs between a run folder's config.json and a job, as texts: "epochs: 30 there, 20 here"."""
+    """Return what differs between a run folder's config.json and a job, as texts: "epochs: 30 there, 20 here"."""
     if stored.get("hash") == job.settings_hash:
         return []
-    there = {**_defaults((*OF_GAUSS_NEWTON, *ADDED_LATER)), **stored.get("run", {}), "seed": stored.get("seed")}
+    there = {**stored.get("run", {}), "seed": stored.get("seed")}
     if there.get("lr", 0) is None:
         there["lr"] = LEARNING_RATES.get(there.get("optimizer", ""))
     here = {**job.config.model_dump(mode="json"), "lr": job.learning_rate, "seed": job.seed}
@@ -174,21 +177,21 @@ def differences(stored: Mapping[str, Any], job: Job) -> list[str]:
         if key not in NOT_IN_RESULT - {"lr"} and _shown(there, key) != _shown(here, key)
     ]
     if stored.get("parent_hash") != job.parent_hash:
-        texts.append("it comes from a parent with other settings")
+        texts.append("its parent has other settings")
     if not texts and (there.get("init_from") or here.get("init_from")):
         texts.append("init_from: another checkpoint")
     return texts or ["the same settings, written by another version of aafit"]
 
 
 def _shown(settings: Mapping[str, Any], key: str) -> str:
-    return json.dumps(settings[key]) if key in settings else "not known"
+    return json.dumps(settings[key]) if key in settings else "unknown"
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Rename a run folder to `<folder>.old-<time>`, so that a fresh run can begin and nothing is lost.
+    """Rename a run folder to `<folder>.old-<time>`, so that a new run can begin and nothing is lost.
 
     Returns:
-        The new place, None where there was no folder.
+        The new path, None if there was no folder.
     """
     if not folder.exists():
         return None
@@ -203,18 +206,18 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def lockstep_group(job: Job) -> str | None:
-    """What two jobs have in common that can go in lockstep, None for a job that can only go alone.
+    """Return what a job has in common with all that can be trained in lockstep with it, None if it has to run alone.
 
-    They tune activations of the fully connected layers alone, by gradient steps, of one base network on one seed.
+    Such runs tune activations of the fully connected layers only, by gradient steps, in one base network with one seed.
     """
     run = job.config
-    if job.parent is None or run.train != "activations" or run.method != "gradient" or is_adaptive(run.cnn):
+    if job.parent is None or run.train != "activations" or not run.takes_gradient_steps or is_adaptive(run.cnn):
         return None
-    return job.model_dump_json(exclude={"config": OWN_SETTINGS, "folder": True})
+    return job.model_dump_json(exclude={"config": LOCKSTEP_SETTINGS, "folder": True})
 
 
 def lockstep_groups(jobs: Mapping[tuple[str, int], Job]) -> dict[tuple[str, int], list[tuple[str, int]]]:
-    """For each job, by run and seed, the jobs that can go in lockstep with it, itself among them."""
+    """Return for each job, by run and seed, the jobs that can be trained in lockstep with it, itself included."""
     alike: dict[str, list[tuple[str, int]]] = {}
     groups = {}
     for key, job in jobs.items():

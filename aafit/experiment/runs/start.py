@@ -1,7 +1,6 @@
-"""What a run starts from: a new network, an imported one, or its parent's with other activations."""
+"""The network that a run starts with, and the networks of finished runs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,129 +11,107 @@ from aafit.activations import from_text, is_adaptive
 from aafit.errors import UserError
 from aafit.experiment.authors_checkpoint import load_authors_checkpoint
 from aafit.experiment.data.batches import derived_seed, evaluation_batches
-from aafit.experiment.data.datasets import SIZES, Dataset
+from aafit.experiment.data.datasets import CLASSES, SIZES, Dataset, load_dataset
+from aafit.experiment.devices import choose_device
 from aafit.experiment.models import NETWORKS, Shape, build
-from aafit.experiment.runs.checkpoint import load_tensors
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.documents import ACTIVATIONS, NETWORK, Config, check_finished
+from aafit.experiment.runs.folder import load_tensors
+from aafit.experiment.runs.gauss_newton import unseen_batches
 from aafit.experiment.runs.job import Job
 from aafit.networks.adaptive import adaptive_activations, adaptive_parameters, load_activations
 from aafit.networks.surgery import Replacement, replace_activations
+from aafit.training.compare import Comparison, compare
+from aafit.training.evaluate import Batches
 from aafit.training.precision import data_type
 
 
-@dataclass(frozen=True)
-class Start:
-    """The network to train; where activations were replaced, also the base it was made from and the swap's report."""
+def starting_network(
+    job: Job, data: Dataset, device: torch.device
+) -> tuple[nn.Module, nn.Module | None, Replacement | None]:
+    """Build the network that `job` trains, bit-identical each time, on `device` and in the run's precision.
 
-    net: nn.Module
-    base: nn.Module | None = None
-    swap: Replacement | None = None
-
-    def to(self, device: torch.device, precision: str) -> "Start":
-        """The same on the run's device, in its arithmetic, in the layout in which convolutions are fastest."""
-        for net in (self.net, self.base):
-            if net is not None:
-                net.to(device, data_type(precision)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return self
-
-    def values(self) -> dict[str, Tensor]:
-        """The adaptive parameters as they are now, by name, on the CPU."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in adaptive_parameters(self.net).items()}
-
-
-def starting_network(job: Job, data: Dataset) -> Start:
-    """Build what `job` trains. The same job gives the same bits each time, so that a resumed run has the same start.
+    Returns:
+        The network; if activations were replaced, also the base network and the report of the replacement.
 
     Raises:
         UserError: the parent is not finished or its files were altered; the checkpoint is for another network, or has
             other activations than the settings say.
     """
+    net, base, replacement = _starting_network(job, data)
+    for placed in (net, base):
+        if placed is not None:
+            # In the memory format in which convolutions are fastest.
+            placed.to(device, data_type(job.config.precision))
+            placed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net, base, replacement
+
+
+def _starting_network(job: Job, data: Dataset) -> tuple[nn.Module, nn.Module | None, Replacement | None]:
     run = job.config
     if job.parent is not None:
         parent, base = _finished(job.parent)
         changed = _changed_activations(run, parent)
         if not changed:
-            return Start(base)
-        net, swap = _replaced(base, run, job.seed, changed, data)
-        return Start(net, base, swap)
+            return base, None, None
+        net, replacement = _replaced(base, run, job.seed, changed, data)
+        return net, base, replacement
     if run.init_from is not None:
         fixed = next((text for text in (run.cnn, run.fc) if not is_adaptive(text)), "ReLU")
         imported = load_authors_checkpoint(run.init_from, run.network, data.in_shape, data.classes, base=fixed)
         _check_activations(imported, run, run.init_from)
-        return Start(imported)
+        return imported, None, None
     torch.manual_seed(job.seed)
     net = _fixed_network(run, data.in_shape, data.classes)
-    adaptive = {path: text for path, text in activation_texts(run).items() if is_adaptive(text)}
-    return Start(_replaced(net, run, job.seed, adaptive, data)[0]) if adaptive else Start(net)
+    adaptive = _adaptive_texts(run)
+    return _replaced(net, run, job.seed, adaptive, data)[0] if adaptive else net, None, None
 
 
 def _check_activations(net: nn.Module, run: RunConfig, file: Path) -> None:
-    """Refuse an imported network whose activations are not those that the settings tell of it."""
-    there = {path: activation.family for path, activation in adaptive_activations(net).items()}
-    told = {path: text.split()[0] for path, text in activation_texts(run).items() if is_adaptive(text)}
-    if there != told:
-        found = ", ".join(f"{path} {family}" for path, family in there.items()) or "no adaptive ones"
+    """Raise a UserError unless an imported network has the activations that the settings name."""
+    found = {path: activation.family for path, activation in adaptive_activations(net).items()}
+    if found != {path: text.split()[0] for path, text in _adaptive_texts(run).items()}:
+        listed = ", ".join(f"{path} {family}" for path, family in found.items()) or "no adaptive ones"
         raise UserError(
-            f"{file} has other activations than cnn = {run.cnn!r} and fc = {run.fc!r} say: it has {found}. Give "
+            f"{file} has other activations than cnn = {run.cnn!r} and fc = {run.fc!r} say: it has {listed}. Give "
             "another checkpoint, or the settings that fit this one."
         )
 
 
 def activation_texts(run: RunConfig) -> dict[str, str]:
-    """The activation of each layer of a run's network, by the module's path."""
+    """Return the activation of each layer of a run's network, by the module's path."""
     network = NETWORKS[run.network]
     return dict.fromkeys(network.cnn_activations, run.cnn) | dict.fromkeys(network.fc_activations, run.fc)
 
 
-def load_run(folder: Path) -> nn.Module:
-    """The network of a finished run, on the CPU.
-
-    Raises:
-        UserError: the run is not finished, or its files were altered since.
-    """
-    return _finished(folder)[1]
-
-
-def _finished(folder: Path) -> tuple[RunConfig, nn.Module]:
-    """The settings of a finished run, and its network."""
-    check_finished(folder)
-    config = Config.of(folder)
-    net: nn.Module = _fixed_network(config.run, config.data.in_shape, config.data.classes)
-    if (folder / ACTIVATIONS).exists():
-        # Not strict: the network's own weights come after, out of a file that done.json vouches for.
-        net = load_activations(net, folder / ACTIVATIONS, strict=False)
-    tensors = load_tensors(folder / NETWORK)
-    net.to(next(iter(tensors.values())).dtype)
-    net.load_state_dict(tensors)
-    return config.run, net
+def _adaptive_texts(run: RunConfig) -> dict[str, str]:
+    return {path: text for path, text in activation_texts(run).items() if is_adaptive(text)}
 
 
 def _fixed_network(run: RunConfig, in_shape: Shape, classes: int) -> nn.Module:
-    """The run's network with its fixed activations; where an adaptive one is to come, a ReLU holds the place."""
+    """Return the run's network with its fixed activations, and ReLU where an adaptive one will be put."""
     fixed = ["ReLU" if is_adaptive(text) else text for text in (run.cnn, run.fc)]
     return build(run.network, in_shape, classes, *fixed)
 
 
 def _changed_activations(run: RunConfig, parent: RunConfig) -> dict[str, str]:
-    """The layers whose activation is not the parent's; an adaptive one that the parent has too goes on as it is."""
-    same_form = (run.sharing, run.interval, run.pieces) == (parent.sharing, parent.interval, parent.pieces)
+    """Return the layers whose activation is not the parent's; an adaptive one that the parent has too is taken over."""
+    same_shape = (run.sharing, run.interval, run.knots) == (parent.sharing, parent.interval, parent.knots)
     before = activation_texts(parent)
     return {
         path: text
         for path, text in activation_texts(run).items()
-        if text != before[path] or (is_adaptive(text) and not same_form)
+        if text != before[path] or (is_adaptive(text) and not same_shape)
     }
 
 
 def trained_parameters(run: RunConfig) -> int:
-    """The number of parameters that a run trains."""
+    """Return the number of parameters that a run trains."""
     if run.train == "none" or run.epochs == 0:
         return 0
     size = SIZES[run.dataset]
-    net: nn.Module = _fixed_network(run, size.in_shape, classes=10)
-    adaptive = {path: text for path, text in activation_texts(run).items() if is_adaptive(text)}
-    if adaptive:
+    net = _fixed_network(run, size.in_shape, CLASSES)
+    if adaptive := _adaptive_texts(run):
         net, _ = _with_activations(net, run, 0, adaptive, torch.zeros(1, *size.in_shape))
     trained = net.parameters() if run.train == "all" else adaptive_parameters(net).values()
     return sum(parameter.numel() for parameter in trained)
@@ -152,7 +129,74 @@ def _with_activations(
 ) -> tuple[nn.Module, Replacement]:
     generator = torch.Generator().manual_seed(derived_seed("activations", seed, 0))
     makers: dict[str, Callable[..., nn.Module]] = {
-        path: partial(from_text, text, generator=generator, interval=run.interval, knots=run.pieces + 2)
+        path: partial(from_text, text, generator=generator, interval=run.interval, knots=run.knots)
         for path, text in texts.items()
     }
     return replace_activations(net, makers, run.sharing, one_image)
+
+
+def load_run(folder: Path) -> nn.Module:
+    """Return the network of a finished run, on the CPU.
+
+    Args:
+        folder: the run folder, `runs/<suite>/<run>/seed<k>`.
+
+    Raises:
+        UserError: the run is not finished, or its files were altered since.
+
+    Example:
+        >>> net = aafit.load_run("runs/demo/relu-leaf-relu/seed42")  # doctest: +SKIP
+        >>> aafit.plot_activations(net)  # doctest: +SKIP
+    """
+    return _finished(Path(folder))[1]
+
+
+def _finished(folder: Path) -> tuple[RunConfig, nn.Module]:
+    """Return the settings of a finished run, and its network."""
+    check_finished(folder)
+    config = Config.of(folder)
+    net = _fixed_network(config.run, config.data.in_shape, config.data.classes)
+    if (folder / ACTIVATIONS).exists():
+        # Not strict: the network's own weights are loaded afterwards, from a file that done.json vouches for.
+        net = load_activations(net, folder / ACTIVATIONS, strict=False)
+    tensors = load_tensors(folder / NETWORK)
+    net.to(next(iter(tensors.values())).dtype)
+    net.load_state_dict(tensors)
+    return config.run, net
+
+
+def parent_folder(folder: Path) -> Path:
+    """Return the folder of the parent of the run in `folder`.
+
+    Raises:
+        UserError: the run has no parent.
+    """
+    parent = Config.of(folder).parent_of(folder)
+    if parent is None:
+        raise UserError(f"The run in {folder} has no base to compare with; name a second run folder.")
+    return parent
+
+
+def compare_runs(first: Path, second: Path, data_dir: Path | None, device: str) -> Comparison:
+    """Compare the networks of two run folders on the test images of the first one's data set, in float32.
+
+    Raises:
+        UserError: a run is not finished, or the data or the device are not available.
+    """
+    place = choose_device(device)
+    base, net = (load_run(folder).float().to(place) for folder in (first, second))
+    data = load_dataset(Config.of(first).run.dataset, data_dir).to(place)
+    return compare(base, net, evaluation_batches(data.test))
+
+
+def load_for_study(folder: Path, data_dir: Path | None, device: torch.device) -> tuple[nn.Module, Batches, Batches]:
+    """Return the network of a finished run in float32, batches that it was not trained on, and test batches.
+
+    Raises:
+        UserError: the run is not finished or was altered, or its data set is not available.
+    """
+    net = load_run(folder).float().to(device)
+    config = Config.of(folder)
+    run = config.run.model_copy(update={"precision": "float32"})
+    data = load_dataset(run.dataset, data_dir, run.holdout, run.train_images).to(device)
+    return net, unseen_batches(data, run, config.seed), evaluation_batches(data.test)

@@ -1,78 +1,83 @@
-"""A suite: the graph of runs, read from a TOML file.
+"""A suite: a graph of runs, read from a TOML file.
 
-A suite file has `name`, `description`, `seeds`, a table `[defaults]` with settings for every run, and one `[[runs]]`
-for each. A key that is not known is refused at every level, so that a misspelt setting never becomes a default.
+A suite file has `name`, `description`, `seeds`, a table `[defaults]` with settings for every run, and a table
+`[[runs]]` for each run. An unknown key is refused at every level, so that a misspelt setting never becomes a default.
 """
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from aafit.errors import UserError, check_name, nearest
-from aafit.experiment.runs.config import RunConfig, folder_name
+from pydantic import model_validator
+
+from aafit.errors import UserError, check_line, check_name, nearest
+from aafit.experiment.runs.config import Line, Name, RunConfig, Settings
+from aafit.files import is_file
 
 __all__ = ["RunConfig", "Suite", "load_suite", "shipped_suites"]
 
 SEEDS = 2**64
-"""A seed is below this: torch's generators take no larger one."""
+"""Seeds are below this number: torch's generators accept no larger one."""
 
 SHIPPED = Path(__file__).parent.parent / "suites"
 
-TOP_LEVEL = {
-    "name": (str, "a text"),
-    "description": (str, "a text"),
-    "seeds": (list, "a list of whole numbers"),
-    "defaults": (dict, "a table [defaults]"),
-    "runs": (list, "tables [[runs]]"),
-}
+SINGLE_RUN_KEYS = {"name", "parent", "init_from", "start_epoch"}
+"""Settings that cannot stand in [defaults]."""
 
-OF_ONE_RUN = {"name", "parent", "init_from", "start_epoch"}
-"""What cannot stand in [defaults]."""
-
-INHERITED = ("network", "dataset", "holdout", "train_images", "cnn", "fc", "sharing", "interval", "pieces")
-"""What a child takes from its parent where its own table does not say otherwise: the network as it is, and its data."""
+INHERITED = {"network", "dataset", "holdout", "train_images", "cnn", "fc", "sharing", "interval", "knots"}
+"""What a child takes from its parent unless its own table says otherwise: the network as it is, and its data."""
 
 SAME_AS_PARENT = ("network", "dataset", "holdout")
 
 
-@dataclass(frozen=True)
-class Suite:
-    """Runs, each repeated for every seed. `runs` are in order: a parent comes before its children.
+class Suite(Settings):
+    """Runs, each repeated for every seed; a parent stands before its children.
 
     Raises:
-        UserError: no run or no seed, a name used twice, a parent that is missing or comes round to itself, a child with
-            another network or other data than its parent's.
+        UserError: from `checked`: no run or no seed, a name used twice, a parent that is missing or its own descendant,
+            a child with another network or other data than its parent's.
     """
 
-    name: str
+    name: Name
     runs: tuple[RunConfig, ...]
     seeds: tuple[int, ...] = (42,)
-    description: str = ""
+    description: Line = ""
 
-    def __post_init__(self) -> None:
-        folder_name(self.name)
-        if (
-            not self.seeds
-            or len(set(self.seeds)) < len(self.seeds)
-            or not all(0 <= seed < SEEDS for seed in self.seeds)
-        ):
-            raise UserError(
-                f"Suite {self.name!r}: seeds = {list(self.seeds)} must be different whole numbers from 0 to 2^64 - 1."
-            )
-        order = _parents_first({run.name: run.parent for run in _unique(self.runs, self.name)}, self.name)
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if not self.runs:
+            raise UserError("it has no runs.")
+        valid = all(0 <= seed < SEEDS for seed in self.seeds)
+        if not self.seeds or not valid or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds = {list(self.seeds)} must be different whole numbers from 0 to 2^64 - 1.")
+        names = [run.name for run in self.runs]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"{names.count(name)} runs have the name {name!r}: rename all but one.")
+        order = _parents_first({run.name: run.parent for run in self.runs})
+        # Frozen for everybody else.
         object.__setattr__(self, "runs", tuple(sorted(self.runs, key=lambda run: order.index(run.name))))
         for run in self.runs:
             if run.parent is not None:
-                _check_child(run, self.run(run.parent), self.name)
+                _check_child(run, self.run(run.parent))
+        return self
 
     def run(self, name: str) -> RunConfig:
+        """Return the run of this name."""
         check_name("run", name, [run.name for run in self.runs])
         return next(run for run in self.runs if run.name == name)
 
+    def with_(self, **changes: Any) -> "Suite":
+        """Return the suite with other values of these fields.
+
+        Raises:
+            UserError: the changed suite is not valid.
+        """
+        return Suite.checked({**dict(self), **changes}, f"Suite {self.name!r}")
+
     def only(self, names: Iterable[str]) -> "Suite":
-        """The runs of these names or stages ("base-relu", "stage4", "4"), and the runs they come from.
+        """Return the suite with the runs of these names or stages ("base-relu", "stage4", "4") and their ancestors.
 
         Raises:
             UserError: a name matches no run.
@@ -90,10 +95,10 @@ class Suite:
                 chosen.add(run.parent)
         if not chosen:
             raise UserError(f"Suite {self.name!r}: no run was chosen; name at least one.")
-        return replace(self, runs=tuple(run for run in self.runs if run.name in chosen))
+        return self.with_(runs=[run for run in self.runs if run.name in chosen])
 
     def scaled(self, factor: float) -> "Suite":
-        """The same suite with `factor` times the epochs in every run that trains, at least 1."""
+        """Return the suite with `factor` times the epochs in every run that trains, at least 1."""
         if not 0 < factor < float("inf"):
             raise UserError(f"The epochs cannot be scaled by {factor}: give a number above 0.")
         ends: dict[str | None, int] = {}
@@ -101,32 +106,25 @@ class Suite:
         for run in self.runs:
             epochs = max(1, round(run.epochs * factor)) if run.epochs else 0
             start = ends.get(run.parent, run.start_epoch)
-            scaled = run.model_dump(mode="json") | {"start_epoch": start, "epochs": epochs}
-            runs.append(RunConfig.checked(scaled, f"Suite {self.name!r}: run {run.name!r}"))
+            runs.append(run.model_copy(update={"start_epoch": start, "epochs": epochs}))
             ends[run.name] = start + epochs
-        return replace(self, runs=tuple(runs))
+        return self.with_(runs=runs)
 
     def with_seeds(self, seeds: Iterable[int]) -> "Suite":
-        return replace(self, seeds=tuple(seeds))
+        """Return the suite with other seeds."""
+        return self.with_(seeds=list(seeds))
 
     def with_precision(self, precision: str) -> "Suite":
-        """The same suite with all runs in this arithmetic."""
-        runs = (RunConfig.checked(run.model_dump(mode="json") | {"precision": precision}) for run in self.runs)
-        return replace(self, runs=tuple(runs))
+        """Return the suite with all runs in this precision."""
+        return self.with_(runs=[run.model_copy(update={"precision": precision}) for run in self.runs])
 
 
-def _unique(runs: tuple[RunConfig, ...], suite: str) -> tuple[RunConfig, ...]:
-    if not runs:
-        raise UserError(f"Suite {suite!r} has no runs.")
-    names = [run.name for run in runs]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"Suite {suite!r} has {names.count(name)} runs with the name {name!r}: rename all but one.")
-    return runs
+def _parents_first(parents: Mapping[str, str | None]) -> list[str]:
+    """Return the names, each after its parent, and otherwise in the given order.
 
-
-def _parents_first(parents: Mapping[str, str | None], where: str) -> list[str]:
-    """The names, each after its parent, and otherwise in the order given."""
+    Raises:
+        UserError: a parent is missing, or a run is its own ancestor.
+    """
     order: list[str] = []
     for name in parents:
         path: list[str] = []
@@ -134,82 +132,81 @@ def _parents_first(parents: Mapping[str, str | None], where: str) -> list[str]:
         while current is not None and current not in order:
             if current in path:
                 circle = " -> ".join([*path[path.index(current) :], current])
-                raise UserError(f"{where}: the parents of run {current!r} go in a circle: {circle}.")
+                raise UserError(f"the parents of run {current!r} form a circle: {circle}.")
             if current not in parents:
                 hint = nearest(current, [known for known in parents if known != path[-1]])
-                raise UserError(f"{where}: run {path[-1]!r} has the parent {current!r}, which is not there. {hint}")
+                raise UserError(f"run {path[-1]!r} has the parent {current!r}, which is missing. {hint}")
             path.append(current)
             current = parents[current]
         order += reversed(path)
     return order
 
 
-def _check_child(run: RunConfig, parent: RunConfig, where: str) -> None:
+def _check_child(run: RunConfig, parent: RunConfig) -> None:
     for key in SAME_AS_PARENT:
         mine, other = getattr(run, key), getattr(parent, key)
         if mine != other:
             raise UserError(
-                f"{where}: run {run.name!r} has {key} = {mine!r}, but its parent {parent.name!r} has {other!r}: "
-                "a child goes on with its parent's network and data."
+                f"run {run.name!r} has {key} = {mine!r}, but its parent {parent.name!r} has {other!r}: a child has its "
+                "parent's network and data."
             )
     if run.start_epoch != parent.end_epoch:
         raise UserError(
-            f"{where}: run {run.name!r} has start_epoch = {run.start_epoch}, but its parent {parent.name!r} ends at "
+            f"run {run.name!r} has start_epoch = {run.start_epoch}, but its parent {parent.name!r} ends at "
             f"{parent.end_epoch}: leave start_epoch out."
         )
 
 
 def shipped_suites() -> list[str]:
-    """The names of the suites that come with the package."""
+    """Return the names of the suites that come with the package."""
     return sorted(file.stem for file in SHIPPED.glob("*.toml"))
 
 
 def load_suite(path_or_name: str | Path) -> Suite:
-    """The suite of that name that comes with the package ("paper", "cpu", ...), or that of a TOML file.
+    """Return the suite of a TOML file, or the one of that name that comes with the package ("paper", "cpu", ...).
 
     Raises:
-        UserError: there is none, it is no TOML, or something in it is not valid; the message says where.
+        UserError: there is none, it is not TOML, or something in it is not valid; the message says where.
     """
     file = Path(path_or_name)
-    if not file.is_file():
+    if not is_file(file):
         shipped = shipped_suites()
         if str(path_or_name) not in shipped:
+            check_line(str(path_or_name))
             raise UserError(
                 f"No suite {str(path_or_name)!r}: neither a file nor one that comes with aafit. "
                 f"{nearest(str(path_or_name), shipped)}"
             )
         file = SHIPPED / f"{path_or_name}.toml"
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        # Some editors put a byte order mark first, which is no part of TOML.
+        document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not a TOML file: {error}.") from None
+    except RecursionError:
+        raise UserError(f"{file}: not a suite: its values are nested too deeply.") from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from None
     return _suite_of(document, file)
 
 
 def _suite_of(document: dict[str, Any], file: Path) -> Suite:
-    for key, value in document.items():
-        if key not in TOP_LEVEL:
-            raise UserError(f"{file}: unknown key {key!r} at the top level. {nearest(key, TOP_LEVEL)}")
-        kind, description = TOP_LEVEL[key]
-        if not isinstance(value, kind):
-            raise UserError(f"{file}: {key} = {value!r} is not valid: it must be {description}.")
-    for key in ("name", "runs"):
-        if not document.get(key):
-            raise UserError(f"{file}: {key!r} is missing or empty: a suite has a name and at least one [[runs]] table.")
-    seeds = document.get("seeds", [42])
-    if not all(type(seed) is int for seed in seeds):
-        raise UserError(f"{file}: seeds = {seeds} is not valid: give whole numbers.")
-    runs = _resolved(_named(document["runs"], file), document.get("defaults", {}), file)
-    try:
-        return Suite(document["name"], runs, tuple(seeds), document.get("description", ""))
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
+    defaults, tables = document.pop("defaults", {}), document.pop("runs", [])
+    for key in document:
+        if key not in Suite.model_fields:
+            hint = nearest(key, [*Suite.model_fields, "defaults"])
+            raise UserError(f"{file}: unknown key {key!r} at the top level. {hint}")
+    if not isinstance(defaults, dict):
+        raise UserError(f"{file}: defaults = {defaults!r} is not valid: it must be a table [defaults].")
+    if not isinstance(tables, list):
+        raise UserError(f"{file}: runs = {tables!r} is not valid: it must be tables [[runs]].")
+    if not tables:
+        raise UserError(f"{file}: 'runs' is missing or empty: a suite has at least one [[runs]] table.")
+    return Suite.checked({**document, "runs": _resolved(_named(tables, file), defaults, file)}, str(file))
 
 
 def _named(tables: list[Any], file: Path) -> dict[str, dict[str, Any]]:
-    """The tables of the runs by name."""
+    """Return the tables of the runs by name."""
     named: dict[str, dict[str, Any]] = {}
     for number, table in enumerate(tables, 1):
         name = table.get("name") if isinstance(table, dict) else None
@@ -223,27 +220,28 @@ def _named(tables: list[Any], file: Path) -> dict[str, dict[str, Any]]:
     return named
 
 
-def _resolved(tables: dict[str, dict[str, Any]], defaults: dict[str, Any], file: Path) -> tuple[RunConfig, ...]:
-    """The runs with everything said that their tables leave to [defaults] or to the parent."""
-    valid = [key for key in RunConfig.model_fields if key not in OF_ONE_RUN]
+def _resolved(tables: dict[str, dict[str, Any]], defaults: dict[str, Any], file: Path) -> list[RunConfig]:
+    """Return the runs with every setting that their tables leave to [defaults] or to the parent."""
+    valid = [key for key in RunConfig.model_fields if key not in SINGLE_RUN_KEYS]
     for key in defaults:
-        if key not in valid:
-            belongs = f"{key!r} belongs to one run" if key in OF_ONE_RUN else f"unknown key {key!r}"
+        if key not in valid and key != "pieces":
+            belongs = f"{key!r} belongs to one run" if key in SINGLE_RUN_KEYS else f"unknown key {key!r}"
             raise UserError(f"{file}: {belongs}, it cannot stand in [defaults]. {nearest(key, valid)}")
+    try:
+        order = _parents_first({name: table.get("parent") for name, table in tables.items()})
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     runs: dict[str, RunConfig] = {}
-    for name in _parents_first({name: table.get("parent") for name, table in tables.items()}, str(file)):
+    for name in order:
         own, values = tables[name], dict(defaults)
         if "parent" in own:
             parent = runs[own["parent"]]
-            values = {"train": "activations", **values, **parent.model_dump(mode="json", include=set(INHERITED))}
+            values = {"train": "activations", **values, **parent.model_dump(mode="json", include=INHERITED)}
             values["start_epoch"] = parent.end_epoch
         if isinstance(own.get("init_from"), str):
-            own = {**own, "init_from": str(_existing(file.parent / own["init_from"], f"{file}: run {name!r}"))}
+            checkpoint = file.parent / own["init_from"]
+            if not is_file(checkpoint):
+                raise UserError(f"{file}: run {name!r}: init_from: there is no file {str(checkpoint)!r}.")
+            own = {**own, "init_from": str(checkpoint)}
         runs[name] = RunConfig.checked({**values, **own}, f"{file}: run {name!r}")
-    return tuple(runs.values())
-
-
-def _existing(checkpoint: Path, where: str) -> Path:
-    if not checkpoint.is_file():
-        raise UserError(f"{where}: init_from: there is no file {checkpoint}.")
-    return checkpoint
+    return list(runs.values())

@@ -1,4 +1,4 @@
-"""How long an epoch of a run takes on this machine, from a few steps on images of noise."""
+"""The time that an epoch of a run takes on this machine, measured on a few steps with images of noise."""
 
 import math
 import time
@@ -13,8 +13,8 @@ from aafit.experiment.data.noise import noise_like
 from aafit.experiment.devices import choose_device
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.execute import choose_trained
+from aafit.experiment.runs.gradient import Lockstep
 from aafit.experiment.runs.job import Job
-from aafit.experiment.runs.lockstep import Lockstep
 from aafit.experiment.runs.start import starting_network
 from aafit.training.evaluate import evaluate
 from aafit.training.precision import arithmetic, data_type
@@ -25,10 +25,17 @@ EVALUATED = 1000
 
 
 def seconds_an_epoch(run: RunConfig, device_name: str = "auto", lockstep: int = 1) -> float:
-    """Seconds for one epoch of `run`, training and evaluation, in one process with one thread on a CPU.
+    """Measure one epoch of `run`, training and evaluation, in one process with one thread on a CPU.
 
-    For one of `lockstep` runs that go together: its share. Beside other processes an epoch takes longer, as they share
-    memory and caches.
+    Alongside other processes an epoch takes longer, since they share memory and caches.
+
+    Args:
+        run: its settings.
+        device_name: as `choose_device` takes it.
+        lockstep: number of runs that are trained in lockstep; the result is the share of one.
+
+    Returns:
+        Seconds.
     """
     device = choose_device(device_name)
     with arithmetic(run.precision, threads=1 if device.type == "cpu" else None):
@@ -40,7 +47,7 @@ def _measured(run: RunConfig, device: torch.device, count: int) -> float:
     noise = noise_like(run.dataset, STEPS * run.batch_size, EVALUATED).to(device)
     alone = run.model_copy(update={"parent": None, "init_from": None})
     job = Job(config=alone, seed=0, folder=Path())
-    nets = [starting_network(job, noise).to(device, run.precision).net for _ in range(count)]
+    nets = [starting_network(job, noise, device)[0] for _ in range(count)]
     trained = [parameter for net in nets for parameter in choose_trained(net, run.train)]
     optimizers = [make_optimizers(net, run.optimizer, run.lr, run.p24sl, run.dspu4) if trained else [] for net in nets]
     dtype = data_type(run.precision)
@@ -65,7 +72,7 @@ def _measured(run: RunConfig, device: torch.device, count: int) -> float:
 
 
 def _seconds(action: Callable[[], None]) -> float:
-    """The time of one call, after one that warms caches and compilers."""
+    """Return the seconds of one call, after another one that warms caches and compilers."""
     action()
     began = time.perf_counter()
     action()

@@ -37,7 +37,7 @@ def time_bf16(runs: Sequence[RunConfig], device: str, measure: Callable[[RunConf
         runs: those that have not begun: one that has keeps its arithmetic.
         measure: as for `estimate`.
     """
-    float32 = [run for run in runs if run.precision == "float32" and run.method == "gradient" and run.train != "none"]
+    float32 = [run for run in runs if run.precision == "float32" and run.takes_gradient_steps]
     if device != "cpu" or not float32 or not has_bf16_arithmetic():
         return None
     run = max(float32, key=lambda run: (run.train == "all", run.epochs))

@@ -175,7 +175,7 @@ class Planned:
     def in_bf16(self, share: float) -> "Planned":
         """The same where an epoch takes this share of its time, if it trains in float32."""
         run = self.job.config
-        if self.epoch_seconds is None or run.precision != "float32" or run.method != "gradient":
+        if self.epoch_seconds is None or run.precision != "float32" or not run.takes_gradient_steps:
             return self
         return replace(self, epoch_seconds=self.epoch_seconds * share)
 

@@ -1,7 +1,7 @@
 """A suite on the processes of an engine: each run in a process, a child as soon as its parent is done.
 
 Runs that have all but the adaptive activations in common go in lockstep in one process, see
-`aafit.experiment.runs.lockstep`.
+`aafit.experiment.runs.gradient`.
 
 The run folders are the truth: a run that is finished there is skipped, an unfinished one goes on, so the same command
 again completes what was stopped. A run that fails takes along only the runs that come from it.
@@ -24,7 +24,7 @@ from rich.text import Text
 from aafit.errors import UserError
 from aafit.experiment.runs.documents import DONE, LOG
 from aafit.experiment.runs.job import Job, is_done, jobs_of, set_aside
-from aafit.experiment.runs.lock import locked
+from aafit.experiment.runs.process import locked
 from aafit.experiment.runs.suite import Suite
 from aafit.experiment.scheduling.engines.choose import open_engine
 from aafit.experiment.scheduling.engines.engine import End, Engine, Process

@@ -17,9 +17,9 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from aafit.errors import UserError
-from aafit.experiment.runs.environment import compiling_as_told
 from aafit.experiment.runs.execute import execute
 from aafit.experiment.runs.job import Job
+from aafit.experiment.runs.process import compilation_from_environment
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -52,7 +52,7 @@ def main() -> int:
     try:
         jobs = _read_jobs(sys.stdin.readline())
         threading.Thread(target=_end_with_input, daemon=True).start()
-        with compiling_as_told():
+        with compilation_from_environment():
             execute(*jobs, patience=patience)
     except UserError as error:
         print(error, file=sys.stderr)

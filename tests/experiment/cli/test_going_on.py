@@ -160,7 +160,7 @@ def test_a_tuned_checkpoint_is_no_base_and_leaves_nothing_in_the_way(call, tmp_p
     call(f"{PATCH} --init-from {broken}", refused="broken.bin is truncated")
     call(f"{PATCH} --init-from {good}")
     torch.save({"net": build("LeNet-5", (1, 28, 28), 10).state_dict(), "opts": []}, good)
-    call(f"{PATCH} --init-from {good}", refused="it comes from a parent with other settings")
+    call(f"{PATCH} --init-from {good}", refused="its parent has other settings")
     call(f"{PATCH} --init-from {good} --fresh")
 
 

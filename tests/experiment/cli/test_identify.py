@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from aafit.errors import UserError
 from aafit.experiment.cli.main import main
+from aafit.experiment.runs import folder as run_folder
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.documents import load_json
 from aafit.experiment.runs.execute import execute
@@ -64,13 +65,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(base, found, tmp_path, monkeypat
         if len(saves) == 3:
             raise KeyboardInterrupt
 
-    import aafit.experiment.runs.epochs
-
-    save = aafit.experiment.runs.epochs.save_identification
-    monkeypatch.setattr(aafit.experiment.runs.epochs, "save_identification", save_and_stop)
+    save = run_folder.save_run_state
+    monkeypatch.setattr(run_folder, "save_run_state", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         execute(job)
-    monkeypatch.setattr(aafit.experiment.runs.epochs, "save_identification", save)
+    monkeypatch.setattr(run_folder, "save_run_state", save)
     execute(job)
     for name in ("network.safetensors", "activations.safetensors"):
         assert (job.folder / name).read_bytes() == (found.folder / name).read_bytes()
@@ -100,7 +99,7 @@ def test_the_command_line(base, tmp_path):
 
 
 def test_the_command_line_says_all_that_a_suite_can(base, tmp_path):
-    arguments = ["identify", str(base.folder), "--fc", "F-Neuron as Tanh", "--interval", "-3", "3.5", "--pieces", "6"]
+    arguments = ["identify", str(base.folder), "--fc", "F-Neuron as Tanh", "--interval", "-3", "3.5", "--knots", "8"]
     arguments += [
         "--heldout",
         "0.3",
@@ -129,7 +128,7 @@ def test_the_command_line_says_all_that_a_suite_can(base, tmp_path):
     assert result.exit_code == 0, result.output
     (folder,) = tmp_path.glob("individual/*/seed42")
     run = load_json(folder / "config.json")["run"]
-    told = {"interval": [-3.0, 3.5], "pieces": 6, "heldout": 0.3, "curvature": "exact", "ridge": 0.01, "budget": 0.01}
+    told = {"interval": [-3.0, 3.5], "knots": 8, "heldout": 0.3, "curvature": "exact", "ridge": 0.01, "budget": 0.01}
     assert run | told | {"target": "logits", "batch_size": 50, "holdout": 400} == run
     steps = load_json(folder / "identification.json")
     assert (steps["images"], steps["heldout_images"], len(steps["values"])) == (280, 120, 8)

@@ -170,7 +170,7 @@ def test_the_environment_names_the_data_folder_where_no_option_does(call, monkey
         ('cnn = "LEAF as Tahn"', "Did you mean 'LEAF as Tanh'?"),
         ('cnn = "LEEF as Tanh"', "Did you mean 'LEAF'?"),
         ('fc = "F-Neuron as Tanh"\ninterval = [4, -4]', "interval"),
-        ('fc = "F-Neuron as Tanh"\npieces = 0', "pieces"),
+        ('fc = "F-Neuron as Tanh"\nknots = 0', "knots"),
         ("epoch = 3", "Did you mean 'epochs'?"),
         ('parent = "bass-relu"', "Did you mean 'base-relu'?"),
         ('parent = "base-relu"\ncnn = "LEAF as ReLU"\nnetwork = "KerasNet"', "its parent 'base-relu' has 'LeNet-5'"),

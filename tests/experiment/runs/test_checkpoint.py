@@ -16,7 +16,7 @@ from torch.optim import Adam, Optimizer, RMSprop
 
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.errors import UserError
-from aafit.experiment.runs.checkpoint import (
+from aafit.experiment.runs.folder import (
     load_state,
     load_tensors,
     save_network,

@@ -25,9 +25,9 @@ from aafit.errors import UserError
 from aafit.experiment.authors_checkpoint import load_authors_checkpoint
 from aafit.experiment.data.datasets import load_dataset
 from aafit.experiment.models import build
-from aafit.experiment.runs.checkpoint import load_state, save_state
-from aafit.experiment.runs.documents import Comparison, Config, check_finished, load_json, save_json
+from aafit.experiment.runs.documents import Config, StoredComparison, check_finished, load_json, save_json
 from aafit.experiment.runs.execute import execute
+from aafit.experiment.runs.folder import load_state, save_state
 from aafit.experiment.runs.start import load_run
 from aafit.experiment.runs.suite import SHIPPED, load_suite
 
@@ -76,7 +76,7 @@ CHECKED: dict[str, Callable[[Path], object]] = {
     },
     f"{RUN}/done.json": lambda folder: check_finished(folder / RUN),
     f"{BEGUN}/config.json": lambda folder: Config.of(folder / BEGUN),
-    f"{BEGUN}/compare.json": lambda folder: Comparison.of(folder / BEGUN),
+    f"{BEGUN}/compare.json": lambda folder: StoredComparison.of(folder / BEGUN),
     "identification.json": lambda folder: load_json(folder / "identification.json"),
     "base.bin": imported,
 }

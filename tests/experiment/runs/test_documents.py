@@ -1,5 +1,6 @@
 """The documents of a run folder: they come back as they were written, and a damaged one is refused by name."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,13 @@ from hypothesis import strategies as st
 from aafit.errors import UserError
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.documents import (
-    Comparison,
     Config,
-    CurveError,
     Data,
-    Difference,
     Done,
     Result,
+    StoredComparison,
+    StoredCurveError,
+    StoredDifference,
     check_finished,
     load_json,
     save_json,
@@ -37,17 +38,19 @@ DOCUMENTS = [
         seconds=0.1,
         result=RESULT,
     ),
-    Comparison(
-        layers=(Difference(path="act1", max_abs=0.1 + 0.2, mean_abs=None),),
-        logits=Difference(path="logits", max_abs=1e-300, mean_abs=0.0),
+    StoredComparison(
+        layers=(StoredDifference(path="act1", max_abs=0.1 + 0.2, mean_abs=None),),
+        logits=StoredDifference(path="logits", max_abs=1e-300, mean_abs=0.0),
         agreement=None,
         base_accuracy=0.5,
         base_loss=1.0,
         replaced_accuracy=None,
         replaced_loss=None,
-        images=7,
+        samples=7,
         curves=(
-            CurveError(path="act1", old="ReLU", new="AHAF", dtype="float32", max=1, mean_squared=0, interval=(-8, 8)),
+            StoredCurveError(
+                path="act1", old="ReLU", new="AHAF", dtype="float32", max=1, mean_squared=0, interval=(-8, 8)
+            ),
         ),
     ),
 ]
@@ -73,34 +76,60 @@ def test_no_bit_of_a_document_can_change(tmp_path: Path, document: Any) -> None:
             type(document).read(tmp_path)
 
 
-def test_documents_of_an_earlier_version_are_read(tmp_path: Path) -> None:
-    # Before there were other methods, verdicts and figures of diverged networks; and with a key of its own.
-    run = {"name": "child", "parent": "base", "cnn": "LEAF as ReLU", "train": "activations", "epochs": 2, "lr": None}
-    config = {"hash": "ab", "run": run, "seed": 42, "parent": "/runs/base", "parent_hash": "cd", "other": 1}
+def test_documents_of_format_2_are_read(tmp_path: Path) -> None:
+    run = {"name": "child", "parent": "base", "fc": "F-Neuron as Tanh", "train": "activations", "epochs": 2}
+    config = {"hash": "ab", "run": {**run, "pieces": 16}, "seed": 42, "parent": "../base", "parent_hash": "cd"}
     config["data"] = {"sha256": "ef", "in_shape": [3, 32, 32], "classes": 10}
-    done = {"hash": "ab", "sha256": {}, "finished": "then", "seconds": 2.5}
-    done["result"] = {"last_accuracy": 0.5, "tuned_parameters": 20, "epochs": 2}
     logits = {"path": "logits", "max_abs": 1.0, "mean_abs": 0.5}
     compared: dict[str, Any] = {"layers": [], "logits": logits, "agreement": 1.0, "images": 10}
     compared |= {f"{which}_{what}": 0.5 for which in ("base", "replaced") for what in ("accuracy", "loss")}
-    for name, content in (("config", config), ("done", done), ("compare", compared)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    read = Config.of(tmp_path)
-    assert (read.run.method, read.run.target, read.run.end_epoch, read.environment) == ("gradient", "labels", 2, {})
-    assert check_finished(tmp_path).result.diverged is None
-    assert Comparison.of(tmp_path).curves == ()
+    identified = {"images": 4000, "heldout_images": 1000, "steps": [{"images": 500, "loss": 0.5}]}
+    for name, content in (("config", config), ("compare", compared), ("identification", identified)):
+        written(tmp_path / f"{name}.json", {"format": 2, **content})
+    assert Config.of(tmp_path).run.knots == 18
+    assert StoredComparison.of(tmp_path).samples == 10
+    identified = load_json(tmp_path / "identification.json")
+    assert identified == {"samples": 4000, "heldout_samples": 1000, "steps": [{"samples": 500, "loss": 0.5}]}
+
+
+def test_a_document_of_another_format_is_refused(tmp_path: Path) -> None:
+    for version in (None, 1, 4, "3"):
+        written(tmp_path / "done.json", {"format": version})
+        with pytest.raises(
+            UserError, match=rf"done\.json is damaged: it is of format {version}, and "
+        ):
+            Done.read(tmp_path)
+
+
+def written(file: Path, content: dict[str, Any]) -> None:
+    """Write a document with its checksum, whatever its format is."""
+    text = json.dumps({**content, "checksum": ""})
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    file.write_text(text.replace('"checksum": ""', f'"checksum": "{digest}"'))
 
 
 @pytest.mark.parametrize(
     ("content", "where"),
     [
-        ('{"hash": "ab", "seed": 1, "data": {"sha256": "", "in_shape": [1, 2, 3], "classes": 10}}', "run"),
-        ('{"hash": "ab", "seed": 1, "run": {"name": "x"}}', r"run\.epochs"),
-        ('{"hash": "ab", "seed": 1, "run": {"name": "x", "epochs": 1, "other": 1}}', r"run\.other"),
+        ({"hash": "ab", "seed": 1, "data": {"sha256": "", "in_shape": [1, 2, 3], "classes": 10}}, "run"),
+        ({"hash": "ab", "seed": 1, "run": {"name": "x"}}, r"run\.epochs"),
+        ({"hash": "ab", "seed": 1, "run": {"name": "x", "epochs": 1, "other": 1}}, r"run\.other"),
+    ],
+)
+def test_what_is_wrong_in_a_field_is_named(tmp_path: Path, content: dict[str, Any], where: str) -> None:
+    save_json(tmp_path / "config.json", content)
+    with pytest.raises(UserError, match=rf"config\.json is damaged: {where}.*--fresh"):
+        Config.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
         ("[]", "it does not hold a JSON object"),
+        ("[" * 100_000, "it is not JSON"),
         ("{", "it is not JSON"),
-        ('{"format": 2, "hash": "ab"}', "it is not what was written"),
-        ('{"hash": "ab", "checksum": "00"}', "it is not what was written"),
+        ('{"format": 2, "hash": "ab"}', "its checksum is not that of its content"),
+        ('{"hash": "ab", "checksum": "00"}', "its checksum is not that of its content"),
     ],
 )
 def test_what_is_wrong_in_a_document_is_named(tmp_path: Path, content: str, where: str) -> None:

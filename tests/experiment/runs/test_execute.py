@@ -17,7 +17,7 @@ from aafit.experiment.models import build
 from aafit.experiment.report.page import write_report
 from aafit.experiment.runs.documents import load_json, save_json
 from aafit.experiment.runs.execute import execute
-from aafit.experiment.runs.lock import locked
+from aafit.experiment.runs.process import locked
 from aafit.networks.surgery import replace_activations
 
 

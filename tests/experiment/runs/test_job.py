@@ -74,7 +74,7 @@ def test_another_seed_or_parent() -> None:
     assert differences(config(job()), job(seed=1)) == ["seed: 42 there, 1 here"]
     child = job().model_copy(update={"parent_hash": "abc"})
     assert child.settings_hash != job().settings_hash
-    assert differences(config(job()), child) == ["it comes from a parent with other settings"]
+    assert differences(config(job()), child) == ["its parent has other settings"]
 
 
 def test_no_difference() -> None:
@@ -86,7 +86,7 @@ def test_a_setting_that_only_one_version_knows() -> None:
     stored = config(job())
     stored["hash"] = "of an older version"
     del stored["run"]["shuffle"]
-    assert differences(stored, job()) == ["shuffle: not known there, true here"]
+    assert differences(stored, job()) == ["shuffle: unknown there, true here"]
 
 
 def test_an_imported_checkpoint_counts_by_its_content(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_parent_changed_far_above_changes_all_below() -> None:
     before = {key: one.settings_hash for key, one in jobs_of(suite, Path("runs")).items()}
     assert len(set(before.values())) == 16
     longer = tuple(run.model_copy(update={"batch_size": 64}) if run.name == "base-relu" else run for run in suite.runs)
-    after = {key: one.settings_hash for key, one in jobs_of(Suite("paper", longer), Path("runs")).items()}
+    after = {key: one.settings_hash for key, one in jobs_of(Suite(name="paper", runs=longer), Path("runs")).items()}
     changed = {name for name, seed in before if before[name, seed] != after[name, seed]}
     assert changed == {run.name for run in suite.runs if "base-relu" in (run.name, run.parent)}
 

@@ -12,9 +12,9 @@ from aafit.errors import UserError
 from aafit.experiment.models import build
 from aafit.experiment.runs import folder as run_folder
 from aafit.experiment.runs.execute import execute
+from aafit.experiment.runs.gradient import Lockstep
 from aafit.experiment.runs.job import lockstep_group
-from aafit.experiment.runs.lock import locked
-from aafit.experiment.runs.lockstep import Lockstep
+from aafit.experiment.runs.process import locked
 from aafit.experiment.runs.suite import Suite
 from aafit.experiment.scheduling.options import RunOptions
 from aafit.experiment.scheduling.schedule import run_suite
@@ -92,7 +92,7 @@ def test_networks_with_nothing_in_common_do_not_go_lockstep():
 
 
 FC = {"cnn": "ReLU", "fc": "F-Neuron as Tanh", "train": "activations", "p24sl": False}
-RANDOM = {**FC, "fc": "F-Neuron random", "optimizer": "rmsprop", "pieces": 8}
+RANDOM = {**FC, "fc": "F-Neuron random", "optimizer": "rmsprop", "knots": 10}
 LEAF_FC = {**FC, "fc": "LEAF as Tanh", "p24sl": True, "sharing": "neuron"}
 
 
@@ -173,7 +173,7 @@ def test_a_stop_between_two_of_them(base, tmp_path, monkeypatch):
 
 def test_a_suite_puts_them_in_one_process(base, tmp_path):
     runs = [job.config for job in (base, *jobs_of(base, tmp_path))]
-    summary = run_suite(Suite("s", tuple(runs)), tmp_path, OPTIONS, console=Console(file=io.StringIO()))
+    summary = run_suite(Suite(name="s", runs=tuple(runs)), tmp_path, OPTIONS, console=Console(file=io.StringIO()))
     assert summary.ok, [outcome.message for outcome in summary.outcomes]
     assert_same_results(base, tmp_path, tmp_path / "s")
     for run in runs[1:]:
@@ -184,7 +184,7 @@ def test_a_suite_puts_them_in_one_process(base, tmp_path):
 
 def test_one_that_fails_does_not_take_the_others_along(base, tmp_path):
     runs = [job.config for job in (base, *jobs_of(base, tmp_path))]
-    suite = Suite("s", tuple(runs))
+    suite = Suite(name="s", runs=tuple(runs))
     with locked(tmp_path / "s" / "random" / "seed42"):
         summary = run_suite(suite, tmp_path, OPTIONS, console=Console(file=io.StringIO()))
     ended = {outcome.job.config.name: str(outcome.status) for outcome in summary.outcomes}

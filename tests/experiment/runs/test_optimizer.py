@@ -54,7 +54,7 @@ def test_what_cannot_be_resumed_is_refused_and_leaves_no_settings(tmp_path):
         "activations .* are replaced": child_job(base, "replaced", resume_optimizer=True),
         "there is no parent": base_job(tmp_path / "other", resume_optimizer=True),
         "trained by adam, not by rmsprop": going_on(base, optimizer="rmsprop", resume_optimizer=True),
-        "kept no optimizer": going_on(evaluated, train="activations", resume_optimizer=True),
+        "saved no optimizer": going_on(evaluated, train="activations", resume_optimizer=True),
     }
     for message, job in wrong.items():
         with pytest.raises(UserError, match=message):

@@ -42,7 +42,7 @@ def test_the_seven_stages(name: str) -> None:
     for run in suite.runs:
         assert run.network == "KerasNet"
         assert run.train == ("all" if run.parent is None else "activations")
-        assert (run.sharing, run.interval, run.pieces) == ("layer", (-4.0, 4.0), 16)
+        assert (run.sharing, run.interval, run.knots) == ("layer", (-4.0, 4.0), 18)
         assert (run.optimizer, run.batch_size) == ("adam", 128)
         assert run.lr == (1e-2 if name == "demo" and run.parent is not None else None)
         assert run.augment
@@ -85,10 +85,10 @@ def test_the_wider_fneurons_differ_from_the_papers_in_their_centres_alone() -> N
     base, *wider = load_suite(results / "interval.toml").runs
     assert base == load_suite(results / "full-identify.toml").run("base-silu")
     for run in wider:
-        own = {"name", "stage", "interval", "pieces"}
+        own = {"name", "stage", "interval", "knots"}
         assert run.model_dump(exclude=own) == paper.model_dump(exclude=own)
         (low, high), (left, right) = run.interval, paper.interval
-        assert abs((high - low) / (run.pieces + 1) - (right - left) / (paper.pieces + 1)) < 0.02
+        assert abs((high - low) / (run.knots - 1) - (right - left) / (paper.knots - 1)) < 0.02
 
 
 def test_demo_needs_no_download_and_is_short() -> None:
@@ -174,7 +174,7 @@ WRONG = {
     "a run has no epochs": (HEAD + '[[runs]]\nname = "base"\n', ["'base'", "'epochs' is missing"]),
     "name is no folder": (HEAD + '[[runs]]\nname = "a/b"\nepochs = 1\n', ["'a/b'", "folder"]),
     "suite name is no folder": ('name = "../x"\n' + BASE, ["'../x'", "folder"]),
-    "seeds are texts": (HEAD + 'seeds = ["42"]\n' + BASE, ["seeds", "whole numbers"]),
+    "seeds are texts": (HEAD + 'seeds = ["42"]\n' + BASE, ["seeds = '42'", "integer"]),
     "seed twice": (HEAD + "seeds = [1, 1]\n" + BASE, ["seeds = [1, 1]"]),
     "no seeds": (HEAD + "seeds = []\n" + BASE, ["seeds = []"]),
     "negative seed": (HEAD + "seeds = [-1]\n" + BASE, ["seeds = [-1]"]),
@@ -206,11 +206,11 @@ WRONG = {
     "ridge of gradient steps": (HEAD + BASE + "ridge = 0.1\n", ["ridge = 0.1 needs method = 'gauss-newton'"]),
     "no step of Gauss-Newton": (
         HEAD + BASE.replace("3", "0") + 'cnn = "LEAF as ReLU"\ntrain = "activations"\nmethod = "gauss-newton"\n',
-        ["needs a step at least"],
+        ["needs at least one step"],
     ),
     "an optimizer for nothing": (
         HEAD + BASE.replace("3", "0") + 'train = "none"\nresume_optimizer = true\n',
-        ["resume_optimizer = true goes on with gradient steps, but train = 'none'"],
+        ["resume_optimizer = true continues gradient steps, but train = 'none' takes none"],
     ),
     "negative epochs": (HEAD + BASE.replace("3", "-3"), ["epochs = -3"]),
     "half an epoch": (HEAD + BASE.replace("3", "1.5"), ["epochs = 1.5"]),
@@ -223,7 +223,8 @@ WRONG = {
     "interval reversed": (HEAD + BASE + "interval = [4, -4]\n", ["interval = [4, -4]"]),
     "interval of one": (HEAD + BASE + "interval = [4]\n", ["interval"]),
     "interval endless": (HEAD + BASE + "interval = [-inf, 4]\n", ["interval"]),
-    "no pieces": (HEAD + BASE + CHILD + LEAF + "pieces = 0\n", ["'child'", "pieces = 0"]),
+    "two knots": (HEAD + BASE + CHILD + LEAF + "knots = 2\n", ["'child'", "knots = 2"]),
+    "pieces": (HEAD + BASE + CHILD + LEAF + "pieces = 16\n", ["'child'", "pieces = 16 is now knots = 18"]),
 }
 
 
@@ -259,12 +260,13 @@ def test_a_run_is_frozen_and_strict() -> None:
 
 def test_suites_made_in_code_are_checked_too() -> None:
     base = RunConfig(name="base", epochs=1)
-    with pytest.raises(UserError, match="2 runs with the name 'base'"):
-        Suite("mine", (base, base))
+    with pytest.raises(UserError, match="2 runs have the name 'base'"):
+        Suite.checked({"name": "mine", "runs": [base, base]})
     with pytest.raises(UserError, match="has no runs"):
-        Suite("mine", ())
+        Suite.checked({"name": "mine", "runs": []})
+    child = RunConfig(name="child", parent="base", epochs=1, fc="AHAF as ReLU", train="activations")
     with pytest.raises(UserError, match="ends at 1"):
-        Suite("mine", (base, RunConfig(name="child", parent="base", epochs=1, fc="AHAF as ReLU", train="activations")))
+        Suite.checked({"name": "mine", "runs": [base, child]})
 
 
 @pytest.mark.parametrize(
@@ -300,7 +302,7 @@ def test_scaled_keeps_the_epochs_numbered_through() -> None:
 
 
 def test_scaled_leaves_what_is_only_evaluated() -> None:
-    suite = Suite("mine", (RunConfig(name="base", epochs=0, train="none", start_epoch=100),)).scaled(2)
+    suite = Suite(name="mine", runs=(RunConfig(name="base", epochs=0, train="none", start_epoch=100),)).scaled(2)
     assert (suite.runs[0].start_epoch, suite.runs[0].epochs) == (100, 0)
 
 

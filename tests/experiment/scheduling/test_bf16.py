@@ -43,7 +43,7 @@ def test_the_flags_of_the_processor_tell(processor, text, known):
 
 def printed(runs_dir):
     console = Console(file=StringIO(), width=300)
-    suite = Suite("mine", (BASE, CHILD))
+    suite = Suite(name="mine", runs=(BASE, CHILD))
     console.print(estimate(suite, runs_dir, RunOptions(jobs=1, device="cpu"), measure=measure))
     return console.file.getvalue()
 

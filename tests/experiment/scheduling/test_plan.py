@@ -94,7 +94,7 @@ def test_wall_seconds_stay_within_what_is_possible(runs: list[tuple[float, int]]
         ({"cnn": "AHAF as ReLU", "fc": "AHAF as ReLU", "train": "activations"}, 5 * 2),
         ({"cnn": "LEAF as SiLU", "fc": "LEAF as Tanh", "train": "activations"}, 5 * 4),
         ({"fc": "F-Neuron as Tanh", "train": "activations"}, 18),
-        ({"fc": "F-Neuron random", "train": "activations", "pieces": 4}, 6),
+        ({"fc": "F-Neuron random", "train": "activations", "knots": 6}, 6),
         ({"fc": "AHAF as ReLU", "train": "activations", "sharing": "neuron"}, 2 * 512),
         ({"cnn": "AHAF as ReLU", "train": "activations", "sharing": "channel"}, 2 * (32 + 32 + 64 + 64)),
         ({"fc": "AHAF as SiLU"}, 1_250_858 + 2),

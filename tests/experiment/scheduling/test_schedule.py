@@ -20,7 +20,7 @@ import aafit.experiment.scheduling.schedule
 from aafit.errors import UserError
 from aafit.experiment.data.datasets import load_dataset
 from aafit.experiment.runs.job import jobs_of
-from aafit.experiment.runs.lock import locked
+from aafit.experiment.runs.process import locked
 from aafit.experiment.runs.suite import RunConfig, Suite, load_suite
 from aafit.experiment.scheduling.options import RunOptions
 from aafit.experiment.scheduling.plan import Costs
@@ -62,7 +62,7 @@ def test_the_longest_chain_goes_first(fake: Fake) -> None:
     """A short run that a long one waits for goes before one of middle length, which goes last."""
     one, many = run("one", epochs=1), run("many", epochs=9)
     below = run("below", run("one", epochs=1), epochs=15)
-    suite = Suite("fake", (one, many, below))
+    suite = Suite(name="fake", runs=(one, many, below))
     fake.prepare(suite, {})
     write_costs(fake, one)
     fake(suite, jobs=1)
@@ -78,7 +78,7 @@ def write_costs(fake: Fake, measured: RunConfig) -> None:
 
 
 def test_runs_go_side_by_side_but_not_more_than_asked(fake: Fake) -> None:
-    suite = Suite("fake", tuple(run(f"run{number}", epochs=10) for number in range(5)))
+    suite = Suite(name="fake", runs=tuple(run(f"run{number}", epochs=10) for number in range(5)))
     fake(suite, jobs=2)
     starts, ends = fake.events("start"), fake.events("end")
     beside = [sum(starts[b][0] <= starts[a][0] < ends[b][0] for b in starts) for a in starts]
@@ -86,7 +86,7 @@ def test_runs_go_side_by_side_but_not_more_than_asked(fake: Fake) -> None:
 
 
 def test_seeds(fake: Fake) -> None:
-    suite = Suite("fake", (BASE, CHILD), seeds=(1, 2))
+    suite = Suite(name="fake", runs=(BASE, CHILD), seeds=(1, 2))
     summary = fake(suite)
     assert [
         (outcome.job.config.name, outcome.job.seed) for outcome in summary.outcomes if outcome.status == "done"
@@ -142,7 +142,7 @@ def test_a_failed_base_is_named_for_all_below(fake: Fake) -> None:
 
 def test_a_worker_that_cannot_start(fake: Fake) -> None:
     summary = run_suite(
-        Suite("fake", (OTHER,)),
+        Suite(name="fake", runs=(OTHER,)),
         fake.runs,
         console=Console(file=fake.output),
         engine=local(1, ["/no/such"]),
@@ -152,9 +152,9 @@ def test_a_worker_that_cannot_start(fake: Fake) -> None:
 
 
 def test_other_settings_are_refused_before_anything_starts(fake: Fake) -> None:
-    fake(Suite("fake", (BASE, CHILD)))
+    fake(Suite(name="fake", runs=(BASE, CHILD)))
     (fake.folder / "events.txt").unlink()
-    longer = Suite("fake", (OTHER, BASE, run("child", BASE, epochs=3)))
+    longer = Suite(name="fake", runs=(OTHER, BASE, run("child", BASE, epochs=3)))
     with pytest.raises(UserError, match=r"child/seed42.*epochs: 1 there, 3 here.*--fresh.*--runs-dir"):
         fake(longer)
     assert fake.events() == {}
@@ -180,7 +180,7 @@ def test_missing_data_is_said_before_anything_starts(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aafit.experiment.scheduling.engines.local, "load_dataset", load_dataset)
-    suite = Suite("fake", (RunConfig(name="base", epochs=1),))
+    suite = Suite(name="fake", runs=(RunConfig(name="base", epochs=1),))
     with pytest.raises(UserError, match="CIFAR-10"):
         run_suite(
             suite,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aafit.experiment.runs.documents import DONE, STATE
 from aafit.experiment.runs.job import Job
-from aafit.experiment.runs.lock import locked
+from aafit.experiment.runs.process import locked
 from aafit.experiment.scheduling.engines.engine import End
 from aafit.experiment.scheduling.engines.process import PLACE, Files, new_files
 from aafit.experiment.scheduling.engines.resume import ResumedProcess, Task

@@ -18,8 +18,8 @@ from rich.console import Console
 import aafit.experiment.scheduling.schedule
 from aafit.experiment.runs.documents import ACTIVATIONS, METRICS, NETWORK, STATE, check_finished
 from aafit.experiment.runs.job import Job, jobs_of
-from aafit.experiment.runs.lock import locked
 from aafit.experiment.runs.metrics import read_rows
+from aafit.experiment.runs.process import locked
 from aafit.experiment.runs.suite import Suite
 from aafit.experiment.scheduling.engines import process, resume
 from aafit.experiment.scheduling.engines.engine import Engine
@@ -169,7 +169,7 @@ def test_nodes_with_disks_of_their_own(cluster: object, fake: Fake, monkeypatch:
 
 SMALL = {"network": "LeNet-5", "train_images": 64}
 REAL_BASE = run("base", epochs=40, **SMALL)
-REAL = Suite("real", (REAL_BASE, run("child", REAL_BASE, epochs=2, **SMALL)))
+REAL = Suite(name="real", runs=(REAL_BASE, run("child", REAL_BASE, epochs=2, **SMALL)))
 
 
 def kill_what_is_under(mark: str) -> int:

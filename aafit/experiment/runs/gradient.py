@@ -1,0 +1,181 @@
+"""Method "gradient": epochs of gradient steps on the train images, as in the paper.
+
+Runs that tune the activations of one frozen network may be trained in lockstep: their common frozen prefix is computed
+once for each minibatch, and each network takes its own step with the random numbers that it would draw alone, so that
+the result is bit-identical to that of single runs.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from aafit.experiment.data.batches import derived_seed, evaluation_batches, training_batches
+from aafit.experiment.data.datasets import Dataset
+from aafit.experiment.runs.method import LogOf, Method
+from aafit.networks.adaptive import training_mode
+from aafit.networks.batches import Batch, as_batch
+from aafit.networks.frozen_prefix import split_network
+from aafit.networks.running import evaluation_mode
+from aafit.training.evaluate import Batches
+from aafit.training.precision import autocast, data_type
+from aafit.training.predictor import Predictor
+from aafit.training.tune import make_optimizers, mean_and_variance, train_epoch, train_step, trained_by
+
+if TYPE_CHECKING:
+    from aafit.experiment.runs.active import ActiveRun
+    from aafit.experiment.runs.config import RunConfig
+
+log = logging.getLogger("aafit")
+
+
+def _check(run: "RunConfig") -> None:
+    """Accept every run: gradient steps can train whatever `train` names."""
+
+
+def _prepare(run: "ActiveRun") -> None:
+    settings = run.job.config
+    if run.tuned:
+        run.optimizers = make_optimizers(run.net, settings.optimizer, settings.lr, settings.p24sl, settings.dspu4)
+    log.info("%d parameters to train for %d epochs on %s", run.tuned, settings.epochs, run.device)
+    saved = run.load_state(run.device)
+    if saved is None:
+        run.resume_parents_optimizer()
+        return
+    with run.reading_state():
+        run.net.load_state_dict(saved["net"])
+        for optimizer, state in zip(run.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        run.epoch, run.seconds = int(saved["epoch"]), float(saved["seconds"])
+
+
+def _train(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
+    """Train epoch after epoch from where each run is; runs that are at the same epoch go in lockstep."""
+    with ExitStack() as recordings:
+        for run in runs:
+            recordings.enter_context(run.recording(data.test, data.heldout))
+            if run.epoch is None:
+                with log_of(run.job):
+                    run.measure(run.job.config.start_epoch)
+        _train_to_the_end(runs, data, log_of)
+
+
+def _train_to_the_end(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
+    lockstep = _lockstep(runs, data)
+    while left := [at for at, run in enumerate(runs) if run.has_epochs_left]:
+        epoch = min(runs[at].epoch or 0 for at in left)
+        together = [at for at in left if runs[at].epoch == epoch]
+        began = time.perf_counter()
+        losses = _train_epoch(runs, together, lockstep, epoch, data)
+        seconds = (time.perf_counter() - began) / len(together)
+        for at, (loss, variance) in zip(together, losses, strict=True):
+            run = runs[at]
+            run.seconds += seconds
+            with log_of(run.job):
+                run.measure(epoch + 1, loss=loss, variance=variance, seconds=seconds)
+            if run.diverged is None:
+                run.save_state(
+                    {
+                        "epoch": epoch + 1,
+                        "seconds": run.seconds,
+                        "net": run.net.state_dict(),
+                        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
+                    }
+                )
+
+
+def _train_epoch(
+    runs: Sequence["ActiveRun"], together: Sequence[int], lockstep: "Lockstep | None", epoch: int, data: Dataset
+) -> list[tuple[float, float]]:
+    """Train one epoch of the runs at the indices `together`, and return mean and variance of each one's losses."""
+    trained = [runs[at] for at in together]
+    # Runs in lockstep have seed and batches in common.
+    seed, config = trained[0].job.seed, trained[0].job.config
+
+    def batches() -> Batches:
+        # Order, augmentation and dropout depend on seed and epoch alone, so that a resumed run sees the same.
+        torch.manual_seed(derived_seed("dropout", seed, epoch))
+        dtype = data_type(config.precision)
+        return training_batches(data.train, config.batch_size, seed, epoch, config.augment, config.shuffle, dtype)
+
+    if lockstep is None or len(together) == 1:
+        return [train_epoch(run.net, batches(), run.optimizers, config.precision) for run in trained]
+    return lockstep.part(together).train_epoch(batches(), [run.optimizers for run in trained], config.precision)
+
+
+def _lockstep(runs: Sequence["ActiveRun"], data: Dataset) -> "Lockstep | None":
+    """Return what the runs have in common, None for a single run."""
+    if len(runs) == 1:
+        return None
+    few_images, _ = next(evaluation_batches(data.test, batch_size=2, dtype=data_type(runs[0].job.config.precision)))
+    return Lockstep.of([run.net for run in runs], few_images)
+
+
+@dataclass(frozen=True)
+class Lockstep:
+    """Networks that differ above a common frozen prefix only.
+
+    Attributes:
+        nets: the networks.
+        prefix: their common frozen prefix.
+        rests: what is left of each network above it; it shares the network's modules.
+    """
+
+    nets: tuple[nn.Module, ...]
+    prefix: nn.Module
+    rests: tuple[nn.Module, ...]
+
+    @classmethod
+    def of(cls, nets: Sequence[nn.Module], x_B: Tensor) -> "Lockstep | None":
+        """Split the networks, tried on a few images; None if their prefixes differ or are empty."""
+        parts = []
+        for net in nets:
+            with evaluation_mode(net):
+                prefix, rest = split_network(net, (x_B,))
+                if prefix is None or len(prefix(x_B)) != 1:
+                    return None
+                parts.append((prefix, rest))
+        first, *others = (prefix for prefix, _ in parts)
+        same = all(_same(first, other) for other in others)
+        return cls(tuple(nets), first, tuple(rest for _, rest in parts)) if same else None
+
+    def part(self, indices: Sequence[int]) -> "Lockstep":
+        """Return the networks at these indices only."""
+        return Lockstep(tuple(self.nets[at] for at in indices), self.prefix, tuple(self.rests[at] for at in indices))
+
+    def train_epoch(
+        self, batches: Batches, optimizers: Sequence[Sequence[Optimizer]], precision: str = "float32"
+    ) -> list[tuple[float, float]]:
+        """Train each network on these batches, bit-identical to `train_epoch`; mean and variance of its losses."""
+        trained: list[list[list[Parameter]]] = [trained_by(own) for own in optimizers]
+        losses: list[list[Tensor]] = [[] for _ in self.rests]
+        for net in self.nets:
+            training_mode(net)
+        predictors = [Predictor(rest, precision=precision) for rest in self.rests]
+        last = len(self.rests) - 1
+        for batch in map(as_batch, batches):
+            with torch.no_grad(), autocast(precision, batch.device):
+                (between_B,) = self.prefix(*batch.args)
+            between = Batch((between_B,), {}, batch.target)
+            devices = [batch.device] if batch.first.is_cuda else []
+            for at, predictor in enumerate(predictors):
+                # Each network draws its dropout from where the prefix left the generator; the last one advances it.
+                with torch.random.fork_rng(devices, enabled=at < last):
+                    losses[at].append(train_step(predictor, between, optimizers[at], trained[at]))
+        return [mean_and_variance(own) for own in losses]
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two prefixes are the same program with the same weights."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    return str(one) == str(other) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+GRADIENT = Method(name="gradient", check=_check, prepare=_prepare, train=_train, takes_gradient_steps=True)
