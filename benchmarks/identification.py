@@ -119,8 +119,8 @@ def on_heldout(case: Case, data_dir: Path | None) -> OnHeldOut:
             raise UserError(f"{other.folder} and {case.identified.folder} do not start alike.")
     noted = load_json(case.identified.folder / IDENTIFICATION)
     heldout = heldout_of(run, config.data.sha256, data_dir)
-    heldout = heldout.at(torch.arange(noted["images"] + noted["heldout_images"]))
-    halves = Halves.of(heldout, noted["heldout_images"], case.identified.seed, run.precision)
+    heldout = heldout.at(torch.arange(noted["samples"] + noted["heldout_samples"]))
+    halves = Halves.of(heldout, noted["heldout_samples"], case.identified.seed, run.precision)
     with arithmetic(run.precision):
         nets: dict[str, nn.Module] = {"base": load_run(case.base), "replaced": load_run(case.identified.folder)}
         with torch.no_grad():

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aafit.activations import AdaptiveActivation, from_text, is_adaptive
+from aafit.experiment.runs.documents import save_json
 
 LAYERS = {"act1": "cnn", "act2": "cnn", "act4": "cnn", "act5": "cnn", "act7": "fc"}
 
@@ -44,7 +45,7 @@ def write_run(
     environment = {"device": "Some <CPU> & Co", "threads": 1, "started": f"2025-01-0{1 + seed % 2}T10:00:00+00:00"}
     data = {"sha256": "1" * 64, "in_shape": [3, 32, 32], "classes": 10}
     config = {"hash": "0" * 64, "run": run, "seed": seed, "parent": parent, "data": data, "environment": environment}
-    (folder / "config.json").write_text(json.dumps(config))
+    save_json(folder / "config.json", config)
 
     first, steps = _activations(run, seed)
     rows = _rows(run, seed, accuracy, first, steps, start + epochs if until is None else until)
@@ -53,7 +54,7 @@ def write_run(
         writer.writeheader()
         writer.writerows(rows)
     if parent is not None:
-        (folder / "compare.json").write_text(json.dumps(_comparison(run, seed, accuracy, list(first))))
+        save_json(folder / "compare.json", _comparison(run, seed, accuracy, list(first)))
     if until is not None:
         return folder
     if first:
@@ -78,7 +79,7 @@ def write_run(
         "epochs": epochs,
     }
     done = {"hash": "0" * 64, "sha256": {}, "finished": "2025-01-02T12:30:00+00:00", "seconds": 2.5 * epochs}
-    (folder / "done.json").write_text(json.dumps({**done, "result": result}))
+    save_json(folder / "done.json", {**done, "result": result})
     return folder
 
 
@@ -155,6 +156,6 @@ def _comparison(
         "base_loss": 0.6,
         "replaced_accuracy": before,
         "replaced_loss": 1.9,
-        "images": 10000,
+        "samples": 10000,
         "curves": [{**one, "dtype": dtype} for one in curves for dtype in ("float32", "float64")],
     }

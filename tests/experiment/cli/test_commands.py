@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from aafit.experiment.runs.documents import save_json
 from aafit.experiment.cli.main import main
 from aafit.experiment.runs.execute import execute
 from aafit.experiment.runs.job import is_done, jobs_of
@@ -110,10 +111,10 @@ def test_the_commands_of_every_suite_say_its_settings(suite, tmp_path, monkeypat
         parent = None if job.parent is None else str(job.parent)
         data = {"sha256": "0", "in_shape": [3, 32, 32], "classes": 10}
         config = {"hash": job.settings_hash, "run": job.config.model_dump(mode="json"), "parent": parent, "data": data}
-        (job.folder / "config.json").write_text(json.dumps({**config, "seed": job.seed}))
+        save_json(job.folder / "config.json", {**config, "seed": job.seed})
         result = {"last_accuracy": 0.5, "last_loss": 1.0, "tuned_parameters": 1, "epochs": 1}
         done = {"hash": job.settings_hash, "sha256": {}, "finished": "", "seconds": 1.0, "result": result}
-        (job.folder / "done.json").write_text(json.dumps(done))
+        save_json(job.folder / "done.json", done)
         return job.folder
 
     monkeypatch.setattr("aafit.experiment.cli.standalone.Place.run", note)

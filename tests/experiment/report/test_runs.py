@@ -1,12 +1,14 @@
 """Reading run folders, damaged ones too."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_runs import write_run
 
 from aafit.errors import UserError
 from aafit.experiment.report.runs import read_run, read_suite
+from aafit.experiment.runs.documents import save_json
 
 
 def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
@@ -25,20 +27,23 @@ def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
         ("done.json", "{", "done.json is damaged"),
         (
             "done.json",
-            '{"hash": "", "sha256": {}, "finished": "", "seconds": 1}',
+            {"hash": "", "sha256": {}, "finished": "", "seconds": 1},
             "damaged: result: Field",
         ),
         ("done.json", b"\xff\xfe", "done.json is damaged"),
         ("config.json", "[]", "config.json is damaged"),
-        ("config.json", '{"hash": "", "seed": 1, "run": {"name": "x"}}', r"config.json is damaged: run.epochs"),
-        ("compare.json", '{"layers": 3}', "compare.json is damaged: layers"),
-        ("metrics.csv", "epoch,loss\n1,2\n", "metrics.csv is damaged: its first line has no column 'train_loss'"),
+        ("config.json", {"hash": "", "seed": 1, "run": {"name": "x"}}, r"config.json is damaged: run.epochs"),
+        ("compare.json", {"layers": 3}, "compare.json is damaged: layers"),
+        ("metrics.csv", "epoch,loss\n1,2\n", "metrics.csv is damaged: its first line, the header, has no column 'train_loss'"),
         ("metrics.csv", "epoch,train_loss,test_loss,test_accuracy\n1,2,3,4\n1,2\n", "metrics.csv is damaged: line 3"),
         ("metrics.csv", "epoch,train_loss,test_loss,test_accuracy\n1,2,3,many\n", "metrics.csv is damaged: line 2"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: str | bytes, says: str) -> None:
+def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: str | bytes | dict[str, Any], says: str) -> None:
     folder = write_run(tmp_path, "run", "LEAF as ReLU", epochs=1)
-    (folder / file).write_bytes(content.encode() if isinstance(content, str) else content)
+    if isinstance(content, dict):
+        save_json(folder / file, content)
+    else:
+        (folder / file).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=says):
         read_suite(tmp_path)

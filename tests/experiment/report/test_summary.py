@@ -13,6 +13,7 @@ from fake_runs import write_run
 from rich.console import Console
 
 from aafit.experiment.report.runs import read_suite
+from aafit.experiment.runs.documents import load_json, save_json
 from aafit.experiment.report.summary import csv_rows, duration, results_table, strips, summarise, verdict
 
 
@@ -52,9 +53,9 @@ def test_csv_has_the_raw_numbers_and_over_seeds_their_mean_and_sample_deviation(
 @pytest.mark.parametrize(("base", "recovered"), [(0.8, 0.5), (0.6049, None), (0.6051, 0.5), (0.59, None)])
 def test_a_share_is_recovered_where_half_a_point_was_lost(tmp_path: Path, base: float, recovered: float | None) -> None:
     folder = write_run(tmp_path, "child", "AHAF as ReLU", parent="base", accuracy=(base, 0.6, 0.7), epochs=1)
-    done = json.loads((folder / "done.json").read_text())
+    done = load_json(folder / "done.json")
     done["result"]["last_accuracy"] = (base + 0.6) / 2
-    (folder / "done.json").write_text(json.dumps(done))
+    save_json(folder / "done.json", done)
     share = csv_table(tmp_path)["child"]["share_of_drop_recovered"]
     assert share == "" if recovered is None else float(share) == pytest.approx(recovered)
 

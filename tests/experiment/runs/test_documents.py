@@ -95,9 +95,7 @@ def test_documents_of_format_2_are_read(tmp_path: Path) -> None:
 def test_a_document_of_another_format_is_refused(tmp_path: Path) -> None:
     for version in (None, 1, 4, "3"):
         written(tmp_path / "done.json", {"format": version})
-        with pytest.raises(
-            UserError, match=rf"done\.json is damaged: it is of format {version}, and "
-        ):
+        with pytest.raises(UserError, match=rf"done\.json is damaged: it is of format {version}, and "):
             Done.read(tmp_path)
 
 

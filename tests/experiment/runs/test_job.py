@@ -9,6 +9,7 @@ from small_runs import write_done
 
 from aafit.errors import UserError
 from aafit.experiment.runs import job as job_module
+from aafit.experiment.runs.documents import save_json
 from aafit.experiment.runs.job import Job, differences, is_done, jobs_of, set_aside
 from aafit.experiment.runs.suite import RunConfig, Suite, load_suite
 from aafit.files import sha256_of
@@ -128,7 +129,7 @@ def test_folders_and_order(tmp_path: Path) -> None:
 def test_done_or_not(tmp_path: Path) -> None:
     one = job(tmp_path)
     assert not is_done(one)
-    (tmp_path / "config.json").write_text(json.dumps(config(one)))
+    save_json(tmp_path / "config.json", config(one))
     assert not is_done(one)
     write_done(tmp_path, one.settings_hash)
     assert is_done(one)
