@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from aafit.experiment.runs.documents import save_json
 from aafit.experiment.cli.main import main
+from aafit.experiment.runs.documents import save_json
 from aafit.experiment.runs.execute import execute
 from aafit.experiment.runs.job import is_done, jobs_of
 from aafit.experiment.runs.suite import load_suite, shipped_suites

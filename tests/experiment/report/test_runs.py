@@ -34,7 +34,11 @@ def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
         ("config.json", "[]", "config.json is damaged"),
         ("config.json", {"hash": "", "seed": 1, "run": {"name": "x"}}, r"config.json is damaged: run.epochs"),
         ("compare.json", {"layers": 3}, "compare.json is damaged: layers"),
-        ("metrics.csv", "epoch,loss\n1,2\n", "metrics.csv is damaged: its first line, the header, has no column 'train_loss'"),
+        (
+            "metrics.csv",
+            "epoch,loss\n1,2\n",
+            "the header, has no column 'train_loss'",
+        ),
         ("metrics.csv", "epoch,train_loss,test_loss,test_accuracy\n1,2,3,4\n1,2\n", "metrics.csv is damaged: line 3"),
         ("metrics.csv", "epoch,train_loss,test_loss,test_accuracy\n1,2,3,many\n", "metrics.csv is damaged: line 2"),
     ],

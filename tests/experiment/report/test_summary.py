@@ -13,8 +13,8 @@ from fake_runs import write_run
 from rich.console import Console
 
 from aafit.experiment.report.runs import read_suite
-from aafit.experiment.runs.documents import load_json, save_json
 from aafit.experiment.report.summary import csv_rows, duration, results_table, strips, summarise, verdict
+from aafit.experiment.runs.documents import load_json, save_json
 
 
 def result(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Jobs: what makes two runs the same, and what is said where they are not."""
 
-import json
 from pathlib import Path
 from typing import Any
 
