@@ -26,7 +26,7 @@ from aafit.networks.batches import Batch, Output
 from aafit.networks.running import evaluation_mode, own_modes, watched
 from aafit.tables import fit_for_json, listed, ranges, table
 from aafit.training.losses import LossLike, scores
-from aafit.training.predictor import Predictor
+from aafit.training.predictor import Predictor, unwrapped
 from aafit.training.tune import make_optimizers
 
 MINIBATCH = 128
@@ -198,7 +198,7 @@ def audit(
     lr: float | None = None,
     p24sl: bool = False,
     samples: int = 512,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     precision: str = "float32",
 ) -> Audit:
     """Report which adaptive parameters of `net` the steps of a gradient optimizer can move.
@@ -230,7 +230,8 @@ def audit(
         lr: Learning rate; None: the default of `aafit.tune`.
         p24sl: Whether p2 and p4 of LEAF have their slow learning rate, as for `aafit.tune`.
         samples: Number of samples used, the first ones of `batches`.
-        batch_size: Samples per forward pass; fewer where the parameters are many.
+        batch_size: Samples per forward pass; by default as many as the largest of the batches has, at most 128, and
+            fewer where the parameters are many.
         precision: Of the forward passes, as for `aafit.tune`.
 
     Returns:
@@ -249,15 +250,18 @@ def audit(
         1.beta     1      -0.00039     0.0032  trainable
         64 samples, loss 1.1463; steps of adam at 0.001
     """
+    net = unwrapped(net)
     check_network(net)
-    check_count("batch size", batch_size)
+    if batch_size is not None:
+        check_count("batch size", batch_size)
     activations = adaptive_activations(net)
     if not activations:
         raise UserError("The network has no adaptive activation to audit: call replace_activations first.")
     groups = _optimizer_groups(activations, optimizer, lr, p24sl)
-    count = sum(parameter.numel() for parameter in groups)
-    predictor = Predictor(net, output, precision, max(1, min(batch_size, GRADIENT_VALUES // count)))
+    predictor = Predictor(net, output, precision, batch_size)
     data = load_samples(predictor, batches, "audit on", most=samples)
+    count = sum(parameter.numel() for parameter in groups)
+    predictor.batch_size = max(1, min(predictor.batch_size or len(data), GRADIENT_VALUES // count))
     received = {path: _Inputs(activation) for path, activation in activations.items()}
     with evaluation_mode(net, *([] if base is None else [base])):
         data, made = with_targets(data, None if base is None else predictor.of(base), loss)

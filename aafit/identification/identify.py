@@ -295,7 +295,7 @@ def identify(
     ridge: float = 0.0,
     budget: float = 0.005,
     memory: int = 2 << 30,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     precision: str = "float32",
     seed: int = 0,
     errors: bool = True,
@@ -330,7 +330,7 @@ def identify(
         ridge: weight of half the squared distance from the start, in the coordinates of the steps.
         budget: how much a steepness that cannot move may be lowered, see `smooth_start`; 0 leaves it.
         memory: bytes that the images and the outputs of the frozen prefix may take.
-        batch_size: samples at once.
+        batch_size: samples at once; by default as many as the largest of the batches has, at most 128.
         precision: of the forward passes, as for `tune`.
         seed: of the order of the images and the random columns.
         errors: whether to find the standard errors, which takes two evaluations of the images for each parameter, on
@@ -349,7 +349,8 @@ def identify(
     check_name("target", target, TARGETS)
     check_name("curvature", curvature, CURVATURES)
     check_count("number of steps", steps, least=0)
-    check_count("batch size", batch_size)
+    if batch_size is not None:
+        check_count("batch size", batch_size)
     if loss is not None:
         loss = as_loss(loss)
     if base is None and target != "labels":
@@ -365,6 +366,7 @@ def identify(
         predictor = Predictor(net, output, precision, batch_size)
         of_base = None if base is None else predictor.of(base)
         samples = prepare(predictor, batches, None if target == "labels" else of_base, loss, heldout, memory, seed)
+        of_base = None if base is None else predictor.of(base)  # with the batch size of the samples
         problem = Problem(samples.predictor, coordinates, samples.loss)
         problem.check(samples.fitted)
         problem.check(samples.heldout)

@@ -21,7 +21,7 @@ from aafit.networks.batches import Output
 from aafit.networks.running import evaluation_mode
 from aafit.tables import fit_for_json, listed, table
 from aafit.training.losses import LossLike
-from aafit.training.predictor import Predictor
+from aafit.training.predictor import Predictor, unwrapped
 
 MOST_COORDINATES = 5_000
 MEASURABLE = 1e-6
@@ -93,7 +93,7 @@ def importance(
     base: nn.Module | None = None,
     output: Output | None = None,
     loss: LossLike | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     precision: str = "float32",
     seed: int = 0,
 ) -> Importance:
@@ -125,7 +125,7 @@ def importance(
         base: The network whose outputs are the targets; None: the labels are.
         output: From what the network returns to its output tensor, as for `identify`.
         loss: As for `identify`.
-        batch_size: Samples per forward pass.
+        batch_size: Samples per forward pass; by default as many as the largest of the batches has, at most 128.
         precision: Of the forward passes, as for `aafit.tune`.
         seed: Of the random probes.
 
@@ -144,13 +144,15 @@ def importance(
         all together           2        0.0008  0.0045    0.0044  within the noise
         64 samples, loss 1.1463; gains of a quadratic model at the present values
     """
+    net = unwrapped(net)
     coordinates = Coordinates(net)
     if len(coordinates) > MOST_COORDINATES:
         raise UserError(
             f"The network has {len(coordinates)} adaptive parameters, and importance needs a matrix of that number "
             f"squared: it takes at most {MOST_COORDINATES}. Share them by layer or by channel."
         )
-    check_count("batch size", batch_size)
+    if batch_size is not None:
+        check_count("batch size", batch_size)
     predictor = Predictor(net, output, precision, batch_size)
     data = load_samples(predictor, batches, "predict from", most=samples)
     if len(data) < 2:

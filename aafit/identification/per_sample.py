@@ -1,7 +1,8 @@
 """A copy of the parameters for each sample, so that one backward pass yields all per-sample gradients.
 
 An activation may receive the samples on its first axis, folded with something else (positions, windows), or on another
-axis. Which it is shows in what it receives for four samples and for each half of them.
+axis. Which it is follows from its inputs for four different samples and for each half of them. Where it does not
+follow, `placements` returns None, and the samples are run one at a time.
 """
 
 from dataclasses import dataclass
@@ -61,27 +62,41 @@ class Placement:
         return gradient.movedim(self.axis, 0).reshape(gradient.shape[self.axis], -1)
 
 
-def placements(predictor: Predictor, batch: Batch) -> dict[str, Placement]:
+def placements(predictor: Predictor, batch: Batch) -> dict[str, Placement] | None:
     """Return the sample axis of the input of each adaptive activation that is called, by path.
 
-    Raises:
-        UserError: it cannot be determined, or differs between the calls of one activation.
+    Returns:
+        None if the axis of some activation cannot be determined, or differs between its calls.
     """
     count = min(FEW, len(batch) // 2 * 2)
     if count == 0:
         return {path: Placement(u.ndim) for path, calls in _inputs(predictor, batch).items() for u in calls}
-    whole, half = batch.part(0, count), count // 2
+    whole, half = batch.at(_different_samples(batch, count)), count // 2
     inputs = [_inputs(predictor, part) for part in (whole, whole.part(0, half), whole.part(half, count))]
     found = {}
     for path, calls in inputs[0].items():
-        places = {_placement(path, count, *each) for each in zip(calls, inputs[1][path], inputs[2][path], strict=True)}
-        if len(places) > 1:
-            raise UserError(
-                f"The activation {path!r} is called several times, with the samples on different axes: give the "
-                "network an activation for each call."
-            )
-        found[path] = places.pop()
+        triples = [calls, *(each.get(path, []) for each in inputs[1:])]
+        if len({len(each) for each in triples}) > 1:
+            return None
+        places = {_placement(count, *each) for each in zip(*triples, strict=True)}
+        place = places.pop()
+        if places or place is None:
+            return None
+        found[path] = place
     return found
+
+
+def _different_samples(batch: Batch, count: int) -> Tensor:
+    """Return the indices of the first samples whose inputs differ from each other, filled up with the first others."""
+    rows = [x.detach().flatten(1) for x in batch.inputs() if x.ndim and len(x) == len(batch)]
+    chosen: list[int] = []
+    for n in range(len(batch)):
+        if len(chosen) == count:
+            break
+        if all(any(not torch.equal(x[n], x[other]) for x in rows) for other in chosen):
+            chosen.append(n)
+    chosen += [n for n in range(len(batch)) if n not in chosen][: count - len(chosen)]
+    return torch.tensor(sorted(chosen), device=batch.device)
 
 
 def _inputs(predictor: Predictor, batch: Batch) -> dict[str, list[Tensor]]:
@@ -95,23 +110,22 @@ def _inputs(predictor: Predictor, batch: Batch) -> dict[str, list[Tensor]]:
     return inputs
 
 
-def _placement(path: str, count: int, whole: Tensor, first: Tensor, second: Tensor) -> Placement:
+def _placement(count: int, whole: Tensor, first: Tensor, second: Tensor) -> Placement | None:
+    """Return the sample axis of an input, from it and from the inputs for both halves of the samples."""
     axes = [a for a in range(whole.ndim) if whole.ndim == first.ndim and whole.shape[a] != first.shape[a]]
-    if first.shape == second.shape and len(axes) == 1:
-        (axis,) = axes
-        copies, rest = divmod(whole.shape[axis], count)
-        if rest == 0 and copies > 0 and 2 * first.shape[axis] == whole.shape[axis]:
-            if copies == 1:
-                return Placement(whole.ndim, axis)
-            for together, size in ((True, (count, copies)), (False, (copies, count))):
-                inner = axis if together else axis + 1
-                halves = [
-                    x.unflatten(axis, (count // 2, copies) if together else (copies, count // 2))
-                    for x in (first, second)
-                ]
-                if torch.allclose(torch.cat(halves, inner), whole.unflatten(axis, size), rtol=1e-3, atol=1e-5):
-                    return Placement(whole.ndim, axis, copies, together)
-    raise UserError(
-        f"The activation {path!r} receives {tuple(whole.shape)} for {count} samples and {tuple(first.shape)} for half "
-        "of them: it has no sample axis, so per-sample gradients cannot be separated."
-    )
+    if first.shape != second.shape or len(axes) != 1:
+        return None
+    (axis,) = axes
+    copies, rest = divmod(whole.shape[axis], count)
+    if rest or not copies or 2 * first.shape[axis] != whole.shape[axis]:
+        return None
+    if copies == 1:
+        return Placement(whole.ndim, axis)
+    fits = []
+    for together, size in ((True, (count, copies)), (False, (copies, count))):
+        inner = axis if together else axis + 1
+        shape = (count // 2, copies) if together else (copies, count // 2)
+        halves = [x.unflatten(axis, shape) for x in (first, second)]
+        if torch.allclose(torch.cat(halves, inner), whole.unflatten(axis, size), rtol=1e-3, atol=1e-5):
+            fits.append(Placement(whole.ndim, axis, copies, together))
+    return fits[0] if len(fits) == 1 else None

@@ -4,6 +4,7 @@ Read `Problem.rows` first: per-sample gradients and probes of the curvature come
 labelled positions, as in `evaluate`. Axes in names: N sample of all, B sample of a batch, P coordinate.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ from aafit.training.losses import (
     scores,
 )
 from aafit.training.predictor import Predictor
+
+log = logging.getLogger(__name__)
 
 EXACT_OUTPUTS = 16  # of a sample: up to here the curvature is exact, with one backward pass for each output
 PROBES = 8  # random probes of the curvature for each sample with more outputs
@@ -89,6 +92,7 @@ class Problem:
         self.predictor, self.coordinates, self.loss = predictor, coordinates, loss
         self._names = coordinates.names_in(predictor.net)
         self._placements: dict[str, Placement] | None = None
+        self._one_at_a_time: bool | None = None
 
     def check(self, samples: Batch) -> None:
         """Check that the network runs on the samples and that their targets fit its outputs.
@@ -206,14 +210,24 @@ class Problem:
         """Return per-sample gradients and probes of the curvature of a batch.
 
         Each sample gets its own copy of the parameters, so that one backward pass yields the gradients of all samples,
-        each summed over the sample's positions.
+        each summed over the sample's positions. Where activations do not receive the samples on one axis, the samples
+        are run one at a time.
         """
+        if self._one_at_a_time is None:
+            self._placements = placements(self.predictor, batch)
+            self._one_at_a_time = self._placements is None
+            if self._one_at_a_time:
+                log.info("the samples are not on one axis of all activations' inputs: they are run one at a time")
+        if self._one_at_a_time and len(batch) > 1:
+            return self._rows_one_at_a_time(vector_P, batch, probes, generator)
         own, repeated, places = {}, {}, {}
         with torch.enable_grad():
             for name, tensor in self.coordinates.tensors(vector_P).items():
-                activation, places[name] = self._place(name, batch)
-                own[name] = places[name].own(activation, tensor, len(batch)).requires_grad_()
-                repeated[name] = places[name].repeat(own[name])
+                activation, places[name] = self._place(name)
+                place = places[name]
+                copies = tensor.clone() if place is None else place.own(activation, tensor, len(batch))
+                own[name] = copies.requires_grad_()
+                repeated[name] = copies if place is None else place.repeat(copies)
             outputs = self.predictor(batch, self._named(repeated))
         loss, labelled, gradient = gradient_of(self.loss, outputs, batch.target)
 
@@ -226,27 +240,43 @@ class Problem:
                 # An activation that the forward pass does not call has no effect.
                 materialize_grads=True,
             )
-            rows = [places[name].rows(g) for name, g in zip(own, gradients, strict=True)]
+            rows = [_rows(places[name], gradient) for name, gradient in zip(own, gradients, strict=True)]
             return torch.cat(rows, 1).double().cpu()
 
         columns = probes_of(self.loss, outputs, batch.target, probes, generator)
         return Rows(loss, labelled, by_parameters(gradient), map(by_parameters, columns))
 
-    def _place(self, name: str, batch: Batch) -> tuple[AdaptiveActivation, Placement]:
+    def _rows_one_at_a_time(
+        self, vector_P: Tensor, batch: Batch, probes: int | None, generator: torch.Generator
+    ) -> Rows:
+        rows = [self.rows(vector_P, one, probes, generator) for one in batch.batches(1)]
+        return Rows(
+            sum(row.loss for row in rows),
+            sum(row.labelled for row in rows),
+            torch.cat([row.gradients_BP for row in rows]),
+            # With random probes every sample has as many; the exact ones may differ in number with ragged outputs.
+            (torch.cat(each) for each in zip(*(row.probes for row in rows), strict=True)),
+        )
+
+    def _place(self, name: str) -> tuple[AdaptiveActivation, Placement | None]:
         """Return the activation that a parameter belongs to, and the sample axis of its input."""
-        if self._placements is None:
-            self._placements = placements(self.predictor, batch)
         path = self._names[name].rpartition(".")[0]
         activation = self.predictor.net.get_submodule(path)
         assert isinstance(activation, AdaptiveActivation)
+        if self._one_at_a_time:
+            return activation, None
         sets = len(activation.shape) if activation.shape != (1,) else 0
-        return activation, self._placements.get(path, Placement(1 + sets))
+        return activation, (self._placements or {}).get(path, Placement(1 + sets))
 
     def _parameters(self, vector_P: Tensor) -> dict[str, Tensor]:
         return self._named(self.coordinates.tensors(vector_P))
 
     def _named(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {self._names[name]: tensor for name, tensor in tensors.items()}
+
+
+def _rows(place: Placement | None, gradient: Tensor) -> Tensor:
+    return gradient.reshape(1, -1) if place is None else place.rows(gradient)
 
 
 def check_targets(loss: Loss, outputs: Tensor, target: Any) -> None:

@@ -11,10 +11,14 @@ from torch import Tensor
 from aafit.errors import UserError, check_count
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.batches import Batch, as_batch
+from aafit.networks.running import evaluation_mode
 from aafit.training.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, LossLike, as_loss, predictions, with_class_axis
 from aafit.training.predictor import Predictor
 
 LEAST_HELDOUT = 4  # fewer do not show how the outputs depend on the samples
+MOST_AT_ONCE = 128  # samples of a batch, unless the caller chooses
+COMPARED = 8  # samples that are run together and in two halves
+INDEPENDENT = 0.02  # of the largest output: larger differences are no rounding, not even of bfloat16
 
 log = logging.getLogger(__name__)
 
@@ -136,16 +140,60 @@ def load_samples(
         raise UserError(f"There is nothing to {purpose}: the batches hold no sample.")
     if len({isinstance(part.target, Tensor) for part in parts}) > 1:
         raise UserError("Some of the batches have a target, and others have none.")
-    return Batch.joined(parts)
+    largest = max(map(len, parts))
+    for one in (predictor, base):
+        if one is not None:
+            one.batch_size = one.batch_size or min(largest, MOST_AT_ONCE)
+    data = Batch.joined(parts)
+    check_independent(predictor, data)
+    return data
+
+
+def check_independent(predictor: Predictor, data: Batch) -> None:
+    """Check on a few samples that the outputs of each depend on no other: that axis 0 is the sample axis.
+
+    Raises:
+        UserError: they do.
+    """
+    count = min(COMPARED, len(data))
+    few, half = data.part(0, count), count // 2
+    if not half:
+        return
+    with evaluation_mode(predictor.net):
+        together = predictor.outputs(few)
+        if len(together) != count:
+            raise UserError(
+                f"The network returns outputs of shape {tuple(together.shape)} for {count} samples: the first axis of "
+                "inputs and outputs has to be the sample axis. Select other outputs with output=, or wrap the network "
+                "in a module that moves the axis."
+            )
+        alone = torch.cat([predictor.outputs(few.part(0, half)), predictor.outputs(few.part(half, count))])
+        if alone.shape == together.shape and _close(alone, together):
+            return
+        if not _close(predictor(few, seed=1), predictor(few, seed=2)):
+            return  # The network draws random numbers, others for a batch of another size.
+    raise UserError(
+        "The outputs for a sample depend on the other samples of the batch: run alone, the first samples have other "
+        "outputs. Axis 0 of the inputs has to be the sample axis, not time or the nodes of a graph: wrap the network "
+        "in a module that moves the axis."
+    )
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Return whether outputs are equal up to rounding, in half precision too; NaN equals NaN."""
+    scale = other.nan_to_num(0, 0, 0).abs().max().item()
+    return torch.allclose(one, other, rtol=0, atol=INDEPENDENT * max(scale, 1e-30), equal_nan=True)
 
 
 def _checked(batch: Batch) -> Batch:
     """Return a batch whose integer labels are int64.
 
     Raises:
-        UserError: it has inputs that are not finite, or not one target for each sample.
+        UserError: it has inputs that are not finite, or not one target for each sample. Minus infinity in other inputs
+            than the first is allowed: masks of attention scores have it.
     """
-    if not all(x.isfinite().all() for x in batch.inputs()):
+    first, *others = batch.inputs()
+    if not first.isfinite().all() or any(x.isnan().any() or x.isposinf().any() for x in others):
         raise UserError("The samples hold values that are not finite (NaN or infinity): clean them first.")
     if not isinstance(batch.target, Tensor):
         return batch

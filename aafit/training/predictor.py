@@ -28,11 +28,11 @@ class Predictor:
         net: any network; it runs in the mode that it is in.
         output: function that selects the output tensor from what the network returns, see `aafit.networks.batches.run`.
         precision: "bf16" for autocast; otherwise the network computes in the data type of its parameters.
-        batch_size: samples of a batch where the predictor forms batches itself, in `over`.
+        batch_size: samples of a batch where the predictor forms batches itself, in `over`; None: all in one batch.
     """
 
     def __init__(
-        self, net: nn.Module, output: Output | None = None, precision: str = "float32", batch_size: int = 128
+        self, net: nn.Module, output: Output | None = None, precision: str = "float32", batch_size: int | None = None
     ) -> None:
         self.net, self.output, self.precision, self.batch_size = net, output, precision, batch_size
 
@@ -77,7 +77,7 @@ class Predictor:
 
     def batches(self, data: Batch | Iterable[Batch]) -> Iterable[Batch]:
         """Return the batches of the data: those given, or pieces of `batch_size` samples of a single `Batch`."""
-        return data.batches(self.batch_size) if isinstance(data, Batch) else data
+        return data.batches(self.batch_size or max(1, len(data))) if isinstance(data, Batch) else data
 
     def after_prefix(self, data: Batch | Iterable[Batch], memory: int) -> "tuple[Predictor, list[Batch]] | None":
         """Compute once what does not depend on the adaptive activations.

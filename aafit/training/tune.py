@@ -16,9 +16,15 @@ from torch.nn import Parameter
 from torch.optim import Adam, Optimizer, RMSprop
 
 from aafit.errors import UserError, check_count, check_name
-from aafit.networks.adaptive import adaptive_activations, train_only_activations, training_mode
+from aafit.networks.adaptive import (
+    adaptive_activations,
+    adaptive_parameters,
+    train_only_activations,
+    training_mode,
+)
 from aafit.networks.batches import Batch, Output, as_batch, each_batch
 from aafit.networks.running import evaluation_mode, fork_rng, own_modes
+from aafit.tables import listed
 from aafit.training.distance import Distance
 from aafit.training.evaluate import Batches
 from aafit.training.losses import (
@@ -188,7 +194,8 @@ def tune(
         optimizer: "adam" or "rmsprop".
         lr: learning rate; by default 1e-3 for Adam and 1e-4 for RMSprop.
         p24sl: whether LEAF's p2 and p4 learn slower.
-        precision: "bf16" for autocast; otherwise the network computes in the data type of its parameters.
+        precision: "bf16" for autocast; otherwise the network computes in the data type of its parameters. The optimizer
+            steps float32 copies of parameters in half precision.
         after_epoch: called as after_epoch(epoch, loss) after each epoch.
         output: function that selects the output tensor from what the network returns.
         loss: as for `evaluate`; by default the cross-entropy, or with `base` the mean squared error.
@@ -204,7 +211,9 @@ def tune(
             labelled; or an option is out of range.
 
     Warns:
-        UserWarning: with `base`, if the initial outputs are far from those of `base`.
+        UserWarning: with `base`, if the initial outputs are far from those of `base`; if the loss has no gradient with
+            respect to some parameter; if a loss or gradient is not finite, in which case no step is taken on that
+            batch, and the loss of the epoch is NaN; if some parameter ends unchanged.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
@@ -222,11 +231,15 @@ def tune(
         raise UserError("The network is a ScriptModule, whose program is fixed: give the network it was made from.")
     if base is net:
         raise UserError("The base is the network itself: give the one in which activations were replaced.")
+    if torch.is_inference_mode_enabled():
+        raise UserError("tune needs gradients, which torch.inference_mode rules out: call it outside of that.")
     train_only_activations(net)
-    optimizers = make_optimizers(net, optimizer, lr, p24sl)
-    trained, predictor = trained_by(optimizers), Predictor(net, output, precision)
+    (stepper,) = make_optimizers(net, optimizer, lr, p24sl)
+    parameters, predictor = trained_by([stepper])[0], Predictor(net, output, precision)
+    _keep_float32_copies(stepper)
+    initial = [parameter.detach().clone() for parameter in parameters]
     history = []
-    with own_modes(net):
+    with own_modes(net), torch.enable_grad():
         for epoch in range(epochs):
             training_mode(net)
             if base is not None:
@@ -237,11 +250,66 @@ def tune(
                     batch = replace(batch, target=_base_outputs(predictor.of(base), batch))
                 elif batch.target is None:
                     raise UserError("The batches have no target to tune with; give (inputs, labels), or base=.")
-                train_step(predictor, batch, optimizers, trained, objective)
+                objective.step(predictor, batch, stepper, parameters)
             history.append(objective.mean())
+            if epoch == 0:
+                _warn_of_missing_gradients(net, objective.without_gradient)
             if after_epoch:
                 after_epoch(epoch, history[-1])
+    if epochs:
+        _warn_of_unchanged(net, parameters, initial)
     return history
+
+
+def _keep_float32_copies(optimizer: Optimizer) -> None:
+    """Let an optimizer step float32 copies of its half-precision parameters.
+
+    A step of 1e-3 on a value of 1 rounds away in bfloat16, however often it is repeated.
+    """
+    copies: list[tuple[Parameter, Parameter]] = []
+    for group in optimizer.param_groups:
+        for at, parameter in enumerate(group["params"]):
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                copies.append((parameter, Parameter(parameter.detach().float())))
+                group["params"][at] = copies[-1][1]
+
+    def before(*_: Any) -> None:
+        for parameter, copy in copies:
+            copy.grad = None if parameter.grad is None else parameter.grad.float()
+
+    @torch.no_grad()
+    def after(*_: Any) -> None:
+        for parameter, copy in copies:
+            parameter.copy_(copy)
+
+    if copies:
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+
+
+def _names(net: nn.Module, parameters: Sequence[Parameter]) -> str:
+    names = {id(parameter): name for name, parameter in adaptive_parameters(net).items()}
+    return listed([names[id(parameter)] for parameter in parameters])
+
+
+def _warn_of_missing_gradients(net: nn.Module, parameters: Sequence[Parameter]) -> None:
+    if parameters:
+        warnings.warn(
+            f"The loss has no gradient with respect to {_names(net, parameters)}: the forward pass does not use these "
+            "parameters, or detaches what depends on them (detach, torch.no_grad, re-entrant checkpointing).",
+            stacklevel=3,  # the caller of `tune`
+        )
+
+
+def _warn_of_unchanged(net: nn.Module, parameters: Sequence[Parameter], initial: Sequence[Tensor]) -> None:
+    pairs = zip(parameters, initial, strict=True)
+    unchanged = [p for p, before in pairs if p.grad is not None and torch.equal(p.detach(), before)]
+    if unchanged:
+        warnings.warn(
+            f"Tuning left {_names(net, unchanged)} unchanged: the steps round away or the gradients are 0. audit "
+            "reports why; smooth_start lowers slopes that are too steep.",
+            stacklevel=3,  # the caller of `tune`
+        )
 
 
 def _base_outputs(predictor: Predictor, batch: Batch) -> Tensor:
@@ -263,6 +331,46 @@ class _Objective:
         self.loss, self.matches_base, self.first = loss, matches_base, first
         self._sums: list[Tensor] = []
         self._counts: list[Tensor] = []
+        self.without_gradient: list[Parameter] = []
+
+    def step(self, predictor: Predictor, batch: Batch, optimizer: Optimizer, parameters: Sequence[Parameter]) -> None:
+        """Take one step, unless the loss or a gradient is not finite.
+
+        Raises:
+            UserError: the loss depends on no parameter, or the backward pass fails.
+        """
+        value = self(predictor(batch, seed=None), batch)
+        if not value.requires_grad:
+            raise UserError(
+                "The loss has no gradient with respect to any adaptive parameter: the forward pass does not use them, "
+                "or detaches what depends on them (detach, torch.no_grad, re-entrant checkpointing)."
+            )
+        for parameter in parameters:
+            parameter.grad = None
+        try:
+            value.backward(inputs=list(parameters))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"The backward pass of the network failed: {reason}") from error
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not all(bool(each.isfinite().all()) for each in (value, *gradients)):
+            self._skip()
+            return
+        optimizer.step()
+        if self.first and len(self._sums) == 1:
+            self.without_gradient = [parameter for parameter in parameters if parameter.grad is None]
+
+    def _skip(self) -> None:
+        """Leave out a step that would make parameters NaN, and make the mean of the epoch NaN."""
+        self._sums.append(torch.full_like(self._sums[-1], torch.nan))
+        self._counts.append(torch.zeros_like(self._counts[-1]))
+        warnings.warn(
+            "The loss or a gradient of a batch is NaN or infinite: no step was taken on it. Check the batch for such "
+            "values, or take a smaller learning rate.",
+            stacklevel=4,  # the caller of `tune`
+        )
 
     def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
         target: Any = batch.target

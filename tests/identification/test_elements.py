@@ -30,7 +30,7 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("most", [50, 10_000])
 def test_the_same_elements_of_what_is_received_and_given(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(elements, "ELEMENTS", most)
-    monkeypatch.setattr(elements, "ROWS", 1)
+    monkeypatch.setattr(elements, "LEAST_ELEMENTS", 1)
     torch.manual_seed(0)
     base = Twice().double().eval()
     batches = [as_inputs(x) for x in torch.randn(50, 6, dtype=torch.float64).split(20)]

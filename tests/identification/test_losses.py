@@ -121,16 +121,16 @@ def test_without_a_hessian_it_is_autograds() -> None:
 @pytest.mark.parametrize(
     ("loss", "size", "says"),
     [
-        (F.mse_loss, 4, "The loss 'mse_loss' gives shape .* for 3 samples: let it give a number for each"),
-        (lambda outputs, targets: 1.0, 4, "gives a float for 3 samples"),
-        (lambda outputs, targets: outputs.mean(1), 600, "up to 512 outputs a sample, and the network has 600"),
+        (F.mse_loss, 4, "The loss 'mse_loss' returned shape .* for 3 samples. Return one value for each"),
+        (lambda outputs, targets: 1.0, 4, "returned a float for 3 samples"),
+        (lambda outputs, targets: outputs.mean(1), 600, "up to 512 outputs of a sample, and the network has 600"),
     ],
 )
 def test_functions_that_are_no_loss_by_sample(loss: Any, size: int, says: str) -> None:
     outputs_BK = torch.zeros(3, size, dtype=torch.float64)
     with pytest.raises(UserError, match=says):
         as_loss(loss).factor(outputs_BK, outputs_BK)
-    with pytest.raises(UserError, match="no loss"):
+    with pytest.raises(UserError, match="The loss 3 cannot be used"):
         as_loss(3)  # type: ignore[arg-type]
 
 
