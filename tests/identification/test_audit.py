@@ -272,10 +272,10 @@ def test_the_network_is_left_as_it_was(grad: bool) -> None:
 
 def test_the_number_of_samples() -> None:
     net, batches = network(dtype=torch.float64), problem(torch.float64)
-    found = audit(net, batches, samples=10)
+    found = audit(net, batches, samples=10, batch_size=4)
     x, y = (torch.cat(parts)[:10] for parts in zip(*batches, strict=True))
     assert found.samples == 10
-    assert found.as_dict() == audit(net, [(x, y)]).as_dict()
+    assert found.as_dict() == audit(net, [(x, y)], batch_size=4).as_dict()
 
 
 def test_sampled_curvature_is_right_on_average() -> None:

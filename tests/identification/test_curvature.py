@@ -17,6 +17,7 @@ from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.damped_steps import KrylovSteps, dense_step
 from aafit.identification.problem import Problem, Quadratic
+from aafit.identification.samples import load_samples
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.batches import Batch
 from aafit.networks.surgery import replace_activations
@@ -238,9 +239,8 @@ def test_samples_that_are_not_rows_of_what_an_activation_receives(form: str) -> 
 
 
 def test_samples_that_mix_are_refused() -> None:
-    problem, vector_P = problem_of(turned(Folded("mixed").double()))
-    with pytest.raises(UserError, match=r"'act1' receives \(5, 4\) for 4 samples and \(5, 4\) for half of"):
-        problem.quadratic(vector_P, Batch((torch.randn(5, 5, 4).double(),), {}, torch.arange(5) % 3))
+    with pytest.raises(UserError, match="outputs for a sample depend on the other samples of the batch"):
+        load_samples(Predictor(Folded("mixed").double()), [torch.randn(5, 5, 4).double()], "test")
 
 
 def by_positions(net: nn.Module, loss: Any, samples: Batch) -> Quadratic:

@@ -154,7 +154,8 @@ class Spare(nn.Module):
 def test_an_activation_that_is_never_called_stays() -> None:
     net = Spare()
     before = snapshot(net)
-    tune(net, problem(), epochs=1)
+    with pytest.warns(UserWarning, match="no gradient with respect to spare.p1, spare.p2, spare.p3, spare.p4"):
+        tune(net, problem(), epochs=1)
     assert changed(net, before) == {f"act.{name}" for name in ("p1", "p2", "p3", "p4")}
 
 
