@@ -10,7 +10,7 @@ from aafit.identification import Audit, Identification, Importance
 from aafit.networks.find import FoundActivation
 from aafit.networks.surgery import Replaced, Skipped
 from aafit.studies.inputs import InputDistribution
-from aafit.studies.scores import Gain, StudyScores
+from aafit.studies.scores import PairedGain, StudyScores
 from aafit.studies.shapes import NEAR, LearnedShape
 from aafit.tables import fit_for_json, listed, table
 from aafit.training.compare import Comparison
@@ -148,7 +148,7 @@ def _tuning_sentence(study: Study) -> str:
     return f"{begun}; the relative RMS difference of the outputs from the base network's is now {tuned.difference:.2%}."
 
 
-def _claim(study: Study, gain: Gain, better: bool) -> str:
+def _claim(study: Study, gain: PairedGain, better: bool) -> str:
     """Return what the gain shows: nothing on samples that were fitted."""
     if not study.scores.held_out:
         return "on the samples that were fitted, which is no evidence of a gain: give others as heldout="

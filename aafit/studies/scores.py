@@ -57,7 +57,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Gain:
+class PairedGain:
     """The difference between the tuned and the base network, on the same samples.
 
     Attributes:
@@ -100,8 +100,8 @@ class StudyScores:
     base: Score
     initial: Score
     tuned: Score
-    accuracy_gain: Gain | None
-    loss_gain: Gain | None
+    accuracy_gain: PairedGain | None
+    loss_gain: PairedGain | None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the scores as nested dictionaries."""
@@ -209,7 +209,7 @@ def _mean(totals_N: Tensor, counts_N: Tensor) -> float | None:
     return None if counts == 0 else (totals_N.sum() / counts).item()
 
 
-def _gain(own: dict[str, Tensor], base: dict[str, Tensor], total: str, count: str) -> Gain | None:
+def _gain(own: dict[str, Tensor], base: dict[str, Tensor], total: str, count: str) -> PairedGain | None:
     """Return the paired difference of two ratios of sums, with its standard error by the delta method."""
     counts_N, difference_N = base[count], own[total] - base[total]
     if len(counts_N) < 2 or counts_N.nansum() == 0:
@@ -218,9 +218,9 @@ def _gain(own: dict[str, Tensor], base: dict[str, Tensor], total: str, count: st
     residual_N = difference_N - value * counts_N
     error = residual_N.std().item() * len(counts_N) ** 0.5 / counts_N.sum().item()
     if total == "loss":
-        return Gain(value, error)
+        return PairedGain(value, error)
     more, fewer = int((difference_N > 0).sum()), int((difference_N < 0).sum())
-    return Gain(value, error, more + fewer, sign_test(more, fewer) if more + fewer < FEW else None)
+    return PairedGain(value, error, more + fewer, sign_test(more, fewer) if more + fewer < FEW else None)
 
 
 def sign_test(more: int, fewer: int) -> float:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from aafit.networks.batches import Batch
-from aafit.studies.scores import Gain, sign_test, study_scores
+from aafit.studies.scores import PairedGain, sign_test, study_scores
 
 
 class Given(nn.Module):
@@ -100,5 +100,5 @@ def test_few_changed_predictions_are_tested_exactly(changed, significant):
 
 
 def test_many_changed_predictions_are_judged_by_the_standard_error():
-    assert Gain(0.03, 0.01, 40).significant
-    assert not Gain(0.019, 0.01, 40).significant
+    assert PairedGain(0.03, 0.01, 40).significant
+    assert not PairedGain(0.019, 0.01, 40).significant

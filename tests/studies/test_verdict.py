@@ -11,7 +11,7 @@ from torch import nn
 import aafit
 from aafit import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
-from aafit.studies.scores import Gain
+from aafit.studies.scores import PairedGain
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def with_gain(found, gain, held_out=True):
 
 
 def test_a_gain_is_claimed_on_held_out_samples_only(found):
-    gain = Gain(0.05, 0.01, 40)
+    gain = PairedGain(0.05, 0.01, 40)
     assert "more than two standard errors: an improvement" in with_gain(found, gain)
     assert "more than two standard errors: a loss" in with_gain(found, replace(gain, value=-0.05))
     assert "within two standard errors, so no difference is shown" in with_gain(found, replace(gain, value=0.01))
@@ -34,7 +34,7 @@ def test_a_gain_is_claimed_on_held_out_samples_only(found):
 
 
 def test_few_changed_predictions_are_named_with_their_test(found):
-    assert "exact test of 5 changed predictions, p = 0.062), so no" in with_gain(found, Gain(0.01, 0.001, 5, 0.0625))
+    assert "exact test of 5 changed predictions, p = 0.062), so no" in with_gain(found, PairedGain(0.01, 0.001, 5, 0.0625))
 
 
 def test_only_a_significant_change_of_a_shape_is_named(found):
