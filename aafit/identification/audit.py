@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from aafit.activations import AdaptiveActivation, FNeuron
 from aafit.activations.piecewise_linear import interpolate
 from aafit.errors import UserError, check_count
-from aafit.identification.coordinates import Coordinates, check_network
+from aafit.identification.coordinates import Coordinates
 from aafit.identification.hessian import wide_target
 from aafit.identification.problem import Problem, check_targets
 from aafit.identification.samples import load_samples, with_targets
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.batches import Batch, Output
-from aafit.networks.running import evaluation_mode, own_modes, watched
+from aafit.networks.running import check_not_scripted, evaluation_mode, own_modes, watched
 from aafit.tables import fit_for_json, listed, ranges, table
 from aafit.training.losses import LossLike, scores
 from aafit.training.predictor import Predictor, unwrapped
@@ -251,7 +251,7 @@ def audit(
         64 samples, loss 1.1463; steps of adam at 0.001
     """
     net = unwrapped(net)
-    check_network(net)
+    check_not_scripted(net)
     if batch_size is not None:
         check_count("batch size", batch_size)
     activations = adaptive_activations(net)

@@ -7,15 +7,7 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_activations
-
-
-def check_network(net: nn.Module) -> None:
-    """
-    Raises:
-        UserError: the network is scripted.
-    """
-    if isinstance(net, torch.jit.ScriptModule):
-        raise UserError("The network is a ScriptModule, whose program is fixed: give the network it was made from.")
+from aafit.networks.running import check_not_scripted
 
 
 class Coordinates:
@@ -33,7 +25,7 @@ class Coordinates:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        check_network(net)
+        check_not_scripted(net)
         self.parameters: dict[str, nn.Parameter] = {}
         self.names: list[str] = []
         self.layers: list[str] = []

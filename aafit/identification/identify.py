@@ -37,9 +37,9 @@ from aafit.identification.samples import Samples, prepare
 from aafit.identification.steepness import logits_changed, smoothest
 from aafit.identification.uncertainty import uncertainty_at
 from aafit.networks.adaptive import train_only_activations
-from aafit.networks.as_modules import with_matching_modules
 from aafit.networks.batches import Batch, Output
 from aafit.networks.running import own_modes
+from aafit.networks.surgery import with_matching_modules
 from aafit.training.distance import Distance
 from aafit.training.losses import LossLike, as_loss, predictions
 from aafit.training.predictor import Predictor, unwrapped

@@ -1,10 +1,15 @@
-"""Train the adaptive activations of a network alone; save them and put them back."""
+"""Train the adaptive activations of a network alone; save them to a file and load them.
+
+The file has the activations' parameters, what rebuilds them (settings, calls that have modules of their own), and a
+fingerprint of the network's other tensors.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +22,58 @@ from torch.nn import Parameter
 from aafit.activations import AdaptiveActivation, from_settings
 from aafit.errors import UserError
 from aafit.files import write_atomically
-from aafit.networks.as_modules import leave_fused_step
-from aafit.networks.call_sites import CallSites, call_sites, install_interceptors, remove_interceptors
+from aafit.networks.call_sites import (
+    ActivationCall,
+    install_interceptors,
+    intercepted_calls,
+    join_path,
+    remove_interceptors,
+)
 from aafit.networks.kinds import activation_name, is_activation, is_elementwise
-from aafit.networks.surgery import find_module, put_activation
+from aafit.networks.running import check_network
+from aafit.networks.surgery import disable_fast_path, find_module, put_activation
 
 FORMAT = "aafit activations"
 VERSION = "1"
 
 
 def adaptive_activations(net: nn.Module) -> dict[str, AdaptiveActivation]:
-    """The adaptive activations of `net` by path, in the order of the network."""
+    """Return the adaptive activations of `net` by path, in the order of its modules.
+
+    Example:
+        >>> aafit.adaptive_activations(nn.Sequential(nn.Linear(4, 8), aafit.LEAF.like("ReLU")))
+    """
     return {path: module for path, module in net.named_modules() if isinstance(module, AdaptiveActivation)}
 
 
 def adaptive_parameters(net: nn.Module) -> dict[str, Parameter]:
-    """The parameters of the adaptive activations of `net` by their name in its state dict, as "act1.p1"."""
+    """Return the parameters of the adaptive activations of `net` by name in its state dict, as "act1.p1".
+
+    Example:
+        >>> sum(parameter.numel() for parameter in aafit.adaptive_parameters(net).values())
+    """
     return {
-        _joined(path, name): parameter
+        join_path(path, name): parameter
         for path, activation in adaptive_activations(net).items()
         for name, parameter in activation.named_parameters(recurse=False)
     }
 
 
 def train_only_activations(net: nn.Module) -> list[Parameter]:
-    """Freeze all of `net` but its adaptive activations, and return the parameters that are left to train.
+    """Freeze all of `net` but its adaptive activations, in place.
 
-    Together with `training_mode`, no other tensor of the network changes in training.
+    No other tensor changes in training, in any training loop: `net.train()` leaves a frozen module that has buffers in
+    evaluation mode, since a batch norm in training mode updates its running statistics even if its weights are frozen.
+    Dropout is active in training mode. `net.requires_grad_(True)` undoes all of it.
+
+    Returns:
+        The parameters that require gradients.
 
     Raises:
         UserError: the network has no adaptive activation.
+
+    Example:
+        >>> optimizer = torch.optim.Adam(aafit.train_only_activations(net), lr=1e-3)
     """
     adaptive = list(adaptive_parameters(net).values())
     if not adaptive:
@@ -54,25 +81,46 @@ def train_only_activations(net: nn.Module) -> list[Parameter]:
     net.requires_grad_(False)
     for parameter in adaptive:
         parameter.requires_grad_(True)
+    others = _other_parameters(net)
+    for module in net.modules():
+        if _owns_buffers(module):
+            vars(module)["train"] = partial(_train_unless_frozen, module, others)
     return adaptive
 
 
 def training_mode(net: nn.Module) -> None:
-    """`net.train()`, but what is frozen keeps its buffers too.
+    """Put `net` into training mode, but leave frozen modules that have buffers in evaluation mode.
 
-    A batch norm in training mode changes its running statistics even when its weights are frozen, so a module that owns
-    buffers stays in eval mode unless it trains: unless one of its own parameters does or, where it has none, any
-    parameter of the network does that is not an adaptive activation's.
+    A module is frozen if none of its own parameters requires a gradient; or, if it has none, if no parameter of the
+    network does except those of adaptive activations.
     """
-    adaptive = set(adaptive_parameters(net).values())
-    rest_trains = any(parameter.requires_grad for parameter in net.parameters() if parameter not in adaptive)
+    others = _other_parameters(net)
     net.train()
     for module in net.modules():
-        own = list(module.parameters(recurse=False))
-        trains = any(parameter.requires_grad for parameter in own) if own else rest_trains
-        if not trains and any(True for _ in module.buffers(recurse=False)):
-            # Not module.eval(): that would reach into what lies below it.
+        if _owns_buffers(module) and not _trains(module, others):
+            # Not module.eval(), which would reach the modules below it.
             module.training = False
+
+
+def _train_unless_frozen(module: nn.Module, others: Sequence[Parameter], mode: bool = True) -> nn.Module:
+    """Do what `module.train(mode)` does, but keep the module itself in evaluation mode while it is frozen."""
+    type(module).train(module, mode)
+    module.training = mode and _trains(module, others)
+    return module
+
+
+def _trains(module: nn.Module, others: Sequence[Parameter]) -> bool:
+    own = list(module.parameters(recurse=False))
+    return any(parameter.requires_grad for parameter in (own or others))
+
+
+def _owns_buffers(module: nn.Module) -> bool:
+    return any(True for _ in module.buffers(recurse=False))
+
+
+def _other_parameters(net: nn.Module) -> list[Parameter]:
+    adaptive = set(adaptive_parameters(net).values())
+    return [parameter for parameter in net.parameters() if parameter not in adaptive]
 
 
 def save_activations(
@@ -83,63 +131,74 @@ def save_activations(
 ) -> None:
     """Save the adaptive activations of `net` alone, as a small safetensors file.
 
-    The tensors have their names in the network ("act1.p1"); the metadata says by path what rebuilds each activation and
-    what it took the place of, which calls of the network's program have modules of their own, and has a fingerprint of
-    all other tensors of the network.
+    The tensors have their names in the network ("act1.p1"). The metadata has, by path, the settings of each activation,
+    the original activation and the calls that have modules of their own; a fingerprint of all other tensors of the
+    network; and a checksum.
 
     Args:
         net: the network.
-        path: the file to write; an old one is replaced as a whole.
-        start: the values before tuning by the same names, saved as "start.act1.p1".
-        replaced: the names of the functions they took the place of, by path; by default as `replace_activations` noted.
+        path: the file to write; an existing one is replaced atomically.
+        start: the initial parameters by the same names, saved as "start.act1.p1".
+        replaced: names of the original activations, by path; by default as `replace_activations` noted them.
 
     Raises:
         UserError: the network has no adaptive activation, it is wrapped (DataParallel, torch.compile), or the file
             cannot be written.
+
+    Example:
+        >>> aafit.save_activations(net, "leaf.safetensors")
     """
-    inner = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
-    if (wrapper := type(net).__name__) in inner:
-        raise UserError(
-            f"The network is wrapped in a {wrapper}, so that its paths are not those of the base: save "
-            f"net.{inner[wrapper]}, which has the same activations."
-        )
+    check_network(net)
     activations = adaptive_activations(net)
     if not activations:
         raise UserError(f"There is nothing to save to {path}: the network has no adaptive activation.")
     noted = {at: activation.replaced for at, activation in activations.items() if activation.replaced is not None}
-    tensors: dict[str, Tensor] = dict(adaptive_parameters(net))
-    tensors |= {f"start.{name}": tensor for name, tensor in (start or {}).items()}
+    named: dict[str, Tensor] = dict(adaptive_parameters(net))
+    named |= {f"start.{name}": tensor for name, tensor in (start or {}).items()}
+    # Cloned: safetensors refuses tensors that share memory.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "activations": json.dumps({at: activation.settings() for at, activation in activations.items()}),
         "replaced": json.dumps(dict(noted if replaced is None else replaced)),
         "fingerprint": fingerprint(net, activations),
-        "calls": json.dumps({at: calls.as_dict() for at, calls in call_sites(net).items()}),
+        "calls": json.dumps({at: list(map(asdict, calls)) for at, calls in intercepted_calls(net).items()}),
     }
-    # Cloned: safetensors refuses tensors that share memory.
-    content = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata)
-    write_atomically(Path(path), _with_sorted_header(content))
+    metadata["checksum"] = _checksum(metadata, tensors)
+    write_atomically(Path(path), _with_sorted_header(save(tensors, metadata)))
 
 
 def fingerprint(net: nn.Module, activations: Iterable[str]) -> str:
-    """SHA-256 of all parameters and buffers of `net` but those of the modules at the paths `activations`.
+    """Return the SHA-256 of all parameters and buffers of `net` but those of the modules at the paths `activations`.
 
-    It does not depend on the device, nor on the type of floating-point numbers where that holds every float32.
+    It does not depend on the device, nor on the floating-point dtype if that holds every float32.
     """
-    within = tuple(_joined(path, "") for path in activations)
+    within = tuple(join_path(path, "") for path in activations)
     digest = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):
         if not name.startswith(within):
             values = tensor.detach().cpu()
-            values = values.float() if values.is_floating_point() else values
-            digest.update(f"{name} {tuple(values.shape)} {values.dtype} ".encode())
-            digest.update(values.contiguous().flatten().view(torch.uint8).numpy().data)
+            _update(digest, name, values.float() if values.is_floating_point() else values)
     return digest.hexdigest()
 
 
+def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of all that a file holds beside its checksum."""
+    content = {name: text for name, text in metadata.items() if name != "checksum"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        _update(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, name: str, values: Tensor) -> None:
+    digest.update(f"{name} {tuple(values.shape)} {values.dtype} ".encode())
+    digest.update(values.contiguous().flatten().view(torch.uint8).numpy().data)
+
+
 def _with_sorted_header(content: bytes) -> bytes:
-    """The same safetensors file with its header in order: the library writes metadata in an order that varies."""
+    """Return the same safetensors file with a sorted header: the library writes metadata in varying order."""
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)
@@ -149,42 +208,43 @@ def _with_sorted_header(content: bytes) -> bytes:
 def load_activations(
     net: nn.Module, path: str | Path, strict: bool = True, families: Iterable[type[AdaptiveActivation]] = ()
 ) -> nn.Module:
-    """A copy of `net` with the activations of a file that `save_activations` wrote.
+    """Return a copy of `net` with the activations of a file that `save_activations` wrote.
 
-    They take the place of fixed activations or of adaptive ones, with the device and dtype of what surrounds them;
-    `net` itself is left as it was.
+    They replace the original activations or other adaptive ones, with the device and dtype of the modules around them;
+    `net` itself is left unchanged.
 
     Args:
         net: the network that the activations were saved from, or its base.
         path: the file.
         strict: refuse a network whose other tensors differ from those of the network that they were saved from.
-        families: classes of adaptive activations of one's own that the file may name, beside those in `net`; nothing is
-            ever imported because a file says so.
+        families: classes of adaptive activations of your own that the file may name, beside those in `net`; nothing is
+            ever imported because a file names it.
 
     Raises:
-        UserError: the file cannot be read, is truncated or is of another kind; its activations are of a network with
-            other weights, where `strict`; the network has no activation that can
-            be replaced at one of its paths; its tensors do not fit the activations that it describes.
+        UserError: the file cannot be read, is truncated, damaged or of another kind; its activations belong to a
+            network with other weights, if `strict`; the network has no activation that can be replaced at one of its
+            paths, or its program has changed; its tensors do not fit the activations that it describes.
+
+    Example:
+        >>> net = aafit.load_activations(base, "leaf.safetensors")
     """
-    settings, tensors, replaced, known, calls = _read(Path(path))
+    check_network(net)
+    saved, tensors = _read(Path(path))
     loaded = deepcopy(net)
-    known_families = [type(activation) for activation in adaptive_activations(net).values()] + list(families)
+    known_families = {type(activation) for activation in adaptive_activations(net).values()} | {*families}
     try:
-        remove_interceptors(loaded, call_sites(loaded))
-        install_interceptors(loaded, calls)
+        remove_interceptors(loaded, intercepted_calls(loaded))
+        install_interceptors(loaded, saved["calls"])
+        for at, settings in saved["activations"].items():
+            _check_replaceable(loaded, at)
+            activation = from_settings(settings, known_families)
+            _load_parameters(activation, at, tensors)
+            put_activation(loaded, at, activation)
+            disable_fast_path(loaded, at.rpartition(".")[0])
+            activation.replaced = saved["replaced"].get(at, activation.replaced)
     except UserError as error:
         raise UserError(f"{path} does not fit the network: {error}") from error
-    for at, description in settings.items():
-        try:
-            _check_replaceable(loaded, at)
-            activation = from_settings(description, known_families)
-            _load_parameters(activation, at, tensors)
-        except UserError as error:
-            raise UserError(f"{path} does not fit the network: {error}") from error
-        put_activation(loaded, at, activation)
-        leave_fused_step(loaded, at.rpartition(".")[0])
-        activation.replaced = replaced.get(at, activation.replaced)
-    if strict and known is not None and fingerprint(loaded, settings) != known:
+    if strict and saved["fingerprint"] != fingerprint(loaded, saved["activations"]):
         raise UserError(
             f"The activations in {path} belong to a network with other weights than this one: "
             "give that network, or strict=False to load them all the same."
@@ -194,7 +254,14 @@ def load_activations(
 
 @dataclass(frozen=True)
 class SavedActivation:
-    """An activation in a file: what it replaced (None: unknown, it began with the network), at its start, and tuned."""
+    """An activation in a file.
+
+    Attributes:
+        path: Its path in the network.
+        replaced: Name of the original activation; None if it is unknown, or the network was built with this one.
+        start: The initial activation, if the file has it.
+        tuned: The tuned activation.
+    """
 
     path: str
     replaced: str | None
@@ -203,30 +270,33 @@ class SavedActivation:
 
 
 def read_activations(path: str | Path, families: Iterable[type[AdaptiveActivation]] = ()) -> list[SavedActivation]:
-    """The activations of a file that `save_activations` wrote, with the values they started from where it has them.
+    """Return the activations of a file that `save_activations` wrote, with the initial ones if it has them.
 
     Args:
         path: the file.
-        families: classes of adaptive activations of one's own that the file may name.
+        families: classes of adaptive activations of your own that the file may name.
 
     Raises:
-        UserError: the file cannot be read, is truncated or is of another kind, names a family that is not given, or
-            lacks a tensor that it describes.
+        UserError: the file cannot be read, is truncated, damaged or of another kind, names a family that is not given,
+            or lacks a tensor that it describes.
+
+    Example:
+        >>> [row.tuned for row in aafit.read_activations("leaf.safetensors")]
     """
-    settings, tensors, replaced, *_ = _read(Path(path))
+    content, tensors = _read(Path(path))
     start = {name.removeprefix("start."): tensor for name, tensor in tensors.items() if name.startswith("start.")}
     saved = []
-    for at, description in settings.items():
-        tuned = from_settings(description, families)
+    for at, settings in content["activations"].items():
+        tuned = from_settings(settings, families)
         try:
             _load_parameters(tuned, at, tensors)
-            has_start = any(name.startswith(_joined(at, "")) for name in start)
-            before = from_settings(description, families) if has_start else None
-            if before is not None:
-                _load_parameters(before, at, start)
+            has_start = any(name.startswith(join_path(at, "")) for name in start)
+            initial = from_settings(settings, families) if has_start else None
+            if initial is not None:
+                _load_parameters(initial, at, start)
         except UserError as error:
             raise UserError(f"{path} cannot be read: {error}") from error
-        saved.append(SavedActivation(at, replaced.get(at), before, tuned))
+        saved.append(SavedActivation(at, content["replaced"].get(at), initial, tuned))
     return saved
 
 
@@ -241,7 +311,7 @@ def _check_replaceable(net: nn.Module, path: str) -> None:
 
 def _load_parameters(activation: AdaptiveActivation, at: str, tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in activation.named_parameters(recurse=False):
-        full_name = _joined(at, name)
+        full_name = join_path(at, name)
         if full_name not in tensors:
             raise UserError(f"it has no tensor {full_name!r} for its {activation_name(activation)}.")
         tensor = tensors[full_name]
@@ -252,14 +322,8 @@ def _load_parameters(activation: AdaptiveActivation, at: str, tensors: Mapping[s
         setattr(activation, name, nn.Parameter(tensor))
 
 
-def _read(
-    path: Path,
-) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor], dict[str, str], str | None, dict[str, CallSites]]:
-    """What `save_activations` wrote.
-
-    By path the settings, the tensors by name, by path what was replaced, the fingerprint (None in older files), and by
-    path of their owner the calls that have modules.
-    """
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the metadata of a file, with "activations", "replaced" and "calls" by path, and its tensors by name."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -274,14 +338,18 @@ def _read(
         raise UserError(
             f"{path} is of version {metadata.get('version')}, and this program reads version {VERSION} only."
         )
+    # Files of a development version have no checksum.
+    if "checksum" in metadata and metadata["checksum"] != _checksum(metadata, tensors):
+        raise UserError(f"{path} is damaged: its checksum is not that of its content. Take it from a copy.")
     try:
-        settings, replaced = dict(json.loads(metadata["activations"])), dict(json.loads(metadata.get("replaced", "{}")))
-        described = json.loads(metadata.get("calls", "{}"))
-        calls = {at: CallSites.from_dict(content) for at, content in described.items()}
-    except (KeyError, ValueError, TypeError) as error:
+        saved: dict[str, Any] = {
+            "activations": dict(json.loads(metadata["activations"])),
+            "replaced": dict(json.loads(metadata["replaced"])),
+            "calls": {
+                at: tuple(map(ActivationCall.from_dict, calls)) for at, calls in json.loads(metadata["calls"]).items()
+            },
+            "fingerprint": metadata["fingerprint"],
+        }
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not describe its activations ({error!r}): save them again.") from error
-    return settings, tensors, replaced, metadata.get("fingerprint"), calls
-
-
-def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+    return saved, tensors

@@ -1,34 +1,94 @@
-"""Leave out the positions of sequences that are padding: no activation is fitted to what it receives there.
+"""Batches of any form: the inputs and the target of a network, its outputs, and the positions that are padding.
 
-A batch of any form brought to one: inputs and target.
-
-Call a network of any form, and take from what it returns the tensor that is meant.
+`as_batch` and `as_inputs` bring what a DataLoader or a user gives to a `Batch`; `run` calls a network with one and
+returns the output tensor; `without_padding` selects the positions of sequences that are no padding.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from inspect import Parameter, signature
 from math import prod
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from aafit.errors import UserError
 
-FORMS = (
+INPUT_FORMS = "give a tensor, a tuple of the inputs, a dictionary of keyword inputs, or an aafit.Batch"
+BATCH_FORMS = (
     "give a tensor (inputs without a target), a tuple of the inputs and then the target (None: there is none), or a "
     'dictionary of keyword inputs, whose "labels" are the target'
 )
+MASK = "attention_mask"
+_NO_OBJECTS = (type, nn.Module, ModuleType, FunctionType, MethodType)
 
-INPUT_FORMS = "give a tensor, a tuple of the inputs, a dictionary of keyword inputs, or an aafit.Batch"
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in a nested value: in containers and in attributes of objects, each of those visited once."""
+    tensors, visited, left = [], dict[int, Any](), [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, Tensor):
+            tensors.append(item)
+        elif id(item) not in visited:
+            visited[id(item)] = item
+            inner = item if isinstance(item, (list, tuple)) else _attributes(item).values()
+            left += reversed([*inner])
+    return tensors
+
+
+def map_tensors(function: Callable[[Any], Any], value: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+    """Apply `function` to each tensor of a nested value, and to whatever `is_leaf` marks; other objects are copied."""
+
+    def mapped(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) or (is_leaf is not None and is_leaf(leaf)):
+            return function(leaf)
+        inner = {name: map_tensors(function, one, is_leaf) for name, one in _attributes(leaf).items()}
+        if not inner or isinstance(leaf, Mapping):
+            return inner or leaf
+        made = copy(leaf)
+        for name, one in inner.items():
+            object.__setattr__(made, name, one)
+        return made
+
+    return tree_map(mapped, value, is_leaf=is_leaf)
+
+
+def _attributes(item: Any) -> Mapping[str, Any]:
+    """Return the parts of an object that may hold tensors, by name; empty for a module, a class or a function."""
+    if isinstance(item, Mapping):
+        return item
+    if isinstance(item, _NO_OBJECTS):
+        return {}
+    if is_dataclass(item):
+        return {one.name: getattr(item, one.name) for one in fields(item)}
+    return vars(item) if hasattr(item, "__dict__") else {}
+
+
+def _is_list_of_samples(value: Any) -> bool:
+    """Return whether a value is a list of objects that hold tensors, as a list of graphs: each is one sample."""
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and not any(isinstance(item, (Tensor, list, tuple, int, float, str)) or item is None for item in value)
+        and all(tensors_in(item) for item in value)
+    )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a network is called with, net(*args, **kwargs), and the target (None: there is none).
+    """The inputs of a network, net(*args, **kwargs), and the target (None if there is none).
 
-    Its rows are those of its first tensor; a tensor with another first dimension belongs to all rows.
+    Inputs may be nested: containers, and objects that hold tensors. The samples are the rows (axis 0) of the first
+    tensor; a tensor with another first dimension belongs to all samples. In a list of objects each object is a sample.
+    An object with `num_graphs`, as of PyTorch Geometric, holds that many samples, and is never divided.
+
+    Example:
+        >>> aafit.Batch((graphs,), {"mask": mask}, labels)
     """
 
     args: tuple[Any, ...]
@@ -36,12 +96,19 @@ class Batch:
     target: Any | None = None
 
     def __len__(self) -> int:
-        return len(self.first)
+        for value in (*self.args, *self.kwargs.values()):
+            if _is_list_of_samples(value):
+                return len(value)
+            if isinstance(count := getattr(value, "num_graphs", None), int):
+                return count
+            if tensors := tensors_in(value):
+                return len(tensors[0])
+        raise UserError("The batch has no tensor among its inputs.")
 
     @property
     def first(self) -> Tensor:
         """The first tensor of the inputs."""
-        return next(_tensors((self.args, self.kwargs)))
+        return tensors_in((self.args, self.kwargs))[0]
 
     @property
     def device(self) -> torch.device:
@@ -49,98 +116,107 @@ class Batch:
         return self.first.device
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same with all tensors on `device`."""
+        """Return the batch on another device."""
         return self._mapped(lambda tensor: tensor.to(device))
 
     def floating(self, dtype: torch.dtype) -> "Batch":
-        """The same with its floating-point inputs in another type; the target stays."""
-        args, kwargs = _mapped(
-            (self.args, self.kwargs), lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        """Return the batch with its floating-point inputs in another dtype; the target is left."""
+        args, kwargs = map_tensors(
+            lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, (self.args, self.kwargs)
         )
         return Batch(args, kwargs, self.target)
 
     def cloned(self) -> "Batch":
-        """The same in memory of its own."""
+        """Return a copy that shares no memory."""
         return self._mapped(Tensor.clone)
 
     def part(self, start: int, stop: int) -> "Batch":
-        """The rows from `start` up to `stop`; tensors that belong to all rows stay whole."""
-        rows = len(self)
-        return self._mapped(lambda tensor: tensor[start:stop] if _has_rows(tensor, rows) else tensor)
+        """Return the samples from `start` up to `stop`."""
+        if start <= 0 and stop >= len(self):
+            return self
+        return self._selected(lambda rows: rows[start:stop])
 
     def at(self, rows_N: Tensor) -> "Batch":
-        """The rows of these numbers; tensors that belong to all rows stay whole."""
-        rows = len(self)
-        return self._mapped(lambda tensor: tensor[rows_N] if _has_rows(tensor, rows) else tensor)
+        """Return the samples with these indices."""
+        return self._selected(
+            lambda rows: rows[rows_N] if isinstance(rows, Tensor) else [rows[row] for row in rows_N.tolist()]
+        )
 
     def batches(self, size: int) -> "Iterator[Batch]":
-        """The same in batches of `size` rows, the last of which may be smaller."""
+        """Yield batches of `size` samples, the last of which may be smaller."""
         return (self.part(start, start + size) for start in range(0, len(self), size))
 
     def inputs(self) -> list[Tensor]:
-        """All tensors of the inputs."""
-        return list(_tensors((self.args, self.kwargs)))
+        """Return all tensors of the inputs."""
+        return tensors_in((self.args, self.kwargs))
 
     def tensors(self) -> list[Tensor]:
-        """All tensors of the inputs, then those of the target."""
-        return list(_tensors(self._all()))
+        """Return all tensors of the inputs, then those of the target."""
+        return tensors_in((self.args, self.kwargs, self.target))
 
     @classmethod
     def joined(cls, batches: "Sequence[Batch]") -> "Batch":
-        """One batch with the rows of all of them, one after another.
+        """Return one batch with the samples of all, one after another.
 
         Raises:
-            UserError: there is none; their inputs are not of one form; their tensors differ in more than rows.
+            UserError: there is none; their inputs have different forms; their tensors differ in more than rows.
         """
         if not batches:
             raise UserError("There is no batch to join.")
         if len(batches) == 1:
             return batches[0]
-        tensors = [batch.tensors() for batch in batches]
-        if len({len(own) for own in tensors}) > 1 or len({tuple(batch.kwargs) for batch in batches}) > 1:
+        leaves = [batch._leaves() for batch in batches]
+        if len({len(own) for own in leaves}) > 1 or len({tuple(batch.kwargs) for batch in batches}) > 1:
             raise UserError("The batches cannot be joined: they have different inputs.")
         rows = [len(batch) for batch in batches]
-        joined = iter([_joined(together, rows) for together in zip(*tensors, strict=True)])
-        return batches[0]._mapped(lambda _: next(joined))
+        joined = iter([_joined(together, rows) for together in zip(*leaves, strict=True)])
+        return batches[0]._mapped(lambda _: next(joined), _is_list_of_samples)
 
-    def _all(self) -> tuple[Any, ...]:
-        return self.args, self.kwargs, self.target
+    def _leaves(self) -> list[Any]:
+        leaves: list[Any] = []
+        self._mapped(leaves.append, _is_list_of_samples)
+        return leaves
 
-    def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        return Batch(*_mapped(self._all(), function))
+    def _mapped(self, function: Callable[[Any], Any], is_leaf: Callable[[Any], bool] | None = None) -> "Batch":
+        return Batch(*map_tensors(function, (self.args, self.kwargs, self.target), is_leaf))
+
+    def _selected(self, select: Callable[[Any], Any]) -> "Batch":
+        """Return the batch with `select` of all that has a row for each sample."""
+        _check_divisible((self.args, self.kwargs))
+        rows = len(self)
+        return self._mapped(lambda leaf: select(leaf) if _has_rows(leaf, rows) else leaf, _is_list_of_samples)
 
 
 def as_batch(batch: Any) -> Batch:
-    """The inputs and the target of a batch of any form.
+    """Return the inputs and the target of a batch of any form.
 
-    A tensor is one input without a target. Of a tuple or a list of two or more the last is the target, which may be
-    None, and the rest are the inputs; of one element it is the input, as a DataLoader without labels gives. A mapping
-    (a dictionary, or what a tokenizer gives) holds keyword inputs, and its "labels", where it has them, are the target;
-    a mapping among the inputs of a tuple holds keyword inputs too. A `Batch` is taken as it is.
+    A tensor is one input without a target. The last element of a tuple or a list of two or more is the target, which
+    may be None, and the rest are the inputs; a single element is the input, as a DataLoader without labels yields it. A
+    mapping (a dictionary, or what a tokenizer returns) holds keyword inputs, and its "labels", if any, are the target;
+    a mapping among the inputs of a tuple holds keyword inputs too. An object that holds tensors is one input. A `Batch`
+    is returned as it is.
 
     Raises:
         UserError: the batch has another form, or no tensor among its inputs.
     """
     if isinstance(batch, Batch):
-        return _with_tensors(batch, "The batch")
+        return _checked(batch, "The batch")
     if isinstance(batch, Mapping):
-        given = as_inputs(batch, "The batch")
-        target = given.kwargs.get("labels")
-        return _with_tensors(
-            Batch((), {name: value for name, value in given.kwargs.items() if name != "labels"}, target), "The batch"
-        )
+        kwargs = as_inputs(batch, "The batch").kwargs
+        inputs = {name: value for name, value in kwargs.items() if name != "labels"}
+        return _checked(Batch((), inputs, kwargs.get("labels")), "The batch")
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        *inputs, target = batch
-        given = as_inputs(tuple(inputs), "The batch")
-        return Batch(given.args, given.kwargs, target)
+        *given, target = batch
+        first = as_inputs(tuple(given), "The batch")
+        return Batch(first.args, first.kwargs, target)
     return as_inputs(batch, "The batch")
 
 
 def each_batch(batches: Iterable[Any]) -> Iterator[Batch]:
-    """Each of `batches` by `as_batch`, without those that have no row.
+    """Yield each of `batches` as a `Batch`, without empty ones.
 
     Raises:
-        UserError: `batches` is one batch, or cannot be gone through; or as `as_batch`.
+        UserError: `batches` is one batch, or not iterable; or as `as_batch`.
     """
     one = isinstance(batches, (Tensor, Mapping, Batch)) or (
         isinstance(batches, tuple) and len(batches) > 0 and isinstance(batches[0], (Tensor, Mapping))
@@ -155,14 +231,14 @@ def each_batch(batches: Iterable[Any]) -> Iterator[Batch]:
 
 
 def as_inputs(sample: Any, what: str = "The sample") -> Batch:
-    """As `as_batch`, but everything is input: a tuple or a list holds the positional inputs, and there is no target.
+    """Return a batch as `as_batch` does, without a target: a tuple or a list holds the positional inputs.
 
     Raises:
         UserError: the sample, named `what` in the message, has another form, or no tensor in it.
     """
     if isinstance(sample, Batch):
-        return _with_tensors(Batch(sample.args, sample.kwargs), what)
-    if isinstance(sample, (Tensor, Mapping)):
+        return _checked(Batch(sample.args, sample.kwargs), what)
+    if isinstance(sample, (Tensor, Mapping)) or (not isinstance(sample, (tuple, list)) and tensors_in(sample)):
         sample = (sample,)
     if not isinstance(sample, (tuple, list)):
         raise UserError(f"{what} is a {type(sample).__name__}: {_forms_of(what)}.")
@@ -173,30 +249,43 @@ def as_inputs(sample: Any, what: str = "The sample") -> Batch:
             if wrong is not None:
                 raise UserError(f"{what} has the key {wrong!r}: the keys are the names of the network's inputs.")
             kwargs |= value
-    return _with_tensors(Batch(tuple(value for value in sample if not isinstance(value, Mapping)), kwargs), what)
+    return _checked(Batch(tuple(value for value in sample if not isinstance(value, Mapping)), kwargs), what)
 
 
 def _forms_of(what: str) -> str:
-    return FORMS if what == "The batch" else INPUT_FORMS
+    return BATCH_FORMS if what == "The batch" else INPUT_FORMS
 
 
-def _with_tensors(batch: Batch, what: str) -> Batch:
-    if next(_tensors((batch.args, batch.kwargs)), None) is None:
-        types = ", ".join(sorted({type(value).__name__ for value in (*batch.args, *batch.kwargs.values())}))
+def _checked(batch: Batch, what: str) -> Batch:
+    inputs = (*batch.args, *batch.kwargs.values())
+    if not tensors_in(inputs):
+        types = ", ".join(sorted({type(value).__name__ for value in inputs}))
         raise UserError(f"{what} has no tensor among its inputs ({types or 'it is empty'}): {_forms_of(what)}.")
-    if batch.first.dim() == 0:
+    of_objects = any(_is_list_of_samples(value) or hasattr(value, "num_graphs") for value in inputs)
+    if batch.first.dim() == 0 and not of_objects:
         raise UserError(
-            f"{what} begins with a tensor without axes ({batch.first}): the first axis is that of the rows."
+            f"{what} begins with a tensor without axes ({batch.first}): the first axis is that of the samples."
         )
     return batch
 
 
-def _has_rows(tensor: Tensor, rows: int) -> bool:
-    return tensor.dim() > 0 and len(tensor) == rows
+def _check_divisible(inputs: Any) -> None:
+    graphs = next((value for value in (*inputs[0], *inputs[1].values()) if hasattr(value, "num_graphs")), None)
+    if graphs is not None:
+        raise UserError(
+            f"A {type(graphs).__name__} of {graphs.num_graphs} graphs cannot be divided into samples: give one graph "
+            "at a time (batch_size=1 in the DataLoader), or a list of graphs as an aafit.Batch."
+        )
 
 
-def _joined(together: tuple[Tensor, ...], rows: Sequence[int]) -> Tensor:
+def _has_rows(leaf: Any, rows: int) -> bool:
+    return len(leaf) == rows if isinstance(leaf, list) else leaf.dim() > 0 and len(leaf) == rows
+
+
+def _joined(together: tuple[Any, ...], rows: Sequence[int]) -> Any:
     first = together[0]
+    if isinstance(first, list):
+        return [item for leaf in together for item in leaf]
     if all(_has_rows(tensor, own) for tensor, own in zip(together, rows, strict=True)):
         if len({tensor.shape[1:] for tensor in together}) == 1:
             return torch.cat(together)
@@ -207,83 +296,68 @@ def _joined(together: tuple[Tensor, ...], rows: Sequence[int]) -> Tensor:
         )
     if not all(torch.equal(first, tensor) for tensor in together[1:]):
         raise UserError(
-            f"The batches cannot be joined: a tensor of shape {tuple(first.shape)} belongs to all rows of a batch, "
+            f"The batches cannot be joined: a tensor of shape {tuple(first.shape)} belongs to all samples of a batch, "
             "and differs from batch to batch."
         )
     return first
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _tensors(inner)
-    elif isinstance(value, (tuple, list)):
-        for inner in value:
-            yield from _tensors(inner)
-
-
-def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same with `function` of each tensor, in the order of `_tensors`."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: _mapped(inner, function) for key, inner in value.items()}
-    if isinstance(value, (tuple, list)):
-        mapped = [_mapped(inner, function) for inner in value]
-        return type(value)(*mapped) if hasattr(value, "_fields") else type(value)(mapped)
-    return value
+# --- outputs --------------------------------------------------------------------------------------------------------
 
 
 Output = Callable[..., Tensor]
-"""From what a network returns to the tensor that is meant, as `lambda out: out.last_hidden_state`. A function of two
-parameters gets the `Batch` of inputs too: what it leaves out, as padding by the attention mask, does not count."""
+"""A function from what a network returns to the output tensor, as `lambda out: out.last_hidden_state`. If it takes two
+arguments, the second is the `Batch` of inputs: what it leaves out, as padding by the attention mask, does not count."""
 
 
 def run(net: Callable[..., Any], batch: Batch, output: Output | None = None) -> Tensor:
-    """Call `net` with the inputs of `batch`, and take from what it returns the tensor that is meant.
+    """Call `net` with the inputs of `batch`, and return its output tensor.
 
-    That is what the function `output` makes of it; without one the tensor itself, the field or key "logits", or the
-    only element of a tuple.
+    The function `output` selects it; by default it is the tensor itself, the field or key "logits", or the only element
+    of a tuple.
 
     Raises:
-        UserError: the network or `output` fails on the inputs (its own error is the cause of ours), `output` gives no
-            tensor, no `output` is given and nothing says which tensor is meant, or it has no axis for the samples.
+        UserError: the network or `output` fails (with its error as the cause); `output` returns no tensor; no `output`
+            is given and the tensor cannot be determined; the tensor has no axis for the samples.
     """
     returned = call(net, batch)
-    tensor = _meant(returned) if output is None else _given(output, returned, batch)
+    tensor = _default_output(returned) if output is None else _selected_output(output, returned, batch)
     if tensor.dim() == 0:
         of = "The function given as output" if output is not None else "The network"
         raise UserError(f"{of} gives one number for a whole batch: let output= give one or more for each sample.")
     return tensor
 
 
-def call(net: Callable[..., Any], batch: Batch) -> Any:
-    """What `net` returns for the inputs of `batch`.
+def call(net: Callable[..., Any], batch: Batch, what: str = "batch") -> Any:
+    """Return what `net` returns for the inputs of `batch`, which is named `what` in messages.
 
     Raises:
-        UserError: its forward fails, with whatever error, which is the cause of ours.
+        UserError: its forward fails; the error is the cause.
     """
     try:
         return net(*batch.args, **batch.kwargs)
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise UserError(_refusal(batch, error)) from error
+        hint = ""
+        if all(tensor.dtype == torch.uint8 for tensor in batch.inputs()):
+            hint = " If these are images of bytes, make them floating-point, as the network was trained (x / 255)."
+        raise UserError(
+            f"The network's forward of the {what} ({_describe(batch)}) failed: {_first_line(error)}.{hint}"
+        ) from error
 
 
 def takes_inputs(output: Output | None) -> bool:
-    """Whether an output function looks at the batch too: whether it must be given two arguments."""
+    """Return whether an output function takes the batch too: whether it has two arguments without defaults."""
     try:
         parameters = () if output is None else signature(output).parameters.values()
-    except (TypeError, ValueError):  # of some builtin functions Python does not know the parameters
+    except (TypeError, ValueError):  # Python does not know the parameters of some builtin functions.
         return False
     places = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
     return sum(one.kind in places and one.default is Parameter.empty for one in parameters) == 2
 
 
-def _given(output: Output, returned: Any, batch: Batch) -> Tensor:
+def _selected_output(output: Output, returned: Any, batch: Batch) -> Tensor:
     try:
         tensor = output(returned, batch) if takes_inputs(output) else output(returned)
     except (UserError, torch.OutOfMemoryError):
@@ -301,7 +375,7 @@ def _given(output: Output, returned: Any, batch: Batch) -> Tensor:
     return tensor
 
 
-def _meant(returned: Any) -> Tensor:
+def _default_output(returned: Any) -> Tensor:
     if isinstance(returned, Tensor):
         return returned
     logits = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
@@ -316,7 +390,7 @@ def _meant(returned: Any) -> Tensor:
 
 
 def _form(returned: Any) -> str:
-    """What a network returned, in words: its type, and what it holds."""
+    """Describe what a network returned: its type, and what it holds."""
     name, names = type(returned).__name__, _names(returned)
     if names:
         return f"a {name} with {', '.join(names)}"
@@ -336,17 +410,14 @@ def _proposal(returned: Any) -> str:
     if not names:
         return "lambda out: out[0]" if isinstance(returned, (tuple, list)) else "lambda out: ..., which returns it"
     name = "last_hidden_state" if "last_hidden_state" in names else names[0]
-    # A mapping that has its keys as attributes too, as the data classes of transformers do, reads better so.
+    # A mapping whose keys are attributes too, as the data classes of transformers, reads better so.
     return f"lambda out: out.{name}" if hasattr(returned, name) else f"lambda out: out[{name!r}]"
 
 
-def _refusal(batch: Batch, error: Exception) -> str:
+def _describe(batch: Batch) -> str:
+    """Describe the inputs of a batch: the shape, dtype and device of tensors, the type of others."""
     named = [*((None, value) for value in batch.args), *batch.kwargs.items()]
-    given = "; ".join(f"{name} {_described(value)}" if name else _described(value) for name, value in named)
-    hint = ""
-    if all(tensor.dtype == torch.uint8 for tensor in batch.inputs()):
-        hint = " If these are images of bytes, make them floating-point first, as the network was trained (x / 255)."
-    return f"The network's forward of the batch ({given}) failed: {_first_line(error)}.{hint}"
+    return "; ".join(f"{name} {_described(value)}" if name else _described(value) for name, value in named)
 
 
 def _described(value: Any) -> str:
@@ -359,21 +430,23 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
 
 
-MASK = "attention_mask"
+# --- padding --------------------------------------------------------------------------------------------------------
 
 
 def without_padding(x: Tensor, batch: Batch, shape: tuple[int, ...] = (1,)) -> Tensor:
-    """The positions of x that are no padding, where x is what an activation receives or gives for a batch.
+    """Return the positions that are no padding of an activation's input or output for a batch.
 
-    The batch tells them by a keyword input "attention_mask" of shape (B, T), of 1 and 0 as tokenizers give it: where it
-    is 0, there is padding. Of x, (B, T, C), the N positions where it is 1 come back, (N, C).
+    A keyword input "attention_mask" of shape (B, T), of 1 and 0 as tokenizers give it, marks padding with 0. From x,
+    (B, T, C), the N positions where it is 1 are returned, (N, C).
 
-    All of x comes back, as it is, where x has another shape; where there is no such mask, or it has other values (as
-    one that is added to attention scores has) or is 0 everywhere; and where each position has parameters of its own,
-    which need the inputs of that position.
+    All of x is returned, unchanged, if x has another shape; if there is no such mask, or it has other values (as a mask
+    that is added to attention scores has) or is 0 everywhere; and if each position has parameters of its own, which
+    need the inputs of that position.
 
     Args:
-        shape: of the activation's sets of parameters, see `AdaptiveActivation`; (1,) is one set for all.
+        x: an input or output of an activation.
+        batch: the batch that the network was called with.
+        shape: shape of a parameter of the activation, see `AdaptiveActivation`; (1,) is one set for all.
     """
     mask_BT = batch.kwargs.get(MASK)
     if not isinstance(mask_BT, Tensor) or x.dim() != 3 or x.shape[:2] != mask_BT.shape or prod(shape[:-1]) != 1:

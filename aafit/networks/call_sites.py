@@ -1,28 +1,18 @@
-"""Calls of activations as modules of their own, whatever way they are written.
+"""Give every activation call of a network a module, however the call is written.
 
-A network may call an activation as a function (F.relu(x)), or one module at several places. Here every such call gets
-a module: a child of the module whose forward makes the call, its owner. The owner goes on with its own program; while
-that runs, a `Interceptor` sees the calls of torch functions and hands each of these to the module that stands for it.
-After
-that every activation of the network is a module at a path, and can be replaced like any other.
-
-A call is known by its function with its options, and by its place in the program: the function it stands in and the
-offset of its instruction, and the same of the calls that lead there from the owner's forward, so that a helper called
-for each of six layers is six places.
-
-Where in a network's program a call stands: what the frames of Python say of it.
-
-A place is the function that the call stands in with the offset of its instruction, and the same of the calls that lead
-there from the forward of its owner. A site is a call that was given a module of its own: at its place, of its function
-with its options. A place at which a program calls now one function and now another is as many sites.
+A network may call an activation as a function (F.relu(x)), or one module at several places. `install_interceptors` adds
+a module for each such call as a child of the module whose forward makes it, the owner. While the owner's forward runs,
+an `Interceptor` passes the call to that child. Read `ActivationCall` first: it tells one call from another.
 """
 
+import dis
 import hashlib
 import json
 import linecache
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from abc import ABCMeta
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache, wraps
@@ -34,23 +24,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
 from aafit.errors import UserError
 from aafit.networks.kinds import CalledFunction, called_kind, function_name
 
-_OWN_FOLDER = Path(__file__).parent
+log = logging.getLogger(__name__)
+
+_FOLDER = Path(__file__).parent
 _TORCH = f"{Path(torch.__file__).parent}/"
-_ITS_NETWORKS = f"{_TORCH}nn/modules/"
-_NO_NETWORKS = tuple(f"{_ITS_NETWORKS}{name}.py" for name in ("module", "activation"))
-_CALLS_FORWARDS = (f"{_ITS_NETWORKS}module.py", str(_OWN_FOLDER / "call_sites.py"))
-# Frames of these folders are the interceptor's, not the network's program.
-_OURS = (f"{_OWN_FOLDER}/", f"{_OWN_FOLDER.with_name('activations')}/")
+_TORCH_MODULES = f"{_TORCH}nn/modules/"
+_NOT_OF_A_NETWORK = tuple(f"{_TORCH_MODULES}{name}.py" for name in ("module", "activation"))
+_CALLS_FORWARDS = (f"{_TORCH_MODULES}module.py", str(_FOLDER / "call_sites.py"))
+# Frames of these folders belong to the interceptor, not to the network's program.
+_OURS = (f"{_FOLDER}/", f"{_FOLDER.with_name('activations')}/")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a call stands: the name of its function in the program, the instruction's offset, and the code's digest."""
+    """One frame of a call path: a function's qualified name, the offset of an instruction in it, its code's digest."""
 
     function: str
     offset: int
@@ -58,59 +51,56 @@ class Frame:
 
 
 CallPath = tuple[Frame, ...]
-"""The call of an activation, and the calls that lead there, outwards to the forward of the owner."""
+"""The frame that calls an activation, then the frames that lead there, outwards to the owner's forward."""
 
 
 @dataclass(frozen=True)
-class Site:
-    """One call of an activation that has a module of its own.
+class ActivationCall:
+    """A call of an activation in a network's program.
 
     Attributes:
-        name: Of that module, a child of the owner.
-        place: Where the call stands; only the innermost step where no other way leads there.
-        kind: Of the activation, as "ReLU".
-        call: The name of the function, or the path of the module, that the program calls.
-        options: What the function is called with beside its input.
-        of_module: Whether the program calls a module.
+        owner: Path of the module whose forward makes the call.
+        called: Name of the function, or path of the module, that is called.
+        of_module: Whether a module is called.
+        kind: Kind of the activation, as "ReLU".
+        path: Where the call stands; the innermost frame alone if only one way leads there.
+        options: Arguments of the function beside its input.
+        name: Name of the owner's child that takes the call; "" if it has none.
     """
 
-    name: str
-    place: CallPath
+    owner: str
+    called: str
+    of_module: bool
     kind: str
-    call: str
+    path: CallPath
     options: Mapping[str, Any]
-    of_module: bool = False
+    name: str = ""
 
-    def is_call(self, call: str, options: Mapping[str, Any], of_module: bool = False) -> bool:
-        """Whether this function is what the site calls, with these options; or this module."""
-        if (call, of_module) != (self.call, self.of_module):
+    @property
+    def module_path(self) -> str:
+        """Path of the child module that takes the call."""
+        return join_path(self.owner, self.name)
+
+    def matches(self, called: str, options: Mapping[str, Any], of_module: bool = False) -> bool:
+        """Return whether this is a call of the same function with the same options, or of the same module."""
+        if (called, of_module) != (self.called, self.of_module):
             return False
-        return in_full(call, options) == in_full(call, self.options)
-
-
-@dataclass(frozen=True)
-class CallSites:
-    """The sites of one owner."""
-
-    sites: tuple[Site, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON."""
-        return asdict(self)
+        return full_options(called, options) == full_options(called, self.options)
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "CallSites":
-        """What `as_dict` gave."""
-        sites = (Site(**{**site, "place": tuple(Frame(**step) for step in site["place"])}) for site in content["sites"])
-        return cls(tuple(sites))
+    def from_dict(cls, content: Mapping[str, Any]) -> "ActivationCall":
+        """Rebuild a call from `dataclasses.asdict`."""
+        return cls(**{**content, "path": tuple(Frame(**frame) for frame in content["path"])})
 
 
-def in_full(call: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by their names, with the defaults, for a function of torch.nn.functional; others as they are.
+def join_path(path: str, name: str) -> str:
+    """Return the path of the child `name` of the module at `path`."""
+    return f"{path}.{name}" if path else name
 
-    `inplace` is left out: it does not change what is computed.
-    """
-    defaults = _defaults(call)
+
+def full_options(function: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options by name, with the defaults of a function of torch.nn.functional; without `inplace`."""
+    defaults = _defaults(function)
     full = dict(defaults)
     for name, value in options.items():
         at = int(name) - 1 if name.isdecimal() else len(defaults)
@@ -119,9 +109,9 @@ def in_full(call: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
-def _defaults(call: str) -> tuple[tuple[str, Any], ...]:
-    """The names and defaults of what a function takes beside its input; none where they cannot be known."""
-    function = getattr(F, call, None)
+def _defaults(name: str) -> tuple[tuple[str, Any], ...]:
+    """Return the names and defaults of a function's arguments beside its input; empty if they are not known."""
+    function = getattr(F, name, None)
     if not isinstance(function, FunctionType):
         return ()
     names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
@@ -129,17 +119,34 @@ def _defaults(call: str) -> tuple[tuple[str, Any], ...]:
     return tuple(zip(names, (*[None] * (len(names) - len(defaults)), *defaults), strict=True))
 
 
-def calling_frames(owner: nn.Module) -> list[FrameType]:
-    """The frames of a network's own program from the innermost to the forward of `owner`.
+def called_with(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any], bool]:
+    """Return the name of a function (or the path of a proxied module), its options, and whether it is a module."""
+    if function is call_proxied:
+        return args[2], {}, True
+    options = {str(at): value for at, value in enumerate(args[1:], 1)}
+    options |= {name: value for name, value in kwargs.items() if name not in ("input", "inplace")}
+    return function_name(function), options, False
 
-    Frames of torch's functions are left out, and of what watches them; there may be none.
+
+def is_plain(options: Mapping[str, Any]) -> bool:
+    """Return whether all options are plain values, which can be compared and saved."""
+    return all(value is None or isinstance(value, (bool, int, float, str)) for value in options.values())
+
+
+# --- frames ---------------------------------------------------------------------------------------------------------
+
+
+def calling_frames(owner: nn.Module) -> list[FrameType]:
+    """Return the frames of the network's program from the innermost to the forward of `owner`.
+
+    Frames of torch's functions and of this package are left out; the list may be empty.
     """
-    forward = getattr(unwrap(type(owner).forward), "__code__", None)
+    forward = _forward_code(owner)
     frames: list[FrameType] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not _is_of_torch(file) and not file.startswith(_OURS):
+        if _is_of_the_network(file):
             frames.append(frame)
             if frame.f_code is forward:
                 break
@@ -149,12 +156,17 @@ def calling_frames(owner: nn.Module) -> list[FrameType]:
     return frames
 
 
-def _is_of_torch(file: str) -> bool:
-    return file.startswith(_TORCH) and (not file.startswith(_ITS_NETWORKS) or file in _NO_NETWORKS)
+def _is_of_the_network(file: str) -> bool:
+    of_torch = file.startswith(_TORCH) and (not file.startswith(_TORCH_MODULES) or file in _NOT_OF_A_NETWORK)
+    return not of_torch and not file.startswith(_OURS)
+
+
+def _forward_code(owner: nn.Module) -> CodeType | None:
+    return getattr(unwrap(type(owner).forward), "__code__", None)
 
 
 def through_checkpoint(frames: list[FrameType]) -> bool:
-    """Whether torch.utils.checkpoint is between the innermost of these frames and the outermost."""
+    """Return whether torch.utils.checkpoint is between the innermost of these frames and the outermost."""
     frame: FrameType | None = frames[0]
     while frame is not None and frame is not frames[-1]:
         if frame.f_code.co_filename == f"{_TORCH}utils/checkpoint.py":
@@ -163,220 +175,238 @@ def through_checkpoint(frames: list[FrameType]) -> bool:
     return False
 
 
-def place_of(frames: Iterable[FrameType]) -> CallPath:
-    """The place of the call that these frames are making."""
+def path_of(frames: Iterable[FrameType]) -> CallPath:
+    """Return the call path of these frames."""
     return tuple(
-        Frame(frame.f_code.co_qualname, _instruction(frame.f_code, frame.f_lasti)[0], digest(frame.f_code))
+        Frame(frame.f_code.co_qualname, _instruction(frame.f_code, frame.f_lasti), digest(frame.f_code))
         for frame in frames
     )
 
 
-def site_at(
-    sites: Iterable[Site], frames: list[FrameType], call: str, options: Mapping[str, Any], of_module: bool
-) -> str | None:
-    """The name of the site whose call these frames are making; None where it is none of `sites`."""
-    at = [(frame.f_code, frame.f_lasti) for frame in frames]
-    return _site_at(sites, at, call, options, of_module)
+def line_of(frames: list[FrameType]) -> str:
+    """Return "file.py:12: x = F.relu(x)", with the lines of outer calls: "file.py:12, called in 7: x = F.relu(x)"."""
+    frame, *outer = frames
+    file, text = frame.f_code.co_filename, linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    called = "".join(f", called in {one.f_lineno}" for one in outer)
+    return f"{Path(file).name}:{frame.f_lineno}{called}" + (f": {text}" if text else "")
 
 
-def compiled_site_at(described: str, call: str, options: Mapping[str, Any], of_module: bool) -> str | None:
-    """As `site_at`, within torch.compile, of the call that it compiles: it follows a program without making its frames.
+def _instruction(code: CodeType, offset: int) -> int:
+    """Return the offset of the instruction at `offset`, which may point to one of the cache entries (zeros) behind it.
 
-    Args:
-        described: the sites as text, which the compiler sees to be the same wherever what it compiled serves again.
+    Where a calling frame points depends on what is called, and on whether torch.compile is at work.
     """
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    at = []
-    compiled: Any = InstructionTranslator.current_tx().output.current_tx
-    while compiled is not None:
-        file = compiled.f_code.co_filename
-        if not _is_of_torch(file) and not file.startswith(_OURS):
-            at.append((compiled.f_code, compiled.current_instruction.offset))
-        elif at and file in _CALLS_FORWARDS:
-            break
-        compiled = getattr(compiled, "parent", None)
-    return _site_at(_sites_of(described), at, call, options, of_module) if at else None
-
-
-# What torch.compiler.assume_constant_result does, without the second that it takes to import the compiler.
-compiled_site_at._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-@lru_cache
-def _sites_of(described: str) -> tuple[Site, ...]:
-    return CallSites.from_dict(json.loads(described)).sites
-
-
-def _site_at(
-    sites: Iterable[Site], at: list[tuple[CodeType, int]], call: str, options: Mapping[str, Any], of_module: bool
-) -> str | None:
-    (code, offset), *_ = at
-    first, last = _instruction(code, offset)
-    there = [site for site in sites if site.place[0].function == code.co_qualname]
-    here = [site for site in there if first <= site.place[0].offset <= last]
-    # The hash of a program takes long; all sites of one function are of one program, but "<lambda>" is no name of one.
-    if code.co_name.startswith("<"):
-        here = [site for site in here if site.place[0].digest == digest(code)]
-    elif there:
-        check_same_program((here or there)[0].place[0], code)
-    here = [site for site in here if site.is_call(call, options, of_module)]
-    return next((site.name for site in here if _leads_here(site.place, at)), None)
-
-
-def _leads_here(place: CallPath, at: list[tuple[CodeType, int]]) -> bool:
-    if len(place) > len(at):
-        return False
-    for step, (code, offset) in zip(place, at, strict=False):
-        first, last = _instruction(code, offset)
-        if step.function != code.co_qualname or not first <= step.offset <= last or step.digest != digest(code):
-            return False
-    return True
-
-
-def _instruction(code: CodeType, offset: int) -> tuple[int, int]:
-    """The first and the last offset of an instruction, which has entries of a cache (zeros) behind it.
-
-    A frame that calls stands at the one or at the other: it depends on what is called, and on whether torch.compile
-    is at work.
-    """
-    program, first, last = code.co_code, offset, offset
-    while program[first] == 0:
-        first -= 2
-    while program[last + 2 : last + 3] == b"\0":
-        last += 2
-    return first, last
+    program = code.co_code
+    while program[offset] == 0:
+        offset -= 2
+    return offset
 
 
 @lru_cache(maxsize=4096)
 def digest(code: CodeType) -> str:
-    """Tells one program from another: 16 digits."""
-    return hashlib.sha256(code.co_code).hexdigest()[:16]
+    """Return 16 digits that tell one program from another by its instructions, with the names and constants they use.
 
-
-def check_same_program(step: Frame, code: CodeType) -> None:
+    Comments and docstrings do not count.
     """
+    found = hashlib.sha256()
+    for instruction in dis.get_instructions(code):
+        value = instruction.argval
+        if isinstance(value, CodeType):
+            value = digest(value)
+        elif isinstance(value, frozenset):
+            # Its order changes from process to process.
+            value = sorted(map(repr, value))
+        found.update(f"{instruction.opname} {value!r}\n".encode())
+    return found.hexdigest()[:16]
+
+
+def check_same_program(frame: Frame, code: CodeType) -> None:
+    """Raise unless `code` is the program that the frame was taken from.
+
     Raises:
-        UserError: `code` is another program than that in which the step is.
+        UserError: it is another program.
     """
-    if step.digest != digest(code):
+    if frame.digest != digest(code):
         raise UserError(
-            f"The program of {step.function} ({Path(code.co_filename).name}:{code.co_firstlineno}) is not the one "
-            "whose activations were replaced, or Python has another version now: replace them again from the base."
+            f"The program of {frame.function} ({Path(code.co_filename).name}:{code.co_firstlineno}) has changed since "
+            "its activations were replaced, or Python has another version now: replace them again from the base."
         )
 
 
-def line_of(frames: list[FrameType]) -> str:
-    """ "file.py:12: x = F.relu(x)", with the lines that lead there: "file.py:12, called in 7: x = F.relu(x)"."""
-    frame, *around = frames
-    file, text = frame.f_code.co_filename, linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-    called = "".join(f", called in {outer.f_lineno}" for outer in around)
-    return f"{Path(file).name}:{frame.f_lineno}{called}" + (f": {text}" if text else "")
-
-
-log = logging.getLogger(__name__)
-
-
-def call_sites(net: nn.Module) -> dict[str, CallSites]:
-    """The calls in `net` that have modules of their own, by the path of their owner."""
-    return {path: module._call_sites for path, module in net.named_modules() if isinstance(module, _Watched)}
-
-
-def install_interceptors(net: nn.Module, calls: Mapping[str, CallSites]) -> None:
-    """Give calls of `net` modules of their own, in place, that do what the calls did.
+def find_call(
+    calls: Iterable[ActivationCall], frames: list[FrameType], called: str, options: Mapping[str, Any], of_module: bool
+) -> str | None:
+    """Return the child's name of the call that these frames are making; None if it is none of `calls`.
 
     Raises:
-        UserError: the network lacks one of the owners or of the modules that are called.
+        UserError: the frames run another program than that of `calls`.
     """
-    for path, opened in calls.items():
+    return _find(calls, [(frame.f_code, frame.f_lasti) for frame in frames], called, options, of_module)
+
+
+def find_compiled_call(described: str, called: str, options: Mapping[str, Any], of_module: bool) -> str | None:
+    """Do the same as `find_call` within torch.compile, which follows a program without making its frames.
+
+    Args:
+        described: the calls as JSON: the compiler reuses its result wherever the text is the same.
+        called: name of the function, or path of the module.
+        options: arguments of the function.
+        of_module: whether a module is called.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    at = []
+    frame: Any = InstructionTranslator.current_tx().output.current_tx
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if _is_of_the_network(file):
+            at.append((frame.f_code, frame.current_instruction.offset))
+        elif at and file in _CALLS_FORWARDS:
+            break
+        frame = getattr(frame, "parent", None)
+    return _find(_calls_from(described), at, called, options, of_module) if at else None
+
+
+# This is what torch.compiler.assume_constant_result does, without the second that importing the compiler takes.
+find_compiled_call._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@lru_cache
+def _calls_from(described: str) -> tuple[ActivationCall, ...]:
+    return tuple(map(ActivationCall.from_dict, json.loads(described)))
+
+
+def _find(
+    calls: Iterable[ActivationCall],
+    at: list[tuple[CodeType, int]],
+    called: str,
+    options: Mapping[str, Any],
+    of_module: bool,
+) -> str | None:
+    (code, offset), *_ = at
+    there = [call for call in calls if call.path[0].function == code.co_qualname]
+    if not there:
+        return None
+    offset = _instruction(code, offset)
+    here = [call for call in there if call.path[0].offset == offset]
+    if code.co_name.startswith("<"):
+        # Several lambdas have one name.
+        here = [call for call in here if call.path[0].digest == digest(code)]
+    else:
+        # All calls of one function are of one program; a digest takes long, so one is compared.
+        check_same_program((here or there)[0].path[0], code)
+    here = [call for call in here if call.matches(called, options, of_module)]
+    return next((call.name for call in here if _leads_here(call.path, at)), None)
+
+
+def _leads_here(path: CallPath, at: list[tuple[CodeType, int]]) -> bool:
+    return len(path) <= len(at) and all(
+        frame.function == code.co_qualname
+        and frame.offset == _instruction(code, offset)
+        and frame.digest == digest(code)
+        for frame, (code, offset) in zip(path, at, strict=False)
+    )
+
+
+# --- interceptors ---------------------------------------------------------------------------------------------------
+
+
+def intercepted_calls(net: nn.Module) -> dict[str, tuple[ActivationCall, ...]]:
+    """Return the calls in `net` that have modules of their own, by the path of their owner."""
+    return {path: module._calls for path, module in net.named_modules() if isinstance(module, _Intercepted)}
+
+
+def install_interceptors(net: nn.Module, calls: Mapping[str, Sequence[ActivationCall]]) -> None:
+    """Add a module for each call of `net`, in place, that computes what the call does.
+
+    Args:
+        net: the network.
+        calls: by path of the owner. An owner without calls is intercepted too, so that none of its calls is taken for
+            one of an owner around it.
+
+    Raises:
+        UserError: the network lacks an owner, or a module that is called; a program differs from that of the calls; a
+            forward cannot be intercepted.
+    """
+    for path, added in calls.items():
         owner = _module_at(net, path)
         if isinstance(owner, torch.fx.GraphModule):
-            what = repr(path) if path else "The network"
             raise UserError(
-                f"{what} is a GraphModule of torch.fx, in which calls of functions cannot be replaced: give the "
-                "network that it was made from, or replace its modules only."
+                f"{repr(path) if path else 'The network'} is a GraphModule of torch.fx, in which calls of functions "
+                "cannot be replaced: give the network that it was made from, or replace its modules only."
             )
         if "forward" in vars(owner):
             raise UserError(
-                f"The forward of {path or 'the network'!r} was put onto the object, over that of its class: take away "
-                "what did that (a wrapper of a training library), then replace."
+                f"The forward of {path or 'the network'!r} was set on the object, in place of that of its class: undo "
+                "the wrapper that did that, then replace."
             )
-        for site in opened.sites:
-            made: nn.Module = CalledFunction(site.call, site.options, site.kind)
-            if site.of_module:
-                called = _module_at(net, site.call)
+        for call in added:
+            _check_programs(owner, call.path)
+            child: nn.Module = CalledFunction(call.called, call.options, call.kind)
+            if call.of_module:
+                called = _module_at(net, call.called)
                 if not isinstance(called, SharedModuleProxy):
-                    net.set_submodule(site.call, SharedModuleProxy(called, site.call))
-                made = deepcopy(called.original if isinstance(called, SharedModuleProxy) else called)
-            owner.add_module(site.name, made.train(owner.training))
-        before = owner._call_sites.sites if isinstance(owner, _Watched) else ()
-        if not isinstance(owner, _Watched):
-            before_class: Any = type(owner)
-            owner.__class__ = _watched(before_class)
-        assert isinstance(owner, _Watched)
-        owner._set_sites((*before, *opened.sites))
+                    called = SharedModuleProxy(called, call.called)
+                    net.set_submodule(call.called, called)
+                child = deepcopy(called.original)
+            owner.add_module(call.name, child.train(owner.training))
+        if not isinstance(owner, _Intercepted):
+            _change_class(owner, _intercepting)
+        assert isinstance(owner, _Intercepted)
+        owner._set_calls((*owner._calls, *added))
 
 
-def remove_interceptors(net: nn.Module, calls: Mapping[str, CallSites]) -> None:
-    """Undo `install_interceptors`, in place: the network calls what it called before."""
-    for path, opened in calls.items():
+def remove_interceptors(net: nn.Module, calls: Mapping[str, Sequence[ActivationCall]]) -> None:
+    """Undo `install_interceptors`, in place."""
+    for path, removed in calls.items():
         owner = _module_at(net, path)
-        if not isinstance(owner, _Watched):
+        if not isinstance(owner, _Intercepted):
             continue
-        names = {site.name for site in opened.sites}
-        for site in opened.sites:
-            delattr(owner, site.name)
-        left = tuple(site for site in owner._call_sites.sites if site.name not in names)
-        owner._set_sites(left)
+        names = {call.name for call in removed}
+        for name in names:
+            delattr(owner, name)
+        left = tuple(call for call in owner._calls if call.name not in names)
+        owner._set_calls(left)
         if not left:
-            owner.__class__ = type(owner).__mro__[2]
-            del owner._call_sites, owner._described
-    in_use = {site.call for _, site in sites_of(call_sites(net)) if site.of_module}
+            _change_class(owner, lambda cls: cls._base)
+            del owner._calls, owner._described
+    in_use = {call.called for own in intercepted_calls(net).values() for call in own if call.of_module}
     for path, module in list(net.named_modules()):
         if isinstance(module, SharedModuleProxy) and module.path not in in_use:
             net.set_submodule(path, module.original)
 
 
-def show_unnamed_calls(net: nn.Module, observer: TorchFunctionMode) -> None:
-    """Let `observer` see the calls of the owners of `net`, which is changed in place, that have no modules."""
+def observe_other_calls(net: nn.Module, observer: TorchFunctionMode) -> None:
+    """Let `observer` see the calls of intercepted owners that have no modules; `net` is changed in place."""
     for owner in net.modules():
-        if isinstance(owner, _Watched):
+        if isinstance(owner, _Intercepted):
             vars(owner)["_observer"] = observer
 
 
 class SharedModuleProxy(nn.Module):
-    """Replaces a module that is called at several places, and lets the owner's `Interceptor` see each call."""
+    """Stands for a module that is called at several places, and shows each call to the owner's `Interceptor`."""
 
     def __init__(self, original: nn.Module, path: str) -> None:
         super().__init__()
         self.original, self.path = original, path
 
-    def forward(self, u: Tensor) -> Tensor:
-        """What the call's own module gives, or the original where the call has none."""
-        result: Tensor = through_doorway(u, self.original, self.path)
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the output of the call's own module, or of the original if the call has none."""
+        result: Tensor = call_proxied(input, self.original, self.path)
         return result
 
 
-def through_doorway(u: Tensor, original: nn.Module, path: str) -> Any:
-    """A call of a module as a call of a function, which a `Interceptor` can see."""
+def call_proxied(u: Tensor, original: nn.Module, path: str) -> Any:
+    """Call a module as a torch function, which an `Interceptor` sees."""
     if torch._C._is_torch_function_mode_enabled():
-        return handle_torch_function(through_doorway, (u,), u, original, path)
+        return handle_torch_function(call_proxied, (u,), u, original, path)
     return original(u)
 
 
-def called_with(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any], bool]:
-    """The name of a function and what it is called with beside its input; of a module its path; whether it is one."""
-    if function is through_doorway:
-        return args[2], {}, True
-    options = {str(at): value for at, value in enumerate(args[1:], 1)}
-    options |= {name: value for name, value in kwargs.items() if name not in ("input", "inplace")}
-    return function_name(function), options, False
-
-
 class Interceptor(TorchFunctionMode):
-    """Sees the calls of torch functions in one forward of an owner, and hands those of its sites to their modules."""
+    """Sees the torch functions called in one forward of an owner, and passes its activation calls to their modules."""
 
-    def __init__(self, owner: "_Watched") -> None:
+    def __init__(self, owner: "_Intercepted") -> None:
         super().__init__()
         self.owner = owner
 
@@ -384,13 +414,13 @@ class Interceptor(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not through_doorway and called_kind(func, args, kwargs) is None:
+        if func is not call_proxied and called_kind(func, args, kwargs) is None:
             return func(*args, **kwargs)
-        name = self._name_of(*called_with(func, args, kwargs))
+        name = self._child_of(*called_with(func, args, kwargs))
         u = args[0] if args else kwargs["input"]
         if name is None and not isinstance(u, Tensor):
             return func(*args, **kwargs)
-        # Owners around this one are not to see the call again, nor what the module computes.
+        # Interceptors of owners around this one must see neither the call again nor what the module computes.
         with torch._C.DisableTorchFunction():
             if name is not None:
                 return self.owner.get_submodule(name)(u)
@@ -398,14 +428,14 @@ class Interceptor(TorchFunctionMode):
                 return self.owner._observer.__torch_function__(func, types, args, kwargs)
             return func(*args, **kwargs)
 
-    def _name_of(self, call: str, options: dict[str, Any], of_module: bool) -> str | None:
-        """The name of the module that stands for this call; None where it has none."""
-        if not all(value is None or isinstance(value, (bool, int, float, str)) for value in options.values()):
+    def _child_of(self, called: str, options: dict[str, Any], of_module: bool) -> str | None:
+        """Return the name of the module that takes this call; None if there is none."""
+        if not is_plain(options):
             return None
         if torch.compiler.is_dynamo_compiling():
-            return compiled_site_at(self.owner._described, call, options, of_module)
+            return find_compiled_call(self.owner._described, called, options, of_module)
         frames = calling_frames(self.owner)
-        name = site_at(self.owner._call_sites.sites, frames, call, options, of_module) if frames else None
+        name = find_call(self.owner._calls, frames, called, options, of_module) if frames else None
         if name is not None and through_checkpoint(frames):
             raise UserError(
                 f"The call of {name!r} in {type(self.owner).__name__} is recomputed in the backward pass by "
@@ -415,36 +445,55 @@ class Interceptor(TorchFunctionMode):
         return name
 
 
-class _Watched(nn.Module):
-    """What an owner's class is derived from, beside the one it had."""
+class _Intercepted(nn.Module):
+    """Base of the class that an owner gets in place of its own, which is the other base."""
 
-    _call_sites: CallSites
-    _described: str
+    _base: Any
+    _calls: tuple[ActivationCall, ...] = ()
+    _described: str = "[]"
     _observer: TorchFunctionMode
 
-    def _set_sites(self, sites: tuple[Site, ...]) -> None:
-        self._call_sites = CallSites(sites)
-        self._described = json.dumps(self._call_sites.as_dict())
+    def __init_subclass__(cls) -> None:
+        """Call nothing: the class below may register its subclasses."""
+
+    def _set_calls(self, calls: tuple[ActivationCall, ...]) -> None:
+        self._calls = calls
+        self._described = json.dumps([asdict(call) for call in calls])
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class is made here, so that pickle and copy cannot find it by its name.
-        return _new_watched, (type(self).__mro__[2],), self.__getstate__()
+        # The class is made at run time, so that pickle and copy cannot find it by its name.
+        return _new_intercepted, (self._base,), self.__getstate__()
 
 
-def _new_watched(base: Any) -> nn.Module:
-    made = _watched(base)
-    return made.__new__(made)
+def _new_intercepted(base: Any) -> nn.Module:
+    made = _intercepting(base)
+    new: nn.Module = made.__new__(made)
+    return new
 
 
 @cache
-def _watched(base: Any) -> type[_Watched]:
+def _intercepting(base: Any) -> Any:
+    """Return a class that intercepts the forward of `base`."""
+
     @wraps(base.forward)
-    def forward(self: _Watched, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: _Intercepted, *args: Any, **kwargs: Any) -> Any:
         with Interceptor(self):
             return _run(base, self, args, kwargs)
 
-    names = {"forward": forward, "__module__": base.__module__, "__qualname__": base.__qualname__}
-    return type(base.__name__, (_Watched, base), names)
+    body = {"forward": forward, "_base": base, "__module__": base.__module__, "__qualname__": base.__qualname__}
+    # Not the metaclass's own constructor, which may register classes.
+    make: Any = ABCMeta.__new__ if isinstance(base, ABCMeta) else type.__new__
+    return make(type(base), base.__name__, (_Intercepted, base), body)
+
+
+def _change_class(owner: nn.Module, change: Any) -> None:
+    """Replace the class of `owner` by `change` of it; of a parametrized module, the class below torch's own."""
+    cls = type(owner)
+    if is_parametrized(owner):
+        body = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+        owner.__class__ = type(cls.__name__, (change(cls.__bases__[0]),), body)
+    else:
+        owner.__class__ = change(cls)
 
 
 def _run(base: Any, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -452,7 +501,7 @@ def _run(base: Any, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 # A forward is compiled as a whole, as a part of what calls it, or not at all: where the compiler gives up on it, it
-# would go on with pieces of it, in which places are others.
+# would go on with pieces of it, whose instructions have other offsets.
 try:
     _compiler = torch._C._dynamo.eval_frame
     _compiler.set_code_exec_strategy(
@@ -461,10 +510,32 @@ try:
 # torch does not promise that every version has them.
 except AttributeError as error:
     log.warning(
-        "With this version of torch, a forward that torch.compile breaks into pieces may keep some of its old "
+        "With this version of torch, a forward that torch.compile breaks into pieces may keep some of its original "
         "activations there: compile with fullgraph=True (%s)",
         error,
     )
+
+
+def _check_programs(owner: nn.Module, path: CallPath) -> None:
+    """Raise if a function on a call path has another program now; functions that cannot be looked up are skipped."""
+    for frame in path:
+        code = _forward_code(owner)
+        if code is None or code.co_qualname != frame.function:
+            code = _code_named(frame.function, type(owner))
+        if code is not None and code.co_qualname == frame.function:
+            check_same_program(frame, code)
+
+
+def _code_named(function: str, cls: type) -> CodeType | None:
+    """Return the code of a function by its qualified name, from the modules in which a class and its bases are."""
+    for module in dict.fromkeys(base.__module__ for base in cls.__mro__):
+        found: Any = sys.modules.get(module)
+        for name in function.split("."):
+            found = getattr(found, name, None)
+        code = getattr(unwrap(found), "__code__", None) if callable(found) else None
+        if isinstance(code, CodeType):
+            return code
+    return None
 
 
 def _module_at(net: nn.Module, path: str) -> nn.Module:
@@ -472,10 +543,3 @@ def _module_at(net: nn.Module, path: str) -> nn.Module:
         return net.get_submodule(path)
     except AttributeError:
         raise UserError(f"The network has no module at {path!r}, whose forward called an activation.") from None
-
-
-def sites_of(calls: Mapping[str, CallSites]) -> Iterable[tuple[str, Site]]:
-    """Each call with the path of its module."""
-    for owner, opened in calls.items():
-        for site in opened.sites:
-            yield f"{owner}.{site.name}" if owner else site.name, site

@@ -1,212 +1,462 @@
-"""Find the activations of a torch network, modules and calls of functions: the dry run of a replacement.
+"""Find the activations of a network, modules and calls of functions: the dry run of a replacement.
 
-What one forward of a sample shows of a network's activations: where each is called, and what it receives.
-
-What was found of a network's activations: a row for each, which prints as a table.
+`find_activations` runs one forward of a sample in a copy of the network; `_Observer` sees every call of a module and of
+a torch function in it, and notes a `FoundActivation` for each call of an activation. signals.py tells gates apart.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
-from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from aafit.errors import UserError, nearest
-from aafit.networks.batches import Batch
+from aafit.networks.batches import Batch, tensors_in
 from aafit.networks.call_sites import (
-    CallPath,
+    ActivationCall,
+    Frame,
     SharedModuleProxy,
-    Site,
     called_with,
     calling_frames,
-    in_full,
+    full_options,
+    is_plain,
+    join_path,
     line_of,
-    place_of,
-    show_unnamed_calls,
+    observe_other_calls,
+    path_of,
 )
 from aafit.networks.kinds import (
     GATES,
     activation_name,
     called_kind,
-    each_its_own,
     elementwise_kind,
     is_activation,
     is_elementwise,
     may_be_an_activation,
+    with_separate_activations,
 )
-from aafit.networks.running import forward_of_sample, probe_of
-from aafit.networks.signals import Signal, Signals, tensors_in
+from aafit.networks.running import check_network, forward_of_sample, probe_of
+from aafit.networks.signals import Signal, Signals
 from aafit.tables import table
 
-KEPT = 1 << 16  # elements of what a module receives that may be an activation
+KEPT_ELEMENTS = 1 << 16  # at most, of the input of a module that may be an activation
+NOT_SAMPLED = (
+    "No sample was given: activations called as functions (F.relu), and modules called more than once, were not looked "
+    "for."
+)
 
 
 @dataclass
-class Seen:
-    """What one activation received in a forward, at one place of the program.
+class FoundActivation:
+    """An activation of a network. All that a sample shows is None if none was given, or its forward does not call it.
 
     Attributes:
-        owner: Path of the module whose forward makes the call.
-        module: Path of the module that is called; None: a function is.
-        call: Name of the function, with the options it is called with beside its input.
-        line: "net.py:12: x = F.relu(x)".
-        channel_axis: That of the layer before it (1 after a convolution or a batch norm, the last after a linear
-            layer), None where the operations between do not tell.
-        after: The class of the layer before it and its path.
-        low, high: The range of its inputs.
-        gate: Why it is taken for a gate; empty: it is none.
+        path: Path of the module, or the path that the module of a call gets: "act1", "block.relu_1".
+        kind: Kind of the function, "ReLU".
+        class_name: Class of the module, or the name of the function with brackets, "relu()".
+        refused: Why it cannot be replaced; empty if it can.
+        line: Where the program calls it, "net.py:12: x = F.relu(x)".
+        calls: Number of calls in one forward of the sample.
+        shape: Shape of its input, the batch first.
+        range: Smallest and largest value of its input; None too if the values are not known.
+        after: Layer before it, as ("Conv2d", "conv1").
+        channel_axis: Axis of the channels in its input; None if the layer before does not determine it.
+        gate: Why only its path, or a function as the key, replaces it (a gate); empty for all others.
         in_place: Whether the call works in place.
+        device, dtype: Those of its input.
+        aliases: Other paths of the same module.
+        call: The call in the network's program; None if no sample was given, or it is not called.
     """
 
-    owner: str
-    module: str | None
-    place: CallPath
+    path: str
     kind: str
-    call: str
-    options: dict[str, Any]
-    line: str
-    calls: int = 0
-    shape: tuple[int, ...] = ()
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
-    channel_axis: int | None = None
+    class_name: str
+    refused: str = ""
+    line: str | None = None
+    calls: int | None = None
+    shape: tuple[int, ...] | None = None
+    range: tuple[float, float] | None = None
     after: tuple[str, str] | None = None
-    low: float = float("inf")
-    high: float = float("-inf")
+    channel_axis: int | None = field(default=None, repr=False)
     gate: str = ""
-    in_place: bool = False
+    in_place: bool = field(default=False, repr=False)
+    device: torch.device | None = field(default=None, repr=False)
+    dtype: torch.dtype | None = field(default=None, repr=False)
+    aliases: tuple[str, ...] = field(default=(), repr=False)
+    call: ActivationCall | None = field(default=None, repr=False)
+
+    @property
+    def needs_module(self) -> bool:
+        """Whether it is a call that has no module of its own yet."""
+        return self.call is not None and bool(self.call.name)
+
+    @property
+    def sets(self) -> dict[str, int | None]:
+        """Number of parameter sets if it is shared by layer, channel or neuron; None where that is not known.
+
+        A set has 2 parameters for AHAF, 4 for LEAF, and a value at each knot for F-Neuron.
+        """
+        if self.shape is None or len(self.shape) < 2:
+            return {"layer": 1, "channel": None, "neuron": None}
+        channels = None if self.channel_axis is None else self.shape[self.channel_axis]
+        return {"layer": 1, "channel": channels, "neuron": torch.Size(self.shape[1:]).numel()}
+
+    def add_call(self, u: Tensor, signal: Signal) -> None:
+        """Count a call with the input `u`."""
+        self.calls = (self.calls or 0) + 1
+        self.shape, self.device, self.dtype = tuple(u.shape), u.device, u.dtype
+        self.channel_axis, self.after = 1 if u.dim() == 2 else signal.axis, signal.layer
+        if u.numel() and u.is_floating_point() and not u.is_meta:
+            low, high = (end.item() for end in u.detach().aminmax())
+            self.range = _union(self.range, (low, high) if low <= high else None)
 
 
-@dataclass
-class Observation:
-    """What one forward showed, in the order of the first calls; `own` has the kinds of classes that are not torch's."""
-
-    seen: list[Seen] = field(default_factory=list)
-    own: dict[str, str] = field(default_factory=dict)
-
-    def share_calls(self) -> None:
-        """Let all calls of one module count as one."""
-        first: dict[str, Seen] = {}
-        for row in self.seen:
-            if row.module is not None and (before := first.setdefault(row.module, row)) is not row:
-                before.calls += row.calls
-                before.low, before.high = min(before.low, row.low), max(before.high, row.high)
-        self.seen = [row for row in self.seen if row.module is None or first[row.module] is row]
+def _union(one: tuple[float, float] | None, other: tuple[float, float] | None) -> tuple[float, float] | None:
+    if one is None or other is None:
+        return one or other
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
-def observe(model: nn.Module, sample: Any, named: Collection[str] = ()) -> Observation:
-    """The activations that one forward of `sample` calls, as modules and as functions, each place apart.
+@dataclass(frozen=True)
+class Found:
+    """The activations of a network in the order of their first calls; prints as a table.
 
-    Runs on a copy in eval mode without gradients: neither the model nor torch's random state changes. The modules at
-    the paths `named` are taken for activations, whatever they are.
+    Attributes:
+        rows: The activations.
+        owners: Paths of the modules whose forwards call activations.
+        sampled: Whether a sample was given.
+    """
+
+    rows: tuple[FoundActivation, ...]
+    owners: tuple[str, ...] = field(default=(), repr=False)
+    sampled: bool = True
+
+    @cached_property
+    def _by_path(self) -> dict[str, FoundActivation]:
+        return {path: row for row in reversed(self.rows) for path in (*row.aliases, row.path)}
+
+    def __iter__(self) -> Iterator[FoundActivation]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, path: str) -> FoundActivation:
+        if path in self._by_path:
+            return self._by_path[path]
+        raise UserError(f"The network has no activation at {path!r}. {nearest(path, [row.path for row in self.rows])}")
+
+    def __str__(self) -> str:
+        header = ("path", "kind", "calls", "input", "range", "after", "sets: layer/channel/neuron", "what can be done")
+        text = table(header, [_cells(row) for row in self.rows], numbers=False)
+        lines = [(row.path, row.line) for row in self.rows if row.line is not None]
+        if lines:
+            text += "\n\n" + table(("path", "called in"), lines, numbers=False)
+        return text if self.sampled else f"{text}\n\n{NOT_SAMPLED}"
+
+
+def _cells(row: FoundActivation) -> tuple[str, ...]:
+    sets = "/".join("?" if count is None else str(count) for count in row.sets.values())
+    possible = row.refused or (f"only by its path: {row.gate}" if row.gate else "can be replaced")
+    return (
+        row.path,
+        row.kind,
+        "" if row.calls is None else str(row.calls),
+        "" if row.shape is None else "x".join(map(str, row.shape)),
+        "" if row.range is None else f"{row.range[0]:.3g} to {row.range[1]:.3g}",
+        "" if row.after is None else " ".join(row.after),
+        sets,
+        possible + " (the sample does not reach it)" * (row.calls == 0),
+    )
+
+
+def find_activations(net: nn.Module, *sample: Any, **keywords: Any) -> Found:
+    """Find the activations of `net`, and what a replacement would do with each. `net` is left unchanged.
+
+    With a sample these are found: modules; functions (F.relu, torch.relu, x.relu(), x.clamp(min=0)), also those held in
+    attributes; one module called at several places; modules of other classes that compute an elementwise function.
+    docs/networks/README.md lists what is found and what is not. Without a sample only modules are found.
+
+    Args:
+        net: any network.
+        sample: an input, as the network is called: find_activations(net, images), find_activations(net, ids,
+            mask=mask). Or what `sample=` of `replace_activations` takes: a tuple of the inputs, or an `aafit.Batch`.
+        keywords: keyword inputs of the network.
+
+    Returns:
+        The activations, in the order of their first calls.
+
+    Raises:
+        UserError: the network is wrapped, scripted, compiled, exported or quantised; it refuses the sample.
+
+    Example:
+        >>> print(aafit.find_activations(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.randn(16, 4)))
+    """
+    if not sample and not keywords:
+        return found_in(net, None)
+    if len(sample) == 1 and not keywords and isinstance(sample[0], (tuple, Batch)):
+        return found_in(net, sample[0])
+    return found_in(net, (*sample, keywords) if keywords else sample)
+
+
+def found_in(net: nn.Module, sample: Any, named: Collection[str] = (), share_calls: bool = False) -> Found:
+    """Find the activations of `net`; see `find_activations`.
+
+    Args:
+        net: any network.
+        sample: one value of any form that `as_inputs` takes; None for no sample.
+        named: paths of modules that count as activations whatever they are.
+        share_calls: count a module that is called at several places as one activation.
+
+    Raises:
+        UserError: as `find_activations`.
+    """
+    check_network(net)
+    if sample is None:
+        return Found(tuple(_rows_of_modules(net, {}, {}, named, set())), sampled=False)
+    for path, module in net.named_modules():
+        if type(module).__name__ == "OptimizedModule":
+            raise UserError(
+                f"{path!r} is compiled by torch.compile, and no call in it can be observed: put its _orig_mod there, "
+                "and compile the result."
+            )
+    observer = observe(net, sample, named)
+    observed, kinds = observer.rows(), observer.kinds
+    owners = tuple(dict.fromkeys(_call(row).owner for row in observed))
+    if share_calls:
+        observed = _with_shared_calls(observed)
+    order = {id(row): at for at, row in enumerate(observed)}
+    shared = _called_at_several_places(net, observed)
+    alone = {_call(row).called: row for row in observed if _call(row).of_module and _call(row).called not in shared}
+    rows = list(_rows_of_modules(net, alone, kinds, named, shared))
+    places = Counter((_call(row).owner, _call(row).path[0]) for row in observed)
+    rows += _rows_of_calls(net, (row for row in observed if alone.get(_call(row).called) is not row), places)
+    rows.sort(key=lambda row: order.get(id(row), len(order)))
+    for row in rows:
+        row.calls = row.calls or 0
+    return Found(tuple(rows), owners)
+
+
+def _call(row: FoundActivation) -> ActivationCall:
+    assert row.call is not None
+    return row.call
+
+
+def _with_shared_calls(rows: Iterable[FoundActivation]) -> list[FoundActivation]:
+    """Count all calls of one module as one."""
+    first: dict[Hashable, FoundActivation] = {}
+    for row in rows:
+        call = _call(row)
+        one = first.setdefault(call.called if call.of_module else id(row), row)
+        if one is not row:
+            one.calls = (one.calls or 0) + (row.calls or 0)
+            one.range = _union(one.range, row.range)
+    return list(first.values())
+
+
+def _called_at_several_places(net: nn.Module, rows: Iterable[FoundActivation]) -> set[str]:
+    """Return the paths of modules that are called at several places, including those already proxied."""
+    places = Counter(_call(row).called for row in rows if _call(row).of_module)
+    proxied = {path for path, module in net.named_modules() if isinstance(module, SharedModuleProxy)}
+    return {path for path, count in places.items() if count > 1} | proxied
+
+
+def _rows_of_modules(
+    net: nn.Module,
+    observed: Mapping[str, FoundActivation],
+    kinds: Mapping[str, str],
+    named: Collection[str],
+    shared: Collection[str],
+) -> Iterator[FoundActivation]:
+    """Yield the activations that are modules, each called at one place at most; `kinds` is that of other classes."""
+    modules, paths = _replaceable_modules(net)
+    hidden = {*kinds, *(path for path, module in modules.items() if isinstance(module, SharedModuleProxy))}
+    for path, module in modules.items():
+        known = is_activation(module)
+        if path in shared or _is_inside(path, hidden) or not (known or path in kinds or path in named):
+            continue
+        row = observed.get(path) or FoundActivation(path, "", "")
+        row.kind, row.class_name = kinds.get(path) or activation_name(module), type(module).__name__
+        row.refused = "not an elementwise activation" if known and not is_elementwise(module) else _why_not_real(row)
+        row.aliases = tuple(other for other in paths[id(module)] if other not in modules)
+        yield row
+
+
+def _replaceable_modules(net: nn.Module) -> tuple[dict[str, nn.Module], dict[int, list[str]]]:
+    """Return what can be replaced apart, by path in the order of the network; and all paths of a module, by its id.
+
+    A module in a block that is one object under several names counts once. Under several names of its own, it counts
+    once for each.
+    """
+    own = {
+        join_path(around_path, name): module
+        for around_path, around in net.named_modules()
+        for name, module in around._modules.items()
+        if module is not None
+    }
+    modules: dict[str, nn.Module] = {"": net} if is_activation(net) else {}
+    paths: defaultdict[int, list[str]] = defaultdict(list)
+    for path, module in net.named_modules(remove_duplicate=False):
+        paths[id(module)].append(path)
+        if path in own:
+            modules[path] = module
+    return modules, paths
+
+
+def _rows_of_calls(
+    net: nn.Module, rows: Iterable[FoundActivation], places: Mapping[tuple[str, Frame], int]
+) -> Iterator[FoundActivation]:
+    """Yield the calls of functions, and of modules called at several places, each with the path that its module gets.
+
+    That is the path of the owner, then the name of the function and a number: "block.relu_1". `places` has the number
+    of observed calls by owner and innermost frame.
+    """
+    numbers: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        call = _call(row)
+        owner, called = net.get_submodule(call.owner), call.called.rpartition(".")[2]
+        # The modules of a Sequential are called "0", "1", ...
+        base = called if called.isidentifier() else f"act_{called}"
+        numbers[call.owner, base] += 1
+        while hasattr(owner, f"{base}_{numbers[call.owner, base]}"):
+            numbers[call.owner, base] += 1
+        # Where the sample shows one way to a place, any other way to it counts as the same call.
+        way = call.path if places[call.owner, call.path[0]] > 1 else call.path[:1]
+        row.call = replace(call, name=f"{base}_{numbers[call.owner, base]}", path=way)
+        row.path = row.call.module_path
+        row.class_name = type(net.get_submodule(call.called)).__name__ if call.of_module else f"{call.called}()"
+        plain = is_plain(call.options)
+        row.refused = _why_not_real(row) if plain else "which is called with a tensor beside its input"
+        yield row
+
+
+def _why_not_real(row: FoundActivation) -> str:
+    """Return why an activation of integers or complex numbers cannot be replaced; empty for real numbers."""
+    if row.dtype is None or row.dtype.is_floating_point:
+        return ""
+    kind = "complex numbers" if row.dtype.is_complex else "integers"
+    return f"called with {kind} ({str(row.dtype).removeprefix('torch.')}), which no adaptive activation takes"
+
+
+def _is_inside(path: str, roots: Collection[str]) -> bool:
+    """Return whether a path is below one of `roots`."""
+    while path:
+        path = path.rpartition(".")[0]
+        if path in roots:
+            return True
+    return False
+
+
+def observe(net: nn.Module, sample: Any, named: Collection[str] = ()) -> "_Observer":
+    """Observe the activation calls of one forward of the sample.
+
+    It runs on a copy in evaluation mode, without gradients: neither the network nor torch's random state changes.
 
     Raises:
         UserError: as `forward_of_sample`.
     """
-    probe = each_its_own(probe_of(model))
-    watch = _Observer(probe, named)
-    forward_of_sample(probe, sample, watch)
-    watch.close()
-    return watch.result()
+    probe = with_separate_activations(probe_of(net))
+    observer = _Observer(probe, named)
+    forward_of_sample(probe, sample, observer)
+    observer.close()
+    return observer
 
 
 class _Observer(TorchFunctionMode):
-    """Sees each call of a torch function and of a module, knows whose forward it is in, and follows the tensors."""
+    """Sees each call of a torch function and of a module in a forward, and the module whose forward makes it."""
 
     def __init__(self, probe: nn.Module, named: Collection[str]) -> None:
         super().__init__()
         self._named = set(named)
-        self._seen: dict[Any, Seen] = {}
-        # The modules whose forwards run, and what each received that may be an activation.
-        self._around: list[tuple[str, Signal | None]] = []
+        self._rows: dict[Hashable, FoundActivation] = {}
+        # The modules whose forwards run, and what is known of the input if they may be activations.
+        self._running: list[tuple[str, Signal | None]] = []
         self._signals = Signals()
         modules = dict(probe.named_modules())
-        # What stands behind a doorway counts as standing at its path.
-        behind = {f"{path}.original" for path, module in modules.items() if isinstance(module, SharedModuleProxy)}
+        # What a proxy stands for counts as being at the proxy's path.
+        proxied = {f"{path}.original" for path, module in modules.items() if isinstance(module, SharedModuleProxy)}
         self._modules = {
             path: module.original if isinstance(module, SharedModuleProxy) else module
             for path, module in modules.items()
-            if path not in behind
+            if path not in proxied
         }
         self._candidates = {
             path: module for path, module in self._modules.items() if path and may_be_an_activation(module)
         }
         self._received: dict[str, Tensor] = {}
         # Candidates that are gates only if their kind is one of those.
-        self._by_kind: set[str] = set()
+        self._gates_by_kind: set[str] = set()
         self._handles = []
-        show_unnamed_calls(probe, self)
+        observe_other_calls(probe, self)
         for path, module in self._modules.items():
-            self._handles.append(module.register_forward_pre_hook(self._entering(path), with_kwargs=True))
-            self._handles.append(module.register_forward_hook(self._leaving(path), always_call=True))
+            self._handles.append(module.register_forward_pre_hook(self._before(path), with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._after(path), always_call=True))
 
     def close(self) -> None:
+        """Remove the hooks, and find the kinds of classes that are not torch's."""
         for handle in self._handles:
             handle.remove()
+        kinds = {path: elementwise_kind(self._candidates[path], u) for path, u in self._received.items()}
+        self.kinds = {path: kind for path, kind in kinds.items() if kind is not None}
 
-    def result(self) -> Observation:
-        """The calls, without those inside an activation, which are its own business."""
-        own = {}
-        for path, u in self._received.items():
-            if (kind := elementwise_kind(self._candidates[path], u)) is not None:
-                own[path] = kind
-        hidden = {path for path, module in self._modules.items() if is_activation(module)} | own.keys() | self._named
-        inside = tuple(f"{path}." for path in hidden)
-        seen = []
-        for row in self._seen.values():
-            if row.module is not None and row.module not in hidden:
+    def rows(self) -> list[FoundActivation]:
+        """Return the calls in the order of the first ones, without those inside an activation."""
+        activations = {path for path, module in self._modules.items() if is_activation(module)}
+        hidden = activations | self.kinds.keys() | self._named
+        rows = []
+        for row in self._rows.values():
+            call = _call(row)
+            if (call.of_module and call.called not in hidden) or call.owner in hidden or _is_inside(call.owner, hidden):
                 continue
-            if row.owner in hidden or (f"{row.owner}.").startswith(inside):
-                continue
-            if row.module is None:
+            if not call.of_module:
                 row.gate = self._signals.gates.get(id(row), row.gate)
             else:
-                row.kind = own.get(row.module, row.kind)
-                if row.module not in self._by_kind or row.kind in GATES:
-                    row.gate = self._signals.gates.get(row.module, row.gate)
-            seen.append(row)
-        return Observation(seen, own)
+                row.kind = self.kinds.get(call.called, row.kind)
+                if call.called not in self._gates_by_kind or row.kind in GATES:
+                    row.gate = self._signals.gates.get(call.called, row.gate)
+            rows.append(row)
+        return rows
 
-    def _entering(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def _before(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             received = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-            counted = is_activation(module) or path in self._named or path in self._candidates
-            if received is not None and counted:
-                # Of a module that is one of the candidates it is known only later whether it is an activation.
-                self._note(activation_name(module), received, path, "", {}, bool(getattr(module, "inplace", False)))
+            if not is_activation(module) and path not in self._named and path not in self._candidates:
+                received = None
+            if received is not None:
+                # Whether a candidate is an activation is known only after the forward.
+                in_place = bool(getattr(module, "inplace", False))
+                self._note(activation_name(module), received, path, {}, in_place, module)
                 if path in self._candidates:
-                    self._received.setdefault(path, _few_rows(received))
-            self._around.append((path, self._signals.of(received) if counted and received is not None else None))
+                    self._received.setdefault(path, _first_rows(received))
+            self._running.append((path, None if received is None else self._signals.of(received)))
 
         return hook
 
-    def _leaving(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
+    def _after(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            _, received = self._around.pop()
-            made = next(tensors_in(output), None)
+            _, received = self._running.pop()
+            made = next(iter(tensors_in(output)), None)
             if made is None:
                 return
             if _is_layer(module):
                 signal = self._signals.of(made)
                 signal.layer = type(module).__name__, path
                 if isinstance(module, nn.RNNBase) or type(module).__name__ == "Conv1D":
-                    # A Conv1D is a linear layer in spite of its name; it reshapes what its product of matrices gives.
+                    # A Conv1D is a linear layer in spite of its name; it reshapes the product of matrices.
                     signal.axis = made.dim() - 1
             if received is None or not isinstance(output, Tensor):
                 return
             if is_activation(module):
-                self._signals.follow(
-                    type(module), output, [value for value in args if isinstance(value, Tensor)], path, True
-                )
+                inputs = [value for value in args if isinstance(value, Tensor)]
+                self._signals.follow(type(module), output, inputs, path, True)
                 self._may_be_a_gate(activation_name(module), path, received, output)
             elif path in self._candidates:
-                if not {*self._signals.of(output).gates} - {*received.gates}:
-                    self._by_kind.add(path)
+                if not received.raw and not {*self._signals.of(output).gates} - {*received.gates}:
+                    self._gates_by_kind.add(path)
                 self._signals.add_gate(path, received, output)
 
         return hook
@@ -221,9 +471,9 @@ class _Observer(TorchFunctionMode):
             u = args[0] if args else kwargs.get("input")
             if isinstance(u, Tensor) and u.is_floating_point():
                 in_place = bool(kwargs.get("inplace", False)) or func.__name__.endswith("_")
-                call, options, _ = called_with(func, args, kwargs)
-                row, received = self._note(kind, u, None, call, options, in_place), self._signals.of(u)
-        owner = self._around[-1][0] if self._around else ""
+                called, options, _ = called_with(func, args, kwargs)
+                row, received = self._note(kind, u, called, options, in_place), self._signals.of(u)
+        owner = self._running[-1][0] if self._running else ""
         output = func(*args, **kwargs)
         self._signals.follow(func, output, [*args, *kwargs.values()], owner, kind is not None)
         if kind is not None and row is not None and received is not None:
@@ -231,358 +481,53 @@ class _Observer(TorchFunctionMode):
         return output
 
     def _may_be_a_gate(self, kind: str, name: Hashable, received: Signal, output: Tensor) -> None:
-        if kind in GATES:
+        if kind in GATES or received.raw:
             self._signals.add_gate(name, received, output)
         elif kind == "ReLU6":
             # relu6(x + 3) is six times a hard sigmoid.
             self._signals.add_gate(name, received, output, of_others=received.plus_3)
 
     def _note(
-        self, kind: str, u: Tensor, module: str | None, call: str, options: dict[str, Any], in_place: bool
-    ) -> Seen | None:
-        owner = self._around[-1][0] if self._around else ""
+        self,
+        kind: str,
+        u: Tensor,
+        called: str,
+        options: dict[str, Any],
+        in_place: bool,
+        module: nn.Module | None = None,
+    ) -> FoundActivation | None:
+        """Note a call of a function, or of `module` at the path `called`; None if the network's program makes none."""
+        owner = self._running[-1][0] if self._running else ""
         frames = calling_frames(self._modules[owner])
         if not frames:
             return None
-        place = place_of(frames)
-        # One place may call now one function and now another, or one with other options.
-        full = {name: "" if isinstance(value, Tensor) else str(value) for name, value in in_full(call, options).items()}
-        key = owner, module, place, call, tuple(sorted(full.items()))
-        row = self._seen.get(key)
+        path = path_of(frames)
+        # One place may call now one function and now another, or one function with other options.
+        full = full_options(called, options) if module is None else {}
+        shown = tuple(sorted((name, "" if isinstance(v, Tensor) else str(v)) for name, v in full.items()))
+        key = owner, called, module is None, path, shown
+        row = self._rows.get(key)
         if row is None:
-            row = self._seen[key] = Seen(owner, module, place, kind, call, options, line_of(frames), in_place=in_place)
+            call = ActivationCall(owner, called, module is not None, kind, path, options)
+            row = FoundActivation(called, kind, "", line=line_of(frames), in_place=in_place, call=call)
+            self._rows[key] = row
             if isinstance(u if u._base is None else u._base, nn.Parameter):
                 row.gate = "it is given a parameter, not a signal"
-        row.calls += 1
-        row.shape, row.device, row.dtype = tuple(u.shape), u.device, u.dtype
-        signal = self._signals.of(u)
-        row.channel_axis, row.after = signal.axis, signal.layer
-        if module is not None and getattr(self._modules[module], "num_parameters", 1) > 1:
-            # The slopes of an nn.PReLU lie along axis 1, whatever comes before it.
+        row.add_call(u, self._signals.of(u))
+        if module is not None and getattr(module, "num_parameters", 1) > 1:
+            # The slopes of an nn.PReLU lie along axis 1, whatever layer comes before it.
             row.channel_axis = 1
-        if u.numel() and u.is_floating_point() and not u.is_meta:
-            low, high = u.detach().aminmax()
-            row.low, row.high = min(row.low, low.item()), max(row.high, high.item())
         return row
 
 
-def _few_rows(u: Tensor) -> Tensor:
-    """The first rows, in memory of their own: enough to tell a function by, of many modules at once."""
+def _first_rows(u: Tensor) -> Tensor:
+    """Return a copy of the first rows: enough to recognise a function, and small for many modules at once."""
     if not u.dim():
         return u.detach().clone()
-    rows = min(8, max(1, KEPT // max(1, u[:1].numel())))
+    rows = min(8, max(1, KEPT_ELEMENTS // max(1, u[:1].numel())))
     return u.detach()[:rows].clone()
 
 
 def _is_layer(module: nn.Module) -> bool:
     kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase)
     return isinstance(module, kinds) or type(module).__name__ in ("Conv1D", "LazyLinear")
-
-
-NOT_SAMPLED = (
-    "No sample was given: activations called as functions (F.relu), and modules called more than once, were not looked "
-    "for."
-)
-
-
-@dataclass(frozen=True)
-class FoundActivation:
-    """An activation of a network, at the path that its replacement will have.
-
-    What the sample shows of it is None where no sample was given, or its forward does not call it.
-
-    Attributes:
-        path: "act1", or "block.relu_1" for a call that has no module of its own yet.
-        kind: Of the function, "ReLU".
-        class_name: Of the module; of a function its name, "relu()".
-        refused: Why it cannot be replaced; empty: it can.
-        sampled: Whether a sample was given.
-        seen: What the sample shows of it.
-        site: What is to be given a module first.
-        aliases: Other paths of the same module.
-    """
-
-    path: str
-    kind: str
-    class_name: str
-    refused: str = ""
-    sampled: bool = False
-    seen: Seen | None = field(default=None, repr=False)
-    site: Site | None = field(default=None, repr=False)
-    aliases: tuple[str, ...] = field(default=(), repr=False)
-
-    @property
-    def line(self) -> str | None:
-        """Where the program calls it, "net.py:12: x = F.relu(x)"."""
-        return self.seen.line if self.seen else None
-
-    @property
-    def calls(self) -> int | None:
-        """The number of calls in one forward of the sample; None: there was none."""
-        return self.seen.calls if self.seen else 0 if self.sampled else None
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        """Of what it receives, the batch first."""
-        return self.seen.shape if self.seen else None
-
-    @property
-    def range(self) -> tuple[float, float] | None:
-        """The smallest and the largest value that it receives; None too where the values are not known."""
-        return (self.seen.low, self.seen.high) if self.seen and self.seen.low <= self.seen.high else None
-
-    @property
-    def after(self) -> tuple[str, str] | None:
-        """The layer before it, as ("Conv2d", "conv1")."""
-        return self.seen.after if self.seen else None
-
-    @property
-    def gate(self) -> str:
-        """Why only its own path, or a function as the key, replaces it (a gate); empty: it is as all others."""
-        return self.seen.gate if self.seen else ""
-
-    @property
-    def channel_axis(self) -> int | None:
-        """The axis of the channels in what it receives, None where the layer before does not tell."""
-        if self.shape is None:
-            return None
-        return 1 if len(self.shape) == 2 else self.seen.channel_axis if self.seen else None
-
-    @property
-    def sets(self) -> dict[str, int | None]:
-        """The number of parameter sets when it is shared by layer, channel or neuron; None where that is not known.
-
-        A set has 2 parameters of an AHAF, 4 of a LEAF, one for each knot of an F-Neuron.
-        """
-        shape, axis = self.shape, self.channel_axis
-        if shape is None or len(shape) < 2:
-            return {"layer": 1, "channel": None, "neuron": None}
-        channels = None if axis is None else shape[axis]
-        return {"layer": 1, "channel": channels, "neuron": torch.Size(shape[1:]).numel()}
-
-
-@dataclass(frozen=True)
-class Found:
-    """What `find_activations` found, in the order of the first calls; prints as a table.
-
-    Attributes:
-        rows: The activations.
-        owners: Paths of the modules whose forwards make calls.
-        sampled: Whether a sample was given.
-    """
-
-    rows: tuple[FoundActivation, ...]
-    owners: tuple[str, ...] = field(default=(), repr=False)
-    sampled: bool = True
-
-    def __iter__(self) -> Iterator[FoundActivation]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, path: str) -> FoundActivation:
-        for row in self.rows:
-            if path == row.path or path in row.aliases:
-                return row
-        raise UserError(f"The network has no activation at {path!r}. {nearest(path, [row.path for row in self.rows])}")
-
-    def __str__(self) -> str:
-        header = ("path", "kind", "calls", "input", "range", "after", "sets: layer/channel/neuron", "what can be done")
-        text = table(header, [_cells(row) for row in self.rows], numbers=False)
-        lines = [(row.path, row.line) for row in self.rows if row.line is not None]
-        if lines:
-            text += "\n\n" + table(("path", "called in"), lines, numbers=False)
-        return text if self.sampled else f"{text}\n\n{NOT_SAMPLED}"
-
-
-def _cells(row: FoundActivation) -> tuple[str, ...]:
-    sets = "/".join("?" if count is None else str(count) for count in row.sets.values())
-    done = row.refused or (f"only by its path: {row.gate}" if row.gate else "can be replaced")
-    return (
-        row.path,
-        row.kind,
-        "" if row.calls is None else str(row.calls),
-        "" if row.shape is None else "x".join(map(str, row.shape)),
-        "" if row.range is None else f"{row.range[0]:.3g} to {row.range[1]:.3g}",
-        "" if row.after is None else " ".join(row.after),
-        sets,
-        done + " (the sample does not reach it)" * (row.calls == 0),
-    )
-
-
-EXPORTED = "{} is exported by torch.export, and its program is fixed: replace before it is exported."
-
-
-def find_activations(net: nn.Module, *sample: Any, **keywords: Any) -> Found:
-    """The activations of `net`, and what a replacement would do with each. `net` is left as it was.
-
-    With a sample: modules, functions (F.relu, torch.relu, x.relu(), x.clamp(min=0)), functions held in attributes, one
-    module called at several places, modules of a class of the network's own that computes a function element by
-    element; docs/networks/README.md lists what is found and what is not. Without one only modules are.
-
-    Args:
-        net: any network.
-        sample: an input of it, as it is called: find_activations(net, images), find_activations(net, ids, mask=mask).
-            Or what `sample=` of `replace_activations` takes: a tuple of the inputs, or an `aafit.Batch`.
-
-    Raises:
-        UserError: the network is wrapped, scripted, compiled, exported or quantised; it refuses the sample.
-    """
-    if not sample and not keywords:
-        return found_in(net, None)
-    if len(sample) == 1 and not keywords and isinstance(sample[0], (tuple, Batch)):
-        return found_in(net, sample[0])
-    return found_in(net, (*sample, keywords) if keywords else sample)
-
-
-def found_in(net: nn.Module, sample: Any, named: Collection[str] = (), share_calls: bool = False) -> Found:
-    """As `find_activations`, with the sample as one value of any form (None: there is none).
-
-    The modules at the paths `named` are among them, whatever they are. With `share_calls` a module that is called at
-    several places is one activation.
-    """
-    check_plain(net)
-    if sample is None:
-        return Found(tuple(_modules(net, Observation(), named)), sampled=False)
-    for path, module in net.named_modules():
-        if type(module).__name__ == "OptimizedModule":
-            raise UserError(
-                f"{path!r} is compiled by torch.compile, and no call in it can be seen: put its _orig_mod there, and "
-                "compile what comes out."
-            )
-    watched = observe(net, sample, named)
-    if share_calls:
-        watched.share_calls()
-    rows = [*_modules(net, watched, named), *_calls(net, watched)]
-    order = {id(seen): at for at, seen in enumerate(watched.seen)}
-    rows.sort(key=lambda row: order.get(id(row.seen), len(order)))
-    return Found(tuple(rows), tuple(dict.fromkeys(seen.owner for seen in watched.seen)))
-
-
-def check_plain(net: nn.Module) -> None:
-    """Raise unless the network is a plain module.
-
-    Raises:
-        UserError: it is wrapped, scripted, compiled, exported or quantised; the message says what to give instead.
-    """
-    name = type(net).__name__
-    if name == "ExportedProgram":
-        raise UserError(EXPORTED.format("The network"))
-    if not isinstance(net, nn.Module):
-        raise UserError(f"The network is a {type(net).__name__}: give a torch.nn.Module.")
-    if isinstance(net, torch.jit.ScriptModule):
-        raise UserError(
-            "The network is a ScriptModule, whose program is fixed: give the network that it was made from."
-        )
-    if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise UserError(f"The network is wrapped in a {name}: give net.module, and wrap what comes out.")
-    if name == "OptimizedModule":
-        raise UserError("The network is compiled by torch.compile: give net._orig_mod, and compile what comes out.")
-    for path, module in net.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UserError(f"{path!r} is a ScriptModule, whose program is fixed: give the module it was made from.")
-        if isinstance(module, GraphModule) and any(isinstance(node.target, OpOverload) for node in module.graph.nodes):
-            raise UserError(EXPORTED.format(repr(path) if path else "The network"))
-        if ".quantized" in type(module).__module__:
-            raise UserError(
-                f"{path!r} is a quantised {type(module).__name__}: give the network as it was before quantisation."
-            )
-
-
-def _modules(net: nn.Module, watched: Observation, named: Collection[str] = ()) -> Iterator[FoundActivation]:
-    """The activations that are modules, each called at one place at most."""
-    seen_of = {seen.module: seen for seen in watched.seen if seen.module is not None}
-    places, aliases = _places(net)
-    inside = tuple(f"{path}." for path in watched.own)
-    inside += tuple(f"{path}." for path, module in places.items() if isinstance(module, SharedModuleProxy))
-    several = _called_at_several_places(net, watched)
-    for path, module in places.items():
-        known = is_activation(module)
-        if not known and path not in watched.own and path not in named:
-            continue
-        if path in several or path.startswith(inside):
-            continue
-        seen = seen_of.get(path)
-        yield FoundActivation(
-            path,
-            watched.own.get(path) or activation_name(module),
-            type(module).__name__,
-            "not an elementwise activation" if known and not is_elementwise(module) else _of_no_reals(seen),
-            bool(watched.seen),
-            seen,
-            aliases=tuple(other for other in aliases[id(module)] if other not in places),
-        )
-
-
-def _places(net: nn.Module) -> tuple[dict[str, nn.Module], dict[int, list[str]]]:
-    """What can be replaced apart, by path in the order of the network; and all paths of each module, by its id.
-
-    A module in a block that is one object under several names is one. Under several names of its own it is several.
-    """
-    own = {
-        f"{around_path}.{name}" if around_path else name: module
-        for around_path, around in net.named_modules()
-        for name, module in around._modules.items()
-        if module is not None
-    }
-    places: dict[str, nn.Module] = {"": net} if is_activation(net) else {}
-    paths: defaultdict[int, list[str]] = defaultdict(list)
-    for path, module in net.named_modules(remove_duplicate=False):
-        paths[id(module)].append(path)
-        if path in own:
-            places[path] = module
-    return places, paths
-
-
-def _calls(net: nn.Module, watched: Observation) -> Iterator[FoundActivation]:
-    """The calls that have no module of their own: of functions, and of modules called at several places.
-
-    The path of each is that of its owner, with the name of the function and a number: "block.relu_1".
-    """
-    several = _called_at_several_places(net, watched)
-    taken: defaultdict[str, set[str]] = defaultdict(set)
-    ways = Counter((seen.owner, seen.place[0]) for seen in watched.seen)
-    for seen in watched.seen:
-        if seen.module is not None and seen.module not in several:
-            continue
-        name = _free_name(seen, net.get_submodule(seen.owner), taken[seen.owner])
-        call = seen.call if seen.module is None else seen.module
-        # Where the sample shows one way to a place only, another way to it means the same.
-        place = seen.place if ways[seen.owner, seen.place[0]] > 1 else seen.place[:1]
-        plain = all(value is None or isinstance(value, (bool, int, float, str)) for value in seen.options.values())
-        yield FoundActivation(
-            f"{seen.owner}.{name}" if seen.owner else name,
-            seen.kind,
-            f"{seen.call}()" if seen.module is None else type(net.get_submodule(seen.module)).__name__,
-            _of_no_reals(seen) if plain else "which is called with a tensor beside its input",
-            True,
-            seen,
-            Site(name, place, seen.kind, call, seen.options, seen.module is not None),
-        )
-
-
-def _of_no_reals(seen: Seen | None) -> str:
-    """Why what is called with integers or complex numbers is not replaced."""
-    if seen is None or seen.dtype.is_floating_point:
-        return ""
-    kind = "complex numbers" if seen.dtype.is_complex else "integers"
-    return f"called with {kind} ({str(seen.dtype).removeprefix('torch.')}), which no adaptive activation takes"
-
-
-def _called_at_several_places(net: nn.Module, watched: Observation) -> set[str]:
-    """The modules that are; one behind a doorway was when others of its calls were given modules."""
-    places = Counter(seen.module for seen in watched.seen if seen.module is not None)
-    doorways = {path for path, module in net.named_modules() if isinstance(module, SharedModuleProxy)}
-    return {path for path, count in places.items() if count > 1} | doorways
-
-
-def _free_name(seen: Seen, owner: nn.Module, taken: set[str]) -> str:
-    called = seen.call if seen.module is None else seen.module.rpartition(".")[2]
-    # The modules of a Sequential are called "0", "1", ...
-    called = called if called.isidentifier() else f"act_{called}"
-    number = 1
-    while f"{called}_{number}" in taken or hasattr(owner, f"{called}_{number}"):
-        number += 1
-    taken.add(f"{called}_{number}")
-    return f"{called}_{number}"

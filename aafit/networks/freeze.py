@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation, FNeuron
 from aafit.errors import UserError, check_name
-from aafit.networks.kinds import KNOWN, activation_name
-from aafit.networks.nearest import nearest_functions
+from aafit.networks.kinds import KNOWN, activation_name, nearest_functions
 from aafit.networks.running import copied, forward_of_sample, probe_of, receiving
 from aafit.networks.surgery import put_activation
 from aafit.tables import table

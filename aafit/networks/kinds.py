@@ -1,10 +1,12 @@
-"""Activations of classes that are not torch's: told by what they compute.
+"""Tell which modules and which calls of functions are activations, of what kind, and which known function is nearest.
 
-Which modules and which calls of functions are activations, and of what kind.
+Modules and functions of torch are known by their names. `elementwise_kind` recognises a module of any other class by
+what it computes. `KNOWN` has the fixed functions that activations are compared with.
 """
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -45,10 +47,10 @@ FUNCTIONS: dict[str, str] = {
     "tanh": "Tanh",
     "sigmoid": "Sigmoid",
 }
-"""Activations that can be called as a function (F.relu, torch.relu, x.relu(), x.relu_()), by its name, and the kind."""
+"""Kinds of the activations that can be called as a function (F.relu, torch.relu, x.relu(), x.relu_()), by its name."""
 
 GATES = ("Sigmoid", "Tanh", "Hardsigmoid", "Hardtanh")
-"""What multiplies another signal in an attention, a squeeze-excite or an LSTM."""
+"""Kinds that multiply another signal in an attention, a squeeze-excite or an LSTM."""
 
 KNOWN: Mapping[str, nn.Module] = MappingProxyType(
     {
@@ -58,41 +60,41 @@ KNOWN: Mapping[str, nn.Module] = MappingProxyType(
         **{name: getattr(nn, name)() for name in sorted({*FUNCTIONS.values()} - {"Threshold", "CELU"})},
     }
 )
-"""The fixed functions that a form can be told by: the elementwise activations of torch, with their usual settings."""
-
-
-def is_activation(module: nn.Module) -> bool:
-    """Whether the module is known to be an activation: one of torch's, or one of this package's."""
-    return isinstance(module, (_MODULES, CalledFunction))
-
-
-def is_elementwise(module: nn.Module) -> bool:
-    """Whether the module is known to be an activation that works on each element alone (a softmax does not)."""
-    return is_activation(module) and not isinstance(module, _NOT_ELEMENTWISE)
-
-
-def activation_name(module: nn.Module) -> str:
-    """How a module is called in reports: "LEAF as ReLU", "F-Neuron random", "GELU", or the name of its class."""
-    if isinstance(module, CalledFunction):
-        return module.kind
-    return module.text if isinstance(module, AdaptiveActivation) else type(module).__name__
-
+"""The elementwise activations of torch with their usual settings, by name."""
 
 _CLAMPS = ("clamp", "clamp_min")
-# By the name that a function has: its own, that of the one that works in place (x.relu_()), or what torch calls it.
-_OTHER_NAMES = {
+# The names that functions have: their own, that of the in-place variant (x.relu_()), and torch's internal ones.
+_NAMES = {
+    **{name: name for name in (*FUNCTIONS, *_CLAMPS)},
+    **{f"{name}_": name for name in (*FUNCTIONS, *_CLAMPS)},
     "clip": "clamp",
     "clip_": "clamp",
     "log_sigmoid": "logsigmoid",
     "special_expit": "sigmoid",
     "_threshold": "threshold",
 }
-_NAMES = {name: name for name in (*FUNCTIONS, *_CLAMPS)} | {f"{name}_": name for name in (*FUNCTIONS, *_CLAMPS)}
-_NAMES |= _OTHER_NAMES
+_PROBED = 4096  # elements
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Return whether the module is known to be an activation, of torch or of this package."""
+    return isinstance(module, (_MODULES, CalledFunction))
+
+
+def is_elementwise(module: nn.Module) -> bool:
+    """Return whether the module is known to be an elementwise activation (a softmax is not)."""
+    return is_activation(module) and not isinstance(module, _NOT_ELEMENTWISE)
+
+
+def activation_name(module: nn.Module) -> str:
+    """Return a module's name in reports: "LEAF as ReLU", "F-Neuron random", "GELU", or the name of its class."""
+    if isinstance(module, CalledFunction):
+        return module.kind
+    return module.text if isinstance(module, AdaptiveActivation) else type(module).__name__
 
 
 def called_kind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-    """The kind of activation that this call of a torch function is, None where it is none."""
+    """Return the kind of activation that a call of a torch function computes; None if it is no activation."""
     name = function_name(function)
     if name in _CLAMPS:
         low = kwargs.get("min", args[1] if len(args) > 1 else None)
@@ -104,7 +106,7 @@ def called_kind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Map
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """The name of a torch function, of an activation the same for the one that works in place; "" where it has none."""
+    """Return the name of a torch function, the same for its in-place variant; "" if it has none."""
     name = getattr(function, "__name__", "")
     return _NAMES.get(name, name)
 
@@ -114,93 +116,130 @@ class CalledFunction(nn.Module):
 
     Args:
         function: its name in torch.nn.functional, torch or torch.Tensor.
-        options: what it is called with beside its input; of those without a name, "1" is the first.
-        kind: of the activation.
+        options: its arguments beside the input; positional ones are named "1", "2", ...
+        kind: kind of the activation.
     """
 
     def __init__(self, function: str, options: Mapping[str, Any], kind: str) -> None:
         super().__init__()
         self.function, self.options, self.kind = function, dict(options), kind
 
-    def forward(self, u: Tensor) -> Tensor:
-        """The function of u."""
-        places = next(place for place in (F, torch, torch.special, Tensor) if hasattr(place, self.function))
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the function of the input."""
+        place = next(place for place in (F, torch, torch.special, Tensor) if hasattr(place, self.function))
         positional = [value for name, value in self.options.items() if name.isdecimal()]
         named = {name: value for name, value in self.options.items() if not name.isdecimal()}
-        result: Tensor = getattr(places, self.function)(u, *positional, **named)
+        result: Tensor = getattr(place, self.function)(input, *positional, **named)
         return result
 
     def extra_repr(self) -> str:
-        """The call."""
+        """Return the call."""
         return ", ".join([self.function, *(f"{name}={value!r}" for name, value in self.options.items())])
 
 
-def recognised(function: Callable[[Tensor], Tensor]) -> str | None:
-    """The name in KNOWN of the function that this one is, to 1e-5 on [-8, 8]; None where it is none of them."""
-    u = torch.linspace(-8, 8, 4001, dtype=torch.float64)
-    with torch.no_grad():
-        y = function(u)
-        return next((name for name, known in KNOWN.items() if (known(u) - y).abs().max() < 1e-5), None)
-
-
-_PROBED = 4096  # elements
-
-
-def each_its_own(net: nn.Module) -> nn.Module:
-    """`net`, in which an activation that is one object under several names is an object for each, in place."""
-    known: set[int] = set()
+def with_separate_activations(net: nn.Module) -> nn.Module:
+    """Make an activation that is one object under several names an object for each, in place; return `net`."""
+    met: set[int] = set()
     for around in list(net.modules()):
         for name, child in list(around._modules.items()):
             if child is not None and (is_activation(child) or may_be_an_activation(child)):
-                if id(child) in known:
+                if id(child) in met:
                     around._modules[name] = deepcopy(child)
-                known.add(id(child))
+                met.add(id(child))
     return net
 
 
 def may_be_an_activation(module: nn.Module) -> bool:
-    """Whether a module of a class that is not torch's has nothing in it but activations, and classes like itself."""
+    """Return whether a module of another class than torch's holds only activations, and modules like itself."""
     if is_activation(module) or any(True for _ in module.buffers()):
         return False
     return all(is_activation(inner) or not type(inner).__module__.startswith("torch.") for inner in module.modules())
 
 
 def elementwise_kind(module: nn.Module, u: Tensor) -> str | None:
-    """The kind of function that a module computes element by element; None where it does not, or only a straight line.
+    """Return the kind of the elementwise function that a module computes; None if there is none, or it is linear.
 
     Args:
-        module: whose class is not known.
-        u: what it receives.
+        module: a module of an unknown class.
+        u: its input.
     """
     if not u.is_floating_point() or u.numel() < 8 or u.is_meta:
         return None
     few = u.flatten()[:_PROBED].double()
     shuffled = torch.randperm(few.numel(), generator=torch.Generator().manual_seed(0)).to(u.device)
-    # Dense near 0, where most functions bend, and as far out as one is compared with those that are known.
+    # Dense near 0, where most functions bend, and as far out as functions are compared with the known ones.
     line = 8 * torch.linspace(-1, 1, u.numel(), dtype=torch.float64, device=u.device).reshape(u.shape) ** 3
     try:
         with torch.no_grad():
             own = deepcopy(module).double()
-            whole = own(u.double().clone())
-            mixed = own(few[shuffled].clone())
-            bent = own(line.clone())
-    # Of whatever kind: what refuses such inputs is no elementwise function.
+            full, mixed, bent = own(u.double().clone()), own(few[shuffled].clone()), own(line.clone())
+    # Of any type: a module that refuses such inputs computes no elementwise function.
     except Exception:
         return None
-    if (
-        not all(isinstance(y, Tensor) for y in (whole, mixed, bent))
-        or whole.shape != u.shape
-        or mixed.shape != few.shape
-    ):
+    if not all(isinstance(y, Tensor) for y in (full, mixed, bent)):
         return None
-    if not torch.allclose(whole.flatten()[: few.numel()][shuffled], mixed, rtol=1e-6, atol=1e-9):
+    if full.shape != u.shape or mixed.shape != few.shape:
+        return None
+    if not torch.allclose(full.flatten()[: few.numel()][shuffled], mixed, rtol=1e-6, atol=1e-9):
         return None
     ends = bent.flatten()[0] + (bent.flatten()[-1] - bent.flatten()[0]) * (line.flatten() + 8) / 16
     if torch.allclose(bent.flatten(), ends, atol=1e-6):
         return None
     try:
-        # Either form of GELU is called by that name, as it is where a function is called.
-        return (recognised(own.cpu()) or type(module).__name__).removesuffix(" (tanh)")
-    # It may take inputs of its own rank alone.
+        # Either variant of GELU has that name, as it has where a function is called.
+        return (_recognised(own.cpu()) or type(module).__name__).removesuffix(" (tanh)")
+    # It may take inputs of one rank only.
     except Exception:
         return type(module).__name__
+
+
+def _recognised(function: Callable[[Tensor], Tensor]) -> str | None:
+    """Return the name in KNOWN of the function that this one equals to 1e-5 on [-8, 8]; None if there is none."""
+    u = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    with torch.no_grad():
+        y = function(u)
+        return next((name for name, known in KNOWN.items() if (known(u) - y).abs().max() < 1e-5), None)
+
+
+@dataclass(frozen=True)
+class Near:
+    """A known function and its distance from a curve over the same inputs.
+
+    Attributes:
+        name: Name in `KNOWN`.
+        rms: Root mean squared difference, in units of the output.
+        distance: `rms` divided by the standard deviation of the curve; infinite if only the curve is constant.
+    """
+
+    name: str
+    rms: float
+    distance: float
+
+
+def nearest_functions(u: Tensor, y: Tensor, weights: Tensor | None = None) -> tuple[Near, ...]:
+    """Return all known functions, the nearest first.
+
+    Args:
+        u: inputs of any shape, in float64.
+        y: values of the curve at `u`, of the same shape.
+        weights: weights of the inputs that sum to 1; None for equal ones.
+    """
+    with torch.no_grad():
+        near = [Near(name, rms(y - known(u), weights), distance(y, known(u), weights)) for name, known in KNOWN.items()]
+    return tuple(sorted(near, key=lambda row: row.rms))
+
+
+def distance(y: Tensor, other: Tensor, weights: Tensor | None = None) -> float:
+    """Return the RMS difference over the standard deviation of `y`; infinite if only `y` is constant."""
+    deviation = rms(y - _mean(y, weights), weights)
+    difference = rms(y - other, weights)
+    return difference / deviation if deviation > 0 else 0.0 if difference == 0 else float("inf")
+
+
+def rms(values: Tensor, weights: Tensor | None = None) -> float:
+    """Return the root mean square, with `weights` that sum to 1."""
+    return _mean(values.square(), weights).sqrt().item()
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values.mean() if weights is None else (weights * values).sum()

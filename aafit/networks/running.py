@@ -1,8 +1,6 @@
-"""A copy of a network to look at, and one forward of a sample in it.
+"""Run networks: which ones can be run, copies to observe, evaluation mode, and what modules receive and return.
 
-How networks compute for a while: in evaluation mode, without the fused steps of torch.nn, from one seed.
-
-What the modules of a network receive and give, seen while a block runs: hooks that are removed at its end.
+Everything here is undone at the end of a block, or happens on a copy: a user's network stays as it was.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,16 +10,63 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx import GraphModule
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from aafit.errors import UserError
-from aafit.networks.batches import as_inputs
+from aafit.networks.batches import as_inputs, call
+
+
+def check_network(net: nn.Module) -> None:
+    """Raise unless the program of a network can be followed.
+
+    Raises:
+        UserError: it is no module, or wrapped, scripted, compiled, exported or quantised; the message says what to give
+            instead.
+    """
+    name = type(net).__name__
+    if name == "ExportedProgram":
+        raise UserError(_exported("The network"))
+    if not isinstance(net, nn.Module):
+        if isinstance(net, type) and issubclass(net, nn.Module):
+            raise UserError(f"The network is the class {net.__name__}: give an object of it, {net.__name__}(...).")
+        raise UserError(f"The network is a {name}: give a torch.nn.Module.")
+    if isinstance(net, (nn.DataParallel, DistributedDataParallel)):
+        raise UserError(f"The network is wrapped in a {name}: give net.module, and wrap the result.")
+    if name == "OptimizedModule":
+        raise UserError("The network is compiled by torch.compile: give net._orig_mod, and compile the result.")
+    check_not_scripted(net)
+    for path, module in net.named_modules():
+        what = repr(path) if path else "The network"
+        if isinstance(module, GraphModule) and any(isinstance(node.target, OpOverload) for node in module.graph.nodes):
+            raise UserError(_exported(what))
+        if ".quantized" in type(module).__module__:
+            raise UserError(f"{what} is a quantised {type(module).__name__}: give the network before quantisation.")
+
+
+def check_not_scripted(net: nn.Module) -> None:
+    """Raise if a network or a module in it is scripted.
+
+    Raises:
+        UserError: it is.
+    """
+    for path, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = repr(path) if path else "The network"
+            raise UserError(f"{what} is a ScriptModule, whose program is fixed: give the module that it was made from.")
+
+
+def _exported(what: str) -> str:
+    return f"{what} is exported by torch.export, and its program is fixed: replace before it is exported."
 
 
 @contextmanager
 def own_modes(*nets: nn.Module) -> Iterator[None]:
-    """At the end of the block, put each module back into the mode that it had, training or evaluation."""
+    """Restore the training or evaluation mode of each module at the end of the block."""
     modes = [(module, module.training) for net in nets for module in net.modules()]
     try:
         yield
@@ -32,10 +77,7 @@ def own_modes(*nets: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(*nets: nn.Module) -> Iterator[None]:
-    """Within the block: no gradients, and the networks without dropout and with fixed statistics; then as they were.
-
-    They compute step by step, see `without_fast_path`.
-    """
+    """Within the block, put the networks into evaluation mode, without gradients and torch.nn's fast path."""
     with own_modes(*nets), torch.no_grad(), without_fast_path():
         for net in nets:
             net.eval()
@@ -44,27 +86,27 @@ def evaluation_mode(*nets: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_fast_path() -> Iterator[None]:
-    """Within the block encoders of torch.nn compute as in training.
+    """Within the block, let encoders of torch.nn compute as in training.
 
-    In evaluation mode they take a fused step, which calls no activation. They also leave padding out then, and give
-    0 there. A network with replaced activations cannot, so that the zeros would count as a difference.
+    Their fast path in evaluation mode calls no activation. It also leaves padding out and returns 0 there. A network
+    with replaced activations cannot, so that the zeros would count as a difference.
     """
-    fused = torch.backends.mha.get_fastpath_enabled()
+    enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextmanager
 def fork_rng(seed: int | None) -> Iterator[None]:
-    """Within the block torch draws random numbers from a seed on (None: the next ones); then it goes on as before it.
+    """Within the block, let torch draw random numbers from a seed (None: from its state); restore its state at the end.
 
-    So networks that draw some in evaluation mode, as a variational one does, can be held against each other: each draws
-    the same for a batch.
+    With one seed for each, networks that draw random numbers in evaluation mode, as a variational one does, can be
+    compared.
     """
-    # Not torch.manual_seed: where CUDA is not in use yet, that would seed it for later.
+    # Not torch.manual_seed, which would also seed CUDA where it is not in use yet.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else range(0)
     with torch.random.fork_rng(devices, device_type="cuda"):
         if seed is not None:
@@ -76,9 +118,9 @@ def fork_rng(seed: int | None) -> Iterator[None]:
 
 @contextmanager
 def watched(net: nn.Module, paths: Iterable[str], see: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
-    """Call see(path, input, output) at each call of the modules at `paths`, with the first tensor that each receives.
+    """Call see(path, input, output) after each call of the modules at `paths`.
 
-    `see` is called after the module: one that works in place has changed its input by then.
+    The input is the first tensor that a module receives; a module that works in place has changed it by then.
     """
 
     def hook_at(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
@@ -88,13 +130,13 @@ def watched(net: nn.Module, paths: Iterable[str], see: Callable[[str, Tensor, Te
         return hook
 
     handles = [net.get_submodule(path).register_forward_hook(hook_at(path), with_kwargs=True) for path in paths]
-    with _until_the_end(handles):
+    with _removed_at_the_end(handles):
         yield
 
 
 @contextmanager
 def receiving(net: nn.Module, paths: Iterable[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call see(path, input) before each call of the modules at `paths`: before one that works in place changes it."""
+    """Call see(path, input) before each call of the modules at `paths`, before one that works in place changes it."""
 
     def hook_at(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -103,7 +145,7 @@ def receiving(net: nn.Module, paths: Iterable[str], see: Callable[[str, Tensor],
         return hook
 
     handles = [net.get_submodule(path).register_forward_pre_hook(hook_at(path), with_kwargs=True) for path in paths]
-    with _until_the_end(handles):
+    with _removed_at_the_end(handles):
         yield
 
 
@@ -112,7 +154,7 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 @contextmanager
-def _until_the_end(handles: list[RemovableHandle]) -> Iterator[None]:
+def _removed_at_the_end(handles: list[RemovableHandle]) -> Iterator[None]:
     try:
         yield
     finally:
@@ -121,7 +163,7 @@ def _until_the_end(handles: list[RemovableHandle]) -> Iterator[None]:
 
 
 def probe_of(net: nn.Module) -> nn.Module:
-    """A copy of `net` in evaluation mode, to look at its forward; with the same parameters, which that only reads.
+    """Return a copy of `net` in evaluation mode to observe; it shares the parameters, which a forward only reads.
 
     Raises:
         UserError: as `copied`.
@@ -131,20 +173,28 @@ def probe_of(net: nn.Module) -> nn.Module:
 
 
 def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A copy of `net`, `memo` as for deepcopy.
+    """Return a copy of `net`, with `memo` as for deepcopy.
+
+    Computed tensors that it holds are detached: a weight that a hook computes before each forward (weight_norm,
+    spectral_norm, prune), or a kept output.
 
     Raises:
-        UserError: it holds something that cannot be copied; the message says where.
+        UserError: it holds an object that cannot be copied; the message says where.
     """
+    memo = {} if memo is None else memo
+    for module in net.modules():
+        for value in tree_leaves([*vars(module).values()]):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
     try:
         return deepcopy(net, memo)
-    # Of whatever kind: what a network holds is not ours.
+    # Of any type: the objects that a network holds are the user's.
     except Exception as error:
         what = next(filter(None, (_uncopyable(path, module) for path, module in net.named_modules())), "something")
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise UserError(
-            f"The network cannot be copied, as it holds {what} ({reason}): take that away "
-            "(torch.nn.utils.remove_weight_norm, remove_spectral_norm and prune.remove do; a kept tensor needs detach)."
+            f"The network cannot be copied, as it holds {what} ({reason}): remove that attribute, or give its class a "
+            "__deepcopy__ method."
         ) from error
 
 
@@ -158,25 +208,14 @@ def _uncopyable(path: str, module: nn.Module) -> str | None:
     return None
 
 
-def forward_of_sample(net: nn.Module, sample: Any, watch: AbstractContextManager[Any] | None = None) -> Any:
-    """What `net` returns for the sample, without gradients, within the block of `watch`.
+def forward_of_sample(net: nn.Module, sample: Any, observer: AbstractContextManager[Any] | None = None) -> Any:
+    """Return what `net` returns for the sample, without gradients, within the block of `observer`.
 
-    The random numbers it draws are the same each time, and torch's own go on afterwards as if it had drawn none. It
-    computes step by step, see `without_fast_path`.
+    It draws the same random numbers each time, and torch's random state does not change. torch.nn's fast path is off.
 
     Raises:
         UserError: the sample has no form that a network takes, or the forward fails; the message says why.
     """
     inputs = as_inputs(sample)
-    tensors = [value for value in (*inputs.args, *inputs.kwargs.values()) if isinstance(value, Tensor)]
-    with fork_rng(0), torch.no_grad(), without_fast_path(), watch or nullcontext():
-        own = inputs.cloned()
-        try:
-            return net(*own.args, **own.kwargs)
-        except UserError:
-            raise
-        # Of whatever kind: the network's program is not ours.
-        except Exception as error:
-            given = ", ".join(f"{tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}" for tensor in tensors)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"The network's forward of the sample ({given}) failed: {reason}") from error
+    with fork_rng(0), torch.no_grad(), without_fast_path(), observer or nullcontext():
+        return call(net, inputs.cloned(), "sample")

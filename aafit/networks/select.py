@@ -1,9 +1,5 @@
-"""Which activations the keys of a replacement mean.
+"""Select the activations that the keys of a replacement match, and the shape that the new parameters have."""
 
-What has parameters of its own: the shape of an adaptive parameter, and whether it fits all that a layer receives.
-"""
-
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -20,12 +16,20 @@ from aafit.networks.running import forward_of_sample, probe_of, receiving
 Sharing = Literal["layer", "channel", "neuron"]
 SHARINGS: tuple[Sharing, ...] = ("layer", "channel", "neuron")
 
+Key = str | type[nn.Module] | Callable[[FoundActivation], bool]
+AFTER = "after "
+EVERYTHING = "*"
+KEYS = (
+    'A key is a kind ("ReLU"), a class (nn.ReLU), a path ("act1"), a pattern of paths ("features.*"), the layer before '
+    '("after conv"), or a function of a FoundActivation that returns whether it matches.'
+)
+
 
 def parameter_shape(row: FoundActivation, sharing: Sharing, channel_axis: int | None) -> tuple[int, ...]:
-    """The shape of a parameter of what takes the place of `row`, see `replace_activations`.
+    """Return the shape of a parameter of the activation that replaces `row`, see `replace_activations`.
 
     Raises:
-        UserError: the layer's shape is not known, it has no batch axis, or the axis of its channels cannot be told.
+        UserError: the layer's shape is not known, it has no batch axis, or the axis of its channels is not determined.
     """
     if sharing == "layer":
         return (1,)
@@ -38,11 +42,10 @@ def parameter_shape(row: FoundActivation, sharing: Sharing, channel_axis: int | 
         raise UserError(f"{receives}, which has no batch axis: give a sample with a batch axis.")
     if sharing == "neuron":
         return row.shape[1:]
-    told = 1 if rank == 2 else row.channel_axis
-    axis = channel_axis if told is None else told
+    axis = channel_axis if row.channel_axis is None else row.channel_axis
     if axis is None:
         raise UserError(
-            f"{receives}, and the layer before it does not tell which axis the channels are: give channel_axis=, or "
+            f"{receives}, and the layer before it does not determine the axis of the channels: give channel_axis=, or "
             "share by layer or by neuron."
         )
     if not (-rank < axis < rank and axis % rank > 0):
@@ -51,7 +54,7 @@ def parameter_shape(row: FoundActivation, sharing: Sharing, channel_axis: int | 
 
 
 def check_inputs_fit(net: nn.Module, sample: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise unless parameters of these shapes, by path, fit all that each activation receives from the sample.
+    """Raise unless parameters of these shapes, by path, fit all inputs of each activation for the sample.
 
     Raises:
         UserError: an activation receives several shapes, as one that is called after layers of different widths does.
@@ -68,24 +71,15 @@ def check_inputs_fit(net: nn.Module, sample: Any, shapes: Mapping[str, tuple[int
     forward_of_sample(probe, sample, receiving(probe, shapes, see))
 
 
-Key = str | type[nn.Module] | Callable[[FoundActivation], bool]
-AFTER = "after "
-EVERYTHING = "*"
-KEYS = (
-    'A key is a kind ("ReLU"), a class (nn.ReLU), a path ("act1"), a pattern of paths ("features.*"), the layer before '
-    '("after conv"), or a function of a FoundActivation that says yes or no.'
-)
-
-
 def check_keys(replacements: Any) -> None:
-    """Nothing, where what is given can be the replacements.
+    """Raise unless `replacements` is a mapping with keys that can match.
 
     Raises:
-        UserError: it is no mapping, or one of its keys is of another kind.
+        UserError: it is no mapping, or one of its keys has another form.
     """
     if not hasattr(replacements, "keys"):
         raise UserError(
-            f"The replacements are a {type(replacements).__name__}: give a dictionary of what to replace by what, as "
+            f"The replacements are a {type(replacements).__name__}: give a dictionary from keys to new activations, as "
             '{"ReLU": LEAF.like("ReLU")}.'
         )
     for key in replacements:
@@ -94,61 +88,67 @@ def check_keys(replacements: Any) -> None:
                 raise UserError(f'{key!r} names no layer: write "after conv" or "after linear".')
             continue
         module = isinstance(key, nn.Module) or (isinstance(key, type) and not issubclass(key, nn.Module))
-        if kind := FUNCTIONS.get(function_name(key)) if _is_of_torch(key) else None:
+        of_torch = (getattr(key, "__module__", None) or "torch").startswith("torch")
+        if kind := FUNCTIONS.get(function_name(key)) if of_torch else None:
             raise UserError(f"The function {function_name(key)} is no key: write its kind, {kind!r}. {KEYS}")
         if module or not callable(key):
             raise UserError(f"{key!r} is no key. {KEYS}")
 
 
 def named_modules_of(net: nn.Module, keys: Iterable[Key]) -> list[str]:
-    """The paths of modules that keys name by path or class though they are not known to be activations.
+    """Return the paths of modules that keys name by path or class though they are not known to be activations.
 
     Raises:
         UserError: one of them cannot be an elementwise activation.
     """
+    texts, classes = set(filter(_is_text, keys)), tuple(key for key in keys if isinstance(key, type))
     paths = []
     for path, module in net.named_modules():
-        for key in keys:
-            named = isinstance(module, key) if isinstance(key, type) else key in (path, type(module).__name__)
-            if named and path and not is_activation(module):
-                if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Identity):
-                    raise UserError(
-                        f"{path!r} is a {type(module).__name__}, not an elementwise activation: only those can be "
-                        "replaced."
-                    )
-                paths.append(path)
+        named = isinstance(module, classes) or path in texts or type(module).__name__ in texts
+        if named and path and not is_activation(module):
+            if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Identity):
+                raise UserError(
+                    f"{path!r} is a {type(module).__name__}, not an elementwise activation: only those can be replaced."
+                )
+            paths.append(path)
     return paths
 
 
 def select(net: nn.Module, found: Found, keys: Iterable[Key]) -> dict[str, Key]:
-    """The key that matches each activation to replace, by its path, in the order of `found`.
+    """Return the key of each activation to replace, by its path, in the order of `found`.
 
-    Where several match one, its own path comes before all other keys, and "*" after all.
+    If several keys match one, its own path comes before all others, and "*" after all.
 
     Raises:
         UserError: no key, a key that matches nothing, an activation matched by two, or one that cannot be replaced.
     """
     wanted = list(keys)
-    keys_of: defaultdict[str, list[Key]] = defaultdict(list)
+    paths, names = ({key for row in found for key in own(row)} for own in (_paths_of, _names_of))
+    # A text that is only a path matches that row alone: it is looked up, so that thousands of paths stay fast.
+    general = [key for key in wanted if not _is_text(key) or key not in paths or key in names]
+    texts = set(filter(_is_text, wanted))
+    keys_of: dict[str, list[Key]] = {}
+    used: set[Key] = set()
     for row in found:
-        for key in wanted:
-            if (not row.gate or _reaches_gates(key, row)) and _means(key, row, net):
-                keys_of[row.path].append(key)
-    unused = [key for key in wanted if not any(key in used for used in keys_of.values())]
+        own = dict.fromkeys([key for key in _paths_of(row) if key in texts] + general)
+        matching = [key for key in own if (not row.gate or _reaches_gates(key, row)) and _matches(key, row, net)]
+        used.update(matching)
+        first = min((_order(key, row) for key in matching), default=0)
+        if matching:
+            keys_of[row.path] = sorted((key for key in matching if _order(key, row) == first), key=wanted.index)
+    unused = [key for key in wanted if key not in used]
     if unused or not wanted:
         what = (
-            f"{_sentence(describe_key(unused[0]))} matches no activation of the network."
+            f"{_capitalized(describe_key(unused[0]))} matches no activation of the network."
             if unused
             else "Nothing to replace was given."
         )
         raise UserError(f"{what} {_what_there_is(net, found, unused)}")
-    for path, used in keys_of.items():
+    for path, own_keys in keys_of.items():
         row = found[path]
-        first = min(_order(key, row) for key in used)
-        used[:] = [key for key in used if _order(key, row) == first]
-        if len(used) > 1:
+        if len(own_keys) > 1:
             raise UserError(
-                f"{path!r} is matched by {' and by '.join(map(describe_key, used))}: let only one key match it."
+                f"{path!r} is matched by {' and by '.join(map(describe_key, own_keys))}: let only one key match it."
             )
         if row.refused:
             raise UserError(f"{path!r} is a {row.kind}, {row.refused}: it cannot be replaced.")
@@ -156,88 +156,89 @@ def select(net: nn.Module, found: Found, keys: Iterable[Key]) -> dict[str, Key]:
         raise UserError(
             f"The network itself is a {type(net).__name__}: put it into an nn.Sequential, so that it can be replaced."
         )
-    return {path: used[0] for path, used in keys_of.items()}
+    return {path: own_keys[0] for path, own_keys in keys_of.items()}
 
 
-def why_kept(row: FoundActivation) -> str:
-    """Why an activation that could be found was left as it was."""
+def why_skipped(row: FoundActivation) -> str:
+    """Return why an activation was found and not replaced."""
     if row.refused:
         return row.refused
     return f"{row.gate}; name its path to replace it" if row.gate else "no key matches it"
 
 
 def describe_key(key: Any) -> str:
-    """What a key is called in a message."""
+    """Return a key's name in messages."""
     if isinstance(key, str):
         return repr(key)
     what = "the class" if isinstance(key, type) else "the function"
     return f"{what} {getattr(key, '__name__', 'given')}"
 
 
-def _sentence(text: str) -> str:
+def _capitalized(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _is_path_of(key: Key, row: FoundActivation) -> bool:
-    return isinstance(key, str) and (key == row.path or key in row.aliases)
+def _is_text(key: Key) -> bool:
+    return isinstance(key, str)
 
 
-def _is_pattern(key: Key) -> bool:
-    return isinstance(key, str) and any(character in key for character in "*?[")
+def _paths_of(row: FoundActivation) -> tuple[str, ...]:
+    return row.path, *row.aliases
+
+
+def _names_of(row: FoundActivation) -> tuple[str, ...]:
+    return row.kind, row.class_name
 
 
 def _order(key: Key, row: FoundActivation) -> int:
-    return 0 if _is_path_of(key, row) else 2 if key == EVERYTHING else 1
+    return 0 if key in _paths_of(row) else 2 if key == EVERYTHING else 1
 
 
 def _reaches_gates(key: Key, row: FoundActivation) -> bool:
-    return _is_path_of(key, row) or not isinstance(key, (str, type))
+    return key in _paths_of(row) or not isinstance(key, (str, type))
 
 
-def _means(key: Key, row: FoundActivation, net: nn.Module) -> bool:
-    """Whether a key matches an activation, a gate or not."""
+def _matches(key: Key, row: FoundActivation, net: nn.Module) -> bool:
+    """Return whether a key matches an activation, a gate or not."""
     if isinstance(key, type):
-        # Of torch's activations the functions too: F.relu is what nn.ReLU computes.
+        # A class of torch matches functions too: F.relu computes what nn.ReLU does.
         of_torch = key.__module__.startswith("torch.nn.")
         return isinstance(_module_of(row, net), key) or (of_torch and key.__name__ == row.kind)
     if not isinstance(key, str):
-        return not row.refused and _says_yes(key, row)
-    if _is_path_of(key, row):
+        return not row.refused and _call_key(key, row)
+    if key in _paths_of(row):
         return True
-    if _is_pattern(key):
+    if any(character in key for character in "*?["):
         return fnmatchcase(row.path, key) and not row.refused
     if key.startswith(AFTER):
         before = row.after[0] if row.after is not None else ""
         return not row.refused and before.lower().startswith(key.removeprefix(AFTER).lower())
-    return key in (row.kind, row.class_name)
+    return key in _names_of(row)
 
 
 def _module_of(row: FoundActivation, net: nn.Module) -> nn.Module | None:
-    """The module that the network calls there; None: it calls a function."""
-    if row.site is None:
+    """Return the module that the network calls there; None if it calls a function."""
+    if not row.needs_module:
         return net.get_submodule(row.path)
-    called = net.get_submodule(row.site.call) if row.site.of_module else None
+    assert row.call is not None
+    called = net.get_submodule(row.call.called) if row.call.of_module else None
     return called.original if isinstance(called, SharedModuleProxy) else called
 
 
-def _says_yes(key: Callable[[FoundActivation], bool], row: FoundActivation) -> bool:
+def _call_key(key: Callable[[FoundActivation], bool], row: FoundActivation) -> bool:
     try:
         return bool(key(row))
-    # Of whatever kind: it is the user's function, or none of a FoundActivation.
+    # Of any type: it is the user's function, or none of a FoundActivation.
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"As a key, {describe_key(key)} failed for {row.path!r} ({what}). {KEYS}") from error
-
-
-def _is_of_torch(key: Any) -> bool:
-    return (getattr(key, "__module__", None) or "torch").startswith("torch")
 
 
 def _what_there_is(net: nn.Module, found: Found, unused: list[Key]) -> str:
     listed = ", ".join(f"{row.path} ({row.kind}{', by its path only' if row.gate else ''})" for row in found)
     hint = ""
     if unused:
-        gates = [row for row in found if row.gate and _means(unused[0], row, net)]
+        gates = [row for row in found if row.gate and _matches(unused[0], row, net)]
         layers = dict.fromkeys(f"{AFTER}{row.after[0]}" for row in found if row.after is not None)
         words = dict.fromkeys(word for row in found for word in (row.kind, row.path))
         if gates:

@@ -1,8 +1,14 @@
-"""Replace the activations of any torch network by others, and restore them."""
+"""Replace the activations of any torch network, and restore them.
 
-from collections.abc import Mapping
+`replace_activations` finds the activations (find.py), selects those that the keys match (select.py), gives each call a
+module in a copy of the network (call_sites.py), builds the new activations (build.py) and puts them there.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,12 +16,12 @@ from torch import nn
 
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError, check_name, nearest
-from aafit.networks.as_modules import check_same_outputs, take_fused_step, with_modules
-from aafit.networks.build import NewActivation, inputs_seen, is_fit, leave_out_what_has_no_fit, make_activation
-from aafit.networks.call_sites import CallSites, remove_interceptors
-from aafit.networks.find import NOT_SAMPLED, FoundActivation, check_plain, found_in
+from aafit.networks.batches import tensors_in
+from aafit.networks.build import NewActivation, input_histograms, is_fit, leave_out_unfittable, make_activation
+from aafit.networks.call_sites import ActivationCall, install_interceptors, intercepted_calls, remove_interceptors
+from aafit.networks.find import NOT_SAMPLED, Found, FoundActivation, check_network, found_in
 from aafit.networks.kinds import activation_name
-from aafit.networks.running import copied
+from aafit.networks.running import copied, forward_of_sample, probe_of
 from aafit.networks.select import (
     SHARINGS,
     Sharing,
@@ -25,17 +31,25 @@ from aafit.networks.select import (
     named_modules_of,
     parameter_shape,
     select,
-    why_kept,
+    why_skipped,
 )
 from aafit.tables import table
 
-POOR = 0.05
+POOR_FIT = 0.05
 """A fit with a residual above this is named in the report."""
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """An activation that was replaced; `calls` in one forward of the sample, None where no sample was given."""
+    """An activation that was replaced.
+
+    Attributes:
+        path: Its path.
+        old, new: Names of the original activation and of the new one.
+        calls: Number of calls in one forward of the sample; None if no sample was given.
+        shape: Shape of its parameters.
+        family: Class of the new module.
+    """
 
     path: str
     old: str
@@ -43,12 +57,11 @@ class Replaced:
     calls: int | None
     shape: tuple[int, ...]
     family: str = ""
-    """The class of the new module."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An activation that was left as it was."""
+    """An activation that was found and not replaced, with the reason."""
 
     path: str
     name: str
@@ -57,31 +70,31 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Replacement:
-    """What `replace_activations` did: prints as a table, and leads back to the base network.
+    """The report of `replace_activations`: prints as a table, and restores the original activations.
 
     Attributes:
-        rows: what was replaced, in the order of the network's modules.
-        kept: activations that were found and left as they were, each with its reason.
-        originals: the replaced modules themselves, by path.
-        trained: `requires_grad` of each parameter of the base network, by its name.
-        hooks: how many hooks of a replaced module were carried over to what took its place, by path.
-        sampled: whether a sample was given; without one nothing is known of calls of functions.
-        calls: the calls that got modules of their own, by the path of the module whose forward makes them.
-        residuals: of what was fitted, by path, the root mean squared error on the sample over the standard deviation of
-            the function that stood there.
+        rows: The replaced activations, in the order of their calls.
+        skipped: The other activations, each with the reason.
+        originals: The original modules, by path.
+        trained: `requires_grad` of each parameter of the base network, by name.
+        hooks: Number of hooks that were moved from an original module to the new one, by path.
+        sampled: Whether a sample was given; without one, calls of functions are not found.
+        calls: The calls that were given modules, by path of the module whose forward makes them.
+        residuals: By path, the RMS error of each fit on the sample over the standard deviation of the original
+            activation.
     """
 
     rows: tuple[Replaced, ...]
-    kept: tuple[Skipped, ...]
+    skipped: tuple[Skipped, ...]
     originals: Mapping[str, nn.Module] = field(repr=False, compare=False)
     trained: Mapping[str, bool] = field(default_factory=dict, repr=False, compare=False)
     hooks: Mapping[str, int] = field(default_factory=dict)
     sampled: bool = True
-    calls: Mapping[str, CallSites] = field(default_factory=dict, repr=False, compare=False)
+    calls: Mapping[str, tuple[ActivationCall, ...]] = field(default_factory=dict, repr=False, compare=False)
     residuals: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     def restore(self, net: nn.Module) -> nn.Module:
-        """The same as `restore_activations(net, self)`."""
+        """Return `restore_activations(net, self)`."""
         return restore_activations(net, self)
 
     def __str__(self) -> str:
@@ -90,24 +103,24 @@ class Replacement:
             for row in self.rows
         ]
         text = table(("replaced", "old", "new", "calls", "parameter shape"), replaced, numbers=False)
-        if self.kept:
-            kept = [(row.path, row.name, row.reason) for row in self.kept]
-            text += "\n\n" + table(("not replaced", "kind", "why"), kept, numbers=False)
+        if self.skipped:
+            skipped = [(row.path, row.name, row.reason) for row in self.skipped]
+            text += "\n\n" + table(("not replaced", "kind", "why"), skipped, numbers=False)
         for path, count in self.hooks.items():
-            text += f"\n\n{count} hook(s) of {path!r} were carried over to what took its place."
-        poor = [f"{path} {rms:.0%}" for path, rms in self.residuals.items() if POOR < rms < float("inf")]
+            text += f"\n\n{count} hook(s) of {path!r} were moved to the new activation."
+        poor = [f"{path} {rms:.0%}" for path, rms in self.residuals.items() if POOR_FIT < rms < float("inf")]
         if poor:
             text += (
-                f"\n\nPoor fits, with an error above {POOR:.0%} (root mean square on the sample, over the standard "
-                f"deviation of the function that stood there): {', '.join(poor)}."
+                f"\n\nPoor fits, with an RMS error on the sample above {POOR_FIT:.0%} of the standard deviation of the "
+                f"original activation: {', '.join(poor)}."
             )
         if self.sampled:
             return text
         in_place = [path for path, module in self.originals.items() if getattr(module, "inplace", False)]
         if in_place:
             text += (
-                f"\n\n{', '.join(in_place)} worked in place: where the network uses the changed input again, it now "
-                "gives other outputs, which a sample would show (sample=)."
+                f"\n\n{', '.join(in_place)} worked in place: if the network uses the changed input again, its outputs "
+                "differ now, which a sample would show (sample=)."
             )
         return f"{text}\n\n{NOT_SAMPLED}"
 
@@ -120,65 +133,79 @@ def replace_activations(
     channel_axis: int | None = None,
     share_calls: bool = False,
 ) -> tuple[nn.Module, Replacement]:
-    """A copy of `model` with other activations, and the report of what was replaced, what was not, and why.
+    """Return a copy of `model` with other activations, and the report of what was replaced and what was not.
 
-    `model` itself is left as it was. With a sample, calls of functions are found as well as modules, see
+    `model` itself is left unchanged. With a sample, calls of functions are found as well as modules, see
     `find_activations`: a call without a module of its own gets one, a child of the module whose forward makes it, such
-    as "block.relu_1". It is replaced in that forward only: in a method called from outside, as net.encode(x), it stays
-    what it was. Without a sample only modules are found. A network that would compute something else with modules in
-    place of these calls (one works in place, and the changed input is used again) is refused.
+    as "block.relu_1". It is replaced in that forward only: a method called from outside, as net.encode(x), keeps the
+    original activation. Without a sample only modules are found. A network whose outputs would change if these calls
+    became modules (one works in place, and the changed input is used again) is refused.
 
     Args:
         model: any network.
-        replacements: what to replace by what. A key is a kind ("ReLU": nn.ReLU, F.relu, x.relu(), x.clamp(min=0), ...)
-            or the name of a class; a class (nn.ReLU, which means the kind too); a path ("act7", "layer1.0.relu"); a
-            pattern of paths ("features.*", where `*` also spans dots); the layer before ("after conv", "after linear");
-            or a function of a `FoundActivation` that says yes or no. Where several match one activation, its own path
-            comes first and "*" last; else only one may. A gate, and a function of a parameter, is matched by its path
-            or by a function only. A value is an adaptive activation (each layer gets its own copy, with parameters of
-            the shape that `sharing` asks for), another module (copied), a function called as `make(shape=...)` for each
-            layer in the order of the calls, for starts drawn at random, or something that fits: a class of adaptive
-            activations, or a function of (function, histogram) as `LEAF.fit` or
-            `functools.partial(FNeuron.fit, knots=34, outside="linear")`, which is given the function that stood there
-            and the histogram of its inputs in the sample. Of a PReLU with a slope for each channel that is their mean,
-            or by channel that of each channel. What the sample does not reach is not fitted and stays as it is, with
-            the reason, unless its own path is the key: that is refused. What receives one value only is left by "*",
-            and refused with any other key.
+        replacements: the new activations, by a key for those that they replace. If several keys match an activation,
+            its own path comes first and "*" last; otherwise only one key may match. A key is
+
+            - a kind ("ReLU": nn.ReLU, F.relu, x.relu(), x.clamp(min=0), ...) or the name of a class;
+            - a class (nn.ReLU, which means the kind too);
+            - a path ("act7", "layer1.0.relu"), the only text that matches a gate or a function of a parameter;
+            - a pattern of paths ("features.*", where `*` also matches dots);
+            - the layer before ("after conv", "after linear");
+            - a function of a `FoundActivation` that returns whether it matches.
+
+            A value is
+
+            - a text, "LEAF as ReLU", "AHAF random", "F-Neuron ramp" or "SiLU"; a family alone, "LEAF", is fitted;
+            - an adaptive activation: each layer gets a copy, with parameters of the shape that `sharing` asks for;
+            - another module, which is copied;
+            - a function called as `make(shape=...)` for each layer in the order of the calls, for random starts;
+            - a class of adaptive activations, or a function of (function, histogram) as `LEAF.fit` or
+              `functools.partial(FNeuron.fit, knots=34, outside="linear")`: it is fitted to the original activation,
+              weighted by the histogram of its inputs in the sample. A PReLU with a slope for each channel counts as
+              their mean, or by channel as one function for each. An activation that the sample does not reach is
+              skipped, and refused if its path is the key; one that receives a single value is skipped by "*" and
+              refused with any other key.
         sharing: what has parameters of its own: the whole "layer" (shape (1,)), each "channel" ((C, 1, 1) in
             (B, C, H, W), or (C,) in (B, H, W, C), (B, T, C) and (B, C)), or each "neuron" (the layer's input without
             its batch axis).
-        sample: an input of the model: a tensor, a tuple where it takes several, a mapping of keyword inputs, an
-            `aafit.Batch`, or what a tokenizer gives. No activation is fitted to padding, see `aafit.networks.batches`.
-        channel_axis: where the channels are in what an activation receives, the batch being axis 0; -1 is the last.
-            Used where the layer before does not tell: it is 1 after a convolution or a batch, group or instance norm
-            and in an input with two axes, and the last after a linear layer.
-        share_calls: let all calls of one module share one activation, instead of each having its own.
+        sample: an input of the model: a tensor, a tuple if it takes several, a mapping of keyword inputs, an
+            `aafit.Batch`, or what a tokenizer returns. No activation is fitted to padding, see
+            `aafit.networks.batches`.
+        channel_axis: axis of the channels in an activation's input, the batch being axis 0; -1 is the last. Used if the
+            layer before does not determine it: it is 1 after a convolution or a batch, group or instance norm and in an
+            input with two axes, and the last after a linear layer.
+        share_calls: let all calls of one module share one activation, instead of one for each.
+
+    Returns:
+        The network with the new activations, and the report.
 
     Raises:
         UserError: a key that matches nothing, or something that cannot be replaced; an activation matched by two keys;
-            a forward of the sample that fails; sharing by channel or neuron, or a fit, without a sample; a channel axis
-            that cannot be describe_key, or is not there; parameters that do not fit all that an activation receives; a
-            network
-            that is wrapped, scripted, compiled, exported or quantised, or cannot be copied.
+            a forward of the sample that fails, before or after; sharing by channel or neuron, or a fit, without a
+            sample; a channel axis that cannot be determined, or does not exist; parameters that do not fit all inputs
+            of an activation; a network that is wrapped, scripted, compiled, exported or quantised, or cannot be copied.
+
+    Example:
+        >>> net, report = aafit.replace_activations(base, {"ReLU": aafit.LEAF.like("ReLU")}, sample=images)
+        >>> print(report)
     """
     check_name("sharing", sharing, SHARINGS)
     if sharing != "layer" and sample is None:
         raise UserError(f"Sharing by {sharing} needs the layers' shapes: give an input of the network as sample=.")
     if channel_axis is not None and (isinstance(channel_axis, bool) or not isinstance(channel_axis, int)):
         raise UserError(f"channel_axis is the number of an axis, as 1 or -1; got {channel_axis!r}.")
-    check_plain(model)
+    check_network(model)
     check_keys(replacements)
     found = found_in(model, sample, named_modules_of(model, replacements), share_calls)
     key_of = select(model, found, replacements)
-    unfit = {} if sample is None else leave_out_what_has_no_fit(found, key_of, replacements)
+    unfittable = {} if sample is None else leave_out_unfittable(found, key_of, replacements)
     chosen = [found[path] for path in key_of]
-    net, calls = with_modules(model, found, chosen)
+    net, calls = _with_modules(model, found, chosen)
     if sample is not None:
-        check_same_outputs(model, net, sample, chosen)
+        _check_same_outputs(model, net, sample, chosen)
     originals = {row.path: net.get_submodule(row.path) for row in chosen}
-    histograms = inputs_seen(net, sample, [row.path for row in chosen if is_fit(replacements[key_of[row.path]])])
-    rows: list[Replaced] = []
-    hooks: dict[str, int] = {}
+    fits = [row.path for row in chosen if is_fit(replacements[key_of[row.path]])]
+    histograms = input_histograms(net, sample, fits)
     shapes = {row.path: parameter_shape(row, sharing, channel_axis) for row in chosen}
     made = {
         row.path: make_activation(
@@ -194,47 +221,65 @@ def replace_activations(
     adaptive = {path: new for path, new in made.items() if isinstance(new, AdaptiveActivation)}
     if sharing != "layer":
         check_inputs_fit(net, sample, {path: shapes[path] for path in adaptive})
-    residuals = {path: new.residual.rms for path, new in adaptive.items() if path in histograms and new.residual}
+    rows: list[Replaced] = []
+    hooks: dict[str, int] = {}
     for row in chosen:
         old, new = originals[row.path], made[row.path]
         put_activation(net, row.path, new, row)
-        if carried := _carry_hooks(old, new):
-            hooks[row.path] = carried
+        if moved := _move_hooks(old, new):
+            hooks[row.path] = moved
         name = activation_name(new)
         rows.append(Replaced(row.path, activation_name(old), name, row.calls, shapes[row.path], type(new).__name__))
-    reasons = {row.path: unfit.get(row.path) or why_kept(row) for row in found if row.path not in key_of}
-    kept = [Skipped(row.path, row.kind, reasons[row.path]) for row in found if row.path in reasons]
-    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    return net, Replacement(tuple(rows), tuple(kept), originals, trained, hooks, sample is not None, calls, residuals)
+    return net, Replacement(
+        tuple(rows),
+        tuple(
+            Skipped(row.path, row.kind, unfittable.get(row.path) or why_skipped(row))
+            for row in found
+            if row.path not in key_of
+        ),
+        originals,
+        {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        hooks,
+        sample is not None,
+        calls,
+        {path: new.residual.rms for path, new in adaptive.items() if path in histograms and new.residual},
+    )
 
 
-def restore_activations(net: nn.Module, swap: Replacement) -> nn.Module:
-    """A copy of `net` with the activations that `swap` had replaced, as they were, bit for bit.
+def restore_activations(net: nn.Module, replacement: Replacement) -> nn.Module:
+    """Return a copy of `net` with the original activations, bit-identical.
 
-    Which parameters require gradients is as it was in the base too.
+    Each parameter requires gradients as it did in the base network.
+
+    Args:
+        net: the network that `replace_activations` returned, tuned or not; it is left unchanged.
+        replacement: the report that it returned.
 
     Raises:
-        UserError: `net` is not the network that `swap` belongs to: it has no module at one of the paths, or another one
-            than was put there.
+        UserError: `net` is another network: it has no module at one of the paths, or one of another class.
+
+    Example:
+        >>> net, report = aafit.replace_activations(base, {"ReLU": aafit.LEAF.like("ReLU")}, sample=images)
+        >>> original = aafit.restore_activations(net, report)
     """
     restored = copied(net)
-    for row in swap.rows:
+    for row in replacement.rows:
         there = type(find_module(restored, row.path)).__name__
         if there != row.family:
             raise UserError(
                 f"{row.path!r} of this network is a {there}, not the {row.family} that was put there: give the network "
                 "that replace_activations returned together with this report."
             )
-        put_activation(restored, row.path, deepcopy(swap.originals[row.path]))
-        take_fused_step(restored, row.path.rpartition(".")[0])
-    remove_interceptors(restored, swap.calls)
+        put_activation(restored, row.path, deepcopy(replacement.originals[row.path]))
+        enable_fast_path(restored, row.path.rpartition(".")[0])
+    remove_interceptors(restored, replacement.calls)
     for name, parameter in restored.named_parameters():
-        parameter.requires_grad_(swap.trained.get(name, parameter.requires_grad))
+        parameter.requires_grad_(replacement.trained.get(name, parameter.requires_grad))
     return restored
 
 
 def find_module(net: nn.Module, path: str) -> nn.Module:
-    """The module at `path`.
+    """Return the module at `path`.
 
     Raises:
         UserError: there is none; the message names the nearest path of an activation.
@@ -248,18 +293,18 @@ def find_module(net: nn.Module, path: str) -> nn.Module:
 
 
 def put_activation(net: nn.Module, path: str, new: nn.Module, like: FoundActivation | None = None) -> nn.Module:
-    """Put `new` at `path` of `net`, in place, and return what was there.
+    """Put `new` at `path` of `net`, in place, and return the old module.
 
-    Its training flag becomes that of the old module; its device and dtype those of `like`, or else of the first
-    floating-point tensor of the old module or of the nearest module around it that has one. An adaptive activation
-    takes the more precise of the two dtypes.
+    `new` gets the training mode of the old module, and the device and dtype of `like`, or else of the first
+    floating-point tensor of the old module or of the nearest module around it that has one. An adaptive activation gets
+    the more precise of the two dtypes.
     """
     old = net.get_submodule(path)
     device, dtype = _device_and_dtype(net, path)
-    if like is not None and like.seen is not None and like.seen.dtype.is_floating_point:
-        around, device, dtype = dtype, like.seen.device, like.seen.dtype
+    if like is not None and like.dtype is not None and like.dtype.is_floating_point:
+        around, device, dtype = dtype, like.device, like.dtype
         if around is not None and isinstance(new, AdaptiveActivation):
-            # Autocast gives bfloat16 to what has parameters in float32; an adaptive activation takes either.
+            # Autocast gives bfloat16 to a network in float32; an adaptive activation takes either.
             dtype = torch.promote_types(around, dtype)
     net.set_submodule(path, new.to(device=device, dtype=dtype).train(old.training))
     if isinstance(new, AdaptiveActivation) and not isinstance(old, AdaptiveActivation):
@@ -267,13 +312,13 @@ def put_activation(net: nn.Module, path: str, new: nn.Module, like: FoundActivat
     return old
 
 
-def _carry_hooks(old: nn.Module, new: nn.Module) -> int:
-    """Let the hooks of a replaced module see what took its place; how many there were."""
+def _move_hooks(old: nn.Module, new: nn.Module) -> int:
+    """Move the hooks of a module to the one that replaces it; return their number."""
     count = 0
     for name in ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks"):
-        own, carried = getattr(new, name), getattr(old, name)
-        own.update(carried)
-        count += len(carried)
+        own, moved = getattr(new, name), getattr(old, name)
+        own.update(moved)
+        count += len(moved)
         for flags in (f"{name}_with_kwargs", f"{name}_always_called"):
             if hasattr(old, flags):
                 getattr(new, flags).update(getattr(old, flags))
@@ -283,9 +328,111 @@ def _carry_hooks(old: nn.Module, new: nn.Module) -> int:
 def _device_and_dtype(net: nn.Module, path: str) -> tuple[torch.device | None, torch.dtype | None]:
     while True:
         around = net.get_submodule(path)
-        for tensor in (*around.parameters(), *around.buffers()):
+        for tensor in chain(around.parameters(), around.buffers()):
             if tensor.is_floating_point():
                 return tensor.device, tensor.dtype
         if not path:
             return None, None
         path = path.rpartition(".")[0]
+
+
+# --- calls as modules -----------------------------------------------------------------------------------------------
+
+
+def _with_modules(
+    model: nn.Module, found: Found, chosen: Iterable[FoundActivation]
+) -> tuple[nn.Module, dict[str, tuple[ActivationCall, ...]]]:
+    """Return a copy of `model` in which each chosen activation is a module, and the calls that were given one.
+
+    Raises:
+        UserError: it cannot be copied, or a call is in the program of torch.fx.
+    """
+    net = copied(model)
+    wanted: defaultdict[str, list[ActivationCall]] = defaultdict(list)
+    for row in chosen:
+        if row.needs_module:
+            assert row.call is not None
+            wanted[row.call.owner].append(row.call)
+        disable_fast_path(net, row.path.rpartition(".")[0])
+    # All owners are intercepted then, so that no call of one is taken for a call of an owner around it.
+    calls = {owner: tuple(wanted[owner]) for owner in (found.owners if wanted else ())}
+    install_interceptors(net, calls)
+    return net, calls
+
+
+def with_matching_modules(base: nn.Module, net: nn.Module) -> nn.Module:
+    """Return a copy of `base` in which the calls that have modules in `net` have modules too.
+
+    It computes what `base` does, and has an activation at every path at which `net`, made from it, has one. If all of
+    them are modules in `base` already, `base` itself is returned.
+
+    Raises:
+        UserError: `net` was made from another network.
+    """
+    own, wanted = intercepted_calls(base), intercepted_calls(net)
+    if all(own.get(path) == calls for path, calls in wanted.items()):
+        return base
+    matching = deepcopy(base)
+    remove_interceptors(matching, own)
+    install_interceptors(matching, wanted)
+    for path in wanted:
+        disable_fast_path(matching, path)
+    return matching
+
+
+def _check_same_outputs(model: nn.Module, net: nn.Module, sample: Any, chosen: Iterable[FoundActivation]) -> None:
+    """Raise unless the outputs for the sample are the same now that the chosen activations are modules.
+
+    Raises:
+        UserError: they are not.
+    """
+    rows = [row for row in chosen if row.needs_module or row.in_place]
+    if not rows:
+        return
+    base, probe = probe_of(model), probe_of(net)
+    for row in rows:
+        if row.in_place:
+            vars(probe.get_submodule(row.path))["inplace"] = False
+    before, after = (tensors_in(forward_of_sample(own, sample)) for own in (base, probe))
+    same = len(before) == len(after) and all(
+        one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
+        for one, other in zip(before, after, strict=True)
+    )
+    if not same:
+        in_place = ", ".join(row.path for row in rows if row.in_place)
+        why = (
+            f"{in_place} work in place, and the network uses the changed input again: make them not work in place "
+            "(inplace=False)"
+            if in_place
+            else f"its calls at {', '.join(row.path for row in rows)} do more than compute a function of their input"
+        )
+        raise UserError(f"With its activations as modules the network gives other outputs for the sample: {why}.")
+
+
+def disable_fast_path(net: nn.Module, path: str) -> None:
+    """Let a TransformerEncoderLayer at `path` call its activation; its fast path in evaluation mode does not.
+
+    The encoder around it then passes padded tensors: only the fast path takes nested ones, which leave padding out.
+    """
+    layer = net.get_submodule(path)
+    if isinstance(layer, nn.TransformerEncoderLayer) and layer.activation_relu_or_gelu:
+        vars(layer)["_fused_activation"], layer.activation_relu_or_gelu = layer.activation_relu_or_gelu, 0
+        for encoder in _encoders_around(net, path):
+            vars(encoder).setdefault("_nested_tensors", encoder.use_nested_tensor)
+            encoder.use_nested_tensor = False
+
+
+def enable_fast_path(net: nn.Module, path: str) -> None:
+    """Undo `disable_fast_path`."""
+    layer = net.get_submodule(path)
+    if isinstance(layer, nn.TransformerEncoderLayer) and "_fused_activation" in vars(layer):
+        layer.activation_relu_or_gelu = layer.__dict__.pop("_fused_activation")
+        for encoder in _encoders_around(net, path):
+            if not any("_fused_activation" in vars(one) for one in encoder.layers):
+                encoder.use_nested_tensor = encoder.__dict__.pop("_nested_tensors")
+
+
+def _encoders_around(net: nn.Module, path: str) -> Iterator[nn.TransformerEncoder]:
+    names = path.split(".")
+    around = (net.get_submodule(".".join(names[:depth])) for depth in range(len(names)))
+    return (module for module in around if isinstance(module, nn.TransformerEncoder))

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from aafit.identification import Audit, Identification, Importance, State, audit, identify, importance
 from aafit.identification.coordinates import Coordinates
 from aafit.networks.adaptive import load_activations, save_activations
-from aafit.networks.as_modules import with_matching_modules
 from aafit.networks.batches import Batch
 from aafit.networks.find import found_in
-from aafit.networks.surgery import Replaced, Skipped, replace_activations
+from aafit.networks.surgery import Replaced, Skipped, replace_activations, with_matching_modules
 from aafit.studies.config import StudyConfig, provenance
 from aafit.studies.inputs import InputDistribution, input_distributions
 from aafit.studies.result import Study
@@ -140,7 +139,7 @@ def _replaced(
         if file is not None:
             save_activations(initial, file)
         made.append(initial)
-        return replacement.rows, replacement.kept
+        return replacement.rows, replacement.skipped
 
     rows, skipped = store.value("replace", tuple[tuple[Replaced, ...], tuple[Skipped, ...]], compute)
     if not made:

@@ -16,7 +16,7 @@ from aafit.identification import Identification
 from aafit.identification.coordinates import Coordinates
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.build import sets_of
-from aafit.networks.nearest import Near, distance, nearest_functions, rms
+from aafit.networks.kinds import Near, distance, nearest_functions, rms
 from aafit.studies.inputs import InputDistribution
 
 POINTS = 121

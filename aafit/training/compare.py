@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError
-from aafit.networks.as_modules import with_matching_modules
 from aafit.networks.batches import Batch, Output, each_batch
-from aafit.networks.running import evaluation_mode, fork_rng, receiving, watched
+from aafit.networks.running import check_not_scripted, evaluation_mode, fork_rng, receiving, watched
+from aafit.networks.surgery import with_matching_modules
 from aafit.tables import fit_for_json, table
 from aafit.training.evaluate import Batches, Evaluation, Tally
 from aafit.training.losses import CROSS_ENTROPY, IGNORED, Loss, LossLike, Metric, as_loss, class_axis, has_labels
@@ -299,8 +299,7 @@ def compare(
     """
     made = None if loss is None else as_loss(loss)
     for which in (base, net):
-        if isinstance(which, torch.jit.ScriptModule):
-            raise UserError("A ScriptModule has its activations compiled in: compare the networks it was made from.")
+        check_not_scripted(which)
     base, net = unwrapped(base), unwrapped(net)
     twin = with_matching_modules(base, net)
     layers = _Layers(Predictor(twin, output, precision), Predictor(net, output, precision), reference)

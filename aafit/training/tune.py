@@ -23,7 +23,7 @@ from aafit.networks.adaptive import (
     training_mode,
 )
 from aafit.networks.batches import Batch, Output, as_batch, each_batch
-from aafit.networks.running import evaluation_mode, fork_rng, own_modes
+from aafit.networks.running import check_not_scripted, evaluation_mode, fork_rng, own_modes
 from aafit.tables import listed
 from aafit.training.distance import Distance
 from aafit.training.evaluate import Batches
@@ -227,8 +227,7 @@ def tune(
     check_name("optimizer", optimizer, OPTIMIZERS)
     check_count("number of epochs", epochs, least=0)
     made = as_loss(loss or (CROSS_ENTROPY if base is None else SQUARED_ERROR))
-    if isinstance(net, torch.jit.ScriptModule):
-        raise UserError("The network is a ScriptModule, whose program is fixed: give the network it was made from.")
+    check_not_scripted(net)
     if base is net:
         raise UserError("The base is the network itself: give the one in which activations were replaced.")
     if torch.is_inference_mode_enabled():

@@ -113,7 +113,7 @@ def test_what_cannot_be_fitted_is_left_out_by_a_star() -> None:
     # Its modules are not called.
     _, swap = replace_activations(written(silent), {"*": FNeuron}, sample=X)
     assert [row.path for row in swap.rows] == ["relu_1"]
-    assert [(row.path, row.reason) for row in swap.kept][:2] == [
+    assert [(row.path, row.reason) for row in swap.skipped][:2] == [
         ("tanh_1", "in the sample it receives 0 only: there is nothing to fit to"),
         ("relu", "the sample does not reach it: there is nothing to fit to"),
     ]
@@ -124,7 +124,7 @@ def test_a_poor_fit_is_told() -> None:
     _, swap = replace_activations(base, {"*": AHAF}, sample=X)
     assert [*swap.residuals] == ["tanh_1", "gelu_1"]
     line = str(swap).splitlines()[-1]
-    assert line.startswith("Poor fits, with an error above 5% ")
+    assert line.startswith("Poor fits, with an RMS error on the sample above 5% ")
     assert re.search(r": tanh_1 \d\d%\.$", line)
     _, swap = replace_activations(base, {"*": FNeuron}, sample=X)
     assert "Poor" not in str(swap)
@@ -150,19 +150,19 @@ class Unreached(nn.Module):
     ("base", "new", "sample", "message"),
     [
         (lambda: nn.Sequential(nn.ReLU()), LEAF, None, "needs the inputs of that layer: give an input of the network"),
-        (Unreached, LEAF, X, "needs the inputs of that layer"),
+        (Unreached, LEAF, X, "'relu' cannot be fitted: the sample does not reach it"),
         (lambda: nn.Sequential(nn.ReLU()), lambda function, histogram: 3, X, "returned 3: let it return an adaptive"),
         (lambda: nn.Sequential(nn.ReLU()), lambda f, h: 3, X, "returned 3: let it return an adaptive"),
         (lambda: nn.Sequential(nn.ReLU()), lambda shape: 3, X, "returned 3 for shape"),
-        (lambda: nn.Sequential(nn.ReLU()), F.silu, X, "is to be replaced by <function silu .*: give a module"),
+        (lambda: nn.Sequential(nn.ReLU()), F.silu, X, "is to be replaced by <function silu .*: give a text"),
         (
             lambda: nn.Sequential(nn.ReLU()),
             torch.tanh,
             X,
-            "is to be replaced by <built-in method tanh.*: give a module",
+            "is to be replaced by <built-in method tanh.*: give a text",
         ),
         (lambda: nn.Sequential(nn.ReLU()), lambda s: LEAF.like("ReLU", s), X, r"called as make\(shape=...\)"),
-        (lambda: nn.Sequential(nn.ReLU()), 3, X, "'ReLU' is to be replaced by 3: give a module"),
+        (lambda: nn.Sequential(nn.ReLU()), 3, X, "'ReLU' is to be replaced by 3: give a text"),
         (lambda: nn.Sequential(nn.ReLU()), LEAF, torch.zeros(4, 6), "'0' cannot be fitted: .* receives 0 only"),
         (lambda: nn.Sequential(nn.ReLU()), LEAF, X / 0, "Nothing can be fitted at '0'. The inputs hold values"),
     ],
@@ -175,7 +175,12 @@ def test_what_cannot_be_fitted(base, new, sample, message: str) -> None:
 @pytest.mark.parametrize(
     ("base", "key", "new", "message"),
     [
-        (lambda: nn.Sequential(Own()), "0", FNeuron, r"'0' .* The Own there fails with \d+ numbers \(IndexError: two"),
+        (
+            lambda: nn.Sequential(Own()),
+            "0",
+            FNeuron,
+            r"'0' .* The Own there fails for a vector of \d+ inputs \(IndexError: two",
+        ),
         (
             lambda: per_channel(nn.Linear(6, 4), 4),
             "PReLU",
@@ -211,7 +216,7 @@ class Spare(nn.Module):
 def test_what_the_sample_does_not_reach_is_not_fitted(key: str) -> None:
     _, swap = replace_activations(Spare(), {key: LEAF}, sample=torch.randn(8, 6))
     assert [row.path for row in swap.rows] == ["act"]
-    assert [(row.path, row.reason) for row in swap.kept] == [
+    assert [(row.path, row.reason) for row in swap.skipped] == [
         ("spare", "the sample does not reach it: there is nothing to fit to")
     ]
     with pytest.raises(UserError, match="'spare' cannot be fitted: the sample does not reach it"):

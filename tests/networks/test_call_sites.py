@@ -1,7 +1,8 @@
 """Calls of activations as modules: found, replaced, restored, saved, at the places of the program that are meant."""
 
 import re
-from typing import ClassVar
+from types import FunctionType
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,10 +13,9 @@ from written import FORMS, NOT_FOUND, Swish, Written, written
 from aafit.activations import AHAF, LEAF, AdaptiveActivation
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_activations, load_activations, save_activations
-from aafit.networks.as_modules import with_matching_modules
-from aafit.networks.call_sites import CallSites, Site, call_sites
+from aafit.networks.call_sites import ActivationCall, digest, intercepted_calls
 from aafit.networks.find import find_activations
-from aafit.networks.surgery import replace_activations
+from aafit.networks.surgery import replace_activations, with_matching_modules
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(5))
 
@@ -202,15 +202,8 @@ def test_two_modules_and_a_function_at_one_place() -> None:
     ],
 )
 def test_options_are_compared_by_what_they_mean(call: str, written_down, called, same: bool) -> None:
-    assert Site("act_1", (), "", call, written_down).is_call(call, called) is same
-    assert not Site("act_1", (), "", "elu", written_down).is_call(call, called)
-
-
-def test_sites_that_were_written_with_their_order_are_read() -> None:
-    base = written(lambda net, x: F.relu(net.fc2(F.relu(x))))
-    net, _ = replace_activations(base, {"ReLU": value(1.5)}, sample=X)
-    described = {**call_sites(net)[""].as_dict(), "order": ["relu_1", None]}
-    assert CallSites.from_dict(described) == call_sites(net)[""]
+    assert ActivationCall("", call, False, "", (), written_down).matches(call, called) is same
+    assert not ActivationCall("", "elu", False, "", (), written_down).matches(call, called)
 
 
 class Layers(nn.Module):
@@ -342,7 +335,7 @@ def test_calls_can_share_one_activation() -> None:
     net, swap = replace_activations(base, {"ReLU": value(1.5)}, sample=X, share_calls=True)
     assert [(row.path, row.calls) for row in swap.rows if row.calls] == [("relu", 2)]
     assert "relu" in adaptive_activations(net)
-    assert call_sites(net) == {}
+    assert intercepted_calls(net) == {}
     assert torch.equal(swap.restore(net)(X), base(X))
 
 
@@ -418,22 +411,59 @@ def test_an_input_that_is_changed_in_place_and_used_again_is_refused(as_function
         replace_activations(InPlace(as_function), {"ReLU": LEAF.like("ReLU")}, sample=X)
 
 
-def test_another_program_is_noticed(tmp_path) -> None:
+def _edited(function, code) -> Any:  # type: ignore[no-untyped-def]
+    """A function of the same name as `function` with another program, as after an edit of its file."""
+    names = {"co_name": function.__code__.co_name, "co_qualname": function.__code__.co_qualname}
+    made = FunctionType(code.__code__.replace(**names), code.__globals__)
+    made.__qualname__ = function.__qualname__
+    return made
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        lambda net, x: F.relu(x + 1),
+        lambda net, x: F.gelu(x),
+        lambda net, x: x,
+        lambda net, x: F.relu(x) if net.training else F.relu(-x),
+    ],
+    ids=["more", "another function", "nothing", "a branch"],
+)
+def test_a_program_that_was_edited_is_refused(tmp_path, edited) -> None:
+    class Edited(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x)
+
+    net, _ = replace_activations(Edited(), {"ReLU": LEAF.like("ReLU")}, sample=X)
+    save_activations(net, tmp_path / "a.safetensors")
+    assert load_activations(Edited(), tmp_path / "a.safetensors")(X).shape == X.shape
+    Edited.forward = _edited(Edited.forward, edited)  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"does not fit the network: The program of .*Edited.forward .* has changed"):
+        load_activations(Edited(), tmp_path / "a.safetensors")
+
+
+def test_a_comment_or_a_docstring_is_no_part_of_the_program() -> None:
+    def plain(x: Tensor) -> Tensor:
+        return x.relu() if x is not None else {"a", "b", "c"}  # type: ignore[return-value]
+
+    def documented(x: Tensor) -> Tensor:
+        """A docstring."""
+        # A comment.
+        return x.relu() if x is not None else {"a", "b", "c"}  # type: ignore[return-value]
+
+    assert digest(plain.__code__) == digest(documented.__code__)
+
+
+def test_an_edited_helper_is_refused_when_it_is_called(tmp_path) -> None:
     def between(net: Written, x: Tensor) -> Tensor:
         return F.relu(x)
 
     net, _ = replace_activations(written(between), {"ReLU": LEAF.like("ReLU")}, sample=X)
     save_activations(net, tmp_path / "a.safetensors")
-
-    def changed(net: Written, x: Tensor) -> Tensor:
-        return F.relu(x + 1)
-
-    changed.__qualname__ = between.__qualname__
-    changed.__code__ = changed.__code__.replace(co_qualname=between.__code__.co_qualname)
-    loaded = load_activations(written(changed), tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="is not the one whose activations were replaced"):
+    loaded = load_activations(written(_edited(between, lambda net, x: F.gelu(x))), tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="has changed since its activations were replaced"):
         loaded(X)
-    with pytest.raises(Exception, match="is not the one whose activations were replaced"):
+    with pytest.raises(Exception, match="has changed since its activations were replaced"):
         torch.compile(loaded, fullgraph=True, backend="eager")(X)
 
 

@@ -1,6 +1,7 @@
 """Networks and samples that can be looked at, and what is said of those that cannot."""
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -86,26 +87,32 @@ def spectral() -> nn.Module:
     return net.eval()
 
 
+def weight_normed() -> nn.Module:
+    with warnings.catch_warnings(action="ignore"):
+        return nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 3)), nn.ReLU())
+
+
 @pytest.mark.parametrize("sample", [X, None], ids=["sample", "no sample"])
-@pytest.mark.parametrize(
-    ("net", "what"),
-    [
-        (kept, r"'last' \(Only Tensors created explicitly"),
-        (lambda: Kept(lock=True), r"'lock' \(cannot pickle"),
-        (pruned, r"'0.weight' \("),
-        (spectral, r"'0.weight' \("),
-    ],
-)
-def test_a_network_that_cannot_be_copied(net, what: str, sample) -> None:
-    with pytest.raises(UserError, match=f"The network cannot be copied, as it holds {what}.*: take that away"):
-        replace_activations(net(), {"ReLU": LIKE}, sample=sample)
+@pytest.mark.parametrize("build", [kept, pruned, spectral, weight_normed])
+def test_computed_tensors_of_a_network_are_copied(build, sample) -> None:
+    base = build()
+    net, swap = replace_activations(base, {"ReLU": LIKE}, sample=sample)
+    torch.testing.assert_close(net(X), base(X), rtol=0, atol=1e-6)
+    assert torch.equal(swap.restore(net)(X), base(X))
+    net.zero_grad()
+    net(X).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-def test_a_copy_is_asked_for_in_restoring_and_freezing_too() -> None:
+@pytest.mark.parametrize("sample", [X, None], ids=["sample", "no sample"])
+def test_a_network_that_cannot_be_copied(sample) -> None:
+    message = r"The network cannot be copied, as it holds 'lock' \(cannot pickle.*: remove that attribute"
+    with pytest.raises(UserError, match=message):
+        replace_activations(Kept(lock=True), {"ReLU": LIKE}, sample=sample)
     net, swap = replace_activations(Kept(), {"ReLU": LIKE})
-    net(X)
+    net.lock = threading.Lock()
     for copies in (swap.restore, freeze_activations):
-        with pytest.raises(UserError, match="The network cannot be copied, as it holds 'last'"):
+        with pytest.raises(UserError, match=message):
             copies(net)
 
 

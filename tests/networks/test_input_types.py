@@ -40,7 +40,7 @@ def test_what_receives_no_real_numbers_is_listed_and_left() -> None:
     assert {row.path for row in found if row.refused} == set(REFUSED)
     net, swap = replace_activations(Types(), {"*": LEAF.like("ReLU")}, sample=X)
     assert [row.path for row in swap.rows] == ["act", "twice_2"]
-    assert {row.path for row in swap.kept} == set(REFUSED)
+    assert {row.path for row in swap.skipped} == set(REFUSED)
     assert torch.isfinite(net(X)).all()
 
 

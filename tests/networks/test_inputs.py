@@ -116,7 +116,7 @@ def test_parts_joined_are_the_whole(sizes: list[int]) -> None:
         ([{"a": X}, {"b": X}], "different inputs"),
         ([(X, Y), (X, None)], "different inputs"),
         ([torch.ones(2, 3), torch.ones(2, 4)], r"\(2, 3\) and \(2, 4\).*padding"),
-        ([(X, torch.ones(7), Y), (X, torch.zeros(7), Y)], "belongs to all rows"),
+        ([(X, torch.ones(7), Y), (X, torch.zeros(7), Y)], "belongs to all samples"),
     ],
 )
 def test_what_cannot_be_joined(batches: list[Any], sentence: str) -> None:

@@ -113,7 +113,7 @@ def test_classes_within_classes_are_replaced_as_a_whole_and_gates_are_not() -> N
     base = SqueezeExcite()
     net, swap = replace_activations(base, {"*": LEAF}, sample=X)
     assert [row.path for row in swap.rows] == ["act", "fc.1"]
-    assert [(row.path, row.name) for row in swap.kept] == [("fc.3", "Hardsigmoid")]
+    assert [(row.path, row.name) for row in swap.skipped] == [("fc.3", "Hardsigmoid")]
     assert torch.equal(swap.restore(net)(X), base(X))
 
 

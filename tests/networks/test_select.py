@@ -104,7 +104,7 @@ def test_keys_that_mean_nothing(replacements, message: str) -> None:
 
 def test_a_function_of_a_parameter_is_left_out_with_its_reason() -> None:
     _, swap = replace_activations(Net(), {"*": FNeuron}, sample=X)
-    reasons = {row.path: row.reason for row in swap.kept}
+    reasons = {row.path: row.reason for row in swap.skipped}
     assert [*reasons] == ["sigmoid_1", "softplus_1", "softplus_2"]
     assert reasons["softplus_2"] == "it is given a parameter, not a signal; name its path to replace it"
     with pytest.raises(UserError, match="'softplus_1' cannot be fitted: in the sample it receives 0 only"):

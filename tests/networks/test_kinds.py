@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aafit.activations import LEAF
-from aafit.networks.kinds import KNOWN
-from aafit.networks.nearest import distance, nearest_functions
+from aafit.networks.kinds import KNOWN, distance, nearest_functions
 
 U = torch.linspace(-8, 8, 801, dtype=torch.float64)
 
