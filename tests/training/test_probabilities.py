@@ -84,9 +84,7 @@ def test_a_study_to_the_outputs_of_the_base_takes_any_numbers_beside_them() -> N
 def test_a_study_judges_by_the_loss_that_it_identifies_by() -> None:
     base = networks(3)[0]
     found = study(base, [(X, PROBABILITIES)], steps=1)
-    assert found.scores.base.loss == pytest.approx(
-        mean_loss(CROSS_ENTROPY, base(X), PROBABILITIES)[0].item(), rel=1e-6
-    )
+    assert found.scores.base.loss == pytest.approx(mean_loss(CROSS_ENTROPY, base(X), PROBABILITIES)[0].item(), rel=1e-6)
 
 
 def test_a_network_with_one_output_has_no_classes_to_match() -> None:
