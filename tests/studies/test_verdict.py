@@ -34,7 +34,9 @@ def test_a_gain_is_claimed_on_held_out_samples_only(found):
 
 
 def test_few_changed_predictions_are_named_with_their_test(found):
-    assert "exact test of 5 changed predictions, p = 0.062), so no" in with_gain(found, PairedGain(0.01, 0.001, 5, 0.0625))
+    assert "exact test of 5 changed predictions, p = 0.062), so no" in with_gain(
+        found, PairedGain(0.01, 0.001, 5, 0.0625)
+    )
 
 
 def test_only_a_significant_change_of_a_shape_is_named(found):
