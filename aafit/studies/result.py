@@ -152,12 +152,14 @@ def _claim(study: Study, gain: PairedGain, better: bool) -> str:
     """Return what the gain shows: nothing on samples that were fitted."""
     if not study.scores.held_out:
         return "on the samples that were fitted, which is no evidence of a gain: give others as heldout="
-    evidence = "two standard errors"
-    if gain.p is not None:
-        evidence = f"what chance explains (exact test of {gain.changed} changed predictions, p = {gain.p:.2g})"
+    if gain.p is None:
+        size, test = "more than two standard errors" if gain.significant else "within two standard errors", ""
+    else:
+        size = "significant" if gain.significant else "consistent with chance"
+        test = f" (exact test of {gain.changed} changed predictions, p = {gain.p:.2g})"
     if not gain.significant:
-        return f"within {evidence}, so no difference is shown"
-    return f"more than {evidence}: {'an improvement' if better else 'a loss'}"
+        return f"{size}{test}, so no difference is shown"
+    return f"{size}{test}: {'an improvement' if better else 'a loss'}"
 
 
 def evaluated_on(study: Study) -> str:

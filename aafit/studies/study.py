@@ -105,8 +105,13 @@ def study(
     if page is not None:
         check_page(page, key)
     store = Store(None if page is None else page.with_suffix(".parts"), key)
-    with _progress() as progress:
-        found = run_parts(net, data, config, store, command, progress)
+    try:
+        with _progress() as progress:
+            found = run_parts(net, data, config, store, command, progress)
+    except KeyboardInterrupt:
+        if store.folder is not None:
+            log.warning("Stopped. The same call resumes from %s.", store.folder)
+        raise
     return found if page is None else replace(found, page=write_study_page(found, page))
 
 

@@ -34,9 +34,10 @@ def test_a_gain_is_claimed_on_held_out_samples_only(found):
 
 
 def test_few_changed_predictions_are_named_with_their_test(found):
-    assert "exact test of 5 changed predictions, p = 0.062), so no" in with_gain(
-        found, PairedGain(0.01, 0.001, 5, 0.0625)
-    )
+    few = with_gain(found, PairedGain(0.01, 0.001, 5, 0.0625))
+    assert "consistent with chance (exact test of 5 changed predictions, p = 0.062), so no difference" in few
+    more = with_gain(found, PairedGain(0.01, 0.02, 7, 0.0156))
+    assert "significant (exact test of 7 changed predictions, p = 0.016): an improvement" in more
 
 
 def test_only_a_significant_change_of_a_shape_is_named(found):
