@@ -34,23 +34,27 @@ def load_authors_checkpoint(
     base: str = "ReLU",
     interval: tuple[float, float] = (-4.0, 4.0),
 ) -> nn.Module:
-    """The network in a checkpoint of the authors' program, on the CPU, in the dtype it was saved in.
+    """Return the network in a checkpoint of the authors' program, on the CPU, in the data type of the file.
 
-    Such a file is a `torch.save` of {"net": state_dict, "opts": [...]}; the states of the optimizers are left out. The
-    kind of each adaptive activation follows from the names of its tensors: `gamma` and `beta` are AHAF's, `p1` to `p4`
-    LEAF's, `_weights` F-Neuron's; the file does not say what a layer without any of them computes.
+    The file is a `torch.save` of {"net": state_dict, "opts": [...]}; the states of the optimizers are not read. The
+    family of an adaptive activation follows from the names of its tensors: `gamma` and `beta` for AHAF, `p1` to `p4`
+    for LEAF, `_weights` for F-Neuron. The file does not have the activation of a layer without such tensors.
 
     Args:
         path: the file.
-        network: "KerasNet" or "LeNet-5"; the one whose layers the file has if not given.
-        in_shape: channels, height and width of an image; if not given, the square of 32 or 28 pixels that fits.
-        classes: number of logits; if not given, as many as the file has.
+        network: "KerasNet" or "LeNet-5"; None: the one whose layers the file has.
+        in_shape: channels, height and width of an image; None: the square of 32 or 28 pixels that fits.
+        classes: number of logits; None: as many as the file has.
         base: the fixed activation of the layers that have no adaptive one.
-        interval: where the F-Neurons of the file put their outer centres, which the file does not say.
+        interval: interval of the F-Neurons' knots, which the file does not have.
 
     Raises:
-        UserError: the file cannot be read, is truncated, or asks to run code of its own; it is no such checkpoint; its
-            tensors are those of another network, or of another size.
+        UserError: the file cannot be read, is truncated, or would run code; it is no such checkpoint; its tensors are
+            those of another network, or of another size.
+
+    Example:
+        >>> net = aafit.load_authors_checkpoint("base.bin", base="SiLU")  # doctest: +SKIP
+        >>> print(aafit.find(net, sample=torch.zeros(1, 3, 32, 32)))  # doctest: +SKIP
     """
     path = Path(path)
     tensors = _read(path)
@@ -59,7 +63,7 @@ def load_authors_checkpoint(
     check_name("network", network, NETWORKS)
     classes = _size(tensors, f"{_LAST_FC[network]}.weight", axis=0, path=path) if classes is None else classes
     in_shape = _guessed_shape(tensors, network, path) if in_shape is None else in_shape
-    # Without memory of its own: its tensors are those of the file, and no random number is drawn.
+    # On "meta" no random number is drawn; the tensors come from the file.
     with torch.device("meta"):
         net = build(network, in_shape, classes, cnn=base, fc=base)
     acts = (*net.cnn_activations, *net.fc_activations)
@@ -85,16 +89,16 @@ def _read(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     try:
-        # torch itself reads over the checksums that it writes; the files of versions before 1.6 are no archives.
+        # torch does not check the checksums that it writes; the files of versions before 1.6 are no archives.
         if zipfile.is_zipfile(archive := io.BytesIO(content)) and zipfile.ZipFile(archive).testzip() is not None:
             raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
             checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    # Damaged bytes can end in any error at all: the file is a program for torch's unpickler.
+    # The file is a program for torch's unpickler: damaged bytes can end in any error.
     except Exception as error:
         if isinstance(error, UnpicklingError) and "GLOBAL" in str(error):
             raise UserError(
-                f"{path} is refused, as it asks to run code when it is loaded: a checkpoint of the authors' program "
+                f"{path} is refused, since it would run code when it is loaded: a checkpoint of the authors' program "
                 "holds tensors and plain values only."
             ) from error
         raise UserError(f"{path} is truncated, damaged, or not a file that torch.save wrote.") from error
@@ -150,7 +154,7 @@ def _check_fixed(net: KerasNet | LeNet5, tensors: Mapping[str, Tensor]) -> None:
 def _adaptive(
     at: str, tensors: Mapping[str, Tensor], full: tuple[int, ...], interval: tuple[float, float]
 ) -> AdaptiveActivation:
-    """The adaptive activation with these parameters, for a layer of `full` neurons."""
+    """Return the adaptive activation with these parameters, for a layer of the shape `full`."""
     family = next((family for family, names in _PARAMETERS.items() if set(names) == set(tensors)), None)
     if family is None:
         kinds = "; ".join(f"{family.family}: {', '.join(names)}" for family, names in _PARAMETERS.items())

@@ -1,16 +1,16 @@
-"""Where runs go side by side: a slot takes one process."""
+"""Devices, and the slots in which processes run alongside each other."""
 
 import os
 from dataclasses import dataclass, field
 
 import torch
 
-from aafit.errors import UserError
+from aafit.errors import UserError, check_count
 
 ON_CPU = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    # glibc gives large arrays back to the system, which clears their pages anew for the next step.
+    # Otherwise glibc returns large arrays to the system, which clears their pages again for the next step.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
 }
@@ -18,7 +18,7 @@ ON_CPU = {
 
 @dataclass(frozen=True)
 class Slot:
-    """Place for one process: the device it is told to use, its threads, and what its environment gets."""
+    """Place for one process: its device, its number of threads, and what is added to its environment."""
 
     device: str
     threads: int | None = None
@@ -26,17 +26,19 @@ class Slot:
 
 
 def slots(device: str = "auto", jobs: int | None = None) -> list[Slot]:
-    """The slots of this machine.
+    """Return the slots of this machine.
 
-    On the CPU there are `jobs`, by default one for each core that this process may use, each with a single thread: so a
-    run gives the same bits however many go beside it. On CUDA there are `jobs` (by default one) for every GPU, or for
-    the one that "cuda:1" names.
+    Args:
+        device: "auto", "cpu", "cuda", or a device such as "cuda:1".
+        jobs: number of processes. On the CPU, by default one for each core that this process may use; each has a single
+            thread, so that a run is bit-identical however many others there are. On CUDA, the number for each GPU, by
+            default one.
 
     Raises:
-        UserError: fewer than one job, or a device that is not here.
+        UserError: fewer than one job, or a device that is not available.
     """
-    if jobs is not None and jobs < 1:
-        raise UserError(f"--jobs {jobs} is not valid: give 1 or more.")
+    if jobs is not None:
+        check_count("number of --jobs", jobs)
     gpus = _gpus(device)
     if gpus:
         return [Slot("cuda", None, {"CUDA_VISIBLE_DEVICES": gpu}) for _ in range(jobs or 1) for gpu in gpus]
@@ -44,10 +46,10 @@ def slots(device: str = "auto", jobs: int | None = None) -> list[Slot]:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device `name` stands for: "auto" (the GPU where there is one, else the CPU), "cpu", "cuda", "cuda:1", ...
+    """Return the device of this name: "auto" (the GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", ...
 
     Raises:
-        UserError: no such device here.
+        UserError: it is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,10 +68,10 @@ def usable_cores() -> int:
 
 
 def _gpus(device: str) -> list[str]:
-    """The GPUs that `device` stands for, as CUDA_VISIBLE_DEVICES names them; none for the CPU."""
+    """Return the GPUs of a device name, as CUDA_VISIBLE_DEVICES names them; none for the CPU."""
     kind, _, index = device.partition(":")
     count = torch.cuda.device_count() if kind in ("auto", "cuda") else 0
-    # The driver itself obeys this variable: what it hides is not there for anyone.
+    # The driver obeys this variable: no process can use a GPU that it hides.
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     names = names[:count] if len(names) >= count else [str(number) for number in range(count)]
     if device in ("auto", "cpu"):

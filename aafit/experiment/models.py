@@ -1,23 +1,23 @@
 """The experiment's networks, with the layer names of the authors' checkpoints.
 
-Tensor names say their axes: B images in a batch, C channels, H height, W width, F features, K classes.
+Axes in names: B image of a batch, C channel, H row, W column, F feature, K class.
 """
 
 import torch
 from torch import Tensor, fx, nn
 
 from aafit.activations import FIXED
-from aafit.errors import UserError, check_name
+from aafit.errors import UserError, check_count, check_name
 
 Shape = tuple[int, int, int]
 
 
 @fx.wrap
 def flatten(x_BCHW: Tensor) -> Tensor:
-    """The features (B, C*H*W) of (B, C, H, W); the gradient comes back in the memory format that x has.
+    """Flatten (B, C, H, W) to (B, C*H*W), with a gradient in the memory format of x.
 
-    With torch.flatten alone it comes back as NCHW, whatever the memory format, and max pooling on a CPU then copies its
-    own gradient, which is larger, from one format to the other.
+    The gradient of torch.flatten is always NCHW, and max pooling on a CPU then has to copy its own, larger gradient
+    from one format to the other.
     """
     if x_BCHW.requires_grad and x_BCHW.is_contiguous(memory_format=torch.channels_last):
         x_BCHW.register_hook(lambda grad_BCHW: grad_BCHW.contiguous(memory_format=torch.channels_last))
@@ -25,7 +25,7 @@ def flatten(x_BCHW: Tensor) -> Tensor:
 
 
 class KerasNet(nn.Module):
-    """The VGG-like network of the Keras CIFAR-10 example: four convolutions, then two fully connected layers.
+    """VGG-like network of the Keras CIFAR-10 example: four convolutions, then two fully connected layers.
 
     1,250,858 parameters for 3x32x32 images and 10 classes, with fixed activations.
 
@@ -119,9 +119,9 @@ NETWORKS: dict[str, type[KerasNet] | type[LeNet5]] = {"KerasNet": KerasNet, "LeN
 
 
 def build(name: str, in_shape: Shape, classes: int, cnn: str = "ReLU", fc: str = "ReLU") -> KerasNet | LeNet5:
-    """The network of that name with fixed activations and PyTorch's default initial weights.
+    """Return the network of that name with fixed activations and PyTorch's default initial weights.
 
-    The weights depend on the state of torch's random generator and on nothing else: never on the activations.
+    The weights depend on the state of torch's random generator only, never on the activations.
 
     Raises:
         UserError: an unknown network or activation, or an image too small for the network.
@@ -134,7 +134,7 @@ def _fixed(name: str) -> nn.Module:
 
 
 def _twice(side: int, crop: int) -> int:
-    """The side of an image after two rounds of losing `crop` pixels to a convolution and pooling by 2."""
+    """Return the side of an image after two rounds of losing `crop` pixels to a convolution, and pooling by 2."""
     for _ in range(2):
         side = (side - crop) // 2
     return side
@@ -147,6 +147,5 @@ def _checked(name: str, in_shape: Shape, classes: int, smallest: int) -> Shape:
             f"{name} cannot take images of shape {shape}: give (channels, height, width), "
             f"with at least 1 channel and sides of at least {smallest} pixels."
         )
-    if classes < 1:
-        raise UserError(f"{name} cannot have {classes} classes: give at least 1.")
+    check_count(f"number of classes of {name}", classes)
     return shape

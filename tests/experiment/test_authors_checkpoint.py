@@ -221,7 +221,7 @@ def test_pickles_that_run_code_are_refused_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "raw.bin").write_bytes(pickle.dumps({"net": Trap(trap)}, protocol=2))
     torch.save(build("LeNet-5", (1, 28, 28), 10), tmp_path / "whole.bin")
     for name in ("c.bin", "raw.bin", "whole.bin"):
-        with pytest.raises(UserError, match=rf"{name} is refused, as it asks to run code"):
+        with pytest.raises(UserError, match=rf"{name} is refused, since it would run code"):
             load_authors_checkpoint(tmp_path / name)
     assert not trap.exists()
 

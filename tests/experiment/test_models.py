@@ -137,7 +137,7 @@ def test_any_image_that_is_big_enough(name: str, channels: int, height: int, wid
         ("LeNet-5", (3, 32, 15), 10, "ReLU", "ReLU", r"shape \(3, 32, 15\): .* at least 16 pixels"),
         ("KerasNet", (0, 32, 32), 10, "ReLU", "ReLU", r"at least 1 channel"),
         ("KerasNet", (32, 32), 10, "ReLU", "ReLU", r"\(channels, height, width\)"),
-        ("LeNet-5", (3, 32, 32), 0, "ReLU", "ReLU", r"0 classes"),
+        ("LeNet-5", (3, 32, 32), 0, "ReLU", "ReLU", r"number of classes of LeNet-5 must be .* got 0"),
     ],
 )
 def test_wrong_settings_are_refused(name, in_shape, classes, cnn, fc, message: str) -> None:

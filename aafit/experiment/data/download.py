@@ -1,10 +1,11 @@
-"""Files from the internet: checked, retried, from the first mirror that answers, unpacked whole or not at all."""
+"""Downloads: checked by checksum, retried, from the first mirror that answers, unpacked as a whole or not at all."""
 
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,19 +13,27 @@ from urllib.parse import urlsplit
 import pooch
 import requests
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from aafit.errors import UserError
 
 CHUNK_BYTES = 1 << 16
-TIMEOUT_S = (10, 60)  # to connect, and between two pieces of the answer
-RETRIES = 1  # at each mirror, after a pause of a second
+TIMEOUT_S = (10, 60)
+"""Seconds to connect, and between two chunks of the response."""
+RETRIES = 1
+"""At each mirror, after a pause of a second."""
+LARGEST_UNPACKED = 1 << 30
+"""Bytes that an archive may unpack to; CIFAR-10 has 184 million."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A published file: its name, the checksum that its publisher states ("md5:..."), and where to get it, in order."""
+    """A published file.
+
+    Attributes:
+        name: of the file.
+        checksum: that the publisher states, as "md5:...".
+        mirrors: addresses, tried in this order.
+    """
 
     name: str
     checksum: str
@@ -32,45 +41,69 @@ class RemoteFile:
 
 
 def fetch(remote: Iterable[RemoteFile], folder: Path, what: str) -> list[Path]:
-    """The files in `folder`: those that are there with the right checksum, the others downloaded.
+    """Return the files in `folder`, after downloading those that are missing or have another checksum.
 
-    Processes that ask for the same folder at once wait for the one that downloads.
+    Processes that need the same folder at the same time wait for the one that downloads.
 
     Args:
-        what: the name of the whole, for messages ("CIFAR-10").
+        remote: the files.
+        folder: where they are put.
+        what: name of the data set, for messages ("CIFAR-10").
 
     Raises:
         UserError: no mirror gave one of the files with the right checksum, or `folder` cannot be written.
     """
-    with _owned(folder, what):
+    with _locked(folder, what):
         return [_fetch_one(one, folder, what) for one in remote]
 
 
 def fetch_and_unpack(archive: RemoteFile, folder: Path, subfolder: str, what: str) -> Path:
-    """`folder / subfolder` out of a tar archive, downloaded where it is not there yet.
+    """Return `folder / subfolder`, unpacked from a tar archive that is downloaded if the subfolder is missing.
 
-    The subfolder appears whole or not at all, and the archive is not kept.
+    The subfolder appears as a whole or not at all, and the archive is removed.
 
     Raises:
-        UserError: as `fetch`.
+        UserError: as `fetch`; or the archive is no tar archive with that subfolder.
     """
     target = folder / subfolder
     if target.is_dir():
         return target
-    with _owned(folder, what):
+    with _locked(folder, what):
         if not target.is_dir():
             downloaded = _fetch_one(archive, folder, what)
             with tempfile.TemporaryDirectory(dir=folder) as unpacked:
-                with tarfile.open(downloaded) as tar:
-                    tar.extractall(unpacked, filter="data")
+                _unpack(downloaded, Path(unpacked), subfolder)
                 Path(unpacked, subfolder).rename(target)
             downloaded.unlink()
     return target
 
 
+def _unpack(archive: Path, folder: Path, subfolder: str) -> None:
+    """Unpack the regular files of `subfolder`; every other member of the archive is left out.
+
+    Raises:
+        UserError: the archive is damaged, too large, or does not have the subfolder.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            members = []
+            size = 0
+            for member in tar:
+                if member.isfile() and Path(member.name).parts[:1] == (subfolder,):
+                    members.append(member)
+                    size += member.size
+                    if size > LARGEST_UNPACKED:
+                        raise UserError(f"{archive} unpacks to more than {LARGEST_UNPACKED:,} bytes: it is refused.")
+            tar.extractall(folder, members=members, filter="data")
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise UserError(f"{archive} is damaged: {error}. Remove it to download it again.") from error
+    if not members:
+        raise UserError(f"{archive} has no files in {subfolder}/: remove it to download it again.")
+
+
 @contextmanager
-def _owned(folder: Path, what: str) -> Iterator[None]:
-    """The folder, made where it is missing, for this process alone."""
+def _locked(folder: Path, what: str) -> Iterator[None]:
+    """Lock the folder, which is created if it is missing, for this process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
@@ -92,12 +125,11 @@ def _fetch_one(remote: RemoteFile, folder: Path, what: str) -> Path:
             urls={remote.name: url},
             retry_if_failed=RETRIES,
         )
-        with _Progress(remote.name) if sys.stderr.isatty() else nullcontext(False) as progress:
-            download = pooch.HTTPDownloader(progress, chunk_size=CHUNK_BYTES, timeout=TIMEOUT_S)
-            try:
-                return Path(source.fetch(remote.name, downloader=download))
-            except (requests.RequestException, ValueError) as error:  # pooch's ValueError: the checksum is wrong
-                failures.append(f"{urlsplit(url).netloc}: {_reason(error)}")
+        download = pooch.HTTPDownloader(sys.stderr.isatty(), chunk_size=CHUNK_BYTES, timeout=TIMEOUT_S)
+        try:
+            return Path(source.fetch(remote.name, downloader=download))
+        except (requests.RequestException, ValueError) as error:  # pooch's ValueError: the checksum is wrong
+            failures.append(f"{urlsplit(url).netloc}: {_reason(error)}")
     raise UserError(
         f"{what} cannot be downloaded: no mirror gave {remote.name} ({'; '.join(failures)}). Connect this machine to "
         f"the internet, or fetch {remote.mirrors[0]} on another one and give the folder that holds it, unpacked "
@@ -113,36 +145,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.RequestException):
         return "no connection"
     return "wrong checksum"
-
-
-class _Progress:
-    """What pooch asks of a progress display (`total`, `update`, `reset`, `close`), drawn by rich on stderr."""
-
-    def __init__(self, name: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True))
-        self._task = self._bar.add_task(name, total=None)
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def total(self) -> float | None:
-        return self._bar.tasks[0].total
-
-    @total.setter
-    def total(self, size: float) -> None:
-        self._bar.reset(self._task, total=size)
-        self._bar.start()
-
-    def update(self, size: float) -> None:
-        self._bar.update(self._task, advance=size)
-
-    def reset(self) -> None:
-        self._bar.update(self._task, completed=0)
-
-    def close(self) -> None:
-        self._bar.stop()

@@ -1,4 +1,4 @@
-"""The formats that image data sets are published in: files to arrays, with everything checked that can be.
+"""The file formats of image data sets: files are read into arrays, and their sizes and headers are checked.
 
 Axes in names: B image, H row, W column, C colour plane.
 """
@@ -15,26 +15,31 @@ from aafit.errors import UserError
 CIFAR10_SHAPE_CHW = (3, 32, 32)
 CIFAR10_RECORDS = 10_000  # in each file
 MNIST_SHAPE_HW = (28, 28)
+LARGEST = 1 << 28
+"""Bytes in a file at most; the largest file of the data sets has 47 million."""
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file, unpacked where the name ends in .gz.
+    """Return the content of a file, decompressed if its name ends in .gz.
 
     Raises:
-        UserError: the packed file is damaged.
+        UserError: the compressed file is damaged, or expands to more than any data set has.
         OSError: the file cannot be read.
     """
-    content = path.read_bytes()
     if path.suffix != ".gz":
-        return content
+        return path.read_bytes()
     try:
-        return gzip.decompress(content)
+        with gzip.open(path) as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise UserError(f"{path} expands to more than {LARGEST:,} bytes: replace it with a file of the data set.")
+        return content
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is damaged: {error}. Replace it with a complete copy.") from error
 
 
 def read_cifar10(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(images_BHWC, labels_B) of one file of CIFAR-10's binary version.
+    """Return (images_BHWC, labels_B) of one file of CIFAR-10's binary version.
 
     A record is a byte for the label, then the red, green and blue plane of the image, each row by row.
 
@@ -56,7 +61,7 @@ def read_cifar10(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_idx_pair(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(images_BHWC, labels_B) of two IDX files, as those of MNIST: grey images of 28x28 pixels, so C is 1.
+    """Return (images_BHWC, labels_B) of two IDX files, the format of MNIST: grey images of 28x28 pixels, C = 1.
 
     Raises:
         UserError: one of the files is not IDX, is damaged, or they do not belong together.
@@ -77,7 +82,7 @@ def read_idx_pair(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.
 
 
 def _read_idx(path: Path, axes: int) -> np.ndarray:
-    """The values of an IDX file of bytes, after its head: 0, 0, 8, the number of axes, their lengths (4 bytes each)."""
+    """Return the values of an IDX file, which follow 0, 0, 8, the number of axes, and their lengths (4 bytes each)."""
     content = read_bytes(path)
     header = 4 + 4 * axes
     magic = bytes((0, 0, 8, axes))

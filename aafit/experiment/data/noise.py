@@ -1,4 +1,4 @@
-"""Images of noise in the form of a data set: what a step costs does not depend on what the images show."""
+"""Images of noise with the sizes of a data set, to measure times on."""
 
 import torch
 
@@ -6,7 +6,7 @@ from aafit.experiment.data.datasets import CLASSES, SIZES, Dataset, Split
 
 
 def noise_like(name: str, train_images: int, test_images: int) -> Dataset:
-    """So many images of noise, of the size that those of a data set of `DATASETS` have: the same ones at each call."""
+    """Return images of noise with the size of those of a data set of `DATASETS`, the same ones at each call."""
     channels, height, width = SIZES[name].in_shape
     generator = torch.Generator().manual_seed(1)
 

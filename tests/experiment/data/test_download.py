@@ -167,8 +167,7 @@ def test_progress_is_shown_on_a_terminal_only(server, tmp_path, monkeypatch, str
     server.answers = {"/a": ["cut", CONTENT]}
     monkeypatch.setattr(sys, "stderr", stream)
     fetch([published(server, "/a")], tmp_path, "The data")
-    assert ("data.gz" in stream.getvalue()) == shown
-    assert ("90.0/90.0 kB" in stream.getvalue()) == shown
+    assert ("90.0k/90.0k" in stream.getvalue()) == shown
 
 
 # ------------------------------------------------------------------------------------------------ fetch_and_unpack
@@ -218,6 +217,49 @@ def test_an_unpacking_that_breaks_off_leaves_nothing_half_done(archive, tmp_path
     assert not (tmp_path / "batches").exists()
     folder = fetch_and_unpack(archive, tmp_path, "batches", "The data")
     assert (folder / "one.bin").read_bytes() == b"first"
+
+
+def tar_of(*members):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        for name, kind, target in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, target, len(CONTENT) if kind == tarfile.REGTYPE else 0
+            tar.addfile(info, io.BytesIO(CONTENT) if info.size else None)
+    return stream.getvalue()
+
+
+def test_only_regular_files_of_the_subfolder_are_unpacked(server, tmp_path):
+    packed = tar_of(
+        ("batches/one.bin", tarfile.REGTYPE, ""),
+        ("batches/link", tarfile.SYMTYPE, "/etc/passwd"),
+        ("batches/hard", tarfile.LNKTYPE, "batches/one.bin"),
+        ("batches/pipe", tarfile.FIFOTYPE, ""),
+        ("../outside", tarfile.REGTYPE, ""),
+        ("/absolute", tarfile.REGTYPE, ""),
+        ("elsewhere/two.bin", tarfile.REGTYPE, ""),
+    )
+    server.answers = {"/a": [packed]}
+    folder = fetch_and_unpack(published(server, "/a", content=packed, name="x.tar.gz"), tmp_path / "x", "batches", "It")
+    assert [path.name for path in folder.iterdir()] == ["one.bin"]
+    assert {path.name for path in tmp_path.rglob("*")} == {"x", ".lock", "batches", "one.bin"}
+
+
+@pytest.mark.parametrize(
+    ("packed", "sentence"),
+    [
+        (b"no archive at all", "x.tar.gz is damaged"),
+        (ARCHIVE[:60], "x.tar.gz is damaged"),
+        (archive_of({"other/one.bin": b"first"}), r"x.tar.gz has no files in batches/"),
+        (archive_of({"batches/one.bin": bytes(100_000)}), "x.tar.gz unpacks to more than 50,000 bytes: it is refused"),
+    ],
+)
+def test_an_archive_that_cannot_be_unpacked_is_named(server, tmp_path, monkeypatch, packed, sentence):
+    monkeypatch.setattr("aafit.experiment.data.download.LARGEST_UNPACKED", 50_000)
+    server.answers = {"/a": [packed]}
+    with pytest.raises(UserError, match=sentence):
+        fetch_and_unpack(published(server, "/a", content=packed, name="x.tar.gz"), tmp_path, "batches", "The data")
+    assert not (tmp_path / "batches").exists()
 
 
 # ------------------------------------------------------------------------------------------- into the user's cache

@@ -120,3 +120,10 @@ def test_a_packed_file_that_is_damaged(tmp_path, alter):
         read_idx_pair(images, labels)
     assert str(caught.value).startswith(f"{images} is damaged: ")
     assert str(caught.value).endswith("Replace it with a complete copy.")
+
+
+def test_a_file_that_expands_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("aafit.experiment.data.file_formats.LARGEST", 100_000)
+    (tmp_path / "data_batch_1.bin.gz").write_bytes(gzip.compress(bytes(100_001)))
+    with pytest.raises(UserError, match=r"data_batch_1\.bin\.gz expands to more than 100,000 bytes"):
+        read_cifar10(tmp_path / "data_batch_1.bin.gz")
