@@ -195,7 +195,7 @@ def test_dry_run_refuses_what_the_run_would(suite: Suite, tmp_path: Path) -> Non
     write_run(jobs_of(suite, tmp_path)["base-relu", 42], [1.0])
     with pytest.raises(UserError, match="epochs:"):
         estimate(suite.scaled(2), tmp_path, RunOptions(jobs=1, device="cpu"))
-    with pytest.raises(UserError, match="number of --jobs .* got 0"):
+    with pytest.raises(UserError, match=r"number of --jobs .* got 0"):
         estimate(suite, tmp_path, RunOptions(jobs=0, device="cpu"))
 
 
