@@ -6,7 +6,7 @@ from aafit.errors import needs_extra
 
 
 def main() -> None:
-    """The command line, or one sentence where its packages are not installed."""
+    """Run the command line, or exit with one sentence if its packages are not installed."""
     try:
         with needs_extra("The command aafit", "experiment"):
             from aafit.experiment.cli.main import main as command_line

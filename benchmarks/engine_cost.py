@@ -45,7 +45,7 @@ def seconds_of(engine: Engine, suite: Suite, folder: Path, sleep: float | None) 
         prepare(suite, folder / "runs", folder / "template", sleep)
     summary = run_suite(suite, folder / "runs", console=Console(file=io.StringIO()), engine=engine)
     if not summary.ok:
-        raise RuntimeError(f"the runs failed: {summary.outcomes[0].message}")
+        raise RuntimeError(f"the runs failed: {summary.runs[0].message}")
     return summary.seconds
 
 

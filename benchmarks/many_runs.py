@@ -26,8 +26,7 @@ from aafit.experiment.runs.documents import StoredComparison, StoredDifference
 from aafit.experiment.runs.job import jobs_of
 from aafit.experiment.runs.suite import Suite, load_suite
 from aafit.experiment.scheduling.engines.local import LocalEngine
-from aafit.experiment.scheduling.options import RunOptions
-from aafit.experiment.scheduling.schedule import run_suite
+from aafit.experiment.scheduling.schedule import RunOptions, run_suite
 from aafit.networks.adaptive import adaptive_parameters, save_activations
 from aafit.networks.surgery import replace_activations
 from benchmarks.harness import Command, call, json_option, peak_bytes, report
@@ -82,10 +81,10 @@ def schedule(suite_name: str, count: int, folder: str, jobs: int, seconds: float
         summary = run_suite(suite, runs_dir, RunOptions(), console=Console(file=log, width=160), engine=engine)
     wall = time.monotonic() - began
     timer.cancel()
-    done = sum(outcome.status in ("done", "already done") for outcome in summary.outcomes)
-    now = sum(outcome.status == "done" for outcome in summary.outcomes)
+    done = sum(outcome.status in ("done", "already done") for outcome in summary.runs)
+    now = sum(outcome.status == "done" for outcome in summary.runs)
     return {
-        "runs": len(summary.outcomes),
+        "runs": len(summary.runs),
         "done": done,
         "done now": now,
         "s": wall,

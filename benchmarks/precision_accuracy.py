@@ -21,8 +21,7 @@ from aafit.experiment.data.datasets import load_dataset
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.documents import Done
 from aafit.experiment.runs.suite import Suite
-from aafit.experiment.scheduling.options import RunOptions
-from aafit.experiment.scheduling.schedule import run_suite
+from aafit.experiment.scheduling.schedule import RunOptions, run_suite
 from benchmarks.harness import Command, Row, data_dir_option, device_option, json_option, report, whole_numbers
 
 PRECISIONS = ("float32", "bf16")
@@ -48,10 +47,10 @@ def accuracies(suite: Suite, data_dir: Path | None, device: str) -> dict[str, li
             suite, Path(folder), RunOptions(device=device, data_dir=data_dir), console=Console(file=io.StringIO())
         )
         if not summary.ok:
-            failed = next((outcome for outcome in summary.outcomes if outcome.message), summary.outcomes[0])
+            failed = next((outcome for outcome in summary.runs if outcome.message), summary.runs[0])
             raise UserError(f"The runs did not end well; {failed.job.config.name} {failed.status}: {failed.message}")
         found: dict[str, list[float]] = {run.name: [] for run in suite.runs}
-        for outcome in summary.outcomes:
+        for outcome in summary.runs:
             accuracy = Done.of(outcome.job.folder).result.last_accuracy
             found[outcome.job.config.name].append(100 * accuracy if accuracy is not None else math.nan)
     return found

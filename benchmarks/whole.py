@@ -26,9 +26,9 @@ from aafit.experiment.data.datasets import SIZES
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.job import lockstep_groups
 from aafit.experiment.runs.suite import Suite, load_suite
-from aafit.experiment.scheduling.options import RunOptions
 from aafit.experiment.scheduling.plan import Estimate, Planned, clock, epoch_seconds, estimate
-from aafit.experiment.scheduling.schedule import Outcome, run_suite
+from aafit.experiment.scheduling.progress import RunState
+from aafit.experiment.scheduling.schedule import RunOptions, run_suite
 from benchmarks.harness import (
     Command,
     Ratio,
@@ -66,11 +66,11 @@ def timed(steps: int, data_dir: Path | None, jobs: int | None) -> Callable[[RunC
 def projected(suite: Suite, steps: int, data_dir: Path | None, device: str, jobs: int | None = None) -> Estimate:
     """Return the plan of a suite without finished runs."""
     with tempfile.TemporaryDirectory() as empty:
-        return estimate(suite, Path(empty), RunOptions(jobs=jobs, device=device), measure=timed(steps, data_dir, jobs))
+        return estimate(suite, Path(empty), device=device, jobs=jobs, measure=timed(steps, data_dir, jobs))
 
 
-def real_run(suite: Suite, folder: Path, options: RunOptions) -> tuple[float, list[Outcome]]:
-    """Run the suite and return its wall time in seconds and the outcome of each run.
+def real_run(suite: Suite, folder: Path, options: RunOptions) -> tuple[float, list[RunState]]:
+    """Run the suite and return its wall time in seconds and the state of each run.
 
     Raises:
         UserError: a run failed.
@@ -79,9 +79,9 @@ def real_run(suite: Suite, folder: Path, options: RunOptions) -> tuple[float, li
     summary = run_suite(suite, folder, options, console=Console(file=io.StringIO()))
     wall = time.monotonic() - began
     if not summary.ok:
-        failed = next((outcome for outcome in summary.outcomes if outcome.message), summary.outcomes[0])
+        failed = next((outcome for outcome in summary.runs if outcome.message), summary.runs[0])
         raise UserError(f"The suite did not end well; {failed.job.config.name} {failed.status}: {failed.message}")
-    return wall, list(summary.outcomes)
+    return wall, list(summary.runs)
 
 
 def check(
@@ -108,7 +108,7 @@ def check(
                 # Runs in lockstep share one process.
                 seconds = outcome.seconds / len(lockstep[outcome.job.config.name, outcome.job.seed])
                 starts.append(seconds - sum(epochs))
-                projected_starts.append(planned.seconds - planned.epochs_left * (planned.epoch_seconds or 0.0))
+                projected_starts.append(planned.seconds() - planned.epochs_left * (planned.epoch_seconds or 0.0))
                 rows.append(_row(planned, epochs, seconds))
         return wall
 
@@ -130,7 +130,7 @@ def _row(planned: Planned, epochs: list[float], seconds: float) -> Row:
         "epochs": len(epochs),
         "s an epoch, projected": planned.epoch_seconds,
         "s an epoch, real": sum(epochs) / len(epochs) if epochs else None,
-        "s, projected": planned.seconds,
+        "s, projected": planned.seconds(),
         "s, real": seconds,
     }
 
@@ -181,7 +181,7 @@ def _planned(planned: Planned) -> Row:
         "run": planned.job.config.name,
         "epochs": planned.epochs_left,
         "s an epoch": planned.epoch_seconds,
-        "s": planned.seconds,
+        "s": planned.seconds(),
     }
 
 

@@ -21,10 +21,8 @@ from aafit.experiment.runs import execute
 from aafit.experiment.runs.process import locked
 from aafit.experiment.runs.suite import Suite, load_suite
 from aafit.experiment.scheduling import worker
-from aafit.experiment.scheduling.engines.choose import open_engine
 from aafit.experiment.scheduling.engines.process import PYTHON
-from aafit.experiment.scheduling.options import RunOptions
-from aafit.experiment.scheduling.schedule import run_suite
+from aafit.experiment.scheduling.schedule import RunOptions, open_engine, run_suite
 
 FOLDER = "AAFIT_WITNESS"
 """The environment variable that names the folder of the witnesses' locks."""
@@ -53,7 +51,7 @@ class Schedule(BaseModel):
 
     def run(self) -> int:
         """Run the suite; return 0 if all runs are done."""
-        engine = open_engine(self.engine, self.address, "cpu", self.jobs)
+        engine = open_engine(RunOptions(engine=self.engine, address=self.address, device="cpu", jobs=self.jobs))
         engine.command = WORKER
         try:
             console = Console(width=200)

@@ -1,8 +1,6 @@
-"""One run by the authors' command line; `--help` lists its flags, `aafit train` is the same."""
+"""One run, by the authors' command line; `--help` lists the flags, `aafit train` is the same."""
 
-import sys
-
-from aafit.experiment.cli.main import main
+from aafit.experiment.cli.train import train
 
 if __name__ == "__main__":
-    main(["train", *sys.argv[1:]], prog_name="train_individual.py")
+    train(prog_name="experiments/train_individual.py")

@@ -13,8 +13,7 @@ from aafit.experiment.runs.job import jobs_of
 from aafit.experiment.runs.suite import RunConfig, Suite
 from aafit.experiment.scheduling.engines.engine import Engine
 from aafit.experiment.scheduling.engines.local import LocalEngine
-from aafit.experiment.scheduling.options import RunOptions
-from aafit.experiment.scheduling.schedule import Summary, run_suite
+from aafit.experiment.scheduling.schedule import RunOptions, Summary, run_suite
 
 WORKER = (sys.executable, "-S", str(Path(__file__).parent / "fake_worker.py"))
 
@@ -78,7 +77,7 @@ class Fake:
 
 
 def statuses(summary: Summary) -> dict[str, str]:
-    return {outcome.job.config.name: str(outcome.status) for outcome in summary.outcomes}
+    return {outcome.job.config.name: str(outcome.status) for outcome in summary.runs}
 
 
 def alive(process: int) -> bool:

@@ -14,8 +14,8 @@ from small_runs import write_done
 
 from aafit.experiment.runs.job import jobs_of
 from aafit.experiment.runs.suite import Suite
-from aafit.experiment.scheduling.progress import Status
-from aafit.experiment.scheduling.schedule import Outcome, Summary
+from aafit.experiment.scheduling.progress import RunState, Status
+from aafit.experiment.scheduling.schedule import Summary
 from benchmarks import (
     activations,
     epochs,
@@ -178,7 +178,7 @@ def test_precision_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             job.folder.mkdir(parents=True)
             accuracy = 0.7 + 0.01 * job.seed + 0.001 * (job.config.precision == "bf16")
             write_done(job.folder, job.settings_hash, last_accuracy=accuracy)
-            outcomes.append(Outcome(job, Status.DONE, 1.0, ""))
+            outcomes.append(RunState(job, Status.DONE, seconds=1.0))
         return Summary(tuple(outcomes), 1.0, False)
 
     monkeypatch.setattr(precision_accuracy, "run_suite", run_suite)

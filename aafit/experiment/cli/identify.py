@@ -1,4 +1,4 @@
-"""The command `aafit identify`: other activations for a finished run's network, identified by Gauss-Newton."""
+"""The command `aafit identify`: replace activations of a finished run's network and identify them by Gauss-Newton."""
 
 from pathlib import Path
 from typing import Any
@@ -6,40 +6,43 @@ from typing import Any
 import click
 
 from aafit.errors import UserError
-from aafit.experiment.cli.flags import name_of
 from aafit.experiment.cli.options import (
-    Precision,
+    Command,
+    activation_options,
     data_dir_option,
     device_option,
-    form_options,
     fresh_option,
-    gauss_newton_options,
     given,
+    identification_options,
+    precision_option,
     runs_dir_option,
     seed_option,
     tensorboard_option,
     threads_option,
     wandb_option,
+    with_options,
 )
-from aafit.experiment.cli.standalone import Place
+from aafit.experiment.cli.single_runs import Launcher, run_name
 from aafit.experiment.report.page import draw_activations
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.documents import Config, Done, check_finished
 
-KEPT = ("network", "dataset", "interval", "knots", "batch_size", "precision", "holdout", "train_images")
+INHERITED = {"network", "dataset", "interval", "knots", "batch_size", "precision", "holdout", "train_images"}
+"""Settings of the base run that are used unless options replace them."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("base_folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--cnn", help='Activation of the convolutional layers, as "AHAF as ReLU" [default: as they are].')
-@click.option("--fc", help='Activation of the fully connected layers, as "F-Neuron random" [default: as they are].')
-@form_options
-@gauss_newton_options
-@click.option("--steps", type=click.IntRange(min=1), default=30, show_default=True, help="Joint steps at most.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images at once [default: as the run had].")
-@click.option("--precision", type=Precision(), help="Arithmetic [default: as the run had].")
-@click.option("--no-augment", is_flag=True, help="Where no images are held out, take the train images as they are.")
-@click.option("--no-shuffle", is_flag=True, help="Where no images are held out, take the first of the train images.")
+@click.option("--cnn", help='Activation of the convolutional layers, as "AHAF as ReLU" [default: unchanged].')
+@click.option("--fc", help='Activation of the fully connected layers, as "F-Neuron random" [default: unchanged].')
+@with_options(*activation_options, *identification_options)
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=30, show_default=True, help="At most this many joint steps."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images at the same time [default: as the run].")
+@precision_option(help="Arithmetic [default: as the run].")
+@click.option("--no-augment", is_flag=True, help="If no images are held out: do not augment the train images.")
+@click.option("--no-shuffle", is_flag=True, help="If no images are held out: take the first of the train images.")
 @seed_option
 @device_option
 @threads_option
@@ -63,30 +66,32 @@ def identify(
     fresh: bool,
     tensorboard: bool,
     wandb: bool,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Replace activations of the finished run in BASE_FOLDER by adaptive ones and identify them by Gauss-Newton.
 
-    On the images that the run held out, else on augmented train images. The result goes to RUNS_DIR/individual.
+    They are identified on the images that the run held out, otherwise on augmented train images. The result goes to
+    RUNS_DIR/individual.
     """
     if cnn is None and fc is None:
-        raise UserError("Nothing to replace was given: give --cnn, --fc, or both, for example --fc 'F-Neuron as Tanh'.")
+        raise UserError("No activation to replace was given: give --cnn, --fc, or both, as in --fc 'F-Neuron as Tanh'.")
     check_finished(base_folder)
     base = Config.of(base_folder).run
-    texts = {"cnn": cnn or base.cnn, "fc": fc or base.fc}
-    chosen = given(settings)
-    words = [base.name, *texts.values(), *([chosen["sharing"]] if chosen.get("sharing", "layer") != "layer" else [])]
-    words += [chosen.get("target", "labels")]
-    others = {key: value for key, value in chosen.items() if key not in ("sharing", "target")}
+    activations = {"cnn": cnn or base.cnn, "fc": fc or base.fc}
+    settings = given(options)
+    words = [base.name, *activations.values()]
+    words += [settings["sharing"]] if settings.get("sharing", "layer") != "layer" else []
+    words += [settings.get("target", "labels")]
+    others = {key: value for key, value in settings.items() if key not in ("sharing", "target")}
     others |= {"no_augment": no_augment} if no_augment else {}
     others |= {"no_shuffle": no_shuffle} if no_shuffle else {}
     words += [f"{key}_{value}" for key, value in others.items()]
     config = RunConfig.checked(
         {
-            **base.model_dump(mode="json", include=set(KEPT)),
-            **texts,
-            **chosen,
-            "name": name_of([*words, "identified"]),
+            **base.model_dump(mode="json", include=INHERITED),
+            **activations,
+            **settings,
+            "name": run_name([*words, "identified"]),
             "train": "activations",
             "method": "gauss-newton",
             "start_epoch": base.end_epoch,
@@ -96,11 +101,11 @@ def identify(
             "parent": base.name,
         }
     )
-    place = Place(runs_dir, seed, data_dir, device, fresh, threads, tensorboard=tensorboard, wandb=wandb)
-    folder = place.run(place.job(config, base_folder.absolute()))
+    launcher = Launcher(runs_dir, seed, data_dir, device, fresh, threads, tensorboard=tensorboard, wandb=wandb)
+    folder = launcher.run(launcher.job(config, base_folder.absolute()))
     result = Done.of(folder).result
-    shares = (result.base_accuracy, result.replaced_accuracy, result.last_accuracy)
-    click.echo("test accuracy: base {:.2%}, replaced {:.2%}, identified {:.2%}".format(*shares))
-    for picture in draw_activations(folder, folder / "figures"):
-        click.echo(picture)
+    accuracies = (result.base_accuracy, result.replaced_accuracy, result.last_accuracy)
+    click.echo("test accuracy: base {:.2%}, replaced {:.2%}, identified {:.2%}".format(*accuracies))
+    for figure in draw_activations(folder, folder / "figures"):
+        click.echo(figure)
     click.echo(folder)

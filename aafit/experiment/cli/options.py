@@ -1,33 +1,88 @@
-"""Options that several commands share, with the environment variables that stand in for them."""
+"""The class of the commands, and the options that several share, with the environment variables that replace them."""
 
+import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from aafit.errors import nearest
+from aafit.errors import UserError, nearest
 from aafit.experiment.runs.config import choices
+from aafit.experiment.runs.process import compilation_from_environment
 from aafit.experiment.runs.suite import SEEDS
 
 PRECISIONS = choices("precision")
-SPELLED = {"fp32": "float32", "fp64": "float64", "bfloat16": "bf16"}
+SYNONYMS = {"fp32": "float32", "fp64": "float64", "bfloat16": "bf16"}
 HALF = ("fp16", "float16", "fp16rpr", "float16rpr")
-"""Arithmetics of the authors' program that there are not here."""
+"""Precisions of the authors' program that are not supported."""
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A command whose `UserError`s end in one sentence and exit code 2, without a traceback."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{"context_settings": {"help_option_names": ["-h", "--help"]}, **settings})
+
+    def invoke(self, ctx: click.Context) -> Any:
+        logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout, force=True)
+        try:
+            with compilation_from_environment():
+                return super().invoke(ctx)
+        except UserError as error:
+            raise click.UsageError(str(error)) from error
 
 
 class RunsDir(click.Path):
-    """A folder of the file system. What is meant for a store, s3://bucket/runs, would become a folder called "s3:"."""
+    """A folder. An address such as s3://bucket/runs is refused; it would become a folder called "s3:"."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if "://" in str(value):
             self.fail(
-                f"{value} is an address, and runs are done in a folder: give one of this machine, with --engine ray "
-                "--own-disks where the others do not see it, and copy it to the store afterwards."
+                f"{value} is an address, but runs need a folder: give one of this machine, with --engine ray "
+                "--own-disks if the others do not share it, and copy it to the store afterwards."
             )
         return super().convert(value, param, ctx)
+
+
+def _precision(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Return a precision by its name here, from that name or from one of the authors' (fp32, fp64, ...)."""
+    if value is None:
+        return None
+    if value in HALF:
+        raise click.BadParameter(
+            f"{value!r} is not supported: AHAF and LEAF as ReLU start at 2^16, which is infinite in float16. Choose "
+            "bf16 or float32."
+        )
+    precision = SYNONYMS.get(value, value)
+    if precision not in PRECISIONS:
+        raise click.BadParameter(f"{value!r} is not a precision. {nearest(value, [*PRECISIONS, *SYNONYMS])}")
+    return precision
+
+
+def _seed(context: click.Context, option: click.Parameter, seed: int) -> int:
+    """Return the seed from 0 to 2^64 - 1 that gives the same random numbers in PyTorch."""
+    if not -SEEDS // 2 <= seed < SEEDS:
+        raise click.BadParameter(f"{seed} is not in the range from -2^63 to 2^64 - 1.")
+    return seed % SEEDS
+
+
+def precision_option(**settings: Any) -> Callable[[Decorated], Decorated]:
+    """Return the option --precision with a default and a help text of the command's."""
+    return click.option("--precision", metavar=f"[{'|'.join(PRECISIONS)}]", callback=_precision, **settings)
+
+
+def renamed_option(old: str, new: Callable[[int], str]) -> Callable[[Decorated], Decorated]:
+    """Return the former name of an option, which is refused in a sentence that names the new one."""
+
+    def refuse(context: click.Context, option: click.Parameter, value: int | None) -> None:
+        if value is not None:
+            raise click.BadParameter(f"{old} {value} is now {new(value)}.")
+
+    return click.option(old, type=int, hidden=True, expose_value=False, callback=refuse)
 
 
 runs_dir_option = click.option(
@@ -42,7 +97,7 @@ data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
     envvar="AAFIT_DATA",
-    help="Folder that holds the data set (environment: AAFIT_DATA) [default: a download, kept in the user's cache].",
+    help="Folder of the data set (environment: AAFIT_DATA) [default: downloaded into the user's cache].",
 )
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto (a GPU if there is one), cpu, cuda, cuda:1, ..."
@@ -50,81 +105,63 @@ device_option = click.option(
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
-    help="Threads on the CPU [default: one a core]; a suite's runs have 1, and the same bits with 1 only.",
+    help="CPU threads [default: one for each core]. Runs of a suite have 1; only 1 gives bit-identical results.",
 )
-seed_option = click.option("--seed", type=click.IntRange(0, SEEDS - 1), default=42, show_default=True)
-fresh_option = click.option(
-    "--fresh", is_flag=True, help="Set an earlier result of the same run aside and start again."
+seed_option = click.option(
+    "--seed",
+    type=int,
+    default=42,
+    show_default=True,
+    callback=_seed,
+    help="Seed of all random numbers; -N is the same as 2^64 - N, as in PyTorch.",
 )
-tensorboard_option = click.option("--tensorboard", is_flag=True, help="Write TensorBoard files too.")
-wandb_option = click.option("--wandb", is_flag=True, help="Write to Weights & Biases too.")
+fresh_option = click.option("--fresh", is_flag=True, help="Move an earlier result of the same run aside, start again.")
+tensorboard_option = click.option("--tensorboard", is_flag=True, help="Also write TensorBoard files.")
+wandb_option = click.option("--wandb", is_flag=True, help="Also write to Weights & Biases.")
+
+activation_options = (
+    click.option("--sharing", type=click.Choice(choices("sharing")), help="What has its own parameters."),
+    click.option(
+        "--interval",
+        type=float,
+        nargs=2,
+        metavar="LEFT RIGHT",
+        help="F-Neuron: first and last knot [default: -4 4].",
+    ),
+    click.option("--knots", type=click.IntRange(min=3), help="F-Neuron: number of knots [default: 18]."),
+    renamed_option("--pieces", lambda pieces: f"--knots {pieces + 2}, the number of values of an F-Neuron"),
+)
+"""How adaptive activations are made."""
+
+identification_options = (
+    click.option(
+        "--target",
+        type=click.Choice(choices("target")),
+        help="What is fitted: the labels [default], or the base network's logits or activations, which need no labels.",
+    ),
+    click.option("--heldout", type=float, help="Share of the images that is held out [default: 0.2]."),
+    click.option(
+        "--curvature",
+        type=click.Choice(choices("curvature")),
+        help="exact: one backward pass for each output [default: sampled].",
+    ),
+    click.option("--ridge", type=float, help="Weight of the squared distance from the start [default: 0]."),
+    click.option("--budget", type=float, help="How far the slope of a stalled activation may be lowered; 0: not."),
+)
+"""How activations are identified; the defaults are those of `aafit.identify`."""
 
 
-class Precision(click.ParamType):
-    """An arithmetic, by this program's name or by that of the authors' (fp32, float32, fp64, tf32, ...)."""
+def with_options(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
+    """Add options to a command, in this order of its help."""
 
-    name = "precision"
+    def add(command: Decorated) -> Decorated:
+        for option in reversed(options):
+            command = option(command)
+        return command
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return f"[{'|'.join(PRECISIONS)}]"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value in HALF:
-            self.fail(
-                f"{value!r} is not supported: AHAF and LEAF as ReLU start at 2^16, which is infinite in float16; "
-                "take bf16, or float32."
-            )
-        precision = SPELLED.get(value, value)
-        if precision not in PRECISIONS:
-            self.fail(f"{value!r} is not one of the arithmetics. {nearest(value, [*PRECISIONS, *SPELLED])}")
-        return precision
-
-
-def form_options(command: Command) -> Command:
-    """How adaptive activations are made, in whatever has some."""
-    for option in (
-        click.option(
-            "--knots",
-            type=click.IntRange(min=3),
-            help="F-Neuron: number of its knots [default: 18].",
-        ),
-        click.option(
-            "--interval",
-            type=float,
-            nargs=2,
-            metavar="LEFT RIGHT",
-            help="F-Neuron: where they lie [default: -4 4].",
-        ),
-        click.option("--sharing", type=click.Choice(choices("sharing")), help="What has parameters of its own."),
-    ):
-        command = option(command)
-    return command
-
-
-def gauss_newton_options(command: Command) -> Command:
-    """How an identification goes; the defaults are those of `aafit.identify`."""
-    for option in (
-        click.option(
-            "--budget", type=float, help="How much a steepness that cannot move may be lowered, 0 to leave it."
-        ),
-        click.option("--ridge", type=float, help="Weight of half the squared distance from the start [default: 0]."),
-        click.option(
-            "--curvature",
-            type=click.Choice(choices("curvature")),
-            help="exact: a backward pass for each output [default: sampled].",
-        ),
-        click.option("--heldout", type=float, help="Share of the images that no step is fitted to [default: 0.2]."),
-        click.option(
-            "--target",
-            type=click.Choice(choices("target")),
-            help="What is matched: the labels [default], or the base network's outputs or activations, which needs no "
-            "labels.",
-        ),
-    ):
-        command = option(command)
-    return command
+    return add
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
-    """Those options that were given, for settings that have a default of their own."""
+    """Return the options that were given, for settings with their own default."""
     return {key: value for key, value in values.items() if value is not None}

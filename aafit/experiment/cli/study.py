@@ -1,10 +1,13 @@
-"""The command `aafit study`: a network of any program, or a finished run's, from nothing to a page."""
+"""The command `aafit study`: the whole analysis of a network, any program's or a finished run's, on one page."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -12,7 +15,7 @@ from torch import nn
 
 from aafit.activations import ADAPTIVE, AdaptiveActivation, from_text
 from aafit.errors import UserError, check_name, nearest
-from aafit.experiment.cli.options import data_dir_option, device_option
+from aafit.experiment.cli.options import Command, data_dir_option, device_option, renamed_option
 from aafit.experiment.devices import choose_device
 from aafit.experiment.runs.config import choices
 from aafit.experiment.runs.start import load_for_study
@@ -20,41 +23,48 @@ from aafit.studies.figure import KINDS, write_figure
 from aafit.studies.study import study as study_of
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("network")
 @click.argument("batches", required=False)
 @click.option(
-    "--heldout", help="module:function of the batches to judge on [default: a run's test images, else BATCHES]."
+    "--heldout", help="module:function of the held-out batches [default: a run's test images, else part of BATCHES]."
 )
 @click.option(
     "--replace",
     "replaced",
     multiple=True,
     metavar="WHAT=BY",
-    help='As "ReLU=LEAF", "features.*=F-Neuron" (fitted to what stood there) or "act7=F-Neuron as Tanh"; can be given '
-    'again [default: "*=F-Neuron"].',
+    help='As "ReLU=LEAF", "features.*=F-Neuron" (fitted to the original activation) or "act7=F-Neuron as Tanh"; may be '
+    'repeated [default: "*=F-Neuron"].',
 )
-@click.option("--output", "outputs", help="module:function from what the network returns to the tensor that is meant.")
+@click.option("--output", "outputs", help="module:function that selects the output tensor of what the network returns.")
 @click.option("--sharing", type=click.Choice(choices("sharing")), default="layer", show_default=True)
 @click.option(
-    "--target",
-    type=click.Choice(choices("target")),
-    help="[default: the labels, where there are some, else logits]",
+    "--target", type=click.Choice(choices("target")), help="[default: the labels if there are some, else logits]"
 )
 @click.option(
-    "--steps", type=click.IntRange(min=0), default=30, show_default=True, help="Of the identification, at most."
+    "--steps", type=click.IntRange(min=0), default=30, show_default=True, help="Largest number of identification steps."
 )
 @click.option(
-    "--images", type=click.IntRange(min=2), default=1024, show_default=True, help="To audit and predict from."
+    "--samples",
+    type=click.IntRange(min=2),
+    default=1024,
+    show_default=True,
+    help="Samples for the audit and the predicted gains.",
 )
+@renamed_option("--images", lambda value: f"--samples {value}")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
-    "--report", type=click.Path(path_type=Path, dir_okay=False), default=Path("study.html"), show_default=True
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("study.html"),
+    show_default=True,
+    help="The page.",
 )
 @click.option(
     "--figure",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The forms of all layers in one figure for a paper, as .svg, .pdf or .png.",
+    help="Also the shapes of all layers in one figure for a paper, as .svg, .pdf or .png.",
 )
 @device_option
 @data_dir_option
@@ -67,35 +77,35 @@ def study(
     sharing: Any,
     target: str | None,
     steps: int,
-    images: int,
+    samples: int,
     seed: int,
     report: Path,
     figure: Path | None,
     device: str,
     data_dir: Path | None,
 ) -> None:
-    """Study the activations of a network: what they see, what they would like to be, and what that is worth.
+    """Study the activations of a network: their inputs, the learned shapes, and the gain on held-out data.
 
-    NETWORK is module:function (or module:name) that gives a torch.nn.Module, and BATCHES one that gives the batches of
-    (inputs, labels), a few thousand samples that it was not trained on; modules are looked for in this folder too. Or
-    NETWORK is the folder of a finished run. The page goes to --report, with a folder beside it from which the same
-    command goes on after a stop.
+    NETWORK is module:function (or module:name) that returns a torch.nn.Module, and BATCHES one that returns batches of
+    (inputs, labels): a few thousand samples that the network was not trained on. A module is a file, as in
+    mynet.py:build, or a name that is looked up in the current folder too. Or NETWORK is the folder of a finished run.
+    The page is written to --report; after a stop the same command resumes from the folder alongside it.
     """
     if figure is not None:
         check_name("kind of figure", figure.suffix.removeprefix("."), KINDS)
     if Path(network).is_dir():
         if batches is not None:
-            raise UserError(f"{network} is a run's folder, which has its own batches: leave {batches} out.")
+            raise UserError(f"{network} is the folder of a run, which has its own batches: leave {batches} out.")
         net, fitted, judged = load_for_study(Path(network), data_dir, choose_device(device))
     else:
         if batches is None:
             raise UserError(
-                f"{network} is no run's folder, so it needs batches: aafit study {network} module:function."
+                f"{network} is not the folder of a run, so batches are needed: aafit study {network} module:function."
             )
         net, fitted, judged = _network(network, device), _iterable(batches), None
     if heldout is not None:
         judged = _iterable(heldout)
-    found = study_of(
+    result = study_of(
         net,
         fitted,
         dict(_replacement(text) for text in replaced) or None,
@@ -104,63 +114,83 @@ def study(
         target=target,
         output=None if outputs is None else _function(outputs),
         steps=steps,
-        samples=images,
+        samples=samples,
         seed=seed,
         report=report,
-        command=" ".join(["aafit", *map(_quoted, sys.argv[1:])]),
+        command=shlex.join(["aafit", *sys.argv[1:]]),
     )
-    click.echo(str(found))
-    click.echo(found.page)
+    click.echo(str(result))
+    click.echo(result.page)
     if figure is not None:
-        click.echo(write_figure(found, figure))
+        click.echo(write_figure(result, figure))
 
 
 def _network(text: str, device: str) -> nn.Module:
-    net = _given(text)
+    net = _value(text)
     if not isinstance(net, nn.Module):
-        raise UserError(f"{text} gives a {type(net).__name__}: it must give a torch.nn.Module.")
+        raise UserError(f"{text} returns a {type(net).__name__}: it must return a torch.nn.Module.")
     return net.to(choose_device(device))
 
 
 def _iterable(text: str) -> Iterable[Any]:
-    batches = _given(text)
+    batches = _value(text)
     if not isinstance(batches, Iterable):
-        raise UserError(f"{text} gives a {type(batches).__name__}: it must give batches, as a list or a DataLoader.")
+        raise UserError(f"{text} returns a {type(batches).__name__}: it must return batches, as a list or DataLoader.")
     return batches
 
 
-def _given(text: str) -> Any:
-    """What module:name is; where it is a function, what that returns."""
-    value = _named(text)
-    return value() if callable(value) and not isinstance(value, nn.Module) else value
+def _value(text: str) -> Any:
+    """Return the object module:name, or what it returns if it is a function."""
+    found = _object(text)
+    return found() if callable(found) and not isinstance(found, nn.Module) else found
 
 
 def _function(text: str) -> Any:
-    function = _named(text)
+    function = _object(text)
     if not callable(function):
         raise UserError(f"{text} is a {type(function).__name__}: it must be a function of what the network returns.")
     return function
 
 
-def _named(text: str) -> Any:
-    """What module:name is."""
-    module_name, _, name = text.partition(":")
-    if not name:
-        raise UserError(f"{text} is neither a run's folder nor module:function.")
+def _object(text: str) -> Any:
+    """Return the object that module:name or file.py:name stands for."""
+    place, _, name = text.rpartition(":")
+    if not place or not name:
+        raise UserError(f"{text} is neither the folder of a run nor module:function.")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and module_name.startswith(error.name):
-            raise UserError(
-                f"There is no module {module_name!r} in this folder or among the installed ones."
-            ) from error
-        raise
+    module = _file_module(Path(place)) if place.endswith(".py") else _module(place)
     if not hasattr(module, name):
-        names = [own for own in vars(module) if not own.startswith("_")]
-        raise UserError(f"The module {module_name!r} has no {name!r}. {nearest(name, names)}")
+        names = [one for one in vars(module) if not one.startswith("_")]
+        raise UserError(f"The module {place!r} has no {name!r}. {nearest(name, names)}")
     return getattr(module, name)
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and name.startswith(error.name):
+            raise UserError(f"There is no module {name!r} in this folder or among the installed ones.") from error
+        raise
+
+
+def _file_module(file: Path) -> ModuleType:
+    """Return the module of a Python file, which is executed once and can import the files next to it."""
+    known = sys.modules.get(file.stem)
+    if known is not None and getattr(known, "__file__", None) == str(file.absolute()):
+        return known
+    if not file.is_file():
+        raise UserError(f"There is no file {file}.")
+    if str(file.absolute().parent) not in sys.path:
+        sys.path.insert(0, str(file.absolute().parent))
+    spec = spec_from_file_location(file.stem, file.absolute())
+    assert spec is not None
+    assert spec.loader is not None
+    # Registered under its name, so that classes of the file can be pickled by the workers of a DataLoader.
+    module = sys.modules[file.stem] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _replacement(text: str) -> tuple[str, type[AdaptiveActivation] | nn.Module]:
@@ -168,7 +198,3 @@ def _replacement(text: str) -> tuple[str, type[AdaptiveActivation] | nn.Module]:
     if not sign or not what:
         raise UserError(f"--replace {text!r} is not of the form WHAT=BY, as 'ReLU=LEAF' or '*=F-Neuron as Tanh'.")
     return what, ADAPTIVE[by] if by in ADAPTIVE else from_text(by)
-
-
-def _quoted(word: str) -> str:
-    return f"'{word}'" if any(character in word for character in " *?=") else word

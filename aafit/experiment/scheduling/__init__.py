@@ -1,6 +1,5 @@
-"""Many runs, on this machine or on a cluster, and what they cost.
+"""Many runs: on this machine or on a cluster, and what they cost.
 
-Begin with schedule.py: it decides when a run starts; order.py which one is next, engines/ where. worker.py is the
-process that does a run, progress.py what a person sees meanwhile. plan.py tells beforehand what a suite will cost, from
-times measured before or taken by runs/timing.py. Nothing here decides a result: that is all in `runs`.
+Begin with schedule.py, which decides when a run starts and in which process; engines/ start the processes, worker.py
+is what they execute. plan.py estimates the time of a suite, progress.py shows its state. Nothing here affects a result.
 """

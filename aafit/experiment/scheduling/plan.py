@@ -1,17 +1,19 @@
-"""What a suite costs: the measured seconds of an epoch, and the wall time that follows from them.
+"""The cost of a suite: the measured seconds of an epoch, and the time that follows for all runs side by side.
 
-Costs come from the metrics of epochs already run. A dry run may time the kinds of run that have none yet.
+Costs come from the metrics of epochs that were already run; a dry run can time the kinds of run that have none yet.
+Read `estimate` first.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
 from rich.table import Table
 
 from aafit.errors import UserError
@@ -22,28 +24,29 @@ from aafit.experiment.runs.job import Job, is_done, jobs_of, lockstep_groups
 from aafit.experiment.runs.metrics import read_columns
 from aafit.experiment.runs.start import trained_parameters
 from aafit.experiment.runs.suite import Suite
-from aafit.experiment.scheduling.bf16 import Bf16, time_bf16
-from aafit.experiment.scheduling.options import RunOptions
-from aafit.training.precision import device_name
+from aafit.training.precision import device_name, has_bf16_arithmetic
 
 Key = tuple[str, int]
 """A run of a suite: its name and seed."""
 
+Measure = Callable[[RunConfig, str, int], float]
+"""Times a run: takes its settings, the device and how many runs go in lockstep; returns the run's seconds an epoch."""
+
 START_SECONDS = 9.0
-"""What a run costs beside its epochs: a new process, its data, the first evaluation, the files at the end."""
-COMPARED = 0.55
-"""A run with a base network is first compared with it: that costs this share of an epoch."""
+"""Cost of a run besides its epochs: the process, loading the data, the first evaluation, writing the files."""
+COMPARISON_EPOCHS = 0.55
+"""Cost of the comparison with the base network, in epochs."""
 
 
 def kind_of(run: RunConfig) -> tuple[object, ...]:
-    """What an epoch's cost depends on: runs of the same kind cost the same."""
+    """Return the settings that determine the cost of an epoch."""
     families = run.cnn.split()[0], run.fc.split()[0]
-    images = run.dataset, run.train_images, run.holdout
-    return run.network, *families, run.sharing, *images, run.batch_size, run.train, run.dspu4, run.precision
+    data = run.dataset, run.train_images, run.holdout
+    return run.network, *families, run.sharing, *data, run.batch_size, run.train, run.dspu4, run.precision
 
 
 class Costs:
-    """Seconds an epoch, evaluation included, by kind of run."""
+    """Seconds of an epoch, evaluation included, by kind of run."""
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[object, ...], list[float]] = {}
@@ -52,23 +55,20 @@ class Costs:
         self._seconds.setdefault(kind_of(run), []).append(seconds)
 
     def of(self, run: RunConfig) -> float | None:
-        """The median of what was measured, None where nothing was."""
+        """Return the median of the measured epochs of this kind, None if there are none."""
         measured = self._seconds.get(kind_of(run))
         return median(measured) if measured else None
 
     def guess(self, run: RunConfig) -> float | None:
-        """As `of`; where nothing was measured, the mean of the other kinds; None where there are none."""
+        """Return the same, or the mean over the other kinds; None if nothing was measured."""
         return self.of(run) or (mean(map(median, self._seconds.values())) if self._seconds else None)
 
     @classmethod
     def measured(cls, runs_dir: Path, device: str) -> "Costs":
-        """The costs of the epochs under `runs_dir` that this device ran, by its name as in a run's config.json.
-
-        What another device took tells nothing of this one.
-        """
+        """Return the costs of all epochs under `runs_dir` that were run on `device`, named as in config.json."""
         costs = cls()
         for file in sorted(runs_dir.glob(f"*/*/seed*/{METRICS}")):
-            # What cannot be read tells nothing of the cost; whoever runs that suite is told that it is damaged.
+            # A damaged folder is reported by the command that runs its suite.
             with suppress(UserError):
                 config = Config.read(file.parent)
                 if config is not None and config.environment.get("device") == device:
@@ -78,7 +78,7 @@ class Costs:
 
 
 def epoch_seconds(folder: Path) -> list[float]:
-    """Seconds of each epoch that a run folder has measured, training and evaluation."""
+    """Return the seconds of each measured epoch of a run folder, training and evaluation."""
     columns = read_columns(folder / METRICS)
     if not {"seconds", "evaluation_seconds"} <= columns.keys():
         return []
@@ -88,7 +88,7 @@ def epoch_seconds(folder: Path) -> list[float]:
 
 
 def last_epoch(job: Job) -> int:
-    """The last epoch that the job's folder has measured; its first one where there is none."""
+    """Return the last measured epoch of the job's folder, or the run's first epoch."""
     with suppress(UserError):
         epochs = read_columns(job.folder / METRICS).get("epoch", np.empty(0))
         return max(map(int, epochs), default=job.config.start_epoch)
@@ -107,8 +107,12 @@ def children_of(parents: Mapping[Key, Key | None]) -> dict[Key, list[Key]]:
     return children
 
 
-def chains(seconds: Mapping[Key, float], parents: Mapping[Key, Key | None]) -> dict[Key, float]:
-    """For each run the seconds from its start to the end of the longest chain of runs that come from it."""
+def critical_paths(seconds: Mapping[Key, float], parents: Mapping[Key, Key | None]) -> dict[Key, float]:
+    """Return for each run the seconds from its start to the end of the longest chain of its descendants.
+
+    Args:
+        seconds: cost of each remaining run; parents come before their children.
+    """
     longest = dict(seconds)
     for key in reversed(list(seconds)):
         parent = parents[key]
@@ -120,13 +124,13 @@ def chains(seconds: Mapping[Key, float], parents: Mapping[Key, Key | None]) -> d
 def wall_seconds(
     seconds: Mapping[Key, float], parents: Mapping[Key, Key | None], slots: int, running: Iterable[Key] = ()
 ) -> float:
-    """How long the runs take on `slots` processes, if each ready run with the longest chain goes first.
+    """Return how long the runs take on `slots` processes if the run with the longest critical path goes first.
 
     Args:
-        seconds: of each run that is left; runs that are not in it count as finished. Parents come before children.
-        running: those that have their process already.
+        seconds: cost of each remaining run; other runs count as finished. Parents come before their children.
+        running: the runs that have a process already.
     """
-    longest, now, first = chains(seconds, parents), 0.0, set(running)
+    longest, now, first = critical_paths(seconds, parents), 0.0, set(running)
     children = children_of({key: parents[key] for key in seconds})
 
     def rank(key: Key) -> tuple[bool, float, Key]:
@@ -150,9 +154,9 @@ class Planned:
     """One run of the plan.
 
     Attributes:
-        epoch_seconds: None where it is not known; in lockstep, the run's share.
+        epoch_seconds: seconds of an epoch, None if unknown; in lockstep, the run's share.
         source: where `epoch_seconds` comes from, in words.
-        lockstep: how many runs go together, this one among them.
+        lockstep: number of runs in the same lockstep group, this one included.
     """
 
     job: Job
@@ -163,45 +167,42 @@ class Planned:
     source: str
     lockstep: int = 1
 
-    @property
-    def seconds(self) -> float:
+    def seconds(self, bf16_ratio: float = 1.0) -> float:
+        """Return the cost of the run, where bf16 takes `bf16_ratio` of the time of float32."""
         if self.done:
             return 0.0
-        begun = self.epochs_left < self.job.config.epochs
-        # Runs in lockstep have their epochs in common, but each is compared for itself.
-        epochs = self.epochs_left + (0.0 if self.job.parent is None or begun else COMPARED * self.lockstep)
-        return START_SECONDS + epochs * (self.epoch_seconds or 0.0)
-
-    def in_bf16(self, share: float) -> "Planned":
-        """The same where an epoch takes this share of its time, if it trains in float32."""
         run = self.job.config
-        if self.epoch_seconds is None or run.precision != "float32" or not run.takes_gradient_steps:
-            return self
-        return replace(self, epoch_seconds=self.epoch_seconds * share)
+        # Runs in lockstep share their epochs, but each is compared with the base on its own.
+        compared = self.job.parent is not None and self.epochs_left == run.epochs
+        epochs = self.epochs_left + (COMPARISON_EPOCHS * self.lockstep if compared else 0.0)
+        ratio = bf16_ratio if can_train_in_bf16(run) else 1.0
+        return START_SECONDS + epochs * (self.epoch_seconds or 0.0) * ratio
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The plan of a suite; prints as a table with what it will cost."""
+    """The plan of a suite; rich prints it as a table with the expected time.
+
+    Attributes:
+        slots: number of processes side by side.
+        note: what bf16 arithmetic would save; empty if nothing.
+    """
 
     runs: tuple[Planned, ...]
     slots: int
     wall_seconds: float
-    bf16: Bf16 | None = None
-    bf16_wall_seconds: float = 0.0
+    note: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table(
-            "run", "seed", "comes from", "CNN layers", "fully connected", "epochs", "left", "trained", "s/epoch"
-        )
+        table = Table("run", "seed", "parent", "CNN layers", "fully connected", "epochs", "left", "trained", "s/epoch")
         for column in table.columns[5:]:
             column.justify = "right"
         for planned in self.runs:
             run = planned.job.config
             table.add_row(
-                run.name,
+                escape(run.name),
                 str(planned.job.seed),
-                run.parent or (str(run.init_from) if run.init_from else "-"),
+                escape(run.parent or str(run.init_from or "-")),
                 run.cnn,
                 run.fc,
                 f"{run.start_epoch}-{run.end_epoch}",
@@ -211,9 +212,8 @@ class Estimate:
             )
         yield table
         yield self.sentence()
-        if self.bf16 is not None:
-            saved = self.wall_seconds - self.bf16_wall_seconds
-            yield f"{self.bf16} That would save about {clock(saved)} of the {clock(self.wall_seconds)}."
+        if self.note:
+            yield escape(self.note)
 
     def sentence(self) -> str:
         left = [planned for planned in self.runs if not planned.done]
@@ -223,29 +223,31 @@ class Estimate:
             f"about {clock(self.wall_seconds)} on {self.slots} process{'es' if self.slots > 1 else ''} side by side."
         )
         if unknown:
-            text += f" Not counted: {unknown} runs of kinds that no epoch was measured of."
+            text += f" Not included: {unknown} runs of a kind without a measured epoch."
         return text
 
 
 def estimate(
     suite: Suite,
     runs_dir: Path,
-    options: RunOptions = RunOptions(),  # noqa: B008 - it cannot be changed
     *,
-    measure: Callable[[RunConfig, str, int], float] | None = None,
+    device: str = "auto",
+    jobs: int | None = None,
+    fresh: bool = False,
+    measure: Measure | None = None,
 ) -> Estimate:
-    """The plan of a suite and what it will cost, from the epochs that its device ran under `runs_dir`.
+    """Return the plan of a suite and its cost, from the epochs that the device has run under `runs_dir`.
 
-    Starts and changes nothing.
+    Nothing is started or changed.
 
     Args:
-        measure: times a run: takes its settings, the device and how many runs go in lockstep, and gives the run's share
-            of the seconds an epoch. Called once for each kind of run that has no measured epoch.
+        device, jobs, fresh: as in `aafit.experiment.scheduling.schedule.RunOptions`.
+        measure: called once for each kind of run without a measured epoch.
 
     Raises:
-        UserError: a folder holds a run with other settings; the device is not here.
+        UserError: a folder holds a run with other settings, or this machine does not have the device.
     """
-    places, fresh = slots(options.device, options.jobs), options.fresh
+    places = slots(device, jobs)
     costs = Costs.measured(runs_dir, device_name(choose_device(places[0].device)))
     timed: dict[tuple[object, ...], float] = {}
     table = jobs_of(suite, runs_dir)
@@ -253,33 +255,56 @@ def estimate(
     lockstep = lockstep_groups({key: job for key, job in table.items() if not finished[key]})
     planned: dict[Key, Planned] = {}
     for key, job in table.items():
-        done = finished[key]
-        left = 0 if done else job.config.end_epoch - (job.config.start_epoch if fresh else last_epoch(job))
+        left = 0 if finished[key] else job.config.end_epoch - (job.config.start_epoch if fresh else last_epoch(job))
+        together = len(lockstep.get(key, [key]))
         seconds, source = costs.of(job.config), "measured"
         if seconds is None and measure is not None and left > 0 and job.config.train != "none":
-            kind = *kind_of(job.config), len(lockstep[key])
+            kind = *kind_of(job.config), together
             if kind not in timed:
-                timed[kind] = measure(job.config, places[0].device, len(lockstep[key]))
+                timed[kind] = measure(job.config, places[0].device, together)
             seconds, source = timed[kind], "timed now"
-        together = len(lockstep.get(key, [key]))
-        planned[key] = Planned(job, done, left, trained_parameters(job.config), seconds, source, together)
-    remaining = {key: run for key, run in planned.items() if not run.done}
+        planned[key] = Planned(job, finished[key], left, trained_parameters(job.config), seconds, source, together)
 
-    def wall(runs: Mapping[Key, Planned]) -> float:
-        seconds = {key: run.seconds for key, run in runs.items()}
+    def wall(bf16_ratio: float = 1.0) -> float:
+        seconds = {key: run.seconds(bf16_ratio) for key, run in planned.items() if not run.done}
         return wall_seconds(seconds, parents_of(table), len(places))
 
+    note, all_runs = "", tuple(planned.values())
+    begun = any(run.done or run.epochs_left < run.job.config.epochs for run in all_runs)
     # A suite that has begun keeps its arithmetic.
-    begun = any(run.done or run.epochs_left < run.job.config.epochs for run in planned.values())
-    bf16 = None if begun or measure is None else time_bf16(suite.runs, places[0].device, measure)
-    if bf16 is None:
-        return Estimate(tuple(planned.values()), len(places), wall(remaining))
-    faster = {key: run.in_bf16(bf16.share) for key, run in remaining.items()}
-    return Estimate(tuple(planned.values()), len(places), wall(remaining), bf16, wall(faster))
+    if measure is not None and not begun and (bf16 := time_bf16(suite.runs, places[0].device, measure)) is not None:
+        sentence, ratio = bf16
+        note = f"{sentence} That would save about {clock(wall() - wall(ratio))} of the {clock(wall())}."
+    return Estimate(all_runs, len(places), wall(), note)
+
+
+def can_train_in_bf16(run: RunConfig) -> bool:
+    return run.precision == "float32" and run.takes_gradient_steps
+
+
+def time_bf16(runs: Sequence[RunConfig], device: str, measure: Measure) -> tuple[str, float] | None:
+    """Time the longest of the runs in float32 and in bf16.
+
+    Returns:
+        A sentence, and the time of bf16 relative to that of float32. None on a GPU, on a processor without bf16
+        arithmetic, if bf16 is not faster, and if no run trains by gradient steps in float32.
+    """
+    candidates = [run for run in runs if can_train_in_bf16(run)]
+    if device != "cpu" or not candidates or not has_bf16_arithmetic():
+        return None
+    run = max(candidates, key=lambda run: (run.train == "all", run.epochs))
+    float32, bf16 = (measure(run.model_copy(update={"precision": name}), device, 1) for name in ("float32", "bf16"))
+    if bf16 >= float32:
+        return None
+    sentence = (
+        f"This processor has bf16 arithmetic: with --precision bf16 an epoch of {run.name} takes {bf16:.2f} s instead "
+        f"of {float32:.2f} s (timed now)."
+    )
+    return sentence, bf16 / float32
 
 
 def clock(seconds: float) -> str:
-    """Seconds as people read them: "45 s", "12 min", "3 h 05 min"."""
+    """Return a duration for people: "45 s", "12 min", "3 h 05 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

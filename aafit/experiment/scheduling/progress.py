@@ -1,6 +1,6 @@
-"""What a person sees while a suite runs: one live table on a terminal, plain lines elsewhere.
+"""The state of each run of a suite, and how it is shown: a live table on a terminal, plain lines elsewhere.
 
-Both are fed from the run folders: `RunState.refresh` reads the end of a run's metrics.csv.
+Both views read the run folders, through `RunState.refresh`.
 """
 
 import math
@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +22,9 @@ from aafit.experiment.runs.documents import LOG, METRICS
 from aafit.experiment.runs.job import Job
 from aafit.experiment.runs.metrics import read_columns
 from aafit.experiment.scheduling.plan import START_SECONDS, Costs, Key, clock, parents_of, wall_seconds
+
+DRAWING_SHARE = 0.02
+"""The share of its time that a schedule may spend on showing its runs."""
 
 
 class Status(StrEnum):
@@ -44,31 +47,44 @@ STYLES = {
     Status.STOPPED: "yellow",
 }
 
-LEFT = (Status.WAITING, Status.RUNNING)
-
 
 @dataclass
 class RunState:
-    """How one run of the suite stands: its part in the schedule, and what its folder says."""
+    """The state of one run of the suite.
+
+    Attributes:
+        message: why the run failed or was not run.
+        seconds: time since its process was started.
+        epoch, accuracy, epoch_seconds: its last row of metrics.csv.
+    """
 
     job: Job
     status: Status = Status.WAITING
     message: str = ""
+    began: float = 0.0
     seconds: float = 0.0
     epoch: int | None = None
     accuracy: float | None = None
     epoch_seconds: float | None = None
     _read: tuple[int, int] = (0, 0)
 
+    @property
+    def key(self) -> Key:
+        return self.job.config.name, self.job.seed
+
+    @property
+    def title(self) -> str:
+        return f"{self.job.config.name} (seed {self.job.seed})"
+
     def refresh(self) -> bool:
-        """Read the run's folder; True if it has a new row."""
+        """Read the run's metrics; return whether there is a new row."""
         file = self.job.folder / METRICS
         try:
             now = (file.stat().st_mtime_ns, file.stat().st_size)
             if now == self._read:
                 return False
             last = {name: float(values[-1]) for name, values in read_columns(file).items() if len(values)}
-        # Whoever reads the finished run is told what is damaged.
+        # Damage is reported by whatever reads the finished run.
         except (OSError, UserError):
             return False
         if not last:
@@ -77,13 +93,15 @@ class RunState:
         seconds = last.get("seconds", math.nan) + last.get("evaluation_seconds", math.nan)
         new, self._read = epoch != self.epoch, now
         self.epoch = epoch
-        # Empty where the network diverged, and before the first epoch.
+        # The cells are empty where the network diverged, and before the first epoch.
         self.accuracy = accuracy if math.isfinite(accuracy) else None
         self.epoch_seconds = seconds if math.isfinite(seconds) else None
         return new
 
     def seconds_left(self, costs: Costs) -> float | None:
-        """Until the run ends; None where no cost is known."""
+        """Return the seconds until the run ends; None for a run that has ended or has no known cost."""
+        if self.status not in (Status.WAITING, Status.RUNNING):
+            return None
         run = self.job.config
         start = START_SECONDS if self.status is Status.WAITING else 0.0
         left = run.end_epoch - (run.start_epoch if self.epoch is None else self.epoch)
@@ -91,32 +109,22 @@ class RunState:
         return start if left == 0 else None if cost is None else start + left * cost
 
 
-class View(Protocol):
-    """Shows the runs while they go on; `update` is called often, the other two once for a run each."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def started(self, state: RunState) -> None: ...
-
-    def ended(self, state: RunState) -> None: ...
-
-    def update(self, states: Mapping[Key, RunState], costs: Costs, slots: int) -> None: ...
-
-
-def view_for(console: Console) -> View:
-    return LiveTable(console) if console.is_terminal else PlainLines(console)
-
-
-DRAWING_SHARE = 0.02
-"""The share of its time that a schedule may spend on showing its runs."""
+def overall(states: Mapping[Key, RunState], costs: Costs, slots: int) -> str:
+    """Return all runs in one line: the number with each status, and the time left."""
+    counts = Counter(state.status for state in states.values())
+    text = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
+    left = counts[Status.WAITING] + counts[Status.RUNNING]
+    seconds = {key: state.seconds_left(costs) for key, state in states.items()}
+    known = {key: one for key, one in seconds.items() if one is not None}
+    if left and len(known) == left:
+        running = [key for key, state in states.items() if state.status is Status.RUNNING]
+        parents = parents_of({key: state.job for key, state in states.items()})
+        text += f", about {clock(wall_seconds(known, parents, slots, running))} left"
+    return text
 
 
 class LiveTable:
-    """One table of all runs, redrawn in place, with a line on the whole below it."""
+    """A table of all runs, redrawn in place, with a summary line below it."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -132,12 +140,15 @@ class LiveTable:
         self.live.stop()
 
     def started(self, state: RunState) -> None:
+        """Show the run that was started at the next update."""
         self.due = 0.0
 
     def ended(self, state: RunState) -> None:
+        """Show the run that has ended at the next update."""
         self.due = 0.0
 
     def update(self, states: Mapping[Key, RunState], costs: Costs, slots: int) -> None:
+        """Draw the table anew if a second has passed or a run has started or ended."""
         began = time.monotonic()
         if began >= max(self.due, self.affordable):
             self.live.update(self.table(states, costs, slots), refresh=True)
@@ -152,31 +163,18 @@ class LiveTable:
         if len(shown) > max(4, self.console.height - 6):  # a table higher than the screen cannot be redrawn in place
             shown = [state for state in shown if state.status in (Status.RUNNING, Status.FAILED)]
         for state in shown:
-            left = state.seconds_left(costs) if state.status in LEFT else None
+            run, left = state.job.config, state.seconds_left(costs)
             table.add_row(
-                state.job.config.name,
+                escape(run.name),
                 str(state.job.seed),
                 state.status,
-                f"{state.job.config.start_epoch if state.epoch is None else state.epoch}/{state.job.config.end_epoch}",
+                f"{run.start_epoch if state.epoch is None else state.epoch}/{run.end_epoch}",
                 "-" if state.accuracy is None else f"{state.accuracy:.2%}",
                 "-" if left is None else clock(left),
                 style=STYLES[state.status],
             )
         elapsed = clock(time.monotonic() - self.began)
-        return Group(table, Text(f"{overall(states, costs, slots)}, {elapsed} gone. Ctrl-C stops; nothing is lost."))
-
-
-def overall(states: Mapping[Key, RunState], costs: Costs, slots: int) -> str:
-    """All runs in one line: how many have each status, and the time left at this pace."""
-    counts = Counter(state.status for state in states.values())
-    text = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
-    left = {key: state.seconds_left(costs) for key, state in states.items() if state.status in LEFT}
-    known = {key: seconds for key, seconds in left.items() if seconds is not None}
-    if left and len(known) == len(left):
-        running = [key for key, state in states.items() if state.status is Status.RUNNING]
-        parents = parents_of({key: state.job for key, state in states.items()})
-        text += f", about {clock(wall_seconds(known, parents, slots, running))} left"
-    return text
+        return Group(table, Text(f"{overall(states, costs, slots)}, {elapsed} elapsed. Ctrl-C stops; nothing is lost."))
 
 
 class PlainLines:
@@ -184,7 +182,7 @@ class PlainLines:
 
     def __init__(self, console: Console, every: float = 10.0) -> None:
         self.console, self.every = console, every
-        self.told: dict[Key, tuple[float, int | None]] = {}
+        self.printed: dict[Key, tuple[float, int | None]] = {}
         self.affordable = 0.0
 
     def __enter__(self) -> Self:
@@ -194,32 +192,32 @@ class PlainLines:
         pass
 
     def started(self, state: RunState) -> None:
-        self.told[state.job.config.name, state.job.seed] = (time.monotonic(), state.epoch)
-        self.line(state, f"started; log: {state.job.folder / LOG}")
+        """Print that a run was started."""
+        self.printed[state.key] = (time.monotonic(), state.epoch)
+        self._line(state, f"started; log: {state.job.folder / LOG}")
 
     def ended(self, state: RunState) -> None:
+        """Print how a run has ended."""
         accuracy = "" if state.accuracy is None else f", test accuracy {state.accuracy:.2%}"
         spent = f" after {clock(state.seconds)}" if state.seconds else ""
-        self.line(state, f"{state.status}{spent}{accuracy}{': ' if state.message else ''}{state.message}")
+        self._line(state, f"{state.status}{spent}{accuracy}{': ' if state.message else ''}{state.message}")
 
     def update(self, states: Mapping[Key, RunState], costs: Costs, slots: int) -> None:
+        """Print the last epoch of each run with a new one, unless its last line is too recent."""
         began = time.monotonic()
         if began < self.affordable:
             return
         for key, state in states.items():
-            told_at, told = self.told.get(key, (0.0, None))
-            new = state.status is Status.RUNNING and state.epoch is not None and state.epoch != told
-            if new and time.monotonic() - told_at >= self.every:
-                self.told[key] = (time.monotonic(), state.epoch)
+            printed_at, printed = self.printed.get(key, (0.0, None))
+            new = state.status is Status.RUNNING and state.epoch is not None and state.epoch != printed
+            if new and time.monotonic() - printed_at >= self.every:
+                self.printed[key] = (time.monotonic(), state.epoch)
                 left = state.seconds_left(costs)
-                self.line(
-                    state,
-                    f"epoch {state.epoch}/{state.job.config.end_epoch}, "
-                    + ("diverged" if state.accuracy is None else f"test accuracy {state.accuracy:.2%}")
-                    + ("" if left is None else f", {clock(left)} left"),
-                )
+                accuracy = "diverged" if state.accuracy is None else f"test accuracy {state.accuracy:.2%}"
+                rest = "" if left is None else f", {clock(left)} left"
+                self._line(state, f"epoch {state.epoch}/{state.job.config.end_epoch}, {accuracy}{rest}")
         self.affordable = began + (time.monotonic() - began) / DRAWING_SHARE
 
-    def line(self, state: RunState, text: str) -> None:
-        line = f"{time.strftime('%H:%M:%S')} {state.job.config.name} (seed {state.job.seed}): {text}"
+    def _line(self, state: RunState, text: str) -> None:
+        line = f"{time.strftime('%H:%M:%S')} {state.title}: {text}"
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)

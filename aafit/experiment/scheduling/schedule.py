@@ -1,10 +1,8 @@
-"""A suite on the processes of an engine: each run in a process, a child as soon as its parent is done.
+"""Run a suite on the processes of an engine: each run in a process, a child as soon as its parent is done.
 
-Runs that have all but the adaptive activations in common go in lockstep in one process, see
-`aafit.experiment.runs.gradient`.
-
-The run folders are the truth: a run that is finished there is skipped, an unfinished one goes on, so the same command
-again completes what was stopped. A run that fails takes along only the runs that come from it.
+Read `run_suite` first. The run folders are the only truth: finished runs are skipped and unfinished ones resume, so the
+same command completes what was stopped. A run that fails keeps only its descendants from running. Runs that differ in
+their adaptive activations alone share a process, see `aafit.experiment.runs.gradient`.
 """
 
 import os
@@ -18,103 +16,146 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from aafit.errors import UserError
+from aafit.errors import UserError, check_name, needs_extra
 from aafit.experiment.runs.documents import DONE, LOG
-from aafit.experiment.runs.job import Job, is_done, jobs_of, set_aside
+from aafit.experiment.runs.job import is_done, jobs_of, lockstep_groups, set_aside
 from aafit.experiment.runs.process import locked
 from aafit.experiment.runs.suite import Suite
-from aafit.experiment.scheduling.engines.choose import open_engine
 from aafit.experiment.scheduling.engines.engine import End, Engine, Process
+from aafit.experiment.scheduling.engines.local import LocalEngine
 from aafit.experiment.scheduling.engines.process import GRACE_SECONDS
-from aafit.experiment.scheduling.options import RunOptions
-from aafit.experiment.scheduling.order import Order
-from aafit.experiment.scheduling.plan import Costs, Key, clock
-from aafit.experiment.scheduling.progress import STYLES, RunState, Status, View, view_for
+from aafit.experiment.scheduling.plan import START_SECONDS, Costs, Key, children_of, clock, critical_paths, parents_of
+from aafit.experiment.scheduling.progress import STYLES, LiveTable, PlainLines, RunState, Status
 from aafit.files import make_folder
 
+ENGINES = ("local", "ray", "slurm")
+
 POLL_SECONDS = 0.1
-LOOK_SECONDS = 1.0
+REFRESH_SECONDS = 1.0
 """How often the folders of the running runs are read."""
+RANKING_SHARE = 0.02
+"""The share of its time that a schedule may spend on ranking its runs anew as their costs become known."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one run ended; `message` says why it failed or was not run."""
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a suite is run; no option changes a result.
 
-    job: Job
-    status: Status
-    seconds: float
-    message: str
+    Attributes:
+        engine: what starts the processes: "local", "ray" or "slurm".
+        address: the Ray cluster, host:port; by default the one that this machine belongs to.
+        own_disks: the nodes of the Ray cluster do not share the runs folder, see
+            `aafit.experiment.scheduling.engines.remote`.
+        jobs: processes at the same time; by default one for each usable core, or for each GPU.
+        device: "auto" (the GPUs if there are some), "cpu", "cuda" or "cuda:1".
+        data_dir: folder of the data sets; by default they are looked for, or downloaded.
+        fresh: move the folders of these runs aside and start again.
+        tensorboard: also write TensorBoard files.
+        wandb: also write to Weights & Biases.
+    """
 
-    @property
-    def log(self) -> Path:
-        return self.job.folder / LOG
+    engine: str = "local"
+    address: str | None = None
+    own_disks: bool = False
+    jobs: int | None = None
+    device: str = "auto"
+    data_dir: Path | None = None
+    fresh: bool = False
+    tensorboard: bool = False
+    wandb: bool = False
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How all runs ended; prints as a table with what went wrong and what to do.
+    """How all runs ended; rich prints it as a table, with the failures and what to do.
 
     Attributes:
-        stopped: whether the schedule was stopped before all runs had ended, by a signal or because the engine was lost.
-        lost: why the engine can start nothing any more, and what to do; empty where it still can.
+        stopped: whether the schedule ended before all runs had, by a signal or because the engine was lost.
+        lost: why the engine can start nothing any more, and what to do; empty if it can.
     """
 
-    outcomes: tuple[Outcome, ...]
+    runs: tuple[RunState, ...]
     seconds: float
     stopped: bool
     lost: str = ""
 
     @property
+    def done(self) -> int:
+        return sum(state.status in (Status.DONE, Status.ALREADY_DONE) for state in self.runs)
+
+    @property
     def ok(self) -> bool:
-        return all(outcome.status in (Status.DONE, Status.ALREADY_DONE) for outcome in self.outcomes)
+        return self.done == len(self.runs)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table("run", "seed", "status", "time")
-        for outcome in self.outcomes:
-            spent = clock(outcome.seconds) if outcome.seconds else ""
-            style = STYLES[outcome.status]
-            table.add_row(outcome.job.config.name, str(outcome.job.seed), outcome.status, spent, style=style)
+        for state in self.runs:
+            spent, name = clock(state.seconds) if state.seconds else "", escape(state.job.config.name)
+            table.add_row(name, str(state.job.seed), state.status, spent, style=STYLES[state.status])
         yield table
-        for outcome in self.outcomes:
-            if outcome.message:
-                name = f"{outcome.job.config.name} (seed {outcome.job.seed})"
-                log = f" Log: {outcome.log}" if outcome.status is Status.FAILED else ""
-                yield Text(f"{name} {outcome.status}: {outcome.message}{log}", style=STYLES[outcome.status])
-        done = sum(outcome.status in (Status.DONE, Status.ALREADY_DONE) for outcome in self.outcomes)
-        yield Text(f"{done} of {len(self.outcomes)} runs done, {clock(self.seconds)}.")
+        for state in self.runs:
+            if state.message:
+                log = f" Log: {state.job.folder / LOG}" if state.status is Status.FAILED else ""
+                yield Text(f"{state.title} {state.status}: {state.message}{log}", style=STYLES[state.status])
+        yield Text(f"{self.done} of {len(self.runs)} runs done, {clock(self.seconds)}.")
         if self.stopped:
-            yield Text(self.lost or "Stopped. The same command goes on from here.")
+            yield Text(self.lost or "Stopped. The same command resumes.")
         elif not self.ok:
-            yield Text("Once the cause is mended, the same command goes on with what is missing.")
+            yield Text("Once the cause is fixed, the same command runs what is missing.")
+
+
+def open_engine(options: RunOptions) -> Engine:
+    """Return the engine that the options name.
+
+    Raises:
+        UserError: there is no such engine, its package is not installed, or its cluster cannot be used.
+    """
+    name, device, jobs = options.engine, options.device, options.jobs
+    check_name("engine", name, ENGINES)
+    if options.address is not None and name != "ray":
+        raise UserError(f"--address {options.address} names a Ray cluster: give --engine ray too, or drop it.")
+    if options.own_disks and name != "ray":
+        raise UserError("--own-disks is for the nodes of a Ray cluster: give --engine ray too, or drop it.")
+    try:
+        with needs_extra(f"--engine {name}", name):
+            if name == "ray":
+                from aafit.experiment.scheduling.engines.ray import RayEngine
+
+                return RayEngine(options.address or "auto", device, jobs, own_disks=options.own_disks)
+            if name == "slurm":
+                from aafit.experiment.scheduling.engines.slurm import SlurmEngine
+
+                return SlurmEngine(device, jobs)
+    except ImportError as error:
+        raise UserError(str(error)) from error
+    return LocalEngine(device, jobs)
 
 
 def run_suite(
     suite: Suite,
     runs_dir: Path,
-    options: RunOptions = RunOptions(),  # noqa: B008 - it cannot be changed
+    options: RunOptions = RunOptions(),
     *,
     console: Console | None = None,
     engine: Engine | None = None,
 ) -> Summary:
-    """Do all runs of a suite that are not done yet, side by side, until all ended or a signal stops them.
+    """Run all runs of a suite that are not done yet, until all have ended or a signal stops them.
 
     Args:
-        console: where the runs are shown meanwhile.
-        engine: starts the worker processes, instead of the one that the options name; left open.
+        console: where the progress is shown.
+        engine: starts the worker processes instead of the engine that the options name; it is left open.
 
     Raises:
-        UserError: before anything has started: a folder holds a run with other settings or cannot be written, the data
-            is not there, the device is not, or the engine cannot be used.
+        UserError: before anything has started, if a folder holds a run with other settings or cannot be written to,
+            the data or the device is missing, or the engine cannot be used.
     """
     with ExitStack() as opened:
         if engine is None:
-            engine = open_engine(
-                options.engine, options.address, options.device, options.jobs, own_disks=options.own_disks
-            )
+            engine = open_engine(options)
             opened.callback(engine.close)
         table = jobs_of(
             suite, runs_dir, data_dir=options.data_dir, tensorboard=options.tensorboard, wandb=options.wandb
@@ -131,12 +172,13 @@ def run_suite(
         if missing:
             engine.check(missing)
         costs = Costs.measured(runs_dir, engine.device)
-        with view_for(console or Console()) as view:
+        console = console or Console()
+        with LiveTable(console) if console.is_terminal else PlainLines(console) as view:
             return _Schedule(states, costs, engine, view).run()
 
 
 def _set_aside(folders: list[Path]) -> None:
-    """Move run folders out of the way, unless another process works in one of them: then none is moved."""
+    """Move run folders aside; if another process works in one of them, none is moved."""
     for folder in folders:
         with locked(folder):
             pass
@@ -144,44 +186,103 @@ def _set_aside(folders: list[Path]) -> None:
         set_aside(folder)
 
 
-@dataclass(frozen=True)
-class _Started:
-    """Runs that are in one process, and since when."""
+class Order:
+    """The waiting runs, those with the longest critical path first.
 
-    process: Process
-    keys: tuple[Key, ...]
-    began: float
+    Attributes:
+        ready: the runs whose parent is done.
+    """
+
+    def __init__(self, states: Mapping[Key, RunState], costs: Costs) -> None:
+        self.states, self.costs = states, costs
+        jobs = {key: state.job for key, state in states.items()}
+        self.parents, self.lockstep = parents_of(jobs), lockstep_groups(jobs)
+        self.children = children_of(self.parents)
+        self.alone: set[Key] = set()
+        done = {key for key, state in states.items() if state.status is not Status.WAITING} | {None}
+        self.ready = {key: None for key in states if key not in done and self.parents[key] in done}
+        self.longest: dict[Key, float] = {}
+        self.rank_again = 0.0
+
+    def take(self) -> tuple[Key, ...]:
+        """Remove the next run from `ready`, with those that go in lockstep with it, and return them."""
+        began = time.monotonic()
+        if began >= self.rank_again:
+            self.longest = self._critical_paths()
+            self.rank_again = time.monotonic() + (time.monotonic() - began) / RANKING_SHARE
+        keys = tuple(key for key in self._group(max(self.ready, key=self.longest.__getitem__)) if key in self.ready)
+        for key in keys:
+            del self.ready[key]
+        return keys
+
+    def add_children(self, key: Key) -> None:
+        """Add the runs whose parent is the run `key`, which is done."""
+        self.ready |= dict.fromkeys(self._waiting_children(key))
+
+    def add_alone(self, key: Key) -> None:
+        """Add a run again that failed in lockstep: on its own, so that it does not end the others too."""
+        self.alone.add(key)
+        self.ready[key] = None
+
+    def descendants(self, key: Key) -> list[Key]:
+        """Return the waiting runs that depend on the run `key`, directly or not."""
+        found: list[Key] = []
+        for child in self._waiting_children(key):
+            found += [child, *self.descendants(child)]
+        return found
+
+    def _waiting_children(self, key: Key) -> list[Key]:
+        return [child for child in self.children[key] if self.states[child].status is Status.WAITING]
+
+    def _group(self, key: Key) -> list[Key]:
+        """Return the runs that go in lockstep with the run `key`, itself included."""
+        return [key] if key in self.alone else [other for other in self.lockstep[key] if other not in self.alone]
+
+    def _critical_paths(self) -> dict[Key, float]:
+        cost = {}
+        for key, state in self.states.items():
+            if state.status is Status.WAITING:
+                left = state.seconds_left(self.costs)
+                # Where no cost is known, the longest chain is the one of most runs.
+                cost[key] = START_SECONDS if left is None else left
+        of_process = {key: sum(cost[other] for other in self._group(key) if other in cost) for key in cost}
+        return critical_paths(of_process, self.parents)
 
 
 class _Schedule:
-    """The runs, the processes they are in, and the loop that starts and ends them."""
+    """The loop that starts processes, watches them and ends them.
 
-    def __init__(self, states: Mapping[Key, RunState], costs: Costs, engine: Engine, view: View) -> None:
+    Attributes:
+        running: the processes by the runs that they do.
+    """
+
+    def __init__(
+        self, states: Mapping[Key, RunState], costs: Costs, engine: Engine, view: LiveTable | PlainLines
+    ) -> None:
         self.states, self.costs, self.engine, self.view = states, costs, engine, view
         self.order = Order(states, costs)
-        self.running: dict[Key, _Started] = {}
-        self.looked = -LOOK_SECONDS
+        self.running: dict[tuple[Key, ...], Process] = {}
+        self.refreshed = -REFRESH_SECONDS
         self.lost = ""
 
     def run(self) -> Summary:
         began = time.monotonic()
         for state in self.states.values():
             state.refresh()
-        with _signals() as asked:
+        with _collect_signals() as signals:
             try:
-                while not (asked or self.lost) and (self.running or self.order.ready):
+                while not (signals or self.lost) and (self.running or self.order.ready):
                     self._start_ready()
-                    self._look()
+                    self._watch()
                     self.view.update(self.states, self.costs, self.engine.slots)
                     if self.running or self.order.ready:
                         time.sleep(POLL_SECONDS)
             finally:
-                self._stop(asked)
-        outcomes = [Outcome(state.job, state.status, state.seconds, state.message) for state in self.states.values()]
-        return Summary(tuple(outcomes), time.monotonic() - began, bool(asked or self.lost), self.lost)
+                self._stop(signals)
+        return Summary(tuple(self.states.values()), time.monotonic() - began, bool(signals or self.lost), self.lost)
 
     def _start_ready(self) -> None:
-        free = self.engine.slots - len({id(started) for started in self.running.values()})
+        free = self.engine.slots - len(self.running)
         while self.order.ready and free > 0:
             self._start(self.order.take())
             free -= 1
@@ -189,71 +290,75 @@ class _Schedule:
     def _start(self, keys: tuple[Key, ...]) -> None:
         states = [self.states[key] for key in keys]
         try:
-            started = _Started(self.engine.start([state.job for state in states]), keys, time.monotonic())
+            self.running[keys] = self.engine.start([state.job for state in states])
         except (OSError, UserError) as error:
             why = str(error) if isinstance(error, UserError) else f"it cannot be started: {error}."
             for key in keys:
                 self._fail(key, why)
             return
-        for key, state in zip(keys, states, strict=True):
-            self.running[key] = started
-            state.status = Status.RUNNING
+        for state in states:
+            state.began, state.status = time.monotonic(), Status.RUNNING
             self.view.started(state)
 
-    def _look(self) -> None:
-        """See what ended and, every second, how far the others are."""
-        due = time.monotonic() - self.looked >= LOOK_SECONDS
+    def _watch(self) -> None:
+        """Handle the processes that have ended and, every second, read the progress of the others."""
+        due = time.monotonic() - self.refreshed >= REFRESH_SECONDS
         if due:
-            self.looked = time.monotonic()
-        ends = {id(started): started.process.end() for started in self.running.values()}
-        for key, started in list(self.running.items()):
-            state, end = self.states[key], ends[id(started)]
-            if (due or end is not None) and state.refresh() and state.epoch_seconds is not None:
-                self.costs.add(state.job.config, state.epoch_seconds)
-            state.seconds = time.monotonic() - started.began
+            self.refreshed = time.monotonic()
+        for keys, process in list(self.running.items()):
+            end = process.end()
+            for state in (self.states[key] for key in keys):
+                if (due or end is not None) and state.refresh() and state.epoch_seconds is not None:
+                    self.costs.add(state.job.config, state.epoch_seconds)
+                state.seconds = time.monotonic() - state.began
             if end is not None:
-                del self.running[key]
-                if _finished(state, end):
-                    self._end(state, Status.DONE, "")
-                    self.order.done(key)
-                elif end.lost:
-                    self.lost = end.why
-                    self._end(state, Status.STOPPED, "")
-                elif len(started.keys) > 1:
-                    state.status = Status.WAITING
-                    self.order.again_alone(key)
-                else:
-                    self._fail(key, end.why)
+                del self.running[keys]
+                for key in keys:
+                    self._handle_end(key, end, in_lockstep=len(keys) > 1)
+
+    def _handle_end(self, key: Key, end: End, *, in_lockstep: bool) -> None:
+        state = self.states[key]
+        if _finished(state, end):
+            self._set_ended(state, Status.DONE)
+            self.order.add_children(key)
+        elif end.lost:
+            self.lost = end.why
+            self._set_ended(state, Status.STOPPED)
+        elif in_lockstep:
+            state.status = Status.WAITING
+            self.order.add_alone(key)
+        else:
+            self._fail(key, end.why)
 
     def _fail(self, key: Key, why: str) -> None:
-        self._end(self.states[key], Status.FAILED, why)
-        for below in self.order.below(key):
-            self._end(self.states[below], Status.NOT_RUN, f"{key[0]} failed.")
+        self._set_ended(self.states[key], Status.FAILED, why)
+        for other in self.order.descendants(key):
+            self._set_ended(self.states[other], Status.NOT_RUN, f"{key[0]} failed.")
 
-    def _end(self, state: RunState, status: Status, message: str) -> None:
+    def _set_ended(self, state: RunState, status: Status, message: str = "") -> None:
         state.status, state.message = status, message
         self.view.ended(state)
 
-    def _stop(self, asked: list[int]) -> None:
-        """End every process still running: politely, and after a while, or when asked again, at once."""
-        left = {id(started): started.process for started in self.running.values()}
+    def _stop(self, signals: list[int]) -> None:
+        """Terminate every running process; kill those left after the grace period or at another signal."""
+        left = dict(self.running)
         for process in left.values():
             process.stop(at_once=False)
-        times, deadline = len(asked), time.monotonic() + GRACE_SECONDS
-        ends: dict[int, End] = {}
+        received, deadline = len(signals), time.monotonic() + GRACE_SECONDS
+        ends: dict[tuple[Key, ...], End] = {}
         while left:
-            for number, process in list(left.items()):
+            for keys, process in list(left.items()):
                 if (end := process.end()) is not None:
-                    ends[number] = end
-                    del left[number]
-            if time.monotonic() > deadline or len(asked) > times:
+                    ends[keys] = end
+                    del left[keys]
+            if time.monotonic() > deadline or len(signals) > received:
                 for process in left.values():
                     process.stop(at_once=True)
             if left:
                 time.sleep(POLL_SECONDS)
-        for key, started in self.running.items():
-            finished = _finished(self.states[key], ends[id(started)])
-            self._end(self.states[key], Status.DONE if finished else Status.STOPPED, "")
+        for keys, end in ends.items():
+            for state in (self.states[key] for key in keys):
+                self._set_ended(state, Status.DONE if _finished(state, end) else Status.STOPPED)
         for state in self.states.values():
             if state.status is Status.WAITING:
                 state.status = Status.STOPPED
@@ -265,19 +370,19 @@ def _finished(state: RunState, end: End) -> bool:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying of them."""
-    asked: list[int] = []
+def _collect_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of ending by them."""
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield received
         return
 
     def note(number: int, _: Any) -> None:
-        asked.append(number)
+        received.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

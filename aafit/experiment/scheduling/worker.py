@@ -1,8 +1,8 @@
-"""A process that does runs: what it is told, and what it does. An engine starts it, see engines/.
+"""A worker process: does one run, or several in lockstep. An engine starts it, see engines/.
 
-`python -m aafit.experiment.scheduling.worker` reads a list of jobs as one line of JSON on its standard input and does
-them: one, or several in lockstep. It ends when that input is closed, so that it does not outlive the program that
-started it. `--patience 120`: it waits so many seconds for a folder that another process has not let go of yet.
+`python -m aafit.experiment.scheduling.worker` reads a list of jobs as one line of JSON from standard input. It ends
+when that input is closed, so that it does not outlive the program that started it. With `--patience 120` it waits up to
+120 seconds for the lock of a folder that another process has not released yet.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from aafit.experiment.runs.job import Job
 from aafit.experiment.runs.process import compilation_from_environment
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _end_with_input() -> None:
-    """End this process at once when its standard input is closed: a run may be stopped at any moment."""
+def _exit_with_input() -> None:
+    """End this process at once when its standard input is closed; a run can be stopped at any moment."""
     sys.stdin.read()
     os._exit(128 + signal.SIGTERM)
 
@@ -42,16 +42,20 @@ def _read_jobs(line: str) -> list[Job]:
 
 
 def main() -> int:
-    """Do the jobs on standard input; 0 when done, 2 for what the user can mend, 128 + n when stopped by signal n."""
+    """Do the jobs on standard input.
+
+    Returns:
+        0 when they are done, 2 for an error that the user can fix; signal n exits with 128 + n.
+    """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+        signal.signal(number, _exit_on_signal)
     parser = argparse.ArgumentParser()
     parser.add_argument("--patience", type=float, default=0.0)
     patience = parser.parse_args().patience
     try:
         jobs = _read_jobs(sys.stdin.readline())
-        threading.Thread(target=_end_with_input, daemon=True).start()
+        threading.Thread(target=_exit_with_input, daemon=True).start()
         with compilation_from_environment():
             execute(*jobs, patience=patience)
     except UserError as error:

@@ -140,7 +140,7 @@ def test_the_command_line_says_all_that_a_suite_can(base, tmp_path):
         (["--fc", "F-Neuron as Tanh", "--interval", "3", "-3"], "interval = [3, -3] is empty"),
         (["--fc", "AHAF as ReLU", "--heldout", "1"], "heldout = 1.0 is not valid"),
         (["--fc", "AHAF as ReLU", "--ridge", "-1"], "ridge = -1.0 is not valid"),
-        ([], "Nothing to replace was given"),
+        ([], "No activation to replace was given"),
         (["--fc", "LEAF as Tank"], "Tanh"),
         (["--fc", "AHAF as ReLU", "--steps", "0"], "--steps"),
     ],

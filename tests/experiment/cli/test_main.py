@@ -123,14 +123,14 @@ def assert_user_error(result, message):
         (["run", "--suite", "demo", "--epochs-scale", "0"], "cannot be scaled by 0"),
         (["run", "--suite", "demo", "--jobs", "0"], "0 is not in the range"),
         (["run", "--suite", "demo", "--device", "warp"], "warp"),
-        (["run", "--suite", "demo", "--precision", "fp8"], "'fp8' is not one of"),
+        (["run", "--suite", "demo", "--precision", "fp8"], "'fp8' is not a precision"),
         (["run", "--suite", "cpu", "--data-dir", "nowhere"], "nowhere"),
         (["run", "--suite", "cpu", "--data-dir", "empty"], "cifar-10-batches-bin"),
         (["run", "--suite", "cpu", "--data-dir", "cut"], "test_batch.bin"),
         (["run", "--suite", "demo", "--runs-dir", "a-file/runs"], "Cannot write"),
-        (["run", "--suite", "demo", "--print-commands", "--runs-dir", "s3://b/runs"], "s3://b/runs is an address, and"),
+        (["run", "--suite", "demo", "--print-commands", "--runs-dir", "s3://b/runs"], "s3://b/runs is an address, but"),
         (["run", "--suite", "a-file"], "not a TOML file"),
-        (["show"], "No finished run with adaptive activations in runs"),
+        (["show"], "There is no finished run with adaptive activations in runs"),
         (["show", "nowhere"], "'nowhere' does not exist"),
         (["compare", "empty"], "config.json"),
         (["report", "empty"], "empty"),
@@ -150,7 +150,7 @@ def test_what_a_user_can_do_wrong(call, tmp_path, arguments, message):
 
 def test_the_environment_names_a_folder_for_the_runs_not_an_address(call, tmp_path, monkeypatch):
     monkeypatch.setenv("AAFIT_RUNS", "gs://bucket/runs")
-    assert_user_error(call("show"), "--own-disks where the others do not see it, and copy it to the store afterwards.")
+    assert_user_error(call("show"), "--own-disks if the others do not share it, and copy it to the store afterwards.")
     assert not list(tmp_path.iterdir())
 
 

@@ -36,7 +36,7 @@ def program(tmp_path, monkeypatch):
 
 
 def test_a_program_of_ones_own(program):
-    options = ["--replace", "act1=LEAF as ReLU", "--replace", "act2=AHAF as SiLU", "--steps", "1", "--images", "32"]
+    options = ["--replace", "act1=LEAF as ReLU", "--replace", "act2=AHAF as SiLU", "--steps", "1", "--samples", "32"]
     done = study(
         "own_program:network",
         "own_program:fit",
@@ -52,40 +52,57 @@ def test_a_program_of_ones_own(program):
     assert "\n2 activations (ReLU) were replaced by" in done.output
     assert done.output.splitlines()[-2:] == ["a.html", "forms.pdf"]
     assert (program / "forms.pdf").read_bytes().startswith(b"%PDF")
-    assert "accuracy on 256 held-out samples" in done.output
+    assert "256 samples are fitted, 256 are held out" in done.output
     assert (program / "a.html").exists()
 
 
+def test_a_program_as_a_file(tmp_path, monkeypatch):
+    """It is found from any folder, and imports the files next to it."""
+    folder = tmp_path / "program"
+    folder.mkdir()
+    (folder / "in_a_file.py").write_text("import next_to_it\n" + PROGRAM)
+    (folder / "next_to_it.py").write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file = "../program/in_a_file.py"
+    done = study(f"{file}:network", f"{file}:fit", "--replace", "act2=AHAF as SiLU", "--steps", "0", "--samples", "32")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "elsewhere/study.html").exists()
+
+
 def test_a_network_that_returns_more_than_a_tensor(program):
-    options = ["--replace", "net.act2=AHAF as SiLU", "--steps", "1", "--images", "32", "--report", "a.html"]
+    options = ["--replace", "net.act2=AHAF as SiLU", "--steps", "1", "--samples", "32", "--report", "a.html"]
     done = study("own_program:Wrapped", "own_program:fit", "--output", "own_program:scores", *options)
     assert done.exit_code == 0, done.output
-    assert "accuracy on the 256 samples it was tuned on went" in done.output
+    assert "256 samples are fitted, 0 are held out" in done.output
 
 
 def test_a_finished_run(tmp_path):
     job = base_job(tmp_path, epochs=1, holdout=60)
     execute(job)
     page = tmp_path / "run.html"
-    done = study(job.folder, "--replace", "act3=AHAF as SiLU", "--steps", "1", "--images", "32", "--report", page)
+    done = study(job.folder, "--replace", "act3=AHAF as SiLU", "--steps", "1", "--samples", "32", "--report", page)
     assert done.exit_code == 0, done.output
-    assert "accuracy on 1,000 held-out samples" in done.output
+    assert "60 samples are fitted, 1000 are held out" in done.output
     assert page.exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["own_program"], "own_program is no run's folder, so it needs batches"),
-        (["own_program", "own_program:fit"], "own_program is neither a run's folder nor module:function."),
+        (["own_program"], "own_program is not the folder of a run, so batches are needed"),
+        (["own_program", "own_program:fit"], "own_program is neither the folder of a run nor module:function."),
         (["absent:network", "own_program:fit"], "There is no module 'absent'"),
         (["own_program:netwrok", "own_program:fit"], "Did you mean 'network'?"),
-        (["own_program:number", "own_program:fit"], "own_program:number gives a int"),
-        (["own_program:network", "own_program:number"], "own_program:number gives a int: it must give batches"),
+        (["own_program:number", "own_program:fit"], "own_program:number returns a int"),
+        (["own_program:network", "own_program:number"], "own_program:number returns a int: it must return batches"),
         (["own_program:network", "own_program:fit", "--replace", "ReLU"], "is not of the form WHAT=BY"),
         (["own_program:network", "own_program:fit", "--replace", "ReLU=LEAF as Relu"], "Did you mean 'LEAF as ReLU'?"),
         (["own_program:network", "own_program:fit", "--output", "own_program:number"], "must be a function"),
         (["own_program:network", "own_program:fit", "--figure", "a.gif"], "Unknown kind of figure 'gif'"),
+        (["own_program:network", "own_program:fit", "--images", "9"], "--images 9 is now --samples 9."),
+        (["own_program.py:netwrok", "own_program:fit"], "Did you mean 'network'?"),
+        (["absent.py:network", "own_program:fit"], "There is no file absent.py."),
         ([".", "own_program:fit"], "which has its own batches: leave own_program:fit out"),
     ],
 )

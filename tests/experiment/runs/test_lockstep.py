@@ -16,8 +16,7 @@ from aafit.experiment.runs.gradient import Lockstep
 from aafit.experiment.runs.job import lockstep_group
 from aafit.experiment.runs.process import locked
 from aafit.experiment.runs.suite import Suite
-from aafit.experiment.scheduling.options import RunOptions
-from aafit.experiment.scheduling.schedule import run_suite
+from aafit.experiment.scheduling.schedule import RunOptions, run_suite
 from aafit.networks.adaptive import train_only_activations
 from aafit.networks.surgery import replace_activations
 from aafit.training.tune import make_optimizers, train_epoch
@@ -174,7 +173,7 @@ def test_a_stop_between_two_of_them(base, tmp_path, monkeypatch):
 def test_a_suite_puts_them_in_one_process(base, tmp_path):
     runs = [job.config for job in (base, *jobs_of(base, tmp_path))]
     summary = run_suite(Suite(name="s", runs=tuple(runs)), tmp_path, OPTIONS, console=Console(file=io.StringIO()))
-    assert summary.ok, [outcome.message for outcome in summary.outcomes]
+    assert summary.ok, [outcome.message for outcome in summary.runs]
     assert_same_results(base, tmp_path, tmp_path / "s")
     for run in runs[1:]:
         folder = tmp_path / "s" / run.name / "seed42"
@@ -187,9 +186,9 @@ def test_one_that_fails_does_not_take_the_others_along(base, tmp_path):
     suite = Suite(name="s", runs=tuple(runs))
     with locked(tmp_path / "s" / "random" / "seed42"):
         summary = run_suite(suite, tmp_path, OPTIONS, console=Console(file=io.StringIO()))
-    ended = {outcome.job.config.name: str(outcome.status) for outcome in summary.outcomes}
+    ended = {outcome.job.config.name: str(outcome.status) for outcome in summary.runs}
     assert ended == {"base": "done", "tanh": "done", "random": "failed", "leaf": "done"}
-    assert "Another process is running" in summary.outcomes[2].message
+    assert "Another process is running" in summary.runs[2].message
 
 
 def test_of_several_jobs_a_bad_one_is_named(base, tmp_path):

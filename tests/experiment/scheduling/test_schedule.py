@@ -22,10 +22,9 @@ from aafit.experiment.data.datasets import load_dataset
 from aafit.experiment.runs.job import jobs_of
 from aafit.experiment.runs.process import locked
 from aafit.experiment.runs.suite import RunConfig, Suite, load_suite
-from aafit.experiment.scheduling.options import RunOptions
 from aafit.experiment.scheduling.plan import Costs
 from aafit.experiment.scheduling.progress import LiveTable, RunState, Status, overall
-from aafit.experiment.scheduling.schedule import Summary, run_suite
+from aafit.experiment.scheduling.schedule import RunOptions, Summary, run_suite
 from aafit.training.precision import processor_name
 
 
@@ -88,9 +87,7 @@ def test_runs_go_side_by_side_but_not_more_than_asked(fake: Fake) -> None:
 def test_seeds(fake: Fake) -> None:
     suite = Suite(name="fake", runs=(BASE, CHILD), seeds=(1, 2))
     summary = fake(suite)
-    assert [
-        (outcome.job.config.name, outcome.job.seed) for outcome in summary.outcomes if outcome.status == "done"
-    ] == [
+    assert [(state.job.config.name, state.job.seed) for state in summary.runs if state.status == "done"] == [
         ("base", 1),
         ("child", 1),
         ("base", 2),
@@ -125,18 +122,18 @@ def test_a_failure_takes_along_only_what_comes_from_it(behaviour: str, why: str,
         "grandchild": "not run",
     }
     assert not summary.ok
-    messages = {outcome.job.config.name: outcome.message for outcome in summary.outcomes if outcome.message}
+    messages = {state.job.config.name: state.message for state in summary.runs if state.message}
     assert messages == {"child": why, "grandchild": "child failed."}
     text = printed(summary)
     assert f"child (seed 42) failed: {why} Log: {fake.runs / 'fake/child/seed42/log.txt'}" in text.replace("\n", "")
     assert "grandchild (seed 42) not run: child failed." in text
-    assert "the same command goes on" in text
+    assert "the same command runs what is missing" in text
     assert statuses(fake())["grandchild"] == "done"
 
 
 def test_a_failed_base_is_named_for_all_below(fake: Fake) -> None:
     summary = fake(base="fail")
-    messages = {outcome.job.config.name: outcome.message for outcome in summary.outcomes}
+    messages = {state.job.config.name: state.message for state in summary.runs}
     assert messages["grandchild"] == messages["long"] == "base failed."
 
 
@@ -148,7 +145,7 @@ def test_a_worker_that_cannot_start(fake: Fake) -> None:
         engine=local(1, ["/no/such"]),
     )
     assert statuses(summary) == {"other": "failed"}
-    assert "cannot be started" in summary.outcomes[0].message
+    assert "cannot be started" in summary.runs[0].message
 
 
 def test_other_settings_are_refused_before_anything_starts(fake: Fake) -> None:
@@ -219,7 +216,7 @@ def test_a_signal_stops_all_and_the_same_command_goes_on(
     assert statuses(summary)["base"] == "done"
     assert {statuses(summary)[name] for name in ("child", "grandchild", "long")} == {"stopped"}
     assert not any(alive(process) for _, process in fake.events().values())
-    assert "The same command goes on" in printed(summary)
+    assert "The same command resumes" in printed(summary)
     assert fake().ok
 
 
@@ -231,7 +228,7 @@ def test_no_process_outlives_a_killed_scheduler(fake: Fake) -> None:
         "run_suite(SUITE, pathlib.Path(sys.argv[2]), engine=local())"
     )
     scheduler = subprocess.Popen(
-        [sys.executable, "-c", program, str(Path(__file__).parents[1]), str(fake.runs)],
+        [sys.executable, "-c", program, str(Path(__file__).parents[2]), str(fake.runs)],
         stdout=subprocess.DEVNULL,
     )
     try:

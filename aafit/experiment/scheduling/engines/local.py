@@ -6,27 +6,27 @@ from aafit.experiment.data.datasets import load_dataset
 from aafit.experiment.devices import Slot, choose_device, slots
 from aafit.experiment.runs.documents import LOG
 from aafit.experiment.runs.job import Job
-from aafit.experiment.scheduling.engines.engine import WORKER, End, as_told
-from aafit.experiment.scheduling.engines.node import data_of
+from aafit.experiment.scheduling.engines.engine import WORKER, End, worker_input
+from aafit.experiment.scheduling.engines.node import required_data
 from aafit.experiment.scheduling.engines.process import WorkerProcess
 from aafit.training.precision import device_name
 
 
 class LocalProcess(WorkerProcess):
-    """A process in one of the places of this machine, which it gives back when it has ended."""
+    """A process that takes one of this machine's slots and returns it to `free` when it has ended."""
 
-    def __init__(self, jobs: Sequence[Job], place: Slot, free: list[Slot], command: Sequence[str]) -> None:
-        told = as_told(jobs, place.device, place.threads)
-        super().__init__(command, told, place.environment, str(jobs[0].folder / LOG))
-        self.place, self.free, self.ended = place, free, False
+    def __init__(self, jobs: Sequence[Job], slot: Slot, free: list[Slot], command: Sequence[str]) -> None:
+        line = worker_input(jobs, slot.device, slot.threads)
+        super().__init__(command, line, slot.environment, str(jobs[0].folder / LOG))
+        self.slot, self.free, self.ended = slot, free, False
 
     def end(self) -> End | None:
-        code = self.code()
+        code = self.exit_code()
         if code is None:
             return None
         if not self.ended:
             self.ended = True
-            self.free.append(self.place)
+            self.free.append(self.slot)
         return End(code == 0, self.why(code))
 
 
@@ -34,11 +34,11 @@ class LocalEngine:
     """Worker processes on this machine.
 
     Args:
-        device, jobs: as in `aafit.experiment.scheduling.options.RunOptions`.
-        command: what does the jobs.
+        device, jobs: as in `aafit.experiment.scheduling.schedule.RunOptions`.
+        command: the command of a worker process.
 
     Raises:
-        UserError: the device is not here.
+        UserError: this machine does not have the device.
     """
 
     def __init__(self, device: str = "auto", jobs: int | None = None, command: Sequence[str] = WORKER) -> None:
@@ -47,15 +47,15 @@ class LocalEngine:
         self.device = device_name(choose_device(self.free[0].device))
 
     def check(self, jobs: Sequence[Job]) -> None:
-        for needs in data_of(jobs):
-            load_dataset(*needs)
+        for arguments in required_data(jobs):
+            load_dataset(*arguments)
 
     def start(self, jobs: Sequence[Job]) -> LocalProcess:
-        place = self.free.pop(0)
+        slot = self.free.pop(0)
         try:
-            return LocalProcess(jobs, place, self.free, self.command)
+            return LocalProcess(jobs, slot, self.free, self.command)
         except OSError:
-            self.free.append(place)
+            self.free.append(slot)
             raise
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""What a machine of a cluster is asked before anything starts: whether it is fit for the jobs.
+"""Whether a machine of a cluster can run the jobs: asked before anything starts.
 
-`python -m aafit.experiment.scheduling.engines.node` reads a `Question` as JSON on its standard input and prints a
-`Node`. The code of a Ray worker or a Slurm job that runs it there is process.py.
+`python -m aafit.experiment.scheduling.engines.node` reads a `NodeRequest` as JSON from standard input and prints a
+`NodeReport`; `run_short` of process.py is the code that starts it there.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from aafit.errors import UserError
 from aafit.experiment.data.datasets import load_dataset
@@ -27,11 +27,11 @@ from aafit.version import __version__
 COMMAND = (PYTHON, "-m", "aafit.experiment.scheduling.engines.node")
 
 Data = tuple[str, Path | None, int, int | None]
-"""A data set as `load_dataset` takes it."""
+"""The arguments of `load_dataset`."""
 
 
-class Question(BaseModel):
-    """What to look at: a file of the runs folder and what is in it, the data, imported networks, the device."""
+class NodeRequest(BaseModel):
+    """What to check: a file of the runs folder and its content, the data, imported checkpoints, the device."""
 
     file: Path
     content: str
@@ -40,32 +40,33 @@ class Question(BaseModel):
     device: str
 
 
-class Node(BaseModel):
-    """What a machine says of itself.
+class NodeReport(BaseModel):
+    """What a machine reports.
 
     Attributes:
-        sees_runs: it reads what was written into the runs folder, and can write there.
-        data: why a data set or an imported network cannot be read there, in a sentence.
-        device: what its device is called.
-        token: its Ray takes commands only from who has the token.
+        aafit, torch: versions, see `versions`.
+        sees_runs: whether it can read what was written into the runs folder, and write there.
+        missing: why a data set, a checkpoint or the device cannot be used there, as a sentence; empty if all can.
+        device: name of its device.
+        token: whether its Ray accepts commands only with the token.
     """
 
     aafit: str
     torch: str
     sees_runs: bool
-    data: str
+    missing: str
     device: str
     token: bool
 
 
-def data_of(jobs: Sequence[Job]) -> tuple[Data, ...]:
-    """The data that jobs need, each once."""
+def required_data(jobs: Sequence[Job]) -> tuple[Data, ...]:
+    """Return the data sets of the jobs, each once."""
     needs = [(one.config.dataset, one.data_dir, one.config.holdout, one.config.train_images) for one in jobs]
     return tuple(dict.fromkeys(needs))
 
 
-def here() -> tuple[str, str]:
-    """The versions of aafit, with a digest of its source, and of torch; not how torch was built: "+cpu", "+cu130"."""
+def versions() -> tuple[str, str]:
+    """Return the version of aafit, with a digest of its source, and that of torch without its build ("+cu130")."""
     package = Path(__file__).parents[3]
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -73,28 +74,36 @@ def here() -> tuple[str, str]:
     return f"{__version__} (source {digest.hexdigest()[:8]})", torch.__version__.partition("+")[0]
 
 
-def answer(question: Question) -> Node:
-    aafit, its_torch = here()
+def inspect_node(request: NodeRequest) -> NodeReport:
+    """Check this machine."""
+    aafit_version, torch_version = versions()
     try:
-        sees_runs = question.file.read_text() == question.content and os.access(question.file.parent, os.W_OK)
+        sees_runs = request.file.read_text() == request.content and os.access(request.file.parent, os.W_OK)
     except OSError:
         sees_runs = False
+    device = missing = ""
     try:
-        for needs in question.data:
-            load_dataset(*needs)
-        for checkpoint in question.checkpoints:
+        for arguments in request.data:
+            load_dataset(*arguments)
+        for checkpoint in request.checkpoints:
             if not os.access(checkpoint, os.R_OK):
                 raise UserError(f"The checkpoint {checkpoint} cannot be read.")
-        device, missing = device_name(choose_device(question.device)), ""
+        device = device_name(choose_device(request.device))
     except UserError as error:
-        device, missing = "", str(error)
-    token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-    return Node(aafit=aafit, torch=its_torch, sees_runs=sees_runs, data=missing, device=device, token=token)
+        missing = str(error)
+    return NodeReport(
+        aafit=aafit_version,
+        torch=torch_version,
+        sees_runs=sees_runs,
+        missing=missing,
+        device=device,
+        token=os.environ.get("RAY_AUTH_MODE", "").lower() == "token",
+    )
 
 
 @contextmanager
-def probe(jobs: Sequence[Job], device: str) -> Iterator[Question]:
-    """The question of what these jobs need; the file in the runs folder is there for as long as it is asked.
+def node_request(jobs: Sequence[Job], device: str) -> Iterator[NodeRequest]:
+    """Yield the request for these jobs; its file is in the runs folder until the context ends.
 
     Raises:
         UserError: the runs folder cannot be written to.
@@ -105,43 +114,44 @@ def probe(jobs: Sequence[Job], device: str) -> Iterator[Question]:
     file = folder / f".{content}.seen"
     write_atomically(file, content)
     try:
-        yield Question(file=file, content=content, data=data_of(jobs), checkpoints=tuple(checkpoints), device=device)
+        yield NodeRequest(
+            file=file, content=content, data=required_data(jobs), checkpoints=tuple(checkpoints), device=device
+        )
     finally:
         file.unlink(missing_ok=True)
 
 
-def accept(name: str, answered: tuple[int, str, str], runs: Path, *, own_disks: bool = False) -> Node:
-    """What the machine `name` answered, if it is fit for the jobs.
+def check_report(name: str, ended: tuple[int, str, str], runs: Path, *, own_disks: bool = False) -> NodeReport:
+    """Return the report of the machine `name` if it can run the jobs.
 
     Args:
-        own_disks: it need not see the runs folder.
+        ended: exit code, output and standard error of the command.
+        own_disks: the machine does not have to see the runs folder.
 
     Raises:
-        UserError: it is not; the message says why and what to do.
+        UserError: it cannot; the message says why and what to do.
     """
-    code, output, complaint = answered
-    aafit, its_torch = here()
-    last = (complaint.strip().splitlines() or [f"exit code {code}"])[-1]
-    if code:
-        raise UserError(f"aafit cannot be run on {name} ({last}): install aafit {aafit} and its packages there.")
-    node = Node.model_validate_json(output)
-    for package, theirs, ours in (("aafit", node.aafit, aafit), ("torch", node.torch, its_torch)):
-        if theirs != ours:
-            raise UserError(f"{name} has {package} {theirs}, this machine {ours}: install the same on both.")
-    if not (node.sees_runs or own_disks):
+    code, output, stderr = ended
+    aafit_version, torch_version = versions()
+    try:
+        report = NodeReport.model_validate_json(output)
+    except ValidationError:
+        last = (stderr.strip().splitlines() or [f"exit code {code}"])[-1]
         raise UserError(
-            f"{name} cannot see or write {runs}: give a folder as --runs-dir that all machines share, or, with "
+            f"aafit cannot be run on {name} ({last}): install aafit {aafit_version} and its dependencies there."
+        ) from None
+    for package, there, here in (("aafit", report.aafit, aafit_version), ("torch", report.torch, torch_version)):
+        if there != here:
+            raise UserError(f"{name} has {package} {there}, this machine {here}: install the same version on both.")
+    if not (report.sees_runs or own_disks):
+        raise UserError(
+            f"{name} cannot read or write {runs}: give a folder that all machines share as --runs-dir, or, with "
             "--engine ray, --own-disks."
         )
-    if node.data:
-        raise UserError(f"On {name}: {node.data}")
-    return node
-
-
-def main() -> int:
-    print(answer(Question.model_validate_json(sys.stdin.read())).model_dump_json())
-    return 0
+    if report.missing:
+        raise UserError(f"On {name}: {report.missing}")
+    return report
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    print(inspect_node(NodeRequest.model_validate_json(sys.stdin.read())).model_dump_json())

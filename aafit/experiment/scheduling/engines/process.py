@@ -1,7 +1,7 @@
-"""A worker process on the machine that it runs on.
+"""A worker process, on the machine that it runs on.
 
-An engine sends the code of this file to its nodes as it is: it imports nothing of the package, which would take seconds
-and hundreds of megabytes in a process that only waits.
+An engine sends the code of this file to its nodes by value, so it imports nothing of the package: that would take
+seconds and hundreds of megabytes in a process that only waits.
 """
 
 import os
@@ -15,34 +15,35 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 PYTHON = "{python}"
-"""In a command, the interpreter of the machine that runs it."""
+"""In a command: the interpreter of the machine that runs it."""
 
-HERE = str(Path(__file__).parents[4])
-"""Where the package is."""
+PACKAGE_ROOT = str(Path(__file__).parents[4])
 
 GRACE_SECONDS = 15.0
-"""How long a stopped process may take to end by itself."""
+"""How long a terminated process may take to end before it is killed."""
 
 POLL_SECONDS = 0.1
 
-PLACE = "{place}"
-"""In what a worker is told, the folder on its machine's own disk that the runs folder is there."""
+RUNS_DIR = "{runs}"
+"""In a worker's input: the temporary folder that is the runs folder on a machine that does not share it."""
 
-BROUGHT_SECONDS = 10.0
-"""How often what a run has written on such a disk is brought back."""
+SYNC_SECONDS = 10.0
+"""How often the files of such a folder are copied back."""
 
 Files = dict[str, bytes]
-"""The content of files by their paths below the runs folder."""
+"""Contents of files by their paths relative to the runs folder."""
 
 
 class WorkerProcess:
-    """A command with a line on its standard input, which stays open: when this process dies, the system closes it.
+    """A command that reads a line from standard input.
+
+    Standard input stays open: the system closes it when this process dies, and the worker then ends too.
 
     Args:
-        log: what it prints is added to this file.
+        log: the file that the output is appended to.
     """
 
-    def __init__(self, command: Sequence[str], told: str, environment: Mapping[str, str], log: str) -> None:
+    def __init__(self, command: Sequence[str], line: str, environment: Mapping[str, str], log: str) -> None:
         self.log = log
         with open(log, "ab") as file:
             self.log_start = file.tell()
@@ -52,15 +53,15 @@ class WorkerProcess:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=worker_environment(environment),
-                start_new_session=True,  # Ctrl-C on the terminal reaches the schedule alone, which ends its processes
+                start_new_session=True,  # Ctrl-C in the terminal must reach the schedule alone, which stops its workers
             )
         assert self.popen.stdin is not None
         with suppress(BrokenPipeError):
-            self.popen.stdin.write(told.encode())
+            self.popen.stdin.write(line.encode())
             self.popen.stdin.flush()
 
-    def code(self) -> int | None:
-        """Its exit code, -n where signal n ended it, None while it runs."""
+    def exit_code(self) -> int | None:
+        """Return the exit code, -n for a process that was ended by signal n, None while it runs."""
         code = self.popen.poll()
         if code is not None and self.popen.stdin is not None:
             with suppress(BrokenPipeError):
@@ -68,13 +69,14 @@ class WorkerProcess:
         return code
 
     def stop(self, *, at_once: bool) -> None:
+        """Terminate the process: `at_once` with SIGKILL, otherwise with SIGTERM."""
         if at_once:
             self.popen.kill()
         else:
             self.popen.terminate()
 
     def why(self, code: int) -> str:
-        """Why it failed: the last line it wrote, or how it ended."""
+        """Return why a process with this exit code failed: the last line that it wrote, or how it ended."""
         if code < 0:
             name = signal.Signals(-code).name
             return f"it was ended by {name}{' (not enough memory?)' if name == 'SIGKILL' else ''}."
@@ -87,11 +89,15 @@ class WorkerProcess:
         return "it ended without a result."
 
 
-def run_to_end(command: Sequence[str], told: str, environment: Mapping[str, str], log: str) -> tuple[bool, str]:
-    """Run a worker process to its end; whether it ended well, and why not. It ends with whoever waits for it here."""
-    process = WorkerProcess(command, told, environment, log)
+def run_to_end(command: Sequence[str], line: str, environment: Mapping[str, str], log: str) -> tuple[bool, str]:
+    """Run a worker process to its end; it ends with the caller.
+
+    Returns:
+        Whether it succeeded, and why not.
+    """
+    process = WorkerProcess(command, line, environment, log)
     try:
-        while (code := process.code()) is None:
+        while (code := process.exit_code()) is None:
             time.sleep(POLL_SECONDS)
         return code == 0, process.why(code)
     finally:
@@ -99,69 +105,72 @@ def run_to_end(command: Sequence[str], told: str, environment: Mapping[str, str]
 
 
 def run_on_own_disk(
-    command: Sequence[str], told: str, environment: Mapping[str, str], log: str, folders: Sequence[str], files: Files
+    command: Sequence[str], line: str, environment: Mapping[str, str], log: str, folders: Sequence[str], files: Files
 ) -> Iterator[tuple[Files, tuple[bool, str] | None]]:
-    """Run a worker process on this machine's own disk, where it finds `files` and nothing else.
+    """Run a worker process in a temporary runs folder that holds `files` and nothing else.
 
     Args:
-        folders: those of its runs, below the runs folder.
+        folders: the folders of its runs, relative to the runs folder.
 
     Yields:
-        What is new in these folders, every few seconds; at last with whether it ended well, and why not.
+        The changed files of these folders, every few seconds; the last time with whether it succeeded, and why not.
     """
-    with TemporaryDirectory(prefix="aafit-") as place:
+    with TemporaryDirectory(prefix="aafit-") as runs:
         for folder in folders:
-            Path(place, folder).mkdir(parents=True, exist_ok=True)
+            Path(runs, folder).mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            Path(place, name).parent.mkdir(parents=True, exist_ok=True)
-            Path(place, name).write_bytes(content)
+            Path(runs, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(runs, name).write_bytes(content)
         seen: dict[str, tuple[int, int]] = {}
-        new_files(place, folders, seen)
-        process = WorkerProcess(command, told.replace(PLACE, place), environment, log.replace(PLACE, place))
+        changed_files(runs, folders, seen)
+        process = WorkerProcess(command, line.replace(RUNS_DIR, runs), environment, log.replace(RUNS_DIR, runs))
         try:
-            due = time.monotonic() + BROUGHT_SECONDS
-            while (code := process.code()) is None:
+            due = time.monotonic() + SYNC_SECONDS
+            while (code := process.exit_code()) is None:
                 time.sleep(POLL_SECONDS)
                 if time.monotonic() >= due:
-                    yield new_files(place, folders, seen), None
-                    due = time.monotonic() + BROUGHT_SECONDS
-            last = new_files(place, folders, seen), (code == 0, process.why(code))
+                    yield changed_files(runs, folders, seen), None
+                    due = time.monotonic() + SYNC_SECONDS
+            last = changed_files(runs, folders, seen), (code == 0, process.why(code))
         finally:
             _end(process)
-    # Not before the folder is removed: whoever is told of the end may end this process, and the folder would stay.
+    # Only after the folder is removed: a caller that knows of the end may end this process, and the folder would stay.
     yield last
 
 
-def new_files(place: str, folders: Sequence[str], seen: dict[str, tuple[int, int]]) -> Files:
-    """The files of these folders that are not as they were `seen` before, without leases and files half written.
+def changed_files(runs: str, folders: Sequence[str], seen: dict[str, tuple[int, int]]) -> Files:
+    """Return the files of these folders that changed since they were `seen`, except leases and partial files.
 
-    What a state was saved after is read after it, so that it holds no less.
+    A state is read before the metrics that were written before it, so that those hold no less than it counts on.
     """
     found = {}
     for folder in folders:
-        paths = [
-            path for path in Path(place, folder).rglob("*") if path.is_file() and not path.name.startswith("lease")
-        ]
+        paths = [path for path in Path(runs, folder).rglob("*") if path.is_file()]
         for path in sorted(paths, key=lambda path: (path.suffix != ".pt", path.name)):
-            name = path.relative_to(place).as_posix()
+            name = path.relative_to(runs).as_posix()
             with suppress(FileNotFoundError):
                 now = path.stat().st_mtime_ns, path.stat().st_size
-                if not path.name.startswith(".") and seen.get(name) != now:
+                if not path.name.startswith((".", "lease")) and seen.get(name) != now:
                     found[name], seen[name] = path.read_bytes(), now
     return found
 
 
 def _end(process: WorkerProcess) -> None:
-    if process.code() is None:
+    if process.exit_code() is None:
         process.stop(at_once=False)
         try:
             process.popen.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             process.stop(at_once=True)
+            process.popen.wait()
 
 
-def ask(command: Sequence[str], text: str, environment: Mapping[str, str]) -> tuple[int, str, str]:
-    """Run a short command on a text: its exit code, what it answers, and what it complains of."""
+def run_short(command: Sequence[str], text: str, environment: Mapping[str, str]) -> tuple[int, str, str]:
+    """Run a short command with `text` as its input.
+
+    Returns:
+        Its exit code, its output, and what it wrote to standard error.
+    """
     environment = worker_environment(environment)
     done = subprocess.run(on_this_machine(command), input=text, capture_output=True, text=True, env=environment)
     return done.returncode, done.stdout, done.stderr
@@ -172,8 +181,8 @@ def on_this_machine(command: Sequence[str]) -> list[str]:
 
 
 def worker_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process that does runs: it finds this package, and CUDA gives the same bits each time."""
-    path = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
+    """Return the environment of a worker: it finds this package, and CUDA is deterministic."""
+    path = os.pathsep.join(filter(None, [PACKAGE_ROOT, os.environ.get("PYTHONPATH")]))
     environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **os.environ, **more}
-    # Safe: what lies in the folder that a Ray worker happens to be in does not come first.
+    # The safe path keeps files in a Ray worker's current folder from shadowing packages.
     return environment | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}

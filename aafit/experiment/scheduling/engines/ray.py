@@ -1,13 +1,14 @@
-"""The engine of a Ray cluster: the worker process of one or several jobs is a Ray task.
+"""The engine of a Ray cluster: each worker process is a Ray task.
 
-The task only starts the process and waits for it. The process ends with its Ray worker, and that with its raylet, which
-is Ray's own process on each node. Ray itself tries nothing again, see resume.py.
+The task only starts the process and waits for it. The process ends with its Ray worker, and that one with its raylet,
+Ray's own process on each node. Ray does not retry tasks; remote.py does.
 """
 
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,20 @@ from aafit.experiment.devices import ON_CPU
 from aafit.experiment.runs.documents import LOG
 from aafit.experiment.runs.job import Job
 from aafit.experiment.scheduling.engines import process
-from aafit.experiment.scheduling.engines.carried import (
-    CarriedProcess,
-    as_placed,
-    folders_of,
-    packed,
+from aafit.experiment.scheduling.engines.engine import WITH_PATIENCE, WORKER, End, worker_input
+from aafit.experiment.scheduling.engines.node import COMMAND, check_report, node_request
+from aafit.experiment.scheduling.engines.remote import (
+    ResumedProcess,
+    relative_folders,
+    required_files,
     runs_folder,
-    unpack,
+    with_placeholder,
+    write_files,
 )
-from aafit.experiment.scheduling.engines.engine import PATIENT, WORKER, End, as_told
-from aafit.experiment.scheduling.engines.node import COMMAND, accept, probe
-from aafit.experiment.scheduling.engines.resume import Death, ResumedProcess
 from aafit.training.precision import processor_name
 
-# Ray reads these when it is imported: it reports no usage, a task without a GPU sees none, and an address where
-# there is no cluster is given up soon.
+# Ray reads these when it is imported: it sends no usage statistics, a task without a GPU sees none, and it gives up
+# soon on an address without a cluster.
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
@@ -42,94 +42,80 @@ import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-DIED = (
+MACHINE_DIED = (
     exceptions.WorkerCrashedError,
     exceptions.NodeDiedError,
     exceptions.OutOfMemoryError,
     exceptions.ObjectLostError,
 )
-"""What Ray raises where the worker of a task or its node has died: the run goes on elsewhere."""
+"""Errors of Ray where a task's worker or its node has died: the run resumes elsewhere."""
 
 OWN_NODE_DIED = (exceptions.LocalRayletDiedError, OSError)
-"""What Ray raises where the raylet of this machine has died. An OSError comes from its object store, a part of it."""
+"""Errors of Ray where the raylet of this machine has died; the OSError is that of its object store."""
 
 LOST = (
-    "The Ray node of this machine has died, so that no more runs can be started: nothing is lost, and once it is there "
-    "again (`ray start`), the same command goes on from here."
+    "The Ray node of this machine has died, so no more runs can be started. Nothing is lost: restart the node "
+    "(`ray start`), then the same command resumes."
 )
 
-LOOK_SECONDS = 5.0
-"""How often it is looked how many nodes there are."""
+NODES_SECONDS = 5.0
+"""How often the number of nodes is read."""
 
-ASK_SECONDS = 300.0
-"""How long a node may take to say what it is: it may have to download the data."""
+REPORT_SECONDS = 300.0
+"""How long a node may take to report: it may have to download the data."""
 
 LOST_SECONDS = 60
-"""How long Ray may take to see that a node is gone."""
+"""How long Ray may take to notice that a node is gone."""
 
 
-class RayTask:
-    """A Ray task that runs a worker process to its end."""
+class RayProcess:
+    """A Ray task that runs a worker process to its end.
 
-    def __init__(self, reference: Any) -> None:
-        self.reference = reference
+    Args:
+        submit: starts the task.
+        runs: the runs folder, where the task runs on its node's own disk and yields what it writes.
+    """
 
-    def end(self) -> End | Death | None:
-        try:
-            if not ray.wait([self.reference], timeout=0)[0]:
-                return None
-            return End(*ray.get(self.reference))
-        except (exceptions.RayError, OSError) as error:
-            return failed(error)
+    def __init__(self, submit: Callable[[], Any], runs: Path | None = None) -> None:
+        self.runs, self.task = runs, None
+        with suppress(OSError):  # raised where the raylet of this machine has died
+            self.task = submit()
 
-    def stop(self, *, at_once: bool) -> None:
-        ray.cancel(self.reference, force=at_once)
-
-
-class CarriedTask(RayTask):
-    """The same on the node's own disk: what it yields is put into the runs folder."""
-
-    def __init__(self, generator: Any, runs: Path) -> None:
-        super().__init__(generator)
-        self.runs = runs
-
-    def end(self) -> End | Death | None:
+    def end(self) -> End | None:
+        if self.task is None:
+            return End(False, LOST, lost="engine")
         while True:
             try:
-                if not ray.wait([self.reference], timeout=0)[0]:
+                if not ray.wait([self.task], timeout=0)[0]:
                     return None
-                files, ended = ray.get(next(self.reference))
+                if self.runs is None:
+                    return End(*ray.get(self.task))
+                files, ended = ray.get(next(self.task))
             except StopIteration:
-                return Death("its node was lost")
+                return End(False, "its node was lost", lost="machine")
             except (exceptions.RayError, OSError) as error:
-                return failed(error)
-            unpack(self.runs, files)
+                return end_after(error)
+            write_files(self.runs, files)
             if ended is not None:
                 return End(*ended)
 
-
-class LostTask:
-    """Stands for a task that Ray did not take, because the Ray node of this machine has died."""
-
-    def end(self) -> End:
-        return End(False, LOST, lost=True)
-
     def stop(self, *, at_once: bool) -> None:
-        pass
+        if self.task is not None:
+            ray.cancel(self.task, force=at_once)
 
 
 class RayEngine:
     """Worker processes on the nodes of a Ray cluster.
 
     Args:
-        address: of the cluster: "auto" (the one this machine belongs to), or host:port.
-        device: "cpu", "cuda", or "auto": the GPUs where the cluster has some.
-        jobs: processes at once, by default one for each core; on GPUs, so many share each.
-        command: what does the jobs.
-        own_disks: the nodes do not see the runs folder: they do the runs on disks of their own, see carried.py.
+        address: "auto" for the cluster that this machine belongs to, or host:port.
+        device: "cpu", "cuda", or "auto" for the GPUs if the cluster has some.
+        jobs: processes at the same time, by default one for each core; with GPUs, the number that shares each.
+        command: the command of a worker process.
+        own_disks: the nodes do not share the runs folder: runs are done on their own disks, see remote.py.
 
     Raises:
-        UserError: there is no cluster at the address, it runs another version of Ray or Python, or it has no GPU.
+        UserError: there is no cluster at the address, it has another version of Ray or Python, or it has no GPU.
     """
 
     def __init__(
@@ -153,101 +139,100 @@ class RayEngine:
             ) from error
         except RuntimeError as error:
             raise UserError(f"The Ray cluster at {address} cannot be used: {str(error).splitlines()[0]}") from error
-        # The nodes get the code of process.py itself: they need not import this package only to wait.
+        # The nodes get the code of process.py by value: a task that only waits does not need to import this package.
         ray.cloudpickle.register_pickle_by_value(process)
         self.jobs, self.command, self.own_disks, self.device = jobs, command, own_disks, processor_name()
-        self.looked, self.fits = -LOOK_SECONDS, 0
+        self.counted, self.count = -NODES_SECONDS, 0
         gpus = ray.cluster_resources().get("GPU", 0)
         if device == "cuda" and not gpus:
             self.close()
             raise UserError("--device cuda cannot be used here: the Ray cluster has no GPU.")
         self.on_gpu = bool(gpus) and device != "cpu"
         share = 1 / (jobs or 1) if self.on_gpu else 0
-        work: Any = process.run_on_own_disk if own_disks else process.run_to_end
-        self.work: Any = ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(work)
-        self.ask = ray.remote(num_cpus=0, max_retries=0)(process.ask)
+        function: Any = process.run_on_own_disk if own_disks else process.run_to_end
+        self.work: Any = ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(function)
+        self.report = ray.remote(num_cpus=0, max_retries=0)(process.run_short)
         self.environment = {} if self.on_gpu else ON_CPU | {"CUDA_VISIBLE_DEVICES": ""}
 
     @property
     def slots(self) -> int:
-        """What fits on the nodes that are there now; --jobs where it is given, so that an autoscaler sees the need."""
+        """How many processes the present nodes can run; --jobs if given, so that an autoscaler sees the demand."""
         if self.jobs and not self.on_gpu:
             return self.jobs
-        if time.monotonic() - self.looked >= LOOK_SECONDS:
-            self.looked = time.monotonic()
+        if time.monotonic() - self.counted >= NODES_SECONDS:
+            self.counted = time.monotonic()
             kind, each = ("GPU", self.jobs or 1) if self.on_gpu else ("CPU", 1)
-            self.fits = sum(int(node["Resources"].get(kind, 0)) * each for node in nodes())
-        return self.fits
+            self.count = sum(int(node["Resources"].get(kind, 0)) * each for node in nodes())
+        return self.count
 
     def check(self, jobs: Sequence[Job]) -> None:
-        with probe(jobs, "cuda" if self.on_gpu else "cpu") as question:
-            answers = {}
+        with node_request(jobs, "cuda" if self.on_gpu else "cpu") as request:
+            tasks = {}
             for node in nodes():
                 there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                asked = self.ask.options(scheduling_strategy=there).remote(
-                    COMMAND, question.model_dump_json(), self.environment
+                task = self.report.options(scheduling_strategy=there).remote(
+                    COMMAND, request.model_dump_json(), self.environment
                 )
-                answers[asked] = node
-            found = []
-            for asked, node in answers.items():
+                tasks[task] = node
+            ended = []
+            for task, node in tasks.items():
                 try:
-                    found.append((node["NodeManagerAddress"], ray.get(asked, timeout=ASK_SECONDS)))
+                    ended.append((node["NodeManagerAddress"], ray.get(task, timeout=REPORT_SECONDS)))
                 except exceptions.LocalRayletDiedError as error:
                     raise UserError(LOST) from error
                 except exceptions.RayError as error:
-                    # A node may be lost before it is asked, or while it answers.
-                    if isinstance(error, (exceptions.TaskUnschedulableError, *DIED)) and is_lost(node["NodeID"]):
+                    # A node may die before it gets the task, or while it works on it.
+                    if isinstance(error, (exceptions.TaskUnschedulableError, *MACHINE_DIED)) and is_lost(
+                        node["NodeID"]
+                    ):
                         continue
-                    told = str(error).strip().splitlines()[0]
-                    raise UserError(f"A node of the Ray cluster does not answer ({told}); see `ray status`.") from error
-        for name, answered in found:
-            fit = accept(name, answered, question.file.parent, own_disks=self.own_disks)
-            if not (fit.token or ip_address(name).is_loopback):
+                    why = str(error).strip().splitlines()[0]
+                    raise UserError(f"A node of the Ray cluster does not answer ({why}); see `ray status`.") from error
+        for address, one in ended:
+            report = check_report(address, one, request.file.parent, own_disks=self.own_disks)
+            if not (report.token or ip_address(address).is_loopback):
                 raise UserError(
-                    f"The Ray node {name} takes commands from whoever can reach it: set RAY_AUTH_MODE=token for "
-                    "`ray start` on each node and here, see docs/how-to/cluster.md."
+                    f"The Ray node {address} accepts commands from everyone who can reach it: set RAY_AUTH_MODE=token "
+                    "for `ray start` on each node and here, see docs/how-to/cluster.md."
                 )
-            self.device = fit.device
+            self.device = report.device
 
     def start(self, jobs: Sequence[Job]) -> ResumedProcess:
-        placed = as_placed(jobs) if self.own_disks else jobs
-        told = as_told(placed, "cuda" if self.on_gpu else "cpu", None if self.on_gpu else 1)
-        what = (*self.command, *PATIENT), told, self.environment, str(placed[0].folder / LOG)
+        placed = with_placeholder(jobs) if self.own_disks else jobs
+        line = worker_input(placed, "cuda" if self.on_gpu else "cpu", None if self.on_gpu else 1)
+        arguments = (*self.command, *WITH_PATIENCE), line, self.environment, str(placed[0].folder / LOG)
         if not self.own_disks:
-            return ResumedProcess(jobs, lambda: RayTask(self.work.remote(*what)))
-        folders, runs = folders_of(jobs), runs_folder(jobs)
+            return ResumedProcess(jobs, lambda: RayProcess(lambda: self.work.remote(*arguments)))
+        folders, runs = relative_folders(jobs), runs_folder(jobs)
 
-        def submit() -> CarriedTask | LostTask:
-            files = packed(jobs)
-            try:
-                return CarriedTask(self.work.remote(*what, folders, files), runs)
-            except OSError:
-                return LostTask()
+        def submit() -> RayProcess:
+            files = required_files(jobs)
+            return RayProcess(lambda: self.work.remote(*arguments, folders, files), runs)
 
-        return CarriedProcess(jobs, submit)
+        return ResumedProcess(jobs, submit, lock=True)
 
     def close(self) -> None:
         ray.shutdown()
 
 
-def failed(error: exceptions.RayError | OSError) -> End | Death:
-    """How a task ended that raised this error in place of an answer."""
+def end_after(error: exceptions.RayError | OSError) -> End:
+    """Return how a task ended that raised this error."""
     if isinstance(error, exceptions.TaskCancelledError):
         return End(False, "it was stopped.")
     if isinstance(error, exceptions.RayTaskError):
         return End(False, f"it cannot be started: {error.cause}.")
     if isinstance(error, OWN_NODE_DIED):
-        return End(False, LOST, lost=True)
-    if isinstance(error, DIED):
-        return Death(type(error).__name__)
+        return End(False, LOST, lost="engine")
+    if isinstance(error, MACHINE_DIED):
+        return End(False, type(error).__name__, lost="machine")
     raise error
 
 
 def check_address(address: str) -> None:
-    """Let go soon of an address that nothing listens at: Ray itself tries for minutes.
+    """Fail soon for an address that nothing listens on, where Ray would retry for minutes.
 
     Raises:
-        OSError, ValueError: nothing does, or it is not host:port.
+        OSError, ValueError: nothing listens, or the address is not host:port.
     """
     if address != "auto":
         host, _, port = address.rpartition(":")
@@ -255,7 +240,7 @@ def check_address(address: str) -> None:
 
 
 def is_lost(node: str) -> bool:
-    """Whether a node that takes no task is gone: it stays in the list for some seconds."""
+    """Return whether a node that takes no task is gone; Ray lists it for some more seconds."""
     until = time.monotonic() + LOST_SECONDS
     while time.monotonic() < until:
         if node not in {each["NodeID"] for each in nodes()}:

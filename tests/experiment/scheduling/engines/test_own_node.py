@@ -27,7 +27,7 @@ class Task:
 
 
 class DyingRay:
-    """Ray as the engine speaks to it: the first task goes on elsewhere, then the node of this machine is gone."""
+    """Ray as the engine speaks to it: the first task runs elsewhere, then the node of this machine is gone."""
 
     cloudpickle = SimpleNamespace(register_pickle_by_value=lambda module: None)
 
@@ -87,15 +87,13 @@ def test_the_suite_ends_in_a_sentence_and_no_run_has_failed(
     summary = fake(engine=engine)
     assert statuses(summary) == dict.fromkeys(["base", "other", "child", "grandchild", "long"], "stopped")
     assert ray.asked == 2, "nothing is tried again that cannot be done"
-    assert ray.cancelled[:1] == ray.tasks[:1], "what goes on elsewhere is stopped"
+    assert ray.cancelled[:1] == ray.tasks[:1], "the task that still runs elsewhere is stopped"
     assert summary.stopped
     console = Console(file=io.StringIO(), width=300, record=True)
     console.print(summary)
     last = console.export_text().splitlines()[-1]
-    assert last.startswith("The Ray node of this machine has died, ")
-    assert last.endswith(
-        " nothing is lost, and once it is there again (`ray start`), the same command goes on from here."
-    )
+    assert last == engines_ray.LOST
+    assert last.startswith("The Ray node of this machine has died, so no more runs can be started. Nothing is lost")
 
 
 def test_it_is_said_before_anything_starts(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

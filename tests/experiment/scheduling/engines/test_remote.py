@@ -21,7 +21,7 @@ from aafit.experiment.runs.job import Job, jobs_of
 from aafit.experiment.runs.metrics import read_rows
 from aafit.experiment.runs.process import locked
 from aafit.experiment.runs.suite import Suite
-from aafit.experiment.scheduling.engines import process, resume
+from aafit.experiment.scheduling.engines import process, remote
 from aafit.experiment.scheduling.engines.engine import Engine
 from aafit.experiment.scheduling.engines.local import LocalEngine
 from aafit.experiment.scheduling.schedule import Summary, run_suite
@@ -89,17 +89,17 @@ def test_all_runs_each_after_its_parent(engine: Engine, fake: Fake) -> None:
 def test_a_machine_that_dies_is_no_fault_of_the_run_and_an_error_is(
     engine: Engine, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resume, "DEATHS", 3)
+    monkeypatch.setattr(remote, "MAX_DEATHS", 3)
     behaviour = {"base": "the same once", "other": "fail", "child": "killed", "long": "kills what is under it"}
     summary = fake(engine=engine, **behaviour)
     wanted = {"base": "done", "other": "failed", "child": "failed", "grandchild": "not run", "long": "failed"}
     assert statuses(summary) == wanted
     starts = [name for name, what, *_ in fake.all_events() if what == "start"]
     assert {name: starts.count(name) for name in behaviour} == {"base": 2, "other": 1, "child": 1, "long": 3}
-    messages = {outcome.job.config.name: outcome.message for outcome in summary.outcomes}
+    messages = {state.job.config.name: state.message for state in summary.runs}
     assert messages["other"] == "the reason in one sentence"
     assert messages["child"] == "it was ended by SIGKILL (not enough memory?)."
-    assert "what it ran on died 3 times before an epoch was done" in messages["long"]
+    assert "its machine died 3 times before an epoch was done" in messages["long"]
 
 
 def test_a_signal_stops_all_and_the_same_command_goes_on(engine: Engine, fake: Fake) -> None:
@@ -141,7 +141,7 @@ def test_a_node_that_is_lost_and_another_that_comes(cluster: object, fake: Fake)
 def test_nodes_with_disks_of_their_own(cluster: object, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     from aafit.experiment.scheduling.engines.ray import RayEngine
 
-    monkeypatch.setattr(process, "BROUGHT_SECONDS", 0.2)
+    monkeypatch.setattr(process, "SYNC_SECONDS", 0.2)
     engine = RayEngine(cluster.address, "cpu", command=WORKER, own_disks=True)
     engine.environment = {**engine.environment, "FAKE": str(fake.folder)}
     engine.check = lambda jobs: None
@@ -152,7 +152,7 @@ def test_nodes_with_disks_of_their_own(cluster: object, fake: Fake, monkeypatch:
     finally:
         engine.close()
     assert statuses(summary) == {**dict.fromkeys(["base", "child", "grandchild", "long"], "done"), "other": "failed"}
-    for job in (outcome.job for outcome in summary.outcomes):
+    for job in (state.job for state in summary.runs):
         log = (job.folder / "log.txt").read_text()
         assert f"hello from {job.config.name}" in log
         assert f"in {fake.runs}" not in log, "it is done on the node's own disk"
@@ -163,7 +163,7 @@ def test_nodes_with_disks_of_their_own(cluster: object, fake: Fake, monkeypatch:
     places = re.findall(r"in (/\S+)/fake/long/seed42", (long / "log.txt").read_text())
     assert len(places) == 2
     assert not Path(places[-1]).exists(), "nothing is left on the node"
-    refused = {outcome.job.config.name: outcome.message for outcome in held.outcomes}
+    refused = {state.job.config.name: state.message for state in held.runs}
     assert "Another process is running in" in refused["other"]
 
 
@@ -198,7 +198,7 @@ def test_real_runs_on_disks_of_their_own_have_the_bits_of_this_machine(
     """The Ray worker under the first one is killed on the way: it goes on from what was brought back."""
     from aafit.experiment.scheduling.engines.ray import RayEngine
 
-    monkeypatch.setattr(process, "BROUGHT_SECONDS", 0.2)
+    monkeypatch.setattr(process, "SYNC_SECONDS", 0.2)
     monkeypatch.setenv("AAFIT_COMPILE", "0")  # the compiler takes longer than the runs
     console = Console(file=io.StringIO())
     there, here = jobs_of(REAL, tmp_path / "there"), jobs_of(REAL, tmp_path / "here")
@@ -220,7 +220,7 @@ def test_real_runs_on_disks_of_their_own_have_the_bits_of_this_machine(
         over.set()
         killing.join()
         engine.close()
-    assert on_ray.ok, [outcome.message for outcome in on_ray.outcomes]
+    assert on_ray.ok, [state.message for state in on_ray.runs]
     assert killed == [1], "it was under way"
     log = (there["base", 42].folder / "log.txt").read_text()
     assert log.count("parameters to train for") == 2

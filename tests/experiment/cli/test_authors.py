@@ -106,7 +106,7 @@ def test_the_commands_leave_what_the_suite_leaves(tmp_path):
 def test_the_commands_of_every_suite_say_its_settings(suite, tmp_path, monkeypatch):
     """Runs are noted as finished instead of done."""
 
-    def note(place, job):
+    def note(launcher, job):
         job.folder.mkdir(parents=True)
         parent = None if job.parent is None else str(job.parent)
         data = {"sha256": "0", "in_shape": [3, 32, 32], "classes": 10}
@@ -117,7 +117,7 @@ def test_the_commands_of_every_suite_say_its_settings(suite, tmp_path, monkeypat
         save_json(job.folder / "done.json", done)
         return job.folder
 
-    monkeypatch.setattr("aafit.experiment.cli.standalone.Place.run", note)
+    monkeypatch.setattr("aafit.experiment.cli.single_runs.Launcher.run", note)
     for words in printed("--suite", suite, "--runs-dir", tmp_path, "--seeds", "42,7"):
         call("train", *words)
     wanted = jobs_of(load_suite(suite).with_seeds((42, 7)), tmp_path)
