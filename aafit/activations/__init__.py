@@ -1,8 +1,8 @@
-"""What is adapted: AHAF, LEAF and F-Neuron, and the fixed functions they start from.
+"""The adaptive activations AHAF, LEAF and F-Neuron, and the fixed functions that they start from.
 
-Begin with leaf.py and base.py, which say what an adaptive activation is; elementwise.py and piecewise_linear.py have
-the loops that compute it, compiled.py and memory_layout.py make them fast. A short text names each activation: "ReLU",
-"AHAF as SiLU", "LEAF as Tanh", "LEAF random", "F-Neuron ramp".
+Read leaf.py first, then base.py, the class of all adaptive activations. elementwise.py and piecewise_linear.py compute
+them, compiled.py makes that fast, fitting.py fits them to functions. A text form names each activation: "ReLU",
+"AHAF as SiLU", "LEAF random", "F-Neuron ramp".
 """
 
 from collections.abc import Iterable, Mapping
@@ -41,21 +41,20 @@ ADAPTIVE: dict[str, type[AdaptiveActivation]] = {cls.family: cls for cls in (AHA
 
 
 def check_text(text: str) -> None:
-    """Nothing, where `text` names an activation.
+    """Check that `text` is the text form of an activation.
 
     Raises:
-        UserError: it does not; the message names the nearest that does.
+        UserError: It is not; the message suggests the nearest valid one.
     """
     words = text.split(" ") if isinstance(text, str) else [repr(text)]
     name = words[0]
     if len(words) == 1 and name in ADAPTIVE:
         raise UserError(f"Activation {text!r} does not say how it starts. Valid: {', '.join(_texts(name))}.")
     check_name("activation", name, [*FIXED, *ADAPTIVE])
-    if name in FIXED:
-        if len(words) > 1:
-            raise UserError(f"Activation {text!r}: {name} is a fixed function and takes no start; write {name!r}.")
-        return
-    check_name("activation", text, _texts(name))
+    if name not in FIXED:
+        check_name("activation", text, _texts(name))
+    elif len(words) > 1:
+        raise UserError(f"Activation {text!r}: {name} is a fixed function and takes no start; write {name!r}.")
 
 
 def from_text(
@@ -66,18 +65,22 @@ def from_text(
     knots: int = KNOTS,
     pieces: int | None = None,
 ) -> nn.Module:
-    """The activation that `text` names.
+    """Return the activation with a text form.
 
     Args:
         text: A fixed function ("ReLU"), or a family with its start ("AHAF as ReLU", "LEAF random", "F-Neuron ramp").
-        shape: Shape of one adaptive parameter; (1,) is shared by the layer.
-        generator: What random starts draw from; torch's own where there is none.
+        shape: Shape of one parameter of an adaptive activation; (1,) is shared by the layer.
+        generator: The CPU generator of random starts; by default torch's own.
         interval: F-Neuron's (left, right).
         knots: F-Neuron's number of knots.
         pieces: No longer in use; the error names the number of knots.
 
     Raises:
-        UserError: `text` names none (the message has the nearest), or another value cannot be used.
+        UserError: `text` is no text form (the message suggests the nearest), or another argument is not valid.
+
+    Example:
+        >>> from_text("LEAF as Tanh", shape=(16, 1, 1))
+        LEAF(Tanh, shape=(16, 1, 1))
     """
     check_text(text)
     if text in FIXED:
@@ -96,24 +99,24 @@ def from_text(
 
 
 def is_adaptive(text: str) -> bool:
-    """Whether `text` names an adaptive activation.
+    """Return whether `text` is the text form of an adaptive activation.
 
     Raises:
-        UserError: it names none at all.
+        UserError: It is no text form at all.
     """
     check_text(text)
     return text not in FIXED
 
 
 def from_settings(settings: Mapping[str, Any], families: Iterable[type[AdaptiveActivation]] = ()) -> AdaptiveActivation:
-    """The activation with these `settings()`; its parameters are NaN until their values are loaded.
+    """Return the activation with these `settings()`; its parameters are NaN until their values are loaded.
 
     Args:
-        settings: What `settings()` gave; its "family" names the class.
-        families: Classes beside those of this package: an activation of one's own is not found by its name alone.
+        settings: The result of `settings()`; its "family" names the class.
+        families: Classes other than those of this package: a class of your own is not found by its name alone.
 
     Raises:
-        UserError: the settings are not those of an adaptive activation, or of a class that is not given.
+        UserError: These are not the settings of an adaptive activation, or its class is not given.
     """
     known = dict(ADAPTIVE)
     for family in families:

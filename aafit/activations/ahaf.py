@@ -1,4 +1,4 @@
-"""AHAF, the adaptive hybrid activation function."""
+"""The adaptive hybrid activation function, AHAF."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Self
@@ -17,7 +17,7 @@ def _forward(u: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 def _backward(grad: Tensor, u: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     s = torch.special.expit(gamma * u)
-    # u times the sigmoid's slope first: with gamma = 2^16 the slope is 0 where gamma * u may be infinite.
+    # beta * u times the sigmoid's derivative first: with gamma = 2^16 that is 0 where gamma * u may be infinite.
     rise = (beta * u) * (s * (1 - s))
     return grad * (beta * s + rise * gamma), grad * (rise * u), grad * (u * s)
 
@@ -28,19 +28,29 @@ FORMULA = Formula(_forward, _backward)
 class AHAF(AdaptiveActivation):
     """The adaptive hybrid activation function, AHAF(u) = beta * u * sigmoid(gamma * u).
 
-    Input (B, *...) of any floating-point dtype, output of the same shape and dtype. `gamma` and `beta` have the shape
-    (1,) where a layer shares them, else one that broadcasts against the input's trailing dimensions.
+    Shape: input (B, *...) of any floating-point dtype; the output has the same shape and dtype. `gamma` and `beta` have
+    the shape (1,) if the layer shares them, otherwise one that broadcasts against the input's trailing dimensions.
 
-    As SiLU (gamma = beta = 1) it is the fixed SiLU of this package to the last bit, gradients included. As ReLU
-    (gamma = 2^16, beta = 1) it differs from ReLU by at most 0.2785 / gamma = 4.25e-6, at |u| = 1.28 / gamma = 2e-5, in
-    every dtype of the input (4.3e-6 once rounded to bfloat16); where |u| > 0.0014 the two are equal (0.011 in float64).
-    With parameters in float16, gamma is 2^15 and the bound 8.6e-6. It is defined for finite inputs: inf * 0 is NaN.
+    `AHAF.like("SiLU")` (gamma = beta = 1) is bit-identical to aafit.activations.SiLU, including the gradients.
+    `AHAF.like("ReLU")` (gamma = 2^16, beta = 1) differs from ReLU by at most 0.2785 / gamma = 4.25e-6, at
+    |u| = 1.28 / gamma = 2e-5, in every dtype of the input (4.3e-6 after rounding to bfloat16), and equals it for
+    |u| > 0.0014 (0.011 in float64). With parameters in float16, gamma is 2^15 and the bound 8.6e-6.
 
     Source: Bodyanskiy & Kostiuk (2022), Adaptive hybrid activation function for deep neural networks,
     https://doi.org/10.20535/srit.2308-8893.2022.1.07
 
+    Args:
+        gamma: The slope.
+        beta: The scale.
+
     Raises:
-        UserError: a value is not finite, the two have different shapes, or (when called) they do not fit the input.
+        UserError: A value is not finite, the two differ in shape, or (when called) they do not fit the input.
+
+    Example:
+        >>> f = aafit.AHAF.like("ReLU")
+        >>> f(torch.tensor([-1.0, 2.0])).tolist()
+        [-0.0, 2.0]
+        >>> net, _ = aafit.replace_activations(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), {"ReLU": f})
     """
 
     family: ClassVar[str] = "AHAF"
@@ -55,6 +65,6 @@ class AHAF(AdaptiveActivation):
 
     @classmethod
     def random(cls, shape: tuple[int, ...] = (1,), generator: torch.Generator | None = None) -> Self:
-        """AHAF with gamma and beta uniform in [0, 1), drawn from the CPU `generator`, gamma first."""
+        """Return an AHAF with gamma and beta uniform in [0, 1), drawn in this order from the CPU `generator`."""
         shape = check_shape(shape)
         return cls(torch.rand(shape, generator=generator), torch.rand(shape, generator=generator), start="random")

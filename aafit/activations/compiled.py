@@ -1,16 +1,8 @@
-"""One pass over an array: a compiled loop, or the same operations block by block where there is no compiler.
+"""One pass over an array: by a compiled loop, or by torch operations block by block where no compiler is available.
 
-torch's compiler, Inductor, makes one loop of a function's elementwise operations and of its sums (C++ on a CPU, Triton
-on a GPU) and keeps it in a cache on disk that processes share. A block `with compiled_loops(False):` does without it.
-
-Any input as a dense array of one, two or three dimensions, so that few compiled loops serve every layer.
-
-A function of arrays as one compiled loop for arrays of many sizes, by torch's compiler, Inductor.
-
-The function is traced once, with symbols for sizes. What the tracing and the compiler took for granted of them (one
-is 1, two are equal) becomes the loop's conditions. torch.compile does so too, but at every call it also checks that
-the Python program around the function is what it was. The functions here never change, and that check takes longer
-than a small layer.
+torch's compiler, Inductor, fuses a function's elementwise operations and sums into one loop (C++ on a CPU, Triton on a
+GPU), and caches it on disk across processes. `compiled_loops(False)` turns it off. `one_pass` is the entry point,
+`Layout` how it reads any input as a dense array of one to three dimensions, so that few loops serve every layer.
 """
 
 import logging
@@ -27,18 +19,30 @@ from typing import Any, TypeVar
 import torch
 from torch import Size, Tensor
 
+log = logging.getLogger(__name__)
+
+SMALLEST_COMPILED = 1 << 15
+"""Elements from which a loop is compiled: starting the compiler takes seconds in every process."""
+GIVEN_UP = 3
+"""After this many failures in a row nothing is compiled any more, after this many of one kind no loop of that kind."""
+BLOCK = 1 << 16
+"""Elements per thread of a block that is not compiled, so that it stays in the cache between operations."""
+
+Pass = Callable[..., tuple[Tensor | None, ...]]
+Built = TypeVar("Built")
+
 
 @dataclass(frozen=True)
 class Layout:
-    """How an input and its parameters are read in the order of the input's memory, whatever its rank and format.
+    """How an input and its parameters are read in the order of the input's memory, for any rank and memory format.
 
     Attributes:
         order: The input's dimensions, outermost in memory first.
         sizes: Their sizes, in that order.
-        array: Shape the input is read as: (elements,) where one parameter set serves them all, (rows, sets), or
-            (rows, sets, elements) where a set serves several elements that lie side by side.
+        array: Shape of the input as an array: (elements,) for one parameter set, (rows, sets), or
+            (rows, sets, elements) if a set applies to several adjacent elements.
         shape: Shape of one parameter.
-        varying: `sizes` where the parameters vary, else 1, in that order; None where one set serves all.
+        varying: `sizes` for the dimensions along which the parameters vary, 1 for the others; None for one set.
     """
 
     order: tuple[int, ...]
@@ -49,26 +53,24 @@ class Layout:
 
     @staticmethod
     def of(u: Tensor, shape: tuple[int, ...]) -> "Layout":
-        """The layout of an input whose parameters have a shape that fits it."""
+        """Return the layout of an input, for parameters whose shape broadcasts against it."""
         return _layout(u.shape, u.stride(), tuple(shape))
 
     def read(self, x: Tensor) -> Tensor:
-        """A tensor of the input's shape as a contiguous array; a view where it lies in memory as the input does."""
+        """Return a tensor of the input's shape as a contiguous array, a view if it has the input's memory format."""
         ordered = x.permute(self.order) if self._permuted else x
         return ordered.reshape(self.array).contiguous()
 
     def restore(self, x: Tensor) -> Tensor:
-        """An array as a tensor of the input's shape that lies in memory as the input does.
-
-        It is no view to autograd, which would forbid what comes next to work in place on an output.
-        """
-        whole = x.view(self.sizes)
-        return (whole.permute(self._inverse) if self._permuted else whole).data
+        """Return an array as a tensor with the input's shape and memory format."""
+        full = x.view(self.sizes)
+        # Not a view to autograd: the next layer may work in place.
+        return (full.permute(self._inverse) if self._permuted else full).data
 
     def read_parameter(self, parameter: Tensor) -> Tensor:
-        """A parameter of shape (*shape, *own) as (*sets, *own), the sets so as to broadcast against the array.
+        """Return a parameter of shape (*shape, *own) as (*sets, *own), where `sets` broadcasts against the array.
 
-        Where one set serves all, it is of shape `own`, or (1,).
+        A single set is returned as `own`, or (1,).
         """
         if self.varying is None and parameter.ndim == 1:
             return parameter
@@ -80,7 +82,7 @@ class Layout:
         return sets.unsqueeze(1) if len(self.array) == 3 else sets
 
     def restore_parameter(self, sums: Tensor, parameter: Tensor) -> Tensor:
-        """Sums for each set, of shape (*sets, *own), in a parameter's own shape."""
+        """Return sums over each set, (*sets, *own), in the parameter's own shape."""
         if self.varying is None:
             return sums.reshape(parameter.shape)
         own = parameter.shape[len(self.shape) :]
@@ -111,7 +113,7 @@ def _layout(sizes: Size, strides: tuple[int, ...], shape: tuple[int, ...]) -> La
         return Layout(order, ordered, (prod(ordered),), shape, None)
     full = (1,) * (len(sizes) - len(shape)) + shape
     at = [place for place, dim in enumerate(order) if full[dim] > 1]
-    # The sets must be one range of dimensions: a parameter is repeated over those in between.
+    # The sets span one range of dimensions; a parameter is repeated along those within it that it does not have.
     first, last = at[0], at[-1] + 1
     rows, sets, elements = prod(ordered[:first]), prod(ordered[first:last]), prod(ordered[last:])
     array = (rows, sets) if elements == 1 else (rows, sets, elements)
@@ -119,18 +121,15 @@ def _layout(sizes: Size, strides: tuple[int, ...], shape: tuple[int, ...]) -> La
     return Layout(order, ordered, array, shape, varying)
 
 
-Built = TypeVar("Built")
-
-
 @dataclass(frozen=True)
 class Loop:
     """A compiled function of contiguous arrays.
 
     Attributes:
-        call: the function.
-        fits: whether it may be called with these arrays, as far as their sizes go. All else must be as it was when the
-            loop was made: the number of arrays, their dimensions, dtypes and devices, torch's number of threads, and
-            whether it computes deterministically.
+        call: The function.
+        fits: Returns whether the sizes of given arrays are valid for it. Everything else must equal the conditions of
+            the compilation: the number of arrays, their ranks, dtypes and devices, torch's number of threads and its
+            deterministic mode.
     """
 
     call: Callable[..., tuple[Any, ...]]
@@ -138,18 +137,21 @@ class Loop:
 
 
 def compiled_loop(run: Callable[..., Any], arrays: Sequence[Tensor], options: dict[str, Any]) -> Loop:
-    """`run` compiled for arrays like these; it records no gradient.
+    """Compile a function for arrays of many sizes; the loop records no gradient.
+
+    The function is traced once with symbolic sizes. Every assumption that the tracing and the compiler make about sizes
+    (one is 1, two are equal) becomes a condition of the loop. torch.compile also checks at each call that the Python
+    program is unchanged, which would take longer than a small layer; the functions here never change.
 
     Args:
-        run: A function of arrays that gives a tuple whose members are arrays or None. What else it reads must never
-            change.
-        arrays: Contiguous arrays to call it with; their values are not read.
-        options: Of Inductor.
+        run: A function of arrays that returns a tuple of arrays or None. Anything else it reads must be constant.
+        arrays: Contiguous arrays to compile for; their values are not read.
+        options: Inductor's options.
 
     Raises:
-        Exception: the compiler cannot do it, for whatever reason.
+        Exception: The compilation fails, for any reason.
     """
-    # Imported here: a process without large arrays does without the compiler, which takes a second to import.
+    # The compiler takes a second to import, and small networks never need it.
     from torch._dynamo.convert_frame import compile_lock
     from torch._dynamo.source import ConstantSource
     from torch._inductor import compile as inductor
@@ -164,21 +166,21 @@ def compiled_loop(run: Callable[..., Any], arrays: Sequence[Tensor], options: di
     )
     from torch.utils._python_dispatch import _disable_current_modes
 
-    # Sizes that are equal by chance must not share a symbol.
+    # Sizes that happen to be equal must not share a symbol.
     sizes = ShapeEnv(duck_shape=False)
     fake = FakeTensorMode(shape_env=sizes)
     sources = [ConstantSource(f"t{at}") for at in range(len(arrays))]
     with ExitStack() as block:
-        # torch's own lock: tracing replaces functions of the whole process.
+        # torch's own lock, because tracing patches functions process-wide.
         block.enter_context(compile_lock)
-        # However the caller computes, it becomes no part of the loop.
+        # The caller's modes must not become part of the loop.
         block.enter_context(_disable_current_modes())
         block.enter_context(torch.inference_mode(False))
         block.enter_context(torch.no_grad())
         block.enter_context(torch.autocast(arrays[0].device.type, enabled=False))
         examples: list[Any] = [
             fake.from_tensor(
-                # A view would be traced as one, of what it is a view of: `data` is none.
+                # `data` is not a view; a view would be traced together with its base.
                 array.data,
                 source=source,
                 symbolic_context=StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * array.ndim),
@@ -186,10 +188,10 @@ def compiled_loop(run: Callable[..., Any], arrays: Sequence[Tensor], options: di
             for source, array in zip(sources, arrays, strict=True)
         ]
         traced = make_fx(run, tracing_mode="symbolic")(*examples)
-        # The cache of compiled graphs forgets conditions of sizes that are no arguments. The C++ code has its own.
+        # The FX graph cache drops conditions on sizes that are not arguments. The C++ code has its own cache.
         call = inductor(traced, examples, options={**options, "fx_graph_cache": False})
     conditions = [f"({condition})" for condition in sizes.produce_guards(examples, sources, ignore_static=True)]
-    # Sizes that became constants, which these leave out.
+    # Guards leave out the sizes that became constants.
     conditions += [
         f"t{at}.size()[{dim}] == {int(size)}"
         for at, example in enumerate(examples)
@@ -202,13 +204,13 @@ def compiled_loop(run: Callable[..., Any], arrays: Sequence[Tensor], options: di
     return Loop(call, fits)
 
 
-def built_anew(build: Callable[[], Built]) -> Built:
-    """build(); again, where it finds half a library in the compiler's cache, without that one.
+def rebuild_if_truncated(build: Callable[[], Built]) -> Built:
+    """Return `build()`, retried without a truncated library that it finds in the compiler's cache.
 
-    A process that is killed while it compiles leaves such a file there, and all that come after it would find it. It
-    is told by the words of Linux; elsewhere the error stands.
+    A process that is killed while it compiles leaves such a file, and every later process would fail on it. It is
+    recognised by the messages of Linux's loader.
     """
-    # Another process that found the same file may remove the new one: a third try.
+    # A third attempt, because another process that found the same file may remove the new one.
     for _ in range(2):
         try:
             return build()
@@ -221,7 +223,7 @@ def built_anew(build: Callable[[], Built]) -> Built:
 
 
 def _broken_library(message: str) -> Path | None:
-    """The library that a message such as "/cache/ab/c.so: file too short" names, if it is of torch's cache."""
+    """Return the library in torch's cache that a message such as "/cache/ab/c.so: file too short" names."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     named = re.search(r"(/.*\.so): (?:file too short|invalid ELF header|cannot read file data)", message)
@@ -230,33 +232,24 @@ def _broken_library(message: str) -> Path | None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of the compiler says, without its commands and their output."""
-    said = (line.strip() for line in str(error).splitlines())
-    return next((line for line in said if line and not line.endswith("raised:")), type(error).__name__)
+    """Return the first line of a compiler error that states the problem, without commands and their output."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line and not line.endswith("raised:")), type(error).__name__)
 
 
-log = logging.getLogger(__name__)
-
-# Smaller arrays are not worth the start of the compiler, which takes seconds in every process.
-SMALLEST_COMPILED = 1 << 15
-# So many failures in a row, and there is no compiler in this process; so many of one kind, and that kind has no loop.
-# A single one may be due to where a call was made.
-GIVEN_UP = 3
-# Elements a thread has in hand where nothing is compiled: few enough to stay in its cache from operation to operation.
-BLOCK = 1 << 16
-
-Pass = Callable[..., tuple[Tensor | None, ...]]
-
-# Of the process, not of a thread: torch computes gradients in threads of its own.
+# Process-wide, because torch computes gradients in threads of its own.
 _on = True
 
 
 @contextmanager
 def compiled_loops(on: bool) -> Iterator[None]:
-    """Within this block large arrays go through compiled loops only if `on`, in all threads. Without a block they do.
+    """Turn compiled loops on or off within this block, in all threads. They are on by default.
 
-    The command line does all of its work in such a block, with `on` false where the environment variable AAFIT_COMPILE
-    is 0. The library does not read that variable: a program that uses it opens a block of its own.
+    The environment variable AAFIT_COMPILE=0 turns them off for the command line; the library does not read it.
+
+    Example:
+        >>> with compiled_loops(False):
+        ...     y = aafit.LEAF.like("ReLU")(torch.zeros(100_000))
     """
     global _on
     before, _on = _on, on
@@ -267,42 +260,42 @@ def compiled_loops(on: bool) -> Iterator[None]:
 
 
 def one_pass(
-    run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool = False, own_loop: Loop | None = None
+    run: Pass, rows: Sequence[Tensor], shared: Sequence[Any], serial: bool = False, own_loop: Loop | None = None
 ) -> tuple[Any, ...]:
-    """run(*rows, *whole) in one pass over the rows.
+    """Return run(*rows, *shared), computed in one pass over the rows.
 
     Args:
-        run: A function of arrays that gives (an array of the last one's shape and dtype or None, sums over rows...).
+        run: A function that returns (an array of the last row argument's shape and dtype or None, sums over rows...).
         rows: Contiguous arrays of one shape.
-        whole: What every row needs besides: tensors and numbers.
-        serial: Whether several threads would make the order of the sums depend on their timing.
-        own_loop: A loop for `run` that takes the compiler's place wherever it fits.
+        shared: Further tensors and numbers, used for every row.
+        serial: Whether the order of the sums would depend on the timing of several threads.
+        own_loop: A hand-written loop for `run`, used instead of a compiled one wherever it fits.
     """
     u = rows[-1]
     compiles = _on and u.numel() >= SMALLEST_COMPILED
-    # What a GPU's threads add to one place, only torch's own operations can be told to add in a fixed order.
-    # A mode that watches torch's functions is for the network's own program, and stops the compiler.
+    # A TorchFunctionMode is meant for the network's own program, and would stop the compiler.
     with torch._C.DisableTorchFunction():
-        if compiles and own_loop is not None and own_loop.fits(*rows, *whole):
-            return own_loop.call(*rows, *whole)
+        if compiles and own_loop is not None and own_loop.fits(*rows, *shared):
+            return own_loop.call(*rows, *shared)
+        # Compiled scatter-adds on a GPU are non-deterministic; torch's own can be made deterministic.
         if compiles and not (serial and u.device.type != "cpu"):
-            result = _compiler(u.device.type).run(run, rows, whole, serial)
+            result = loop_cache(u.device.type).run(run, rows, shared, serial)
             if result is not None:
                 return result
-        return _in_blocks(run, rows, whole)
+        return _in_blocks(run, rows, shared)
 
 
-def _in_blocks(run: Pass, rows: Sequence[Tensor], whole: Sequence[Any]) -> tuple[Any, ...]:
+def _in_blocks(run: Pass, rows: Sequence[Tensor], shared: Sequence[Any]) -> tuple[Any, ...]:
     u = rows[-1]
     block = BLOCK * torch.get_num_threads() if u.device.type == "cpu" else u.numel()
     step = max(1, block // max(1, u[:1].numel()))
     if len(u) <= step:
-        return run(*rows, *whole)
+        return run(*rows, *shared)
     blocks = zip(*(x.split(step) for x in rows), strict=True)
     result: Tensor | None = None
     totals: list[Any] = []
     for at, parts in enumerate(blocks):
-        array, *sums = run(*parts, *whole)
+        array, *sums = run(*parts, *shared)
         if array is not None:
             result = torch.empty_like(u) if result is None else result
             result[at * step : at * step + len(array)] = array
@@ -310,23 +303,23 @@ def _in_blocks(run: Pass, rows: Sequence[Tensor], whole: Sequence[Any]) -> tuple
     return result, *totals
 
 
-class _Compiler:
-    """Inductor on one kind of device. A call where it fails gets none; after some failures in a row no call does."""
+class LoopCache:
+    """The loops of one device type, with fallback: a call that fails to compile runs as torch operations."""
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._loops: dict[Hashable, list[Loop]] = {}
+        self.loops: dict[Hashable, list[Loop]] = {}
         self._in_a_row, self._failures, self._warned = 0, Counter[Hashable](), False
 
-    def run(self, run: Pass, rows: Sequence[Tensor], whole: Sequence[Any], serial: bool) -> tuple[Any, ...] | None:
-        """run(*rows, *whole) by a loop that fits, made where there is none yet; None where that does not work."""
-        arrays = [*rows, *_as_tensors(whole)]
-        # All that a loop's code depends on, but for the sizes.
+    def run(self, run: Pass, rows: Sequence[Tensor], shared: Sequence[Any], serial: bool) -> tuple[Any, ...] | None:
+        """Return run(*rows, *shared), computed by a loop that fits; None if none can be compiled."""
+        arrays = [*rows, *_as_tensors(shared)]
+        # Everything that a loop's code depends on, except for the sizes.
         settings = run, serial, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
         key = *settings, *(x.device for x in arrays), *(x.dtype for x in arrays), *(x.ndim for x in arrays)
         if max(self._in_a_row, self._failures[key]) >= GIVEN_UP:
             return None
-        loops = self._loops.setdefault(key, [])
+        loops = self.loops.setdefault(key, [])
         known = None
         try:
             known = next((loop for loop in loops if loop.fits(*arrays)), None)
@@ -335,7 +328,7 @@ class _Compiler:
                 result = loop.call(*arrays)
         except torch.OutOfMemoryError:
             return None
-        # Of whatever kind: where the fault is not the compiler's, the same operations run next and raise it again.
+        # Any exception: if the operations themselves are at fault, they raise it again when they run uncompiled.
         except Exception as error:
             self._count(key, error)
             if known is not None:
@@ -351,27 +344,28 @@ class _Compiler:
         self._failures[key] += 1
         if not self._warned:
             self._warned = True
-            log.warning("No compiled activations on %s, they run slower: %s", self.device, first_line(error))
+            log.warning("Activations on %s are not compiled and run slower: %s", self.device, first_line(error))
 
     def _new(self, run: Pass, arrays: Sequence[Tensor], serial: bool) -> Loop:
-        return built_anew(partial(compiled_loop, run, arrays, _options(serial)))
+        return rebuild_if_truncated(partial(compiled_loop, run, arrays, _options(serial)))
 
 
 @cache
-def _compiler(device: str) -> _Compiler:
-    return _Compiler(device)
+def loop_cache(device: str) -> LoopCache:
+    """Return the loops of this process for a device type."""
+    return LoopCache(device)
 
 
-def _as_tensors(whole: Sequence[Any]) -> list[Tensor]:
-    """Numbers become tensors of the first one's dtype: they would be constants of the loop."""
-    return [x.contiguous() if isinstance(x, Tensor) else whole[0].new_full((1,), x) for x in whole]
+def _as_tensors(shared: Sequence[Any]) -> list[Tensor]:
+    # A number would become a constant of the loop.
+    return [x.contiguous() if isinstance(x, Tensor) else shared[0].new_full((1,), x) for x in shared]
 
 
 def _options(serial: bool) -> dict[str, Any]:
     options: dict[str, Any] = {
-        # No pool of worker processes for a handful of small loops.
+        # A handful of small loops needs no pool of worker processes.
         "compile_threads": 1,
-        # The instructions the processor says it has are trusted: trying each out costs every process 2 seconds.
+        # Trust the instruction sets that the processor reports: testing them takes 2 seconds in every process.
         "cpp.vec_isa_ok": True,
         # Indices are clamped where they are made.
         "assert_indirect_indexing": False,

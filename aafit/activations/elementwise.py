@@ -1,16 +1,14 @@
-"""Adaptive activations as autograd functions that save the input and the parameters, and nothing else.
+"""Elementwise functions with parameters, as autograd functions that save only the input and the parameters.
 
-An activation's file writes its formula down twice, as plain functions of tensors: `forward(u, *parameters)`, and
-`backward(grad, u, *parameters)` with the gradient by every parameter element by element. Here each of the two becomes
-one pass over the input, in at least float32 with one rounding at the end, that also sums the parameters' gradients.
-
-Where the gradient itself is differentiated, in torch.func's transforms, in forward-mode differentiation, inside a
-caller's torch.compile and for subclasses of Tensor, the same formulas run as plain differentiable operations instead.
+A formula is written down twice, as `forward(u, *parameters)` and `backward(grad, u, *parameters)`. Each runs as one
+pass over the input (see compiled.py), in at least float32 with one rounding at the end, and the backward pass also sums
+the gradients of the parameters. Double backward, torch.func, forward-mode AD, torch.compile and tensor subclasses get
+the same formulas as plain differentiable operations.
 """
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -26,68 +24,114 @@ from aafit.errors import UserError
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Formula:
-    """An elementwise function of an input and its parameters, with its derivatives.
+class ElementwiseFunction:
+    """A function of an input and its parameters; a call of it is differentiable.
 
-    forward(u, *parameters) -> y; backward(grad, u, *parameters) -> gradients by u and by each parameter, all of the
-    shape of u.
+    The parameters have one shape, (1,) or one that broadcasts against the trailing dimensions of the input; an
+    F-Neuron's weight has a further dimension. Subclasses are hashable, and implement the four methods below.
+    """
+
+    own_dims = 0
+
+    def __call__(self, u: Tensor, *parameters: Tensor) -> Tensor:
+        """Return the output, of the shape and dtype of `u`."""
+        if needs_plain_operations(u, *parameters):
+            with hidden_from_function_modes():
+                return self.plain(u, *parameters)
+        if not torch.is_grad_enabled() or not (u.requires_grad or any(p.requires_grad for p in parameters)):
+            return self.output(self.layout(u, parameters), u, *parameters)
+        result: Tensor = _Fused.apply(self, u, *parameters)
+        return result
+
+    def layout(self, u: Tensor, parameters: tuple[Tensor, ...]) -> Layout:
+        """Return the layout of an input."""
+        shape = parameters[0].shape if parameters else (1,)
+        return Layout.of(u, shape[: len(shape) - self.own_dims])
+
+    def output(self, layout: Layout, u: Tensor, *parameters: Tensor) -> Tensor:
+        """Return the output, computed in one pass."""
+        raise NotImplementedError
+
+    def gradients(
+        self, layout: Layout, wanted: tuple[bool, ...], grad: Tensor, u: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients by the input and by each parameter, computed in one pass; None if not wanted."""
+        raise NotImplementedError
+
+    def plain(self, u: Tensor, *parameters: Tensor) -> Tensor:
+        """Return the output, computed by differentiable torch operations."""
+        raise NotImplementedError
+
+    def plain_gradients(self, grad: Tensor, u: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients by the input and by each parameter, computed by differentiable torch operations."""
+        raise NotImplementedError
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: ElementwiseFunction, u: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.function, ctx.layout = function, function.layout(u, parameters)
+        ctx.save_for_backward(u, *parameters)
+        return function.output(ctx.layout, u, *parameters)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        u, *parameters = ctx.saved_tensors
+        if torch.is_grad_enabled() or needs_plain_operations(grad):
+            return None, *ctx.function.plain_gradients(grad, u, *parameters)
+        return None, *ctx.function.gradients(ctx.layout, ctx.needs_input_grad[1:], grad, u, *parameters)
+
+
+@dataclass(frozen=True)
+class Formula(ElementwiseFunction):
+    """A formula with its explicit gradient.
+
+    Attributes:
+        forward: (u, *parameters) -> y.
+        backward: (grad, u, *parameters) -> gradients by u and by each parameter, all of the shape of u.
     """
 
     forward: Callable[..., Tensor]
     backward: Callable[..., tuple[Tensor, ...]]
 
-
-def computed(formula: Formula | Callable[..., Tensor], u: Tensor, *parameters: Tensor) -> Tensor:
-    """The formula applied to `u`; with its gradient in one pass forward and one backward, else as it stands.
-
-    The parameters have one shape, (1,) or one that broadcasts against the trailing dimensions of u. The output has the
-    shape and the dtype of u.
-    """
-    if not isinstance(formula, Formula):
-        with unseen():
-            return _plain(formula, u, *parameters)
-    if needs_plain(u, *parameters):
-        with unseen():
-            return _plain(formula.forward, u, *parameters)
-    if not torch.is_grad_enabled() or not (u.requires_grad or any(p.requires_grad for p in parameters)):
-        return _output(formula, u, parameters, _layout(u, parameters), inner_dtype(u, *parameters))
-    result: Tensor = _Fused.apply(formula, u, *parameters)
-    return result
-
-
-class _Fused(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, formula: Formula, u: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.formula = formula
-        ctx.save_for_backward(u, *parameters)
-        ctx.layout, ctx.dtype = _layout(u, parameters), inner_dtype(u, *parameters)
-        return _output(formula, u, parameters, ctx.layout, ctx.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, *parameters = ctx.saved_tensors
-        if torch.is_grad_enabled() or needs_plain(grad):
-            return None, *_plain_gradients(ctx.formula, grad, u, *parameters)
-        layout, dtype = ctx.layout, ctx.dtype
+    def output(self, layout: Layout, u: Tensor, *parameters: Tensor) -> Tensor:
+        dtype = compute_dtype(u, *parameters)
         wide = [layout.read_parameter(p.to(dtype)) for p in parameters]
-        gradient_pass = _gradient_pass(ctx.formula, dtype, ctx.needs_input_grad[1:])
-        by_u, *sums = one_pass(gradient_pass, (layout.read(grad), layout.read(u)), wide)
+        y, *_ = one_pass(_value_pass(self, dtype), (layout.read(u),), wide)
+        return layout.restore(y)
+
+    def gradients(
+        self, layout: Layout, wanted: tuple[bool, ...], grad: Tensor, u: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        dtype = compute_dtype(u, *parameters)
+        wide = [layout.read_parameter(p.to(dtype)) for p in parameters]
+        by_u, *sums = one_pass(_gradient_pass(self, dtype, wanted), (layout.read(grad), layout.read(u)), wide)
         by_parameters = [
-            layout.restore_parameter(sums.pop(0), p).to(p.dtype) if wanted else None
-            for p, wanted in zip(parameters, ctx.needs_input_grad[2:], strict=True)
+            layout.restore_parameter(sums.pop(0), p).to(p.dtype) if want else None
+            for p, want in zip(parameters, wanted[1:], strict=True)
         ]
-        return None, None if by_u is None else layout.restore(by_u), *by_parameters
+        return None if by_u is None else layout.restore(by_u), *by_parameters
+
+    def plain(self, u: Tensor, *parameters: Tensor) -> Tensor:
+        return _plain(self.forward, u, *parameters)
+
+    def plain_gradients(self, grad: Tensor, u: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        dtype = compute_dtype(u, *parameters)
+        wide = [_broadcasting(p, u).to(dtype) for p in parameters]
+        by_u, *by_parameters = self.backward(grad.to(dtype), u.to(dtype), *wide)
+        sums = [
+            g.sum_to_size(w.shape).reshape(p.shape).to(p.dtype)
+            for g, w, p in zip(by_parameters, wide, parameters, strict=True)
+        ]
+        return by_u.to(u.dtype), *sums
 
 
-def _layout(u: Tensor, parameters: Sequence[Tensor]) -> Layout:
-    return Layout.of(u, parameters[0].shape if parameters else (1,))
-
-
-def _output(formula: Formula, u: Tensor, parameters: Sequence[Tensor], layout: Layout, dtype: torch.dtype) -> Tensor:
-    wide = [layout.read_parameter(p.to(dtype)) for p in parameters]
-    y, *_ = one_pass(_value_pass(formula, dtype), (layout.read(u),), wide)
-    return layout.restore(y)
+def apply_formula(formula: Formula | Callable[..., Tensor], u: Tensor, *parameters: Tensor) -> Tensor:
+    """Apply a formula, or a function of the input and the parameters whose gradient is left to autograd."""
+    if isinstance(formula, Formula):
+        return formula(u, *parameters)
+    with hidden_from_function_modes():
+        return _plain(formula, u, *parameters)
 
 
 @cache
@@ -109,48 +153,37 @@ def _gradient_pass(formula: Formula, dtype: torch.dtype, wanted: tuple[bool, ...
 
 
 def _sum_over_rows(array: Tensor) -> Tensor:
-    """The sum for each parameter set of an array as `Layout` reads it, see there."""
+    """Return the sum over each parameter set of an array that `Layout.read` returned."""
     if array.ndim == 1:
         return array.sum()
-    # A loop adds few numbers one by one and many in chunks, and is compiled for either: in float64 one serves both.
+    # A float32 loop adds few rows one by one but many in chunks, so it is compiled twice; float64 needs one loop.
     dtype = torch.float64 if array.is_cpu else array.dtype
     return array.sum(0 if array.ndim == 2 else (0, 2), dtype=dtype)
 
 
 def _plain(formula: Callable[..., Tensor], u: Tensor, *parameters: Tensor) -> Tensor:
-    dtype = inner_dtype(u, *parameters)
-    wide = (broadcasting(p, u).to(dtype) for p in parameters)
+    dtype = compute_dtype(u, *parameters)
+    wide = (_broadcasting(p, u).to(dtype) for p in parameters)
     return formula(u.to(dtype), *wide).to(u.dtype)
 
 
-def _plain_gradients(formula: Formula, grad: Tensor, u: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-    dtype = inner_dtype(u, *parameters)
-    wide = [broadcasting(p, u).to(dtype) for p in parameters]
-    by_u, *by_parameters = formula.backward(grad.to(dtype), u.to(dtype), *wide)
-    sums = [
-        g.sum_to_size(w.shape).reshape(p.shape).to(p.dtype)
-        for g, w, p in zip(by_parameters, wide, parameters, strict=True)
-    ]
-    return by_u.to(u.dtype), *sums
-
-
-def broadcasting(parameter: Tensor, u: Tensor) -> Tensor:
-    """A parameter that broadcasts against the input, which may be a scalar."""
+def _broadcasting(parameter: Tensor, u: Tensor) -> Tensor:
+    """Return a parameter that broadcasts against the input even if that is a scalar."""
     return parameter.reshape(()) if u.ndim == 0 else parameter
 
 
-def sizes_of(tensor: Tensor) -> tuple[int, ...]:
-    """The shape as plain numbers, which a tracer does not record."""
+def static_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape as Python ints, which a tracer does not record."""
     if torch.compiler.is_compiling() or not torch.jit.is_tracing():
         return tuple(tensor.shape)
     with warnings.catch_warnings():
-        # It warns that the numbers become constants: so they are for a module's parameters.
+        # The tracer warns that the sizes become constants, which is right for the parameters of a module.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         return tuple(map(int, tensor.shape))
 
 
-def needs_plain(*tensors: Tensor) -> bool:
-    """Whether a compiler, a tracer, a torch.func transform, forward-mode differentiation or their class sees these."""
+def needs_plain_operations(*tensors: Tensor) -> bool:
+    """Return whether a compiler, tracer, torch.func transform, forward-mode AD or a tensor subclass is involved."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
@@ -161,30 +194,30 @@ def needs_plain(*tensors: Tensor) -> bool:
 
 
 def _forward_mode() -> bool:
-    # StudyConfig of every tensor at every call it takes longer than a small layer; without the level, it is asked.
+    # `unpack_dual` at every call takes longer than a small layer, so the level is checked first, if torch has it.
     return getattr(forward_ad, "_current_level", 0) >= 0
 
 
 @cache
 def _in_transform() -> Callable[[tuple[Tensor, ...]], bool]:
-    """Whether a torch.func transform or a batched gradient looks at these tensors; yes where torch cannot tell."""
+    """Return the check for torch.func transforms and batched gradients; always true if this torch does not offer it."""
     try:
         transforms = torch._C._are_functorch_transforms_active
         batched = torch._C._functorch.is_legacy_batchedtensor
-    # torch does not promise that every version has them.
+    # Private functions, which a later version of torch may not have.
     except AttributeError as error:
-        log.warning("No compiled activations with this version of torch, they run slower: %s", error)
+        log.warning("Activations are not compiled with this version of torch and run slower: %s", error)
         return lambda tensors: True
     return lambda tensors: transforms() or any(map(batched, tensors))
 
 
-def unseen() -> AbstractContextManager[object]:
-    """Inside torch.compile, hide what an activation computes from modes that watch the network's calls of functions."""
+def hidden_from_function_modes() -> AbstractContextManager[object]:
+    """Hide an activation's operations, inside torch.compile, from modes that intercept the network's function calls."""
     return torch._C.DisableTorchFunction() if torch.compiler.is_dynamo_compiling() else nullcontext()
 
 
-def inner_dtype(u: Tensor, *parameters: Tensor) -> torch.dtype:
-    """The dtype to compute in: that of input and parameters, at least float32."""
+def compute_dtype(u: Tensor, *parameters: Tensor) -> torch.dtype:
+    """Return the dtype of the arithmetic: that of the input and the parameters, at least float32."""
     dtype = torch.promote_types(u.dtype, torch.float32)
     for parameter in parameters:
         if parameter.dtype != dtype:
@@ -192,23 +225,23 @@ def inner_dtype(u: Tensor, *parameters: Tensor) -> torch.dtype:
     return dtype
 
 
-def fits(shape: tuple[int, ...], u: Tensor) -> bool:
-    """Whether a parameter of this shape broadcasts against the trailing dimensions of an input."""
+def broadcasts(shape: tuple[int, ...], u: Tensor) -> bool:
+    """Return whether a parameter of this shape broadcasts against the trailing dimensions of an input."""
     trailing = u.shape[max(0, u.ndim - len(shape)) :]
     return len(trailing) == len(shape) and all(mine in (1, size) for mine, size in zip(shape, trailing, strict=True))
 
 
 def check_input(u: Tensor, shape: tuple[int, ...], who: str) -> None:
-    """Nothing, where parameters of this shape fit the input; a tracer, which knows no sizes, is told nothing.
+    """Check the input of an activation whose parameters have this shape. In a trace, only the dtype is checked.
 
     Raises:
-        UserError: the input is not floating-point, or `shape` does not broadcast against its trailing dimensions.
+        UserError: The input is not floating-point, or `shape` does not broadcast against its trailing dimensions.
     """
     if not u.is_floating_point():
         raise UserError(f"{who} needs a floating-point input, this one is {u.dtype}.")
     if (not torch.compiler.is_compiling() and torch.jit.is_tracing()) or shape == (1,):
         return
-    if not fits(shape, u):
+    if not broadcasts(shape, u):
         raise UserError(
             f"{who} has parameters of shape {tuple(shape)}, which do not fit an input of shape {tuple(u.shape)}: they "
             "must match its trailing dimensions."

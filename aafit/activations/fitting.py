@@ -1,138 +1,121 @@
-"""F-Neuron nearest to a function on the inputs that a layer sees: a linear problem for its weights, and its interval.
+"""Least-squares fits of activations to a function or to given outputs, all in float64.
 
-Axes in names: E input, N value between two of which a line is straight.
+`LeastSquares` fits any activation by Levenberg-Marquardt, for many starts or parameter sets at once;
+`fit_linear_spline` and `fit_interval` fit an F-Neuron, which is linear in its weights.
 
-Least squares of a few numbers by Levenberg-Marquardt, for many starts or parameter sets at once.
-
-Each has a damping of its own (Marquardt 1963, https://doi.org/10.1137/0111030). All in float64. The coordinate
-of a steepness p is t with p = sinh(t), so that a step in t changes a large one by a share of it.
-
-Axes in names: S start or parameter set, Q parameter.
-
-
-The parameters with which an activation is nearest to a function, on the inputs that a layer sees.
-
-From several starts at once: activations differ in where they must start from, and the best of all is kept.
-
-Axes in names: E input, S start, Q parameter.
+Axes in names: E input, S start or parameter set, Q parameter of a set, N knot.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from aafit.activations.fixed import FUNCTIONS
 from aafit.activations.histogram import Histogram
 from aafit.activations.piecewise_linear import Line
-from aafit.errors import UserError
+from aafit.errors import UserError, check_name
 
 FIRST_DAMPING = 1e-2
 LARGEST_DAMPING = 1e8
-LEAST_DAMPING = 1e-13  # of what is solved: two values may have the same effect on all elements
-SMALLEST = 1e-140  # so that products of two scales are still numbers
-LONGEST_STEP = 1.0  # of a steepness, in its own coordinate: by a factor of e
+LEAST_DAMPING = 1e-13  # relative to the scaled matrix: two parameters may have the same effect on all outputs
+SMALLEST = 1e-140  # so that the product of two scales does not underflow
+LONGEST_STEP = 1.0  # of the coordinate of a slope: a factor of e
 
-
-class Squares(Protocol):
-    """A sum of squares to minimise."""
-
-    @property
-    def steep_Q(self) -> Tensor:
-        """Which parameters are a steepness."""
-
-    def cost(self, at_SQ: Tensor) -> Tensor:
-        """The mean squared error of each, (S,)."""
-
-    def normal(self, at_SQ: Tensor) -> tuple[Tensor, Tensor]:
-        """Half the gradient of the cost, (S, Q), and half its Gauss-Newton matrix, (S, Q, Q)."""
-
-
-def levenberg_marquardt(
-    squares: Squares, start_SQ: Tensor, iterations: int, converged: float, matched_S: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The places of least cost that are found from each start, (S, Q), and their costs (S,).
-
-    Args:
-        iterations: at most.
-        converged: relative decrease of the cost below which a start is done.
-        matched_S: cost at which a start is done.
-    """
-    at_SQ, cost_S = start_SQ, squares.cost(start_SQ)
-    damping_S = torch.full_like(cost_S, FIRST_DAMPING)
-    done_S = cost_S <= matched_S
-    for _ in range(iterations):
-        if done_S.all():
-            break
-        trial_SQ = at_SQ + _steps(*squares.normal(at_SQ), damping_S, squares.steep_Q)
-        trial_S = squares.cost(trial_SQ)
-        better_S = trial_S < cost_S
-        little_S = (cost_S - trial_S) < converged * cost_S
-        at_SQ = torch.where(better_S[:, None], trial_SQ, at_SQ)
-        cost_S = torch.where(better_S, trial_S, cost_S)
-        # One that found no better place is done once its damping leaves it no step worth the name.
-        done_S = torch.where(better_S, little_S, damping_S > LARGEST_DAMPING) | (cost_S <= matched_S)
-        damping_S = torch.where(better_S, damping_S / 5, damping_S * 4)
-    return at_SQ, cost_S
-
-
-def _steps(gradient_SQ: Tensor, curvature_SQQ: Tensor, damping_S: Tensor, steep_Q: Tensor) -> Tensor:
-    # What nothing depends on has no gradient either: any scale will do.
-    root_SQ = curvature_SQQ.diagonal(dim1=1, dim2=2).clamp(min=SMALLEST).sqrt()
-    scaled_SQQ = curvature_SQQ / (root_SQ[:, :, None] * root_SQ[:, None, :])
-    identity = torch.eye(scaled_SQQ.shape[1], dtype=scaled_SQQ.dtype, device=scaled_SQQ.device)
-    scaled_SQQ = scaled_SQQ + (damping_S[:, None, None] + LEAST_DAMPING) * identity
-    step_SQ: Tensor = torch.linalg.solve_ex(scaled_SQQ, -gradient_SQ / root_SQ)[0] / root_SQ
-    longest_S = torch.where(steep_Q, step_SQ.abs(), 0.0).amax(1)
-    return step_SQ * (LONGEST_STEP / longest_S.clamp(min=LONGEST_STEP))[:, None]
-
-
-STEEPNESSES = (-4.0, -1.0, 1.0, 4.0)  # at inputs of standard deviation 1
+SLOPES = (-4.0, -1.0, 1.0, 4.0)  # of further starts, for inputs of standard deviation 1
 POINTS = 500
-FIRST, LAST = 40, 200  # iterations
+FIRST, LAST = 40, 200  # iterations on few points from all starts, then on all points from the best
 CONVERGED = 1e-12  # relative decrease of the squared error
-MATCHED = 1e-28  # squared error over the variance of the function
+MATCHED = 1e-28  # squared error relative to the variance of the function
+
+PRIOR = 1e-6
+"""Weight of all of the function's own values at the knots together, relative to the inputs."""
+TAILS = (0.0, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+"""Shares of the inputs that `fit_interval` tries to leave out at either end."""
+SHRINKS = 12
 
 
 @dataclass(frozen=True)
 class Residual:
-    """What a fit leaves, on the inputs that it was made for.
+    """The error of a fit on the inputs for which it was made.
 
     Attributes:
-        rms: Root of the mean squared error, over the standard deviation of the function.
+        rms: Root mean squared error relative to the standard deviation of the function.
         largest: The largest absolute error.
     """
 
     rms: float
     largest: float
 
+    @classmethod
+    def of(cls, error_E: Tensor, y_E: Tensor, weight_E: Tensor) -> "Residual":
+        """Return the residual of errors (E,) or (E, S) of a function's values, with weights (E,) that sum to 1."""
+        rms = (weight_E @ error_E.square()).mean().sqrt().item()
+        deviation = (weight_E @ (y_E - weight_E @ y_E).square()).mean().sqrt().item()
+        relative = rms / deviation if deviation else float("inf") if rms else 0.0
+        return cls(relative, error_E.abs().max().item())
+
+
+@dataclass(frozen=True, eq=False)
+class FitTarget:
+    """A function, and the inputs on which an activation is fitted to it.
+
+    Attributes:
+        function: Called with a float64 tensor on the CPU.
+        name: Its name in text forms and messages.
+        family: The family that is fitted, for messages.
+        u_E: The inputs.
+        y_E: The function's values there.
+        weight_E: The share of each input; they sum to 1.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    name: str
+    family: str
+    u_E: Tensor
+    y_E: Tensor
+    weight_E: Tensor
+
+    @classmethod
+    def of(cls, function: str | Callable[[Tensor], Tensor], histogram: Histogram, family: str) -> "FitTarget":
+        """Evaluate a function, or one of `FUNCTIONS` by name, at the inputs of a histogram.
+
+        Raises:
+            UserError: The name is unknown, the function is not elementwise or not finite on the inputs, or `histogram`
+                is not a histogram.
+        """
+        if isinstance(function, str):
+            name, function = function, FUNCTIONS[check_name("function", function, FUNCTIONS)]
+        else:
+            name = function_name(function)
+        if not isinstance(histogram, Histogram):
+            raise UserError(
+                f"{family} is fitted over a histogram of inputs, not a {type(histogram).__name__}: give "
+                "aafit.Histogram.of(inputs), where inputs is a tensor."
+            )
+        u_E, weight_E = histogram.points()
+        return cls(function, name, family, u_E, function_values(function, u_E, family), weight_E)
+
+    def residual(self, activation: nn.Module) -> Residual:
+        """Return the error of an activation with one parameter set."""
+        with torch.no_grad():
+            error_E = activation(self.u_E.clone()).double() - self.y_E
+        return Residual.of(error_E, self.y_E, self.weight_E)
+
 
 def function_name(function: str | Callable[[Tensor], Tensor]) -> str:
-    """What a function is called in the text of what starts as it."""
+    """Return the name of a function in the text form of an activation that starts as it."""
     return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
 
 
-def points_of(histogram: Histogram, family: str) -> tuple[Tensor, Tensor]:
-    """The inputs and their shares, see `Histogram.points`.
-
-    Raises:
-        UserError: it is no histogram.
-    """
-    if not isinstance(histogram, Histogram):
-        raise UserError(
-            f"{family} is fitted over a histogram of inputs, not a {type(histogram).__name__}: give "
-            "aafit.Histogram.of(inputs), of a tensor of them."
-        )
-    return histogram.points()
-
-
 def function_values(function: Callable[[Tensor], Tensor], u_E: Tensor, family: str) -> Tensor:
-    """The values of a function of a tensor, (E,) in float64.
+    """Return the values of an elementwise function, (E,) in float64 on the CPU.
 
     Raises:
-        UserError: it is not an elementwise function of a tensor, or is not finite there.
+        UserError: It is not an elementwise function of a tensor, or not finite at one of the inputs.
     """
     if not callable(function):
         raise UserError(f"{family} can be fitted to the name of a function or to a function; got {function!r}.")
@@ -142,169 +125,234 @@ def function_values(function: Callable[[Tensor], Tensor], u_E: Tensor, family: s
             y_E = function(u_E.clone())
     except UserError:
         raise
-    # Of whatever kind: the function is not ours.
+    # The user's function may raise anything.
     except Exception as error:
         raise UserError(f"{family} can start only as a function of a tensor; {name} fails: {error}.") from error
     if not isinstance(y_E, Tensor) or y_E.shape != u_E.shape:
-        raise UserError(f"{family} can start only as an elementwise function of a tensor; {name} is none.")
+        raise UserError(f"{family} can start only as an elementwise function of a tensor; {name} is not elementwise.")
     if not y_E.isfinite().all():
         at = u_E[~y_E.isfinite()][0].item()
         raise UserError(f"{family} can start only as a function that is finite; {name}({at:g}) is not.")
     return y_E.detach().to("cpu", torch.float64)
 
 
-def residual(activation: nn.Module, u_E: Tensor, y_E: Tensor, weight_E: Tensor) -> Residual:
-    """How far an activation is from values y at inputs u, where weights say how often these occur (they sum to 1)."""
-    with torch.no_grad():
-        error_E = activation(u_E.clone()).double() - y_E
-    mean = (weight_E * y_E).sum()
-    spread = (weight_E * (y_E - mean).square()).sum().sqrt().item()
-    rms = (weight_E * error_E.square()).sum().sqrt().item()
-    return Residual(rms / spread if spread else float("inf") if rms else 0.0, error_E.abs().max().item())
+def to_coordinates(values: Tensor, is_slope: Tensor) -> Tensor:
+    """Map parameters p to coordinates t: t = asinh(p) for a slope, t = p for any other parameter.
+
+    A step in t changes a large slope by a factor, and a small one, which may change its sign, by an amount.
+    """
+    return torch.where(is_slope, values.asinh(), values)
 
 
-def fitted_parameters(
-    starts: Sequence[nn.Module],
-    steep: Collection[str],
-    histogram: Histogram,
-    function: Callable[[Tensor], Tensor],
-    family: str,
+def from_coordinates(at: Tensor, is_slope: Tensor) -> Tensor:
+    """Map coordinates to parameters, the inverse of `to_coordinates`."""
+    return torch.where(is_slope, at.sinh(), at)
+
+
+def coordinate_derivative(at: Tensor, is_slope: Tensor) -> Tensor:
+    """Return dp/dt at coordinates t."""
+    return torch.where(is_slope, at.cosh(), 1.0)
+
+
+class LeastSquares:
+    """The least squared error between an activation and given outputs, for S parameter sets (or starts) at once.
+
+    It is minimised by Levenberg-Marquardt with one damping for each set (Marquardt 1963,
+    https://doi.org/10.1137/0111030), in the coordinates of `to_coordinates`.
+
+    Args:
+        activation: Gives the formula; its own parameters are not changed.
+        start: The parameters of each set by name, (S, *own), where `own` is () or an F-Neuron's (N,).
+        u_ES: The inputs of each set.
+        y_ES: The outputs to fit, of the same shape.
+        weight_E: Weights of the inputs that sum to 1; None weighs them alike.
+
+    Attributes:
+        is_slope_Q: Which parameters are slopes.
+        at_SQ: The coordinates: those of `start`, then those that `minimise` found.
+        prior_SQ, prior_weight_Q: The cost includes the sum of prior_weight_Q * (at_SQ - prior_SQ)^2; weights of 0 by
+            default.
+    """
+
+    def __init__(
+        self,
+        activation: nn.Module,
+        start: Mapping[str, Tensor],
+        u_ES: Tensor,
+        y_ES: Tensor,
+        weight_E: Tensor | None = None,
+    ) -> None:
+        self.activation, self.u_ES, self.y_ES, self.weight_E = activation, u_ES, y_ES, weight_E
+        self._own = {name: x.shape[1:] for name, x in start.items()}
+        rows = {name: x.reshape(len(x), -1) for name, x in start.items()}
+        self._sizes = [x.shape[1] for x in rows.values()]
+        slopes: Collection[str] = getattr(activation, "slope_parameters", ())
+        self.is_slope_Q = torch.cat([torch.full(x.shape[1:], name in slopes) for name, x in rows.items()])
+        self.is_slope_Q = self.is_slope_Q.to(u_ES.device)
+        self.at_SQ = to_coordinates(torch.cat(list(rows.values()), 1), self.is_slope_Q)
+        self.prior_SQ, self.prior_weight_Q = self.at_SQ, torch.zeros_like(self.at_SQ[0])
+
+    def minimise(self, iterations: int, converged: float, matched_S: Tensor) -> Tensor:
+        """Minimise the cost of each set, and return the costs (S,).
+
+        Args:
+            iterations: The most iterations.
+            converged: The relative decrease of the cost below which a set is done.
+            matched_S: The cost at which a set is done.
+        """
+        cost_S = self.cost(self.at_SQ)
+        damping_S = torch.full_like(cost_S, FIRST_DAMPING)
+        done_S = cost_S <= matched_S
+        for _ in range(iterations):
+            if done_S.all():
+                break
+            trial_SQ = self.at_SQ + self._steps(damping_S)
+            trial_S = self.cost(trial_SQ)
+            better_S = trial_S < cost_S
+            little_S = (cost_S - trial_S) < converged * cost_S
+            self.at_SQ = torch.where(better_S[:, None], trial_SQ, self.at_SQ)
+            cost_S = torch.where(better_S, trial_S, cost_S)
+            # With the largest damping the steps are too short to find anything better.
+            done_S = torch.where(better_S, little_S, damping_S > LARGEST_DAMPING) | (cost_S <= matched_S)
+            damping_S = torch.where(better_S, damping_S / 5, damping_S * 4)
+        return cost_S
+
+    def parameters(self, at_SQ: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the parameters by name, (S, *own), at `at_SQ` or at the coordinates found so far."""
+        values_SQ = from_coordinates(self.at_SQ if at_SQ is None else at_SQ, self.is_slope_Q)
+        return self._split(values_SQ)
+
+    def errors(self, at_SQ: Tensor) -> Tensor:
+        """Return the weighted mean squared error of each set, (S,); infinite where an output is not finite."""
+        with torch.no_grad():
+            y_ES: Tensor = functional_call(self.activation, self.parameters(at_SQ), self.u_ES)
+        square_ES = (y_ES - self.y_ES).square()
+        error_S = square_ES.mean(0) if self.weight_E is None else (self.weight_E[:, None] * square_ES).sum(0)
+        return error_S.nan_to_num(nan=float("inf"), posinf=float("inf"))
+
+    def cost(self, at_SQ: Tensor) -> Tensor:
+        """Return the cost of each set, (S,): its mean squared error and the prior."""
+        return self.errors(at_SQ) + (self.prior_weight_Q * (at_SQ - self.prior_SQ).square()).sum(1)
+
+    def normal(self, at_SQ: Tensor) -> tuple[Tensor, Tensor]:
+        """Return half the gradient of the cost (S, Q) and half its Gauss-Newton matrix (S, Q, Q)."""
+        columns = []
+        scale_SQ = coordinate_derivative(at_SQ, self.is_slope_Q)
+        values = self.parameters(at_SQ)
+        for q in range(len(self.is_slope_Q)):
+            tangent_SQ = torch.zeros_like(scale_SQ)
+            tangent_SQ[:, q] = scale_SQ[:, q]
+            tangents = self._split(tangent_SQ)
+            with torch.no_grad(), forward_ad.dual_level():
+                duals = {name: forward_ad.make_dual(x, tangents[name]) for name, x in values.items()}
+                y_ES, column_ES = forward_ad.unpack_dual(functional_call(self.activation, duals, self.u_ES))
+                columns.append(torch.zeros_like(y_ES) if column_ES is None else column_ES)
+        jacobian_QES = torch.stack(columns).nan_to_num(0.0, 0.0, 0.0)
+        error_ES = (y_ES - self.y_ES).nan_to_num(0.0, 0.0, 0.0)
+        weighted_QES = jacobian_QES if self.weight_E is None else jacobian_QES * self.weight_E[:, None]
+        total = len(self.u_ES) if self.weight_E is None else 1
+        gradient_SQ = torch.einsum("qes,es->sq", weighted_QES, error_ES) / total
+        matrix_SQQ = torch.einsum("qes,pes->sqp", weighted_QES, jacobian_QES) / total
+        gradient_SQ = gradient_SQ + self.prior_weight_Q * (at_SQ - self.prior_SQ)
+        return gradient_SQ, matrix_SQQ + self.prior_weight_Q.diag()
+
+    def _steps(self, damping_S: Tensor) -> Tensor:
+        gradient_SQ, matrix_SQQ = self.normal(self.at_SQ)
+        # A parameter without any effect has no gradient either, so any scale serves.
+        root_SQ = matrix_SQQ.diagonal(dim1=1, dim2=2).clamp(min=SMALLEST).sqrt()
+        scaled_SQQ = matrix_SQQ / (root_SQ[:, :, None] * root_SQ[:, None, :])
+        identity = torch.eye(scaled_SQQ.shape[1], dtype=scaled_SQQ.dtype, device=scaled_SQQ.device)
+        scaled_SQQ = scaled_SQQ + (damping_S[:, None, None] + LEAST_DAMPING) * identity
+        step_SQ: Tensor = torch.linalg.solve_ex(scaled_SQQ, -gradient_SQ / root_SQ)[0] / root_SQ
+        longest_S = torch.where(self.is_slope_Q, step_SQ.abs(), 0.0).amax(1)
+        return step_SQ * (LONGEST_STEP / longest_S.clamp(min=LONGEST_STEP))[:, None]
+
+    def _split(self, values_SQ: Tensor) -> dict[str, Tensor]:
+        parts = values_SQ.split(self._sizes, 1)
+        return {name: x.reshape(len(x), *own) for (name, own), x in zip(self._own.items(), parts, strict=True)}
+
+
+def fit_parameters(
+    starts: Sequence[nn.Module], slopes: Collection[str], target: FitTarget, histogram: Histogram
 ) -> dict[str, Tensor]:
-    """The parameters by name, (1,) each in float64, with the least squared error that is found from all the starts.
+    """Return the parameters with the least squared error found from several starts, by name, (1,) each in float64.
 
-    Each start is also tried with its steepness set to some that suit the width of the inputs, of either sign. First on
-    few points from all of them, then on all points from the best.
+    Every start is also tried with its slopes set to `SLOPES`, scaled to the width of the inputs.
     """
     activation = starts[0]
     names = [name for name, _ in activation.named_parameters()]
     values = [torch.cat([p.detach().double() for p in start.parameters()]) for start in starts]
-    u_E, weight_E = histogram.points()
-    centre = (weight_E * u_E).sum()
-    width = (weight_E * (u_E - centre).square()).sum().sqrt().clamp(min=1e-150)
-    steep_Q = torch.tensor([name in steep for name in names])
-    if steep_Q.any():
-        values += [torch.where(steep_Q, x / width, one) for one in values[: len(starts)] for x in STEEPNESSES]
-    few_E, share_E = histogram.coarser(POINTS).points()
-    y_E = function_values(function, few_E, family)
-    found_SQ, cost_S = least_squares(activation, steep, torch.stack(values), few_E, y_E, share_E, FIRST)
-    best_SQ = found_SQ[cost_S.argmin()][None]
-    y_E = function_values(function, u_E, family)
-    best_SQ, _ = least_squares(activation, steep, best_SQ, u_E, y_E, weight_E, LAST)
-    return {name: value.reshape(1) for name, value in zip(names, best_SQ[0], strict=True)}
+    is_slope_Q = torch.tensor([name in slopes for name in names])
+    if is_slope_Q.any():
+        centre = target.weight_E @ target.u_E
+        width = (target.weight_E @ (target.u_E - centre).square()).sqrt().clamp(min=1e-150)
+        values += [torch.where(is_slope_Q, slope / width, one) for one in values[: len(starts)] for slope in SLOPES]
+    few = FitTarget.of(target.function, histogram.coarser(POINTS), target.family)
+    found, cost_S = _fit_from(activation, dict(zip(names, torch.stack(values, 1), strict=True)), few, FIRST)
+    best = {name: value_S[cost_S.argmin()][None] for name, value_S in found.items()}
+    found, _ = _fit_from(activation, best, target, LAST)
+    return found
 
 
-def least_squares(
-    activation: nn.Module,
-    steep: Collection[str],
-    start_SQ: Tensor,
-    u_E: Tensor,
-    y_E: Tensor,
-    weight_E: Tensor,
-    iterations: int,
-) -> tuple[Tensor, Tensor]:
-    """The least squared error from each of S starts: parameters (S, Q), and mean squared errors (S,).
-
-    `activation` has Q parameters of one number each, in their order; those in `steep` multiply the input in a sigmoid.
-    """
-    names = [name for name, _ in activation.named_parameters()]
-    problem = _Problem(activation, names, torch.tensor([name in steep for name in names]), u_E, y_E, weight_E)
-    at_SQ = torch.where(problem.steep_Q, start_SQ.asinh(), start_SQ)
-    matched = MATCHED * (weight_E * (y_E - (weight_E * y_E).sum()).square()).sum()
-    at_SQ, cost_S = levenberg_marquardt(problem, at_SQ, iterations, CONVERGED, matched)
-    return problem.values(at_SQ), cost_S
-
-
-@dataclass(frozen=True)
-class _Problem:
-    activation: nn.Module
-    names: list[str]
-    steep_Q: Tensor
-    u_E: Tensor
-    y_E: Tensor
-    weight_E: Tensor
-
-    def values(self, at_SQ: Tensor) -> Tensor:
-        return torch.where(self.steep_Q, at_SQ.sinh(), at_SQ)
-
-    def cost(self, at_SQ: Tensor) -> Tensor:
-        """The mean squared error of each start; infinite where the function is not finite."""
-        with torch.no_grad():
-            error_ES = self._output(dict(zip(self.names, self.values(at_SQ).T, strict=True)))
-        cost_S = (self.weight_E[:, None] * (error_ES - self.y_E[:, None]).square()).sum(0)
-        return cost_S.nan_to_num(nan=float("inf"), posinf=float("inf"))
-
-    def normal(self, at_SQ: Tensor) -> tuple[Tensor, Tensor]:
-        values_SQ = self.values(at_SQ)
-        slopes_SQ = torch.where(self.steep_Q, at_SQ.cosh(), 1.0)
-        # A parameter for every input, so that the gradient of the sum is each output's own.
-        each = {
-            name: value_S.expand(len(self.u_E), -1).clone().requires_grad_()
-            for name, value_S in zip(self.names, values_SQ.T, strict=True)
-        }
-        with torch.enable_grad():
-            y_ES = self._output(each)
-            by_parameter = torch.autograd.grad(y_ES.sum(), list(each.values()), materialize_grads=True)
-        columns = [by_q_ES * slope_S for by_q_ES, slope_S in zip(by_parameter, slopes_SQ.T, strict=True)]
-        y_ES = y_ES.detach()
-        jacobian_QES = torch.stack(columns).nan_to_num(0.0, 0.0, 0.0)
-        weighted_QES = jacobian_QES * self.weight_E[:, None]
-        error_ES = (y_ES - self.y_E[:, None]).nan_to_num(0.0, 0.0, 0.0)
-        gradient_SQ = torch.einsum("qes,es->sq", weighted_QES, error_ES)
-        curvature_SQQ = torch.einsum("qes,pes->sqp", weighted_QES, jacobian_QES)
-        return gradient_SQ, curvature_SQQ
-
-    def _output(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        u_ES = self.u_E[:, None].expand(-1, next(iter(parameters.values())).shape[-1])
-        y_ES: Tensor = functional_call(self.activation, dict(parameters), u_ES)
-        return y_ES
-
-
-PRIOR = 1e-6
-"""What all of the function's own values at the centres weigh together, beside inputs that weigh 1."""
-TAILS = (0.0, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-"""Shares of the inputs that are tried as left out at one end."""
-SHRINKS = 12
+def _fit_from(
+    activation: nn.Module, start: Mapping[str, Tensor], target: FitTarget, iterations: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    sets = len(next(iter(start.values())))
+    u_ES, y_ES = (x_E[:, None].expand(-1, sets) for x_E in (target.u_E, target.y_E))
+    problem = LeastSquares(activation, start, u_ES, y_ES, target.weight_E)
+    mean = target.weight_E @ target.y_E
+    cost_S = problem.minimise(iterations, CONVERGED, MATCHED * (target.weight_E @ (target.y_E - mean).square()))
+    return problem.parameters(), cost_S
 
 
 def fit_linear_spline(u_E: Tensor, y_E: Tensor, weight_E: Tensor, line: Line, own_N: Tensor) -> Tensor:
-    """The values (N,) with the least weighted squared error, drawn a little to the function's own, `own_N`."""
-    place_E, part_E = _along(u_E, line, len(own_N))
+    """Return the values at the knots (N,) with the least weighted squared error.
+
+    Args:
+        u_E: Inputs.
+        y_E: The function's values there.
+        weight_E: The shares of the inputs.
+        line: The positions of the knots.
+        own_N: The function's values at the knots, which a knot without inputs keeps (a weak prior).
+    """
+    place_E, part_E = _segments(u_E, line, len(own_N))
     ends_2E = torch.stack([1 - part_E, part_E])
     rows_2E = torch.stack([place_E, place_E + 1])
     size = len(own_N)
-    # Each input concerns two neighbours: the matrix is banded, but so small that it is kept whole.
+    # The matrix is tridiagonal, but too small for that to matter.
     matrix = torch.zeros(size * size, dtype=torch.float64)
     for one in range(2):
         for other in range(2):
             matrix.index_add_(0, rows_2E[one] * size + rows_2E[other], weight_E * ends_2E[one] * ends_2E[other])
     right_N = torch.zeros(size, dtype=torch.float64).index_add_(
-        0, rows_2E.flatten(), (ends_2E * (weight_E * (y_E - _lines(place_E, part_E, own_N)))).flatten()
+        0, rows_2E.flatten(), (ends_2E * (weight_E * (y_E - _interpolated(place_E, part_E, own_N)))).flatten()
     )
     prior = PRIOR / size * torch.eye(size, dtype=torch.float64)
     change_N: Tensor = torch.linalg.solve(matrix.reshape(size, size) + prior, right_N)
     return own_N + change_N
 
 
-def best_interval(u_E: Tensor, y_E: Tensor, weight_E: Tensor, size: int, extended: bool) -> tuple[float, float]:
-    """The interval on which `size` values give the least squared error, within that of the inputs.
+def fit_interval(u_E: Tensor, y_E: Tensor, weight_E: Tensor, size: int, extrapolates: bool) -> tuple[float, float]:
+    """Return the interval, within the inputs, on which `size` evenly spaced knots leave the least squared error.
 
-    Some shares of the inputs are tried as left out at either end; then the ends move in steps that become smaller.
+    Intervals without some share of the inputs at either end are tried first; then the ends move in shrinking steps.
     """
     below_E, above_E = weight_E.cumsum(0), weight_E.flip(0).cumsum(0)
     last = len(u_E) - 1
     lefts = {u_E[min(last, int((below_E <= share).sum()))].item() for share in TAILS}
     rights = {u_E[max(0, last - int((above_E <= share).sum()))].item() for share in TAILS}
+    width = (u_E[-1] - u_E[0]).item()
 
     def error(interval: tuple[float, float]) -> float:
         left, right = interval
         if right - left < 1e-3 * width:
             return float("inf")
-        place_E, part_E = _along(u_E, Line(left, right, extended), size)
-        own_N = _own_values(u_E, y_E, torch.linspace(left, right, size, dtype=torch.float64))
-        values_N = fit_linear_spline(u_E, y_E, weight_E, Line(left, right, extended), own_N)
-        return (weight_E * (_lines(place_E, part_E, values_N) - y_E).square()).sum().item()
+        line = Line(left, right, extrapolates)
+        place_E, part_E = _segments(u_E, line, size)
+        own_N = _known_values(u_E, y_E, torch.linspace(left, right, size, dtype=torch.float64))
+        values_N = fit_linear_spline(u_E, y_E, weight_E, line, own_N)
+        return (weight_E * (_interpolated(place_E, part_E, values_N) - y_E).square()).sum().item()
 
-    width = (u_E[-1] - u_E[0]).item()
     tried = {(left, right): error((left, right)) for left in lefts for right in rights if left < right}
     if not tried:
         return u_E[0].item(), u_E[-1].item()
@@ -312,14 +360,14 @@ def best_interval(u_E: Tensor, y_E: Tensor, weight_E: Tensor, size: int, extende
     least = tried[best]
     step = (best[1] - best[0]) / size
     for _ in range(SHRINKS):
-        # Either end, both apart, or both alike.
+        # One end, both outwards or inwards, or both in one direction.
         for move in ((step, 0.0), (0.0, step), (step, step), (step, -step)):
             for sign in (1, -1):
                 trial = best[0] + sign * move[0], best[1] + sign * move[1]
                 if (trial_error := error(trial)) < least:
                     best, least = trial, trial_error
         step /= 2
-    # Most functions with a kink have it at 0.
+    # Most functions with a kink have it at 0: try a knot there.
     left, right = best
     radius = (right - left) / (size - 1)
     offset = -round(-left / radius) * radius - left
@@ -327,20 +375,21 @@ def best_interval(u_E: Tensor, y_E: Tensor, weight_E: Tensor, size: int, extende
     return at_zero if left < 0 < right and error(at_zero) < least else best
 
 
-def _along(u_E: Tensor, line: Line, size: int) -> tuple[Tensor, Tensor]:
+def _segments(u_E: Tensor, line: Line, size: int) -> tuple[Tensor, Tensor]:
+    """Return the segment of each input, and the position in it from 0 to 1 (beyond, if the line extrapolates)."""
     at_E = (u_E - line.left) * ((size - 1) / (line.right - line.left))
-    if not line.extended:
+    if not line.extrapolates:
         at_E = at_E.clamp(0, size - 1)
     place_E = at_E.floor().clamp(0, size - 2).to(torch.int64)
     return place_E, at_E - place_E
 
 
-def _lines(place_E: Tensor, part_E: Tensor, values_N: Tensor) -> Tensor:
+def _interpolated(place_E: Tensor, part_E: Tensor, values_N: Tensor) -> Tensor:
     return values_N[place_E] * (1 - part_E) + values_N[place_E + 1] * part_E
 
 
-def _own_values(u_E: Tensor, y_E: Tensor, at_N: Tensor) -> Tensor:
-    """The function's values between inputs where it is known, by straight lines."""
+def _known_values(u_E: Tensor, y_E: Tensor, at_N: Tensor) -> Tensor:
+    """Return the function's values at `at_N`, interpolated linearly between the inputs."""
     above_N = torch.searchsorted(u_E, at_N).clamp(1, len(u_E) - 1)
     low_N, high_N = u_E[above_N - 1], u_E[above_N]
     part_N = ((at_N - low_N) / (high_N - low_N)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The fixed activation functions that networks have and adaptive ones start from."""
+"""The fixed activation functions that adaptive ones start from."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aafit.activations.elementwise import Formula, check_input, computed
+from aafit.activations.elementwise import Formula, check_input
 
 
 def _forward(u: Tensor) -> Tensor:
@@ -25,19 +25,18 @@ FORMULA = Formula(_forward, _backward)
 class SiLU(nn.Module):
     """The sigmoid linear unit, SiLU(u) = u * sigmoid(u), elementwise on any shape.
 
-    It is computed as AHAF and LEAF are, which agree with it to the last bit as SiLU. torch.nn.SiLU computes
-    u / (1 + exp(-u)), which rounds differently.
+    AHAF and LEAF as SiLU are bit-identical to it. torch.nn.SiLU computes u / (1 + exp(-u)), which rounds differently.
 
     Source: Elfwing, Uchibe & Doya (2017), https://arxiv.org/abs/1702.03118
 
     Raises:
-        UserError: the input is not floating-point.
+        UserError: The input is not floating-point.
     """
 
     def forward(self, u: Tensor) -> Tensor:
-        """SiLU(u), elementwise."""
+        """Apply SiLU elementwise."""
         check_input(u, (1,), "SiLU")
-        return computed(FORMULA, u)
+        return FORMULA(u)
 
 
 FIXED: dict[str, type[nn.Module]] = {
@@ -49,7 +48,6 @@ FIXED: dict[str, type[nn.Module]] = {
     "HardSigmoid": nn.Hardsigmoid,
 }
 
-# The same functions of a tensor, as reference shapes in any dtype.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "ReLU": torch.relu,
     "SiLU": F.silu,
@@ -58,3 +56,4 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "HardTanh": F.hardtanh,
     "HardSigmoid": F.hardsigmoid,
 }
+"""The same functions of a tensor, in any dtype."""

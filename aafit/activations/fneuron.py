@@ -7,19 +7,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from aafit.activations.base import AdaptiveActivation, check_shape, fitted
+from aafit.activations.base import AdaptiveActivation, cast_parameter, check_shape
 from aafit.activations.elementwise import check_input
-from aafit.activations.fitting import (
-    best_interval,
-    fit_linear_spline,
-    function_name,
-    function_values,
-    points_of,
-    residual,
-)
+from aafit.activations.fitting import FitTarget, fit_interval, fit_linear_spline, function_name, function_values
 from aafit.activations.fixed import FUNCTIONS
 from aafit.activations.histogram import Histogram
-from aafit.activations.piecewise_linear import Line, interpolate
+from aafit.activations.piecewise_linear import Line
 from aafit.errors import UserError, check_count, check_name
 
 INTERVAL = (-4.0, 4.0)
@@ -113,7 +106,7 @@ class FNeuron(AdaptiveActivation):
 
     @property
     def line(self) -> Line:
-        """The positions of the knots and the extrapolation, as `interpolate` takes them."""
+        """The interpolation between the knots."""
         return Line(*self.interval, self.outside == "linear")
 
     @classmethod
@@ -228,15 +221,14 @@ class FNeuron(AdaptiveActivation):
         """
         size = len(knot_positions(interval or INTERVAL, knots, pieces))
         extrapolates = check_name("outside", outside, OUTSIDE) == "linear"
-        target = FUNCTIONS[check_name("function", function, FUNCTIONS)] if isinstance(function, str) else function
-        u_E, weight_E = points_of(histogram, cls.family)
-        y_E = function_values(target, u_E, cls.family)
+        target = FitTarget.of(function, histogram, cls.family)
+        inputs = target.u_E, target.y_E, target.weight_E
         if interval is None:
-            interval = best_interval(u_E, y_E, weight_E, size, extrapolates)
-        at_knots = function_values(target, knot_positions(interval, size), cls.family)
-        values = fit_linear_spline(u_E, y_E, weight_E, Line(*interval, extrapolates), at_knots)
-        made = cls._repeated(values, shape, interval, function_name(function), outside)
-        made.residual = residual(cls._repeated(values, (1,), interval, "", outside), u_E, y_E, weight_E)
+            interval = fit_interval(*inputs, size, extrapolates)
+        at_knots = function_values(target.function, knot_positions(interval, size), cls.family)
+        values = fit_linear_spline(*inputs, Line(*interval, extrapolates), at_knots)
+        made = cls._repeated(values, shape, interval, target.name, outside)
+        made.residual = target.residual(cls._repeated(values, (1,), interval, "", outside))
         return made
 
     @classmethod
@@ -244,7 +236,7 @@ class FNeuron(AdaptiveActivation):
         cls, values: Tensor, shape: tuple[int, ...], interval: tuple[float, float], start: str, outside: str
     ) -> Self:
         repeated = values.expand((*check_shape(shape), len(values)))
-        return cls(fitted(repeated, torch.get_default_dtype(), "F-Neuron's weight"), interval, start, outside)
+        return cls(cast_parameter(repeated, torch.get_default_dtype(), "F-Neuron's weight"), interval, start, outside)
 
     @classmethod
     def blank(cls, settings: Mapping[str, Any]) -> Self:
@@ -265,7 +257,7 @@ class FNeuron(AdaptiveActivation):
     def forward(self, u: Tensor) -> Tensor:
         """Apply the activation elementwise."""
         check_input(u, self.shape, self.family)
-        return interpolate(u, self.weight, self.line)
+        return self.line(u, self.weight)
 
 
 def knot_positions(interval: tuple[float, float], knots: int, pieces: int | None = None) -> Tensor:

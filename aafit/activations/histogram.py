@@ -1,4 +1,4 @@
-"""How often an activation receives which input, in bounded memory."""
+"""The histogram of the inputs of an activation, accumulated in bounded memory."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aafit.errors import UserError
+from aafit.errors import UserError, check_count
 
 BINS = 8192
 CHUNK = 1 << 20
@@ -14,19 +14,26 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """The counts of inputs between edges.
+    """The counts of the inputs of an activation between bin edges.
 
-    `Histogram.of(batch)` counts the elements of a tensor, and `merged` joins the counts of several batches. Both lay
-    the edges at multiples of a power of two, so that the bins of one batch are whole bins of another, or parts of them:
-    joining them moves no count, in whatever order, and the number of bins stays bounded.
+    `Histogram.of(batch)` counts the elements of a tensor, `merged` adds the counts of two batches. Both put the edges
+    at multiples of a power of two, so that a bin of one histogram is a whole bin of another or a part of one: merging
+    is exact in any order, and the number of bins stays bounded.
 
     Attributes:
-        edges: The edges of the bins, rising, (bins + 1,) in float64 on the CPU.
-        counts: How many inputs lie between two edges, (bins,) in float64 on the CPU; weights need not be whole.
+        edges: The bin edges in ascending order, (bins + 1,) in float64 on the CPU.
+        counts: The number, or weight, of the inputs in each bin, (bins,) in float64 on the CPU.
 
     Raises:
-        UserError: the edges do not rise or are not finite, a count is negative or not finite, all are 0, or the numbers
-            of the two do not fit.
+        UserError: The edges are not ascending or not finite, a count is negative or not finite, all counts are 0, or
+            the sizes do not match.
+
+    Example:
+        >>> batches = [torch.randn(100), 3 * torch.randn(50)]
+        >>> histogram = aafit.Histogram.of(batches[0]).merged(aafit.Histogram.of(batches[1]))
+        >>> histogram.counts.sum().item()
+        150.0
+        >>> fitted = aafit.LEAF.fit(F.gelu, histogram)
     """
 
     edges: Tensor
@@ -36,33 +43,32 @@ class Histogram:
         for name in ("edges", "counts"):
             values = torch.as_tensor(getattr(self, name)).detach().to("cpu", torch.float64)
             if values.ndim != 1 or not values.isfinite().all():
-                raise UserError(f"The {name} of a histogram must be a row of finite numbers; got {values!r}.")
+                raise UserError(f"The {name} of a histogram must be a vector of finite numbers; got {values!r}.")
             object.__setattr__(self, name, values)
         if len(self.counts) < 1 or len(self.edges) != len(self.counts) + 1:
             raise UserError(
-                f"A histogram has one edge more than counts, and at least one count; got {len(self.edges)} edges and "
+                f"A histogram needs at least one count, and one edge more than counts; got {len(self.edges)} edges and "
                 f"{len(self.counts)} counts."
             )
         if not (self.edges.diff() > 0).all():
-            raise UserError("The edges of a histogram must rise.")
+            raise UserError("The edges of a histogram must be in ascending order.")
         if (self.counts < 0).any() or not self.counts.sum() > 0:
             raise UserError("The counts of a histogram must be 0 or more, and not all of them 0.")
 
     @classmethod
     def of(cls, u: Tensor, bins: int = BINS) -> "Histogram":
-        """The histogram of the elements of a tensor, in at most `bins` bins.
+        """Return the histogram of the elements of a tensor, in at most `bins` bins.
 
         Raises:
-            UserError: the tensor is empty, not floating-point, holds NaN or infinity, or one value only; `bins` is not
-                a whole number of at least 2.
+            UserError: The tensor is empty, not floating-point, or holds NaN, infinity or a single value; `bins` is not
+                an integer of at least 2.
         """
-        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
-            raise UserError(f"A histogram needs at least 2 bins, a whole number; got {bins!r}.")
+        check_count("number of bins of a histogram", bins, 2)
         if not isinstance(u, Tensor) or not u.is_floating_point():
             what = u.dtype if isinstance(u, Tensor) else type(u).__name__
-            raise UserError(f"A histogram is of a tensor of floating-point numbers, not of {what}.")
+            raise UserError(f"A histogram needs a floating-point tensor; got {what}.")
         if u.numel() == 0:
-            raise UserError("A histogram of no inputs says nothing: give a batch that is not empty.")
+            raise UserError("The tensor of inputs is empty: give a batch that is not.")
         u = u.detach().flatten()
         low, high = (x.item() for x in u.aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -77,9 +83,10 @@ class Histogram:
         return cls(_edges(width, first, number), counts)
 
     def merged(self, other: "Histogram") -> "Histogram":
-        """Both together, in at most as many bins as the larger of the two has, or 8192.
+        """Return the sum of two histograms, in at most 8192 bins or as many as the larger of the two has.
 
-        Edges that are not multiples of a power of two lose that here: counts spread evenly within their bins.
+        Edges that are not multiples of a power of two are replaced by such: the counts of a bin are distributed evenly
+        over it.
         """
         if torch.equal(self.edges, other.edges):
             return Histogram(self.edges, self.counts + other.counts)
@@ -91,21 +98,21 @@ class Histogram:
         return Histogram(edges, _onto(self, edges) + _onto(other, edges))
 
     def coarser(self, bins: int) -> "Histogram":
-        """The same counts in at most `bins` bins, each of several that lie side by side."""
+        """Return the histogram with adjacent bins joined, so that there are at most `bins`."""
         step = -(-len(self.counts) // bins)
         ends = torch.arange(0, len(self.counts) + step, step).clamp(max=len(self.counts))
         total = torch.cat([torch.zeros(1, dtype=torch.float64), self.counts.cumsum(0)])
         return Histogram(self.edges[ends], total[ends].diff())
 
     def points(self) -> tuple[Tensor, Tensor]:
-        """The middles of the bins that are not empty, and their shares of all inputs; (E,) each, in float64."""
+        """Return the centres of the bins that are not empty, and their shares of the inputs: (E,) each, in float64."""
         filled = self.counts > 0
         middles = (self.edges[:-1] + self.edges[1:]) / 2
         return middles[filled], self.counts[filled] / self.counts.sum()
 
 
 def _grid(low: float, high: float, bins: int, narrowest: float = 0.0) -> tuple[float, int, int]:
-    """Width of the bins, the first one's number counted from 0, and how many there are, to hold [low, high]."""
+    """Return the width of the bins that hold [low, high], the index of the first (that of 0 is 0), and their number."""
     width = 2.0 ** math.ceil(math.log2(max((high - low) / bins, narrowest, 1e-300)))
     while True:
         first, last = math.floor(low / width), math.floor(high / width)
@@ -119,7 +126,7 @@ def _edges(width: float, first: int, number: int) -> Tensor:
 
 
 def _onto(histogram: Histogram, edges: Tensor) -> Tensor:
-    """The counts between other edges, which lie around those of the histogram."""
+    """Return the counts between other edges, which span those of the histogram."""
     own, counts = histogram.edges, histogram.counts
     total = torch.cat([torch.zeros(1, dtype=torch.float64), counts.cumsum(0)])
     at = (torch.searchsorted(own, edges, right=True) - 1).clamp(0, len(counts) - 1)

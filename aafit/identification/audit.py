@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation, FNeuron
-from aafit.activations.piecewise_linear import interpolate
 from aafit.errors import UserError, check_count
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.hessian import wide_target
@@ -329,12 +328,13 @@ class _Inputs:
         left, right = activation.interval
         self.outside += int(((u < left) | (u > right)).sum())
         # Outside an interval with linear extrapolation the memberships have either sign and may cancel.
-        sides = [u <= left, (u > left) & (u < right), u >= right] if activation.line.extended else [torch.ones_like(u)]
+        line = activation.line
+        sides = [u <= left, (u > left) & (u < right), u >= right] if line.extrapolates else [torch.ones_like(u)]
         for side in sides:
             with torch.enable_grad():
                 # The output is linear in the weights: its derivative is the sum of the inputs' memberships.
                 weight = activation.weight.detach().clone().requires_grad_()
-                (membership,) = torch.autograd.grad((interpolate(u, weight, activation.line) * side).sum(), weight)
+                (membership,) = torch.autograd.grad((line(u, weight) * side).sum(), weight)
             before = self.membership
             self.membership = membership.double().abs().cpu() + (0 if before is None else before)
 

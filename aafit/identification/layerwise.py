@@ -14,12 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.func import functional_call
 
 from aafit.activations import AdaptiveActivation
 from aafit.activations.compiled import Layout
-from aafit.activations.fitting import levenberg_marquardt
+from aafit.activations.fitting import LeastSquares
 from aafit.identification.elements import (
     by_sets,
     calls_of,
@@ -99,104 +97,39 @@ def _chosen(u_ES: Tensor, y_ES: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 def _fitted(
     activation: AdaptiveActivation, layout: Layout, u_ES: Tensor, y_ES: Tensor, seed: int
 ) -> tuple[float, float]:
+    sets, shape = u_ES.shape[1], activation.shape
     start = {
-        name: layout.read_parameter(parameter.detach().double()).reshape(u_ES.shape[1], -1)
+        name: layout.read_parameter(parameter.detach().double()).reshape(sets, *parameter.shape[len(shape) :])
         for name, parameter in activation.named_parameters()
     }
-    fit = _Fit(activation, start, u_ES.double(), y_ES.double())
-    before = fit.error()
-    if u_ES.shape[1] > 1:
+    fit = LeastSquares(activation, start, u_ES.double(), y_ES.double())
+    before = fit.errors(fit.at_SQ).mean().item()
+    if sets > 1:
         shared = {name: x.mean(0, keepdim=True) for name, x in start.items()}
-        pooled = _Fit(activation, shared, *_chosen(u_ES.reshape(-1, 1).double(), y_ES.reshape(-1, 1).double(), seed))
-        pooled.solve()
-        fit.begin_near(pooled)
-    fit.solve()
+        flat = _chosen(u_ES.reshape(-1, 1).double(), y_ES.reshape(-1, 1).double(), seed)
+        pooled = LeastSquares(activation, shared, *flat)
+        _solve(pooled)
+        # Begin at what was found for all sets together, and stay near it where a set has little to say.
+        _, curvature_SQQ = pooled.normal(pooled.at_SQ)
+        fit.at_SQ = fit.prior_SQ = pooled.at_SQ.expand_as(fit.at_SQ)
+        fit.prior_weight_Q = curvature_SQQ[0].diagonal() * PRIOR / len(u_ES)
+    _solve(fit)
     with torch.no_grad():
         for name, parameter in activation.named_parameters():
             found = fit.parameters()[name]
             # A parameter that serves several sets becomes their mean.
             total, count = (layout.restore_parameter(x, parameter) for x in (found, torch.ones_like(found)))
             parameter.copy_(total / count)
-    spread = max(fit.y_ES.std().item(), 1e-300)
-    return before**0.5 / spread, fit.error() ** 0.5 / spread
+    deviation = max(fit.y_ES.std().item(), 1e-300)
+    return before**0.5 / deviation, fit.errors(fit.at_SQ).mean().item() ** 0.5 / deviation
 
 
-class _Fit:
-    """The fit of all S parameter sets of one activation at once, in the coordinates of `Coordinates`."""
-
-    def __init__(self, activation: AdaptiveActivation, start: dict[str, Tensor], u_ES: Tensor, y_ES: Tensor) -> None:
-        self.activation, self.u_ES, self.y_ES = activation, u_ES, y_ES
-        self.own = {name: parameter.shape[len(activation.shape) :] for name, parameter in activation.named_parameters()}
-        sharp = [torch.full(x.shape[1:], name in activation.slope_parameters) for name, x in start.items()]
-        self.sizes = [x.shape[1] for x in start.values()]
-        self.steep_Q = torch.cat(sharp).to(u_ES.device)
-        values_SQ = torch.cat(list(start.values()), 1)
-        self.at_SQ = torch.where(self.steep_Q, values_SQ.asinh(), values_SQ)
-        self.near_SQ, self.weight_Q = self.at_SQ, torch.zeros_like(self.at_SQ[0])
-
-    def begin_near(self, shared: "_Fit") -> None:
-        """Begin at what was found for all sets together, and stay near it where a set has little to say."""
-        _, curvature_SQQ = shared.normal(shared.at_SQ)
-        self.at_SQ = self.near_SQ = shared.at_SQ.expand_as(self.at_SQ)
-        self.weight_Q = curvature_SQQ[0].diagonal() * PRIOR / len(self.u_ES)
-
-    def error(self) -> float:
-        """The mean squared error over all elements."""
-        return self._errors(self.at_SQ).mean().item()
-
-    def solve(self) -> None:
-        """Go to the least squared error: from where it is and, if that ends far from it, from a smooth sigmoid too."""
-        start_SQ = self.at_SQ
-        cost_S = self._descend()
-        if (cost_S > self._matched).any() and self.steep_Q.any():
-            first_SQ = self.at_SQ
-            self.at_SQ = torch.where(self.steep_Q, start_SQ.clamp(-SMOOTH, SMOOTH), start_SQ)
-            again_S = self._descend()
-            self.at_SQ = torch.where((again_S < cost_S)[:, None], self.at_SQ, first_SQ)
-
-    def _descend(self) -> Tensor:
-        self.at_SQ, cost_S = levenberg_marquardt(self, self.at_SQ, ITERATIONS, CONVERGED, self._matched)
-        return cost_S
-
-    def parameters(self) -> dict[str, Tensor]:
-        """The parameters by name, (S, *own)."""
-        return self._parameters(self.at_SQ)
-
-    def _parameters(self, at_SQ: Tensor) -> dict[str, Tensor]:
-        pieces = torch.where(self.steep_Q, at_SQ.sinh(), at_SQ).split(self.sizes, 1)
-        return {name: x.reshape(len(x), *own) for (name, own), x in zip(self.own.items(), pieces, strict=True)}
-
-    @property
-    def _matched(self) -> Tensor:
-        return MATCHED * self.y_ES.var(0)
-
-    def _errors(self, at_SQ: Tensor) -> Tensor:
-        with torch.no_grad():
-            y_ES: Tensor = functional_call(self.activation, self._parameters(at_SQ), self.u_ES)
-        return (y_ES - self.y_ES).square().mean(0)
-
-    def cost(self, at_SQ: Tensor) -> Tensor:
-        return self._errors(at_SQ) + (self.weight_Q * (at_SQ - self.near_SQ).square()).sum(1)
-
-    def normal(self, at_SQ: Tensor) -> tuple[Tensor, Tensor]:
-        """Half the gradient of the cost by the coordinates and its Gauss-Newton matrix, for each set."""
-        columns = []
-        slopes_SQ = torch.where(self.steep_Q, at_SQ.cosh(), 1.0)
-        values = self._parameters(at_SQ)
-        for q in range(len(self.steep_Q)):
-            one_SQ = torch.zeros_like(slopes_SQ)
-            one_SQ[:, q] = slopes_SQ[:, q]
-            pieces = one_SQ.split(self.sizes, 1)
-            tangents = (x.reshape(len(x), *own) for x, own in zip(pieces, self.own.values(), strict=True))
-            with torch.no_grad(), forward_ad.dual_level():
-                duals = {
-                    name: forward_ad.make_dual(x, tangent)
-                    for (name, x), tangent in zip(values.items(), tangents, strict=True)
-                }
-                y_ES, by_q_ES = forward_ad.unpack_dual(functional_call(self.activation, duals, self.u_ES))
-                columns.append(by_q_ES)
-        jacobian_QES = torch.stack(columns)
-        count = len(self.u_ES)
-        gradient_SQ = torch.einsum("qes,es->sq", jacobian_QES, y_ES - self.y_ES) / count
-        curvature_SQQ = torch.einsum("qes,pes->sqp", jacobian_QES, jacobian_QES) / count
-        return gradient_SQ + self.weight_Q * (at_SQ - self.near_SQ), curvature_SQQ + self.weight_Q.diag()
+def _solve(fit: LeastSquares) -> None:
+    """Go to the least squared error: from where it is and, if that ends far from it, from a smooth sigmoid too."""
+    start_SQ, matched_S = fit.at_SQ, MATCHED * fit.y_ES.var(0)
+    cost_S = fit.minimise(ITERATIONS, CONVERGED, matched_S)
+    if (cost_S > matched_S).any() and fit.is_slope_Q.any():
+        first_SQ = fit.at_SQ
+        fit.at_SQ = torch.where(fit.is_slope_Q, start_SQ.clamp(-SMOOTH, SMOOTH), start_SQ)
+        again_S = fit.minimise(ITERATIONS, CONVERGED, matched_S)
+        fit.at_SQ = torch.where((again_S < cost_S)[:, None], fit.at_SQ, first_SQ)

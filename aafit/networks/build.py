@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations import ADAPTIVE, AdaptiveActivation, Histogram, Residual, from_text
+from aafit.activations.base import curve_values, parameter_shape
 from aafit.errors import UserError
 from aafit.networks.batches import as_inputs, without_padding
 from aafit.networks.find import Found, FoundActivation
@@ -113,13 +114,6 @@ def make_activation(
     return made
 
 
-def sets_of(module: nn.Module) -> tuple[int, ...]:
-    """Return the shape of one parameter of an activation; (1,) if it computes one function for all its inputs."""
-    if isinstance(module, nn.PReLU):
-        return (module.weight.numel(),)
-    return module.shape if isinstance(module, AdaptiveActivation) else (1,)
-
-
 def as_functions(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return the functions that a module computes, one for each set S of its parameters.
 
@@ -129,23 +123,19 @@ def as_functions(module: nn.Module) -> Callable[[Tensor], Tensor]:
     Raises:
         UserError: (when called) the module fails, or computes no elementwise function.
     """
-    own, shape = deepcopy(module).to("cpu", torch.float64).eval(), sets_of(module)
     name = activation_name(module)
 
     def functions(inputs: Tensor) -> Tensor:
-        u = inputs if shape == (1,) else inputs.reshape(-1, *[1] * len(shape)).expand(-1, *shape)
         try:
-            with torch.no_grad():
-                y = own(u.clone())
+            return curve_values(module, inputs.flatten()).reshape(*inputs.shape, -1)
+        except UserError as error:
+            raise UserError(f"Only an elementwise function of a tensor can be fitted; {name} is none.") from error
         # Of any type: the module's program is the user's.
         except Exception as error:
             raise UserError(
                 f"The {name} there fails for a vector of {inputs.numel()} inputs ({type(error).__name__}: {error}): "
                 "give an activation, as LEAF.like('ReLU'), and nothing that is fitted."
             ) from error
-        if not isinstance(y, Tensor) or y.shape != u.shape:
-            raise UserError(f"Only an elementwise function of a tensor can be fitted; {name} is none.")
-        return y.reshape(*inputs.shape, -1)
 
     return functions
 
@@ -188,7 +178,7 @@ def _fitted(
     key: str, fit: Any, row: FoundActivation, shape: tuple[int, ...], old: nn.Module, histogram: Histogram
 ) -> AdaptiveActivation:
     """Fit to the function that `old` computes; if it computes several, to each of them or to their mean."""
-    functions, sets = as_functions(old), torch.Size(sets_of(old)).numel()
+    functions, sets = as_functions(old), torch.Size(parameter_shape(old)).numel()
 
     def fitted(function: Callable[[Tensor], Tensor], **options: Any) -> AdaptiveActivation:
         function.__name__ = activation_name(old)
@@ -227,14 +217,12 @@ def _residual(made: AdaptiveActivation, functions: Callable[[Tensor], Tensor], h
     y_ES = functions(u_E)
     with torch.no_grad():
         error_ES = made(u_E).double()[:, None] - y_ES
-    deviation = (weight_E @ (y_ES - weight_E @ y_ES).square()).mean().sqrt().item()
-    rms = (weight_E @ error_ES.square()).mean().sqrt().item()
-    return Residual(rms / deviation if deviation else float("inf") if rms else 0.0, error_ES.abs().max().item())
+    return Residual.of(error_ES, y_ES, weight_E)
 
 
 def _set_of_each(old: nn.Module, row: FoundActivation, shape: tuple[int, ...]) -> Tensor:
     """Return, for each element of a parameter of the shape `shape`, the index of the set of `old` that it replaces."""
-    sets = sets_of(old)
+    sets = parameter_shape(old)
     if isinstance(old, nn.PReLU):
         # Its slopes lie along axis 1.
         sets = (*sets, *[1] * (len(row.shape or ()) - 2))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from aafit.activations.elementwise import fits
+from aafit.activations.elementwise import broadcasts
 from aafit.errors import UserError, nearest
 from aafit.networks.call_sites import SharedModuleProxy
 from aafit.networks.find import NOT_SAMPLED, Found, FoundActivation
@@ -62,7 +62,7 @@ def check_inputs_fit(net: nn.Module, sample: Any, shapes: Mapping[str, tuple[int
     probe = probe_of(net)
 
     def see(path: str, u: Tensor) -> None:
-        if not fits(shapes[path], u):
+        if not broadcasts(shapes[path], u):
             raise UserError(
                 f"{path!r} receives tensors of several shapes, such as {tuple(u.shape)}, and parameters of shape "
                 f"{shapes[path]} do not fit them all: share by layer, or do not replace it."

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from aafit.activations import FIXED, AdaptiveActivation, FNeuron
+from aafit.activations.base import curve_values
 from aafit.errors import UserError
 from aafit.networks.adaptive import read_activations
 from aafit.networks.batches import as_batch
@@ -113,7 +114,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.axvline(0, color="#999999", linewidth=0.6)
     if panel.replaced is not None and panel.replaced in REPLACED_FUNCTIONS:
         replaced = REPLACED_FUNCTIONS[panel.replaced]
-        axes.plot(x, curve_values(replaced, x)[:, 0], label="replaced function", **REPLACED)
+        axes.plot(x, curve_values(replaced, torch.from_numpy(x))[:, 0], label="replaced function", **REPLACED)
     tuned = isinstance(panel.before, AdaptiveActivation)
     if panel.before is not None:
         _curve(axes, panel.before, x, START, "start, before tuning" if tuned else "the function it started as", "//")
@@ -141,7 +142,7 @@ def _text(panel: Panel) -> list[str]:
 
 def _curve(axes: Axes, function: nn.Module, x: Array, style: dict[str, Any], label: str, hatch: str) -> None:
     """A curve; for parameters of each channel or neuron the median of their curves, and where 90 % of them lie."""
-    values = curve_values(function, x)
+    values = curve_values(function, torch.from_numpy(x)).numpy()
     if np.all(values == values[:, :1]):
         axes.plot(x, values[:, 0], label=label, **style)
         return
@@ -149,19 +150,6 @@ def _curve(axes: Axes, function: nn.Module, x: Array, style: dict[str, Any], lab
     axes.plot(x, median, label=f"{label}: median", **style)
     band: dict[str, Any] = {"facecolor": style["color"], "alpha": 0.22, "linewidth": 0, "hatch": hatch}
     axes.fill_between(x, low, high, label=f"{label}: 5 to 95 % of all curves", **band)
-
-
-def curve_values(function: Callable[[Tensor], Tensor], x: Array) -> Array:
-    """The function's values at x, (points, curves): a curve for each of the parameters' channels or neurons."""
-    shape = function.shape if isinstance(function, AdaptiveActivation) else (1,)
-    parameters = function.parameters() if isinstance(function, nn.Module) else iter(())
-    parameter = next(parameters, torch.empty(0))
-    grid = torch.as_tensor(x, dtype=torch.float64, device=parameter.device).reshape(-1, *[1] * len(shape))
-    # In small parts: for large inputs an activation compiles a loop, which takes longer than all the points.
-    parts = grid.split(max(1, 30_000 // torch.Size(shape).numel()))
-    with torch.no_grad():
-        values = torch.cat([function(part.expand(-1, *shape)) for part in parts])
-    return values.reshape(len(x), -1).cpu().numpy()
 
 
 def curve_range(activation: AdaptiveActivation) -> tuple[float, float]:

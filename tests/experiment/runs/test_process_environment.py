@@ -32,7 +32,7 @@ def apply() -> None:
 @pytest.mark.parametrize(("told", "times"), [({}, 1), ({"AAFIT_COMPILE": "1"}, 1), ({"AAFIT_COMPILE": "0"}, 0)])
 def test_the_command_line_compiles_as_told(monkeypatch: pytest.MonkeyPatch, told: dict[str, str], times: int) -> None:
     compiler = StudyConfig()
-    monkeypatch.setattr("aafit.activations.compiled._compiler", lambda device: compiler)
+    monkeypatch.setattr("aafit.activations.compiled.loop_cache", lambda device: compiler)
     monkeypatch.delenv("AAFIT_COMPILE", raising=False)
     monkeypatch.setitem(main.commands, "apply", click.Command("apply", callback=apply))
     CliRunner(env=told).invoke(main, ["apply"], catch_exceptions=False)
@@ -50,7 +50,7 @@ from aafit.activations import LEAF, compiled
 from aafit.experiment.scheduling import worker
 
 def execute(*jobs, patience):
-    compiled._compiler = lambda device: sys.exit("asked for a compiler")
+    compiled.loop_cache = lambda device: sys.exit("asked for a compiler")
     LEAF.like("Tanh")(torch.zeros(1 << 15))
 
 worker.execute = execute
