@@ -84,8 +84,8 @@ class FitTarget:
         """Evaluate a function, or one of `FUNCTIONS` by name, at the inputs of a histogram.
 
         Raises:
-            UserError: The name is unknown, the function is not elementwise or not finite on the inputs, or `histogram`
-                is not a histogram.
+            UserError: The name is unknown, the function is not elementwise or not finite on the inputs, `histogram` is
+                not a histogram, or all its inputs are equal.
         """
         if isinstance(function, str):
             name, function = function, FUNCTIONS[check_name("function", function, FUNCTIONS)]
@@ -97,6 +97,8 @@ class FitTarget:
                 "aafit.Histogram.of(inputs), where inputs is a tensor."
             )
         u_E, weight_E = histogram.points()
+        if len(u_E) < 2:
+            raise UserError(f"All inputs are {u_E.item():.6g}: {family} is fitted to at least two different inputs.")
         return cls(function, name, family, u_E, function_values(function, u_E, family), weight_E)
 
     def residual(self, activation: nn.Module) -> Residual:

@@ -10,6 +10,8 @@ from aafit.errors import UserError, check_count
 
 BINS = 8192
 CHUNK = 1 << 20
+NARROWEST = 2.0**-20
+"""Half the width of the bin of a single value, relative to it or to 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +61,11 @@ class Histogram:
     def of(cls, u: Tensor, bins: int = BINS) -> "Histogram":
         """Return the histogram of the elements of a tensor, in at most `bins` bins.
 
+        If all elements have one value, the histogram has a single narrow bin around it.
+
         Raises:
-            UserError: The tensor is empty, not floating-point, or holds NaN, infinity or a single value; `bins` is not
-                an integer of at least 2.
+            UserError: The tensor is empty, not floating-point, or holds NaN or infinity; `bins` is not an integer of
+                at least 2.
         """
         check_count("number of bins of a histogram", bins, 2)
         if not isinstance(u, Tensor) or not u.is_floating_point():
@@ -74,7 +78,8 @@ class Histogram:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise UserError("The inputs hold values that are not finite (NaN or infinity).")
         if low == high:
-            raise UserError(f"All inputs are {low:g}: a histogram needs at least two different ones.")
+            half = max(abs(low), 1.0) * NARROWEST
+            return cls(torch.tensor([low - half, low + half], dtype=torch.float64), torch.tensor([float(u.numel())]))
         width, first, number = _grid(low, high, bins)
         counts = torch.zeros(number, dtype=torch.float64)
         for part in u.split(CHUNK):

@@ -156,22 +156,13 @@ def input_histograms(net: nn.Module, sample: Any, paths: Collection[str]) -> dic
     def see(path: str, u: Tensor) -> None:
         u = without_padding(u, batch)
         try:
-            histogram = _of_one_value(u) or Histogram.of(u)
+            histogram = Histogram.of(u)
         except UserError as error:
             raise UserError(f"Nothing can be fitted at {path!r}. {error}") from error
         histograms[path] = histograms[path].merged(histogram) if path in histograms else histogram
 
     forward_of_sample(probe, sample, receiving(probe, paths, see))
     return histograms
-
-
-def _of_one_value(u: Tensor) -> Histogram | None:
-    """Return the histogram of a tensor of a single value, to which other calls may add more; None for any other."""
-    if not u.numel() or not u.isfinite().all() or u.min() != u.max():
-        return None
-    value = u.flatten()[0].item()
-    half = max(abs(value), 1.0) * 2.0**-20
-    return Histogram(torch.tensor([value - half, value + half]).double(), torch.tensor([float(u.numel())]))
 
 
 def _fitted(

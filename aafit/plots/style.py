@@ -43,13 +43,13 @@ LOOK: dict[str, Any] = {
     "svg.fonttype": "path",
 }
 GREY = "#777777"
-# The form of an activation: as tuned, as it started (its dashes above, so that both are seen where they are the same),
-# and the function that stood there.
+# The dashes of the initial curve are above the tuned one, so that both are visible where they coincide.
 TUNED: dict[str, Any] = {"color": "black", "linestyle": "-", "linewidth": 1.8, "zorder": 3}
-START: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (5, 2)), "linewidth": 1.2, "zorder": 4}
-REPLACED: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1.2, "zorder": 2}
-UNSURE: dict[str, Any] = {"color": "#0072B2", "alpha": 0.25, "linewidth": 0}
-"""The area of a standard error, or of a spread."""
+INITIAL: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (5, 2)), "linewidth": 1.2, "zorder": 4}
+ORIGINAL: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1.2, "zorder": 2}
+BAND: dict[str, Any] = {"color": "#0072B2", "alpha": 0.25, "linewidth": 0}
+"""The area of a standard error, of quantiles, or of a standard deviation."""
+START, REPLACED, UNSURE = INITIAL, ORIGINAL, BAND
 
 
 @dataclass(frozen=True)

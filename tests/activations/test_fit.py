@@ -137,6 +137,12 @@ def test_inputs_that_are_no_histogram(family, inputs) -> None:
         family.fit(F.gelu, inputs)
 
 
+@pytest.mark.parametrize("family", [LEAF, AHAF, FNeuron])
+def test_inputs_that_are_all_equal(family) -> None:
+    with pytest.raises(UserError, match=r"All inputs are 0\.25: .* at least two different inputs"):
+        family.fit(F.gelu, Histogram.of(torch.full((5,), 0.25)))
+
+
 @pytest.mark.parametrize("function", [F.gelu, torch.tanh, nn.ReLU()])
 def test_a_family_that_starts_as_a_name_says_how_to_come_near_a_function(function) -> None:
     with pytest.raises(UserError, match=r"LEAF starts as a name \(ReLU, .*, not as .* LEAF.fit\(function, histogram\)"):

@@ -71,20 +71,26 @@ def test_coarser_keeps_the_counts() -> None:
     assert (coarse.edges[0], coarse.edges[-1]) == (histogram.edges[0], histogram.edges[-1])
 
 
+def test_a_single_value_has_one_narrow_bin() -> None:
+    histogram = Histogram.of(torch.full((5,), 0.25))
+    (value,), (share,) = histogram.points()
+    assert (value.item(), share.item(), histogram.counts.tolist()) == (0.25, 1.0, [5.0])
+    assert histogram.merged(Histogram.of(torch.tensor([0.0, 1.0]))).counts.sum() == 7
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Histogram.of(torch.empty(0)), "not empty"),
+        (lambda: Histogram.of(torch.empty(0)), "inputs is empty"),
         (lambda: Histogram.of(torch.tensor([1.0, math.nan])), "not finite"),
         (lambda: Histogram.of(torch.tensor([1.0, math.inf])), "not finite"),
-        (lambda: Histogram.of(torch.full((5,), 0.25)), r"All inputs are 0\.25"),
-        (lambda: Histogram.of(torch.arange(4)), "floating-point numbers, not of torch.int64"),
-        (lambda: Histogram.of([0.0, 1.0]), "not of list"),
-        (lambda: Histogram.of(torch.randn(4), bins=1), "at least 2 bins.*got 1"),
-        (lambda: Histogram.of(torch.randn(4), bins=2.5), "at least 2 bins.*got 2.5"),
+        (lambda: Histogram.of(torch.arange(4)), "needs a floating-point tensor; got torch.int64"),
+        (lambda: Histogram.of([0.0, 1.0]), "got list"),
+        (lambda: Histogram.of(torch.randn(4), bins=1), "bins of a histogram must be .* at least 2; got 1"),
+        (lambda: Histogram.of(torch.randn(4), bins=2.5), "at least 2; got 2.5"),
         (lambda: Histogram(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0])), "2 edges and 2 counts"),
         (lambda: Histogram(torch.tensor([0.0]), torch.tensor([])), "1 edges and 0 counts"),
-        (lambda: Histogram(torch.tensor([0.0, 1.0, 1.0]), torch.ones(2)), "must rise"),
+        (lambda: Histogram(torch.tensor([0.0, 1.0, 1.0]), torch.ones(2)), "ascending"),
         (lambda: Histogram(torch.tensor([0.0, math.nan]), torch.ones(1)), "edges.*finite"),
         (lambda: Histogram(torch.tensor([0.0, 1.0]), torch.tensor([math.inf])), "counts.*finite"),
         (lambda: Histogram(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([2.0, -1.0])), "0 or more"),

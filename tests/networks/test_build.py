@@ -132,8 +132,8 @@ def test_a_poor_fit_is_told() -> None:
 
 class Own(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 2:
-            raise IndexError("two axes")
+        if x.shape[-1] != 6:
+            raise IndexError("six features")
         return x.relu() * 1.5
 
 
@@ -179,7 +179,7 @@ def test_what_cannot_be_fitted(base, new, sample, message: str) -> None:
             lambda: nn.Sequential(Own()),
             "0",
             FNeuron,
-            r"'0' .* The Own there fails for a vector of \d+ inputs \(IndexError: two",
+            r"'0' .* The Own there fails for a vector of \d+ inputs \(IndexError: six",
         ),
         (
             lambda: per_channel(nn.Linear(6, 4), 4),

@@ -1,9 +1,11 @@
-"""How the forms of a run's activations came about: a GIF or an MP4, a picture an epoch."""
+"""The activations of a run over its epochs, as a GIF or an MP4 with one frame an epoch."""
 
 import io
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,8 +21,9 @@ from aafit.experiment.report.runs import RunRecord
 from aafit.experiment.runs.documents import ACTIVATIONS
 from aafit.files import make_folder, write_atomically
 from aafit.networks.adaptive import read_activations
-from aafit.plots.activations import curve_range, curve_values
-from aafit.plots.style import START, TUNED, look, panels
+from aafit.plots.curves import LABELS, Curves, curves_of, drawn_range
+from aafit.plots.panels import add_legend, draw_curves, panel_grid
+from aafit.plots.style import look
 
 MOST_FRAMES = 40
 MILLISECONDS, LAST = 140, 1800
@@ -28,40 +31,41 @@ DOTS = 100
 
 
 def animate(run: RunRecord, out: Path, name: str, video: bool = False) -> Path:
-    """Write `name`.gif: the layers whose parameters are shared, over the epochs or steps, at most 40 of them.
+    """Write an animation of the layers whose parameters are shared, over at most 40 epochs or steps.
 
     Args:
-        run: read from its folder.
-        out: the folder to write to.
-        name: of the file, without its ending.
-        video: write `name`.mp4 (H.264) instead, by ffmpeg.
+        run: The run, read from its folder.
+        out: The folder to write to.
+        name: Name of the file without its suffix.
+        video: Write `name`.mp4 (H.264, by ffmpeg) instead of `name`.gif.
+
+    Returns:
+        The file.
 
     Raises:
-        UserError: the run has no activation that its layer shares, `out` cannot be written to, or there is no ffmpeg.
+        UserError: No activation of the run is shared by its layer, `out` cannot be written to, or there is no ffmpeg.
     """
     file = run.folder / ACTIVATIONS
     layers = [saved for saved in read_activations(file) if saved.tuned.shape == (1,)] if file.exists() else []
     layers = [layer for layer in layers if _columns(run, layer.path, layer.tuned)]
     if not layers:
-        raise UserError(f"{run.folder} has no adaptive activation that its layer shares: there is nothing to animate.")
+        raise UserError(f"{run.folder} has no adaptive activation that is shared by its layer: nothing to animate.")
     epochs = run.columns["epoch"]
     chosen = sorted({round(at) for at in np.linspace(0, len(epochs) - 1, min(MOST_FRAMES, len(epochs)))})
-    curves = []
+    curves: dict[str, list[Curves]] = {}
     for layer in layers:
-        u = np.linspace(*curve_range(layer.tuned), 201)
-        columns = _columns(run, layer.path, layer.tuned)
-        values = np.stack([run.parameters[column] for column in columns], axis=1)
-        vectors = torch.from_numpy(values[chosen])
-        curves.append((layer.path, layer.tuned.text, u, [_curve(layer.tuned, vector, u) for vector in vectors]))
+        u_U = torch.linspace(*drawn_range(layer.tuned), 201, dtype=torch.float64)
+        columns = [run.parameters[column] for column in _columns(run, layer.path, layer.tuned)]
+        vectors = torch.from_numpy(np.stack(columns, axis=1)[chosen])
+        curves[f"{layer.path}: {layer.tuned.text}"] = _curves(layer.tuned, vectors, u_U)
     frames = _frames(run, curves, [int(epochs[at]) for at in chosen])
-    write = _mp4 if video else _gif
     written = make_folder(out) / f"{name}.{'mp4' if video else 'gif'}"
-    write_atomically(written, write(frames))
+    write_atomically(written, _mp4(frames) if video else _gif(frames))
     return written
 
 
 def _columns(run: RunRecord, path: str, activation: AdaptiveActivation) -> list[str]:
-    """The names of the measured parameters of an activation, in the order of its vector; none where one is missing."""
+    """Return the names of an activation's recorded parameters, in the order of its vector; none if one is missing."""
     names = []
     for own, parameter in activation.named_parameters(recurse=False):
         name = f"{path}.{own}"
@@ -69,34 +73,32 @@ def _columns(run: RunRecord, path: str, activation: AdaptiveActivation) -> list[
     return names if all(name in run.parameters for name in names) else []
 
 
-def _curve(activation: AdaptiveActivation, vector: torch.Tensor, u: np.ndarray) -> np.ndarray:
-    torch.nn.utils.vector_to_parameters(vector, list(activation.double().parameters()))
-    return curve_values(activation, u)[:, 0]
+def _curves(activation: AdaptiveActivation, vectors: torch.Tensor, u_U: torch.Tensor) -> list[Curves]:
+    """Return the curves at each epoch, with the first as the initial one."""
+    own, curves = activation.double(), list[Curves]()
+    for vector in vectors:
+        torch.nn.utils.vector_to_parameters(vector, list(own.parameters()))
+        curves.append(curves_of(own, None, None, u_U))
+    return [replace(one, initial_U=curves[0].tuned_U) for one in curves]
 
 
-def _frames(
-    run: RunRecord, curves: list[tuple[str, str, np.ndarray, list[np.ndarray]]], epochs: list[int]
-) -> list[Image.Image]:
-    """A picture for each of the epochs."""
-    columns = min(3, len(curves))
+def _frames(run: RunRecord, layers: Mapping[str, list[Curves]], epochs: list[int]) -> list[Image.Image]:
     frames = []
+    figure, axes = panel_grid(len(layers), min(3, len(layers)), (2.6, 1.9), (0.5, 0.12, 0.4, 0.3), " ")
+    canvas = FigureCanvasAgg(figure)
     with look():
-        figure, axes = panels(-(-len(curves) // columns), columns, (2.6, 1.9), (0.5, 0.12, 0.4, 0.3), " ")
-        canvas = FigureCanvasAgg(figure)
-        lines = []
-        for where, (path, text, u, values) in zip(axes, curves, strict=False):
-            where.plot(u, values[0], label="start", **START)
-            lines.append(where.plot(u, values[0], label="now", **TUNED)[0])
-            low, high = min(map(np.min, values)), max(map(np.max, values))
+        for panel, (title, curves) in zip(axes, layers.items(), strict=False):
+            draw_curves(panel, curves[0])
+            low, high = (pick([pick(one.tuned_U).item() for one in curves]) for pick in (min, max))
             room = 0.06 * (high - low) or 1.0
-            where.set_ylim(low - room, high + room)
-            where.set_title(f"{path}: {text}", fontsize=8)
-        for where in axes[len(curves) :]:
-            where.set_axis_off()
+            panel.set_ylim(low - room, high + room)
+            panel.set_title(title, fontsize=8)
+        add_legend(figure, axes, len(layers))
         for at, epoch in enumerate(epochs):
             figure.texts[0].set_text(f"{run.name}, seed {run.seed}: epoch {epoch}")
-            for drawn, (*_, values) in zip(lines, curves, strict=True):
-                drawn.set_ydata(values[at])
+            for panel, curves in zip(axes, layers.values(), strict=False):
+                (tuned,) = (line for line in panel.lines if line.get_label() == LABELS["tuned"])
+                tuned.set_ydata(curves[at].tuned_U.numpy())
             figure.set_dpi(DOTS)
             canvas.draw()
             frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
@@ -112,23 +114,23 @@ def _gif(frames: list[Image.Image]) -> bytes:
 
 
 def _mp4(frames: list[Image.Image]) -> bytes:
-    # H.264 takes even numbers of pixels only; the last picture stays, as in the GIF.
+    # H.264 needs an even number of pixels; the last frame stays longer, as in the GIF.
     width, height = (size - size % 2 for size in frames[0].size)
     shown = [*frames, *[frames[-1]] * round(LAST / MILLISECONDS - 1)]
     pixels = b"".join(frame.crop((0, 0, width, height)).tobytes() for frame in shown)
     rate = f"{1000 / MILLISECONDS:.3f}"
     given = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "-"]
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "forms.mp4"
+        file = Path(folder) / "activations.mp4"
         made = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(file)]
         done = subprocess.run([_ffmpeg(), "-loglevel", "error", *given, *made], input=pixels, capture_output=True)
         if done.returncode:
-            raise UserError(f"ffmpeg could not make the MP4: {done.stderr.decode(errors='replace').strip()}")
+            raise UserError(f"ffmpeg could not write the MP4: {done.stderr.decode(errors='replace').strip()}")
         return file.read_bytes()
 
 
 def _ffmpeg() -> str:
-    """The program: an installed one, or that of the package imageio-ffmpeg."""
+    """Return the path of ffmpeg: an installed one, or that of the package imageio-ffmpeg."""
     if (installed := shutil.which("ffmpeg")) is not None:
         return installed
     if find_spec("imageio_ffmpeg") is None:

@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aafit.experiment.report.runs import RunRecord, SuiteRuns
 from aafit.experiment.runs.documents import ACTIVATIONS, StoredDifference
 from aafit.networks.adaptive import read_activations
-from aafit.plots.activations import curve_range, curve_values
-from aafit.plots.style import GREY, START, TUNED, UNSURE, look, panels, text_width
+from aafit.plots.curves import LABELS, curves_of, drawn_range
+from aafit.plots.style import BAND, GREY, INITIAL, TUNED, look, panels, text_width
 
 MEAN: dict[str, Any] = {"color": "black", "marker": "o", "markersize": 5, "linestyle": ""}
 LARGEST: dict[str, Any] = {**MEAN, "color": "#D55E00", "marker": "D", "markerfacecolor": "white"}
@@ -110,13 +110,14 @@ def draw_seeds(runs: Sequence[RunRecord]) -> Figure | None:
     with look():
         figure, axes = panels(-(-count // columns), columns, (2.9, 2.0), (0.5, 0.15, 0.42, 0.3), title, foot=0.3)
         for panel, layers in zip(axes, zip(*saved, strict=True), strict=False):
-            u = np.linspace(*curve_range(layers[0].tuned), 241)
-            tuned = np.stack([np.median(curve_values(layer.tuned, u), axis=1) for layer in layers])
-            mean, std = tuned.mean(0), tuned.std(0, ddof=1)
-            panel.fill_between(u, mean - std, mean + std, label="± one standard deviation", **UNSURE)
-            if layers[0].start is not None:
-                panel.plot(u, np.median(curve_values(layers[0].start, u), axis=1), label="initial", **START)
-            panel.plot(u, mean, label="tuned, mean over the seeds", **TUNED)
+            u = torch.linspace(*drawn_range(layers[0].tuned), 241, dtype=torch.float64)
+            curves = [curves_of(layer.tuned, layer.start, None, u) for layer in layers]
+            tuned = torch.stack([one.tuned_U for one in curves])
+            mean, std = tuned.mean(0), tuned.std(0)
+            panel.fill_between(u, mean - std, mean + std, label="± one standard deviation", **BAND)
+            if curves[0].initial_U is not None:
+                panel.plot(u, curves[0].initial_U, label=LABELS["initial"], **INITIAL)
+            panel.plot(u, mean, label=f"{LABELS['tuned']}, mean over the seeds", **TUNED)
             panel.set_title(f"{layers[0].path}: {layers[0].tuned.text}", fontsize=8)
             panel.set_xlabel("input")
         for panel in axes[count:]:

@@ -57,22 +57,22 @@ def test_plot_activations_draws_each_activation_beside_what_it_started_as() -> N
     figure = plot_activations(net, title="shapes")
     assert dict(matplotlib.rcParams) == before
     assert isinstance(figure, Figure)
-    x, y = curve(figure, 0, "now")
+    x, y = curve(figure, 0, "tuned")
     assert (x[0], x[-1]) == (-6, 6)
     assert y == pytest.approx(np.tanh(x) + 0.25, abs=1e-6)
-    assert curve(figure, 0, "the function it started as")[1] == pytest.approx(np.tanh(x))
+    assert curve(figure, 0, "initial")[1] == pytest.approx(np.tanh(x))
     assert "p4 = -0.75" in figure.axes[0].get_title(loc="left")
-    x, _ = curve(figure, 1, "now")
+    x, _ = curve(figure, 1, "tuned")
     assert x[0] < -2
     assert x[-1] > 2
-    assert curve(figure, 1, "knots (weights)")[1] == pytest.approx([0, 0, 0, 1, 2])
+    assert curve(figure, 1, "knots")[1] == pytest.approx([0, 0, 0, 1, 2])
 
 
 @pytest.mark.parametrize(("shape", "size"), [((3, 1, 1), 3), ((3, 4, 4), 48)])
 def test_parameters_of_many_channels_or_neurons_are_a_median_and_a_band(shape: tuple[int, ...], size: int) -> None:
     activation = LEAF.random(shape, torch.Generator().manual_seed(0))
     figure = plot_activations(activation)
-    x, y = curve(figure, 0, "now: median")
+    x, y = curve(figure, 0, "tuned")
     grid = torch.tensor(x).reshape(-1, 1, 1, 1).expand(-1, *shape)
     expected = np.median(activation(grid).detach().reshape(len(x), -1).numpy(), axis=1)
     assert y == pytest.approx(expected, abs=1e-6)
@@ -90,7 +90,7 @@ def test_inputs_are_shown_and_the_network_is_left_as_it_was(kind: str) -> None:
     net[1].eval()
     state = {name: value.clone() for name, value in net.state_dict().items()}
     figure = plot_activations(net, inputs=batches(kind))
-    assert "inputs of the activation (density)" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "inputs" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert [module.training for module in net.modules()] == [True, True, False]
     assert not net[1]._forward_pre_hooks
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
@@ -115,9 +115,9 @@ def test_number(value: float, text: str) -> None:
 
 def test_fixed_functions_drawn_as_replaced_are_the_real_ones(suite: Path) -> None:
     figure = draw_saved(suite / "relu-leaf-tanh" / "seed42" / "activations.safetensors", "")
-    x, replaced = curve(figure, 4, "replaced function")
+    x, replaced = curve(figure, 4, "original")
     assert replaced == pytest.approx(FIXED["ReLU"]()(torch.tensor(x)).numpy())
-    start = next(line for line in figure.axes[4].lines if line.get_label() == "start, before tuning")
+    start = next(line for line in figure.axes[4].lines if line.get_label() == "initial")
     assert np.asarray(start.get_ydata()) == pytest.approx(np.tanh(x), abs=1e-6)
     assert start.is_dashed()
     assert re.search(r"p1 = -?0\.\d+ \(from 0\)", figure.axes[4].get_title(loc="left"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from fake_runs import write_run
 from PIL import Image
@@ -19,7 +20,7 @@ from aafit.experiment.report.figures import draw_seeds
 from aafit.experiment.report.page import animate_activations
 from aafit.experiment.report.runs import read_run, read_suite
 from aafit.networks.adaptive import read_activations
-from aafit.plots.activations import curve_values
+from aafit.plots.curves import curves_of
 from aafit.studies.figure import write_figure
 
 
@@ -31,7 +32,7 @@ def test_the_mean_over_seeds(suite: Path) -> None:
     for axes, layers in zip(figure.axes, zip(*saved, strict=True), strict=False):
         drawn = next(line for line in axes.lines if line.get_label() == "tuned, mean over the seeds")
         u = np.asarray(drawn.get_xdata())
-        expected = np.mean([curve_values(layer.tuned, u)[:, 0] for layer in layers], axis=0)
+        expected = np.mean([curves_of(layer.tuned, None, None, torch.tensor(u)).tuned_U for layer in layers], axis=0)
         assert np.allclose(np.asarray(drawn.get_ydata()), expected)
     assert draw_seeds(runs[:1]) is None
 
