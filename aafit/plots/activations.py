@@ -17,7 +17,6 @@ from aafit.networks.running import evaluation_mode, receiving
 from aafit.plots.curves import LABELS, curves_of
 from aafit.plots.panels import add_legend, draw_curves, panel_grid
 from aafit.plots.style import look
-from aafit.training.predictor import Predictor
 
 WIDEST = 58
 """Characters of a heading that fit over a panel."""
@@ -159,6 +158,9 @@ def number(value: float) -> str:
 def _histograms(
     net: nn.Module, found: Mapping[str, AdaptiveActivation], batches: Iterable[Any]
 ) -> dict[str, Histogram]:
+    # Imported here, because reports draw saved activations and never run networks.
+    from aafit.training.predictor import Predictor
+
     histograms: dict[str, Histogram] = {}
 
     def see(path: str, u: Tensor) -> None:

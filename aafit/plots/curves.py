@@ -75,8 +75,8 @@ def curves_of(
         u_U = torch.linspace(*drawn_range(tuned), points, dtype=torch.float64)
     tuned_UC = curve_values(tuned, u_U)
     low_U, high_U = quantiles(tuned_UC, (0.05, 0.95)) if tuned_UC.shape[1] > 1 else (None, None)
-    before = (None if one is None else median(curve_values(one, u_U)) for one in (original, initial))
-    return Curves(u_U, *before, median(tuned_UC), None, low_U, high_U)
+    original_U, initial_U = (None if one is None else median(curve_values(one, u_U)) for one in (original, initial))
+    return Curves(u_U, original_U, initial_U, median(tuned_UC), None, low_U, high_U)
 
 
 def drawn_range(activation: nn.Module) -> tuple[float, float]:
