@@ -49,7 +49,6 @@ INITIAL: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (5, 2)), "linewi
 ORIGINAL: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1.2, "zorder": 2}
 BAND: dict[str, Any] = {"color": "#0072B2", "alpha": 0.25, "linewidth": 0}
 """The area of a standard error, of quantiles, or of a standard deviation."""
-START, REPLACED, UNSURE = INITIAL, ORIGINAL, BAND
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,11 @@ class InputDistribution:
     elements: int
 
     @property
+    def histogram(self) -> Histogram:
+        """The histogram."""
+        return Histogram(self.edges, self.counts)
+
+    @property
     def centres(self) -> Tensor:
         """Centres of the bins, (N,)."""
         return (self.edges[1:] + self.edges[:-1]) / 2
@@ -69,7 +74,7 @@ def input_distributions(
             return
         if not u.isfinite().all():
             raise UserError(f"The inputs of {path!r} are not all finite (NaN or infinity): clean the data first.")
-        histogram = _histogram(u)
+        histogram = Histogram.of(u)
         histograms[path] = histograms[path].merged(histogram) if path in histograms else histogram
         extremes = u.min().item(), u.max().item()
         moments.setdefault(path, []).append((u.numel(), u.sum().item(), u.square().sum().item(), *extremes))
@@ -79,15 +84,6 @@ def input_distributions(
         for batch in batches:
             predictor.forward(batch)
     return tuple(_distribution(path, histogram, moments[path]) for path, histogram in histograms.items())
-
-
-def _histogram(u: Tensor) -> Histogram:
-    low, high = u.min(), u.max()
-    if low < high:
-        return Histogram.of(u)
-    # All inputs are equal: one narrow bin, which other batches do not spread.
-    half = 1e-6 * max(1.0, abs(low.item()))
-    return Histogram(tensor([low - half, low + half]), tensor([float(u.numel())]))
 
 
 def _distribution(

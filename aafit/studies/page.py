@@ -8,10 +8,11 @@ from torch import Tensor
 
 from aafit.errors import UserError
 from aafit.files import make_folder, write_atomically
+from aafit.plots.curves import LABELS
 from aafit.plots.html import embedded_json, rendered
+from aafit.plots.pictures import curves_picture, thumbnail
 from aafit.plots.svg import line_picture
 from aafit.studies import page_tables as tables
-from aafit.studies.pictures import form_picture, small_picture
 from aafit.studies.result import Study, evaluated_on
 from aafit.studies.shapes import LearnedShape
 
@@ -19,8 +20,6 @@ SHOWN = 12
 """Layers in the pictures of the first screen."""
 MOST_STEPS = 24
 SUFFIXES = (".html", ".htm")
-LEGEND = (("replaced", "original"), ("start", "initial"), ("tuned", "tuned"), ("inputs", "inputs of the layer"))
-BAND = ("band", "± 2 standard errors")
 
 
 def write_study_page(study: Study, path: Path) -> Path:
@@ -66,7 +65,7 @@ def study_page(study: Study) -> str:
         study_key=study.provenance["study"],
         verdict=study.verdict,
         numbers=_numbers(study),
-        legend=LEGEND,
+        legend=[(key, LABELS[key]) for key in ("tuned", "initial", "original", "inputs")],
         overview=[layer for layer in drawn if layer in most],
         more=len(drawn) - len(most),
         layer_table=tables.layer_table(study),
@@ -102,20 +101,17 @@ def _layer(study: Study, path: str) -> dict[str, Any]:
         "lead": _lead(study, path),
         "small": None,
         "picture": None,
-        "legend": LEGEND,
+        "legend": (),
         "facts": _layer_facts(study, path, shape),
         "parameters": tables.parameter_table(study, path),
     }
     if shape is not None and inputs is not None:
         label = f"{path}: original, initial and tuned activation"
         layer |= {
-            "small": small_picture(shape, inputs, number, label),
-            "picture": form_picture(shape, inputs, number, label),
+            "small": thumbnail(shape, inputs.histogram, number, label),
+            "picture": curves_picture(shape, inputs.histogram, number, label),
+            "legend": shape.legend(),
         }
-        if shape.error_U is not None:
-            layer["legend"] = (*LEGEND, BAND)
-        if shape.low_U is not None:
-            layer["legend"] = (*LEGEND, ("spread", f"90% of the {shape.curves} curves"))
     return layer
 
 
@@ -227,8 +223,8 @@ def _data(study: Study) -> dict[str, Any]:
                 "path": shape.path,
                 "name": original[shape.path],
                 "x": [shape.u_U[0].item(), shape.u_U[-1].item()],
-                "replaced": _rounded(shape.original_U),
-                "start": _rounded(shape.initial_U),
+                "original": _rounded(shape.original_U),
+                "initial": _rounded(shape.initial_U),
                 "steps": [_rounded(shape.steps_SU[index]) for index in _shown_steps(study)],
                 "error": None if shape.error_U is None else _rounded(shape.error_U),
             }

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation
+from aafit.activations.base import curve_values
 from aafit.identification import Identification
 from aafit.identification.coordinates import Coordinates
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.build import sets_of
-from aafit.networks.kinds import Near, distance, nearest_functions, rms
+from aafit.networks.nearest import Near, distance, nearest_functions, rms
+from aafit.plots.curves import Curves, curves_of, median
 from aafit.studies.inputs import InputDistribution
 
 POINTS = 121
@@ -24,16 +25,14 @@ BEYOND = 0.2
 """How far a curve extends beyond the inputs, as a share of their range."""
 AS_NEAR, SHARE = 0.001, 0.02
 """A known function is as near as the nearest one within a thousandth, or within a fiftieth of its distance."""
-AT_ONCE = 30_000
-"""Elements: for large inputs an activation compiles a loop, which takes longer than all the points."""
 ROUNDING = 1e-6
 NEAR = 0.1
 """A shape is called after a known function up to this distance."""
 
 
 @dataclass(frozen=True)
-class LearnedShape:
-    """The shape of one layer's activation; of several curves (one per channel or neuron) their median.
+class LearnedShape(Curves):
+    """The curves of one layer's activation, and what they show.
 
     Distances are relative RMS differences over the layer's inputs: the root mean square of the difference by the
     standard deviation of the shape.
@@ -41,13 +40,6 @@ class LearnedShape:
     Attributes:
         path: Path of the layer.
         curves: Number of the layer's curves.
-        u_U: Inputs of the curves.
-        original_U: The original activation.
-        initial_U: The new activation before tuning.
-        tuned_U: The new activation after tuning.
-        error_U: Standard error of `tuned_U`, NaN where the samples do not determine it; None: not available.
-        low_U: The 5% quantile of the layer's curves; None with a single curve.
-        high_U: Their 95% quantile.
         steps_SU: The curve after each step of the identification.
         nearest: The nearest known function, and those that are as near; a constant where that is nearer.
         changed: Relative RMS change from initial to tuned.
@@ -56,15 +48,10 @@ class LearnedShape:
         significant: Whether the change exceeds two standard errors; None: no standard error is available.
     """
 
-    path: str
-    curves: int
-    u_U: Tensor
     original_U: Tensor
     initial_U: Tensor
-    tuned_U: Tensor
-    error_U: Tensor | None
-    low_U: Tensor | None
-    high_U: Tensor | None
+    path: str
+    curves: int
     steps_SU: Tensor
     nearest: tuple[Near, ...]
     changed: float
@@ -104,7 +91,7 @@ def learned_shapes(
     for vector_P in vectors or [found.state.vector_P]:
         coordinates.write(vector_P)
         for path, row in by_path.items():
-            steps[path].append(median(curves(tuned.get_submodule(path), points(row))))
+            steps[path].append(median(curve_values(tuned.get_submodule(path), points(row))))
     coordinates.write(found.state.vector_P)
     covariance_PP = None if found.uncertainty is None else found.uncertainty.covariance_PP
     activations = adaptive_activations(tuned)
@@ -127,11 +114,10 @@ def _shape(
     inputs: InputDistribution,
 ) -> LearnedShape:
     u_U, u, weights = points(inputs), inputs.centres, inputs.weights
-    tuned_UC = curves(tuned, u_U)
-    several = tuned_UC.shape[1] > 1
+    drawn = curves_of(tuned, initial, original, u_U)
+    several = drawn.low_U is not None
     error_U = None if covariance_PP is None or several else standard_errors(tuned, u_U, covariance_PP)
-    low_U, high_U = (tuned_UC.quantile(q, dim=1) if several else None for q in (0.05, 0.95))
-    before, after = (median(curves(activation, u)) for activation in (initial, tuned))
+    before, after = (median(curve_values(activation, u)) for activation in (initial, tuned))
     error = significant = None
     if error_U is not None:
         squares = error_U[torch.bucketize(u, u_U).clamp(max=len(u_U) - 1)].square()
@@ -142,15 +128,9 @@ def _shape(
             error = rms(squares.nan_to_num(0).sqrt(), own) / std
             significant = rms(after - before, own) / std > 2 * error
     return LearnedShape(
+        **(vars(drawn) | {"error_U": error_U}),
         path=path,
-        curves=tuned_UC.shape[1],
-        u_U=u_U,
-        original_U=median(curves(original, u_U)),
-        initial_U=median(curves(initial, u_U)),
-        tuned_U=median(tuned_UC),
-        error_U=error_U,
-        low_U=low_U,
-        high_U=high_U,
+        curves=torch.Size(tuned.shape).numel(),
         steps_SU=steps_SU,
         nearest=nearest(after, inputs),
         changed=distance(before, after, weights),
@@ -164,21 +144,6 @@ def points(inputs: InputDistribution) -> Tensor:
     left, right = inputs.edges[0].item(), inputs.edges[-1].item()
     beyond = BEYOND * (right - left)
     return torch.linspace(left - beyond, right + beyond, POINTS, dtype=torch.float64)
-
-
-def curves(activation: nn.Module, u_U: Tensor) -> Tensor:
-    """Return the curves of an activation, (U, C) in float64: one for each channel or neuron with own parameters."""
-    own = deepcopy(activation).cpu().double().eval()
-    shape = sets_of(own)
-    u = u_U.reshape(-1, *[1] * len(shape))
-    with torch.no_grad():
-        parts = [own(part.expand(-1, *shape).clone()) for part in u.split(max(1, AT_ONCE // torch.Size(shape).numel()))]
-    return torch.cat(parts).reshape(len(u_U), -1)
-
-
-def median(curves_UC: Tensor) -> Tensor:
-    """Return the median of the curves, (U,)."""
-    return curves_UC.quantile(0.5, dim=1)
 
 
 def standard_errors(activation: AdaptiveActivation, u_U: Tensor, covariance_PP: Tensor) -> Tensor:

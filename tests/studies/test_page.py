@@ -188,7 +188,9 @@ def test_without_the_script_the_curves_are_there(found):
     text = study_page(found)
     frames = re.findall(r'<svg class="form".*?</svg></svg>', text, re.DOTALL)
     assert len(frames) == 2
-    assert all(f'<path class="{kind}" d="M' in frames[0] for kind in ("inputs", "replaced", "start", "tuned", "band"))
+    assert all(
+        f'<path class="{kind}" d="M' in frames[0] for kind in ("inputs", "original", "initial", "tuned", "error")
+    )
 
 
 def test_names_cannot_break_the_page(found):

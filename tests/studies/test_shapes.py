@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from aafit import AHAF, LEAF, FNeuron
+from aafit.activations.base import curve_values
 from aafit.networks.batches import Batch
 from aafit.studies.inputs import input_distributions
-from aafit.studies.shapes import LearnedShape, curves, nearest, points, standard_errors
+from aafit.studies.shapes import LearnedShape, nearest, points, standard_errors
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_errors_are_those_of_parameters_drawn(activation, seen):
     drawn = []
     for noise in torch.randn(2000, len(vector), generator=generator, dtype=torch.float64):
         torch.nn.utils.vector_to_parameters(vector + root @ noise, [getattr(own, name) for name in names])
-        drawn.append(curves(own, u).squeeze(1))
+        drawn.append(curve_values(own, u).squeeze(1))
     expected = torch.stack(drawn).std(0)
     assert torch.allclose(found, expected, rtol=0.12, atol=1e-5)
 

@@ -27,8 +27,8 @@ from aafit.experiment.report.summary import (
 )  # fmt: skip
 from aafit.experiment.runs.documents import ACTIVATIONS, StoredCurveError
 from aafit.files import make_folder, write_atomically
-from aafit.plots.activations import draw_saved
 from aafit.plots.html import rendered
+from aafit.plots.panels import draw_saved
 from aafit.plots.style import save
 
 MOST_SECTIONS = 100

@@ -67,9 +67,9 @@ if (holder) {
     const px = x => left + width * (x - x0) / (x1 - x0);
     const py = y => top + height * (1 - Math.min(2, Math.max(-1, (y - y0) / (y1 - y0))));
     return {svg, layer, px, py, x0, x1, left, top, width, height, path: svg.querySelector("path.tuned"),
-            band: svg.querySelector("path.band"), spread: svg.querySelector("path.spread")};
+            error: svg.querySelector("path.error"), quantiles: svg.querySelector("path.quantiles")};
   });
-  const at = (layer, index) => layer.x[0] + index * (layer.x[1] - layer.x[0]) / (layer.start.length - 1);
+  const at = (layer, index) => layer.x[0] + index * (layer.x[1] - layer.x[0]) / (layer.initial.length - 1);
   const line = (picture, values) => values.map((y, index) => y === null ? "" :
     `${index && values[index - 1] !== null ? "L" : "M"}${picture.px(at(picture.layer, index)).toFixed(1)} ${picture.py(y).toFixed(1)}`).join("");
   let now = last;
@@ -78,7 +78,7 @@ if (holder) {
     for (const picture of pictures) {
       picture.path.setAttribute("d", line(picture, picture.layer.steps[step]));
       // Standard errors exist for the last step only.
-      for (const area of [picture.band, picture.spread]) if (area) area.style.visibility = step === last ? "" : "hidden";
+      for (const area of [picture.error, picture.quantiles]) if (area) area.style.visibility = step === last ? "" : "hidden";
     }
     for (const control of document.querySelectorAll(".steps")) {
       control.querySelector("input").value = step;
@@ -112,18 +112,18 @@ if (holder) {
     const cross = document.createElementNS("http://www.w3.org/2000/svg", "path");
     cross.setAttribute("class", "cross");
     svg.append(cross);
-    let index = Math.round((layer.start.length - 1) / 2);
+    let index = Math.round((layer.initial.length - 1) / 2);
     const describe = () => {
       const x = at(layer, index), tuned = layer.steps[now][index], error = now === last && layer.error ? layer.error[index] : null;
       cross.setAttribute("d", `M${picture.px(x).toFixed(1)} ${picture.top}v${picture.height}`);
       const error_text = now !== last || !layer.error ? "" : error === null ? " (undetermined)" : ` ± ${text(error)}`;
-      readout.textContent = `input ${text(x)}: original (${layer.name}) ${text(layer.replaced[index])}, initial ${text(layer.start[index])}, tuned ${text(tuned)}${error_text}`;
+      readout.textContent = `input ${text(x)}: original (${layer.name}) ${text(layer.original[index])}, initial ${text(layer.initial[index])}, tuned ${text(tuned)}${error_text}`;
     };
     const clear = () => { cross.setAttribute("d", ""); readout.textContent = ""; };
     svg.addEventListener("pointermove", event => {
       const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
       const share = (point.x - picture.left) / picture.width;
-      index = Math.round(Math.min(1, Math.max(0, share)) * (layer.start.length - 1));
+      index = Math.round(Math.min(1, Math.max(0, share)) * (layer.initial.length - 1));
       describe();
     });
     svg.addEventListener("pointerleave", clear);
@@ -132,7 +132,7 @@ if (holder) {
     svg.addEventListener("keydown", event => {
       const move = {ArrowLeft: -1, ArrowRight: 1}[event.key];
       if (!move) return;
-      index = Math.min(layer.start.length - 1, Math.max(0, index + move));
+      index = Math.min(layer.initial.length - 1, Math.max(0, index + move));
       describe();
       event.preventDefault();
     });

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from aafit.activations import FIXED, LEAF, FNeuron
 from aafit.errors import UserError
-from aafit.plots.activations import draw_saved, number, plot_activations
+from aafit.plots.activations import plot_activations
+from aafit.plots.panels import draw_saved, number
 from aafit.plots.style import line, spread
 
 
