@@ -1,6 +1,6 @@
 """The adaptive activations AHAF, LEAF and F-Neuron, and the fixed functions that they start from.
 
-Read leaf.py first, then base.py, the class of all adaptive activations. elementwise.py and piecewise_linear.py compute
+Begin with leaf.py, then base.py, the class of all adaptive activations. elementwise.py and piecewise_linear.py compute
 them, compiled.py makes that fast, fitting.py fits them to functions. A text form names each activation: "ReLU",
 "AHAF as SiLU", "LEAF random", "F-Neuron ramp".
 """

@@ -16,7 +16,7 @@ from aafit.activations.base import curve_values
 from aafit.identification import Identification
 from aafit.identification.coordinates import Coordinates
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.nearest import Near, distance, nearest_functions, rms
+from aafit.networks.kinds import Near, distance, nearest_functions, rms
 from aafit.plots.curves import Curves, curves_of, median
 from aafit.studies.inputs import InputDistribution
 
