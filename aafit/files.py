@@ -48,9 +48,15 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether there is such a file; False for a name that the operating system does not accept."""
+    """Return whether there is such a file; False for a name that the operating system does not accept.
+
+    Raises:
+        UserError: a folder on its path cannot be read.
+    """
     try:
         return path.is_file()
+    except PermissionError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     except (OSError, ValueError):
         return False
 

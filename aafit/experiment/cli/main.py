@@ -152,8 +152,9 @@ def _selected(
 
 def _console() -> Console:
     """Return the terminal; a log gets lines long enough for the tables."""
-    console = Console()
-    return console if console.is_terminal else Console(width=max(120, console.width))
+    # Without markup: paths and names are printed as they are.
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(markup=False, width=max(120, console.width))
 
 
 def _print(console: Console, text: str) -> None:

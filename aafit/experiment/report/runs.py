@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 
 from aafit.errors import UserError
 from aafit.experiment.runs.config import RunConfig
-from aafit.experiment.runs.documents import CONFIG, METRICS, Config, Done, StoredComparison
+from aafit.experiment.runs.documents import (
+    CONFIG,
+    DONE,
+    METRICS,
+    NETWORK,
+    OPTIMIZER,
+    Config,
+    Done,
+    StoredComparison,
+    check_files,
+    check_place,
+)
 from aafit.experiment.runs.metrics import read_columns
 
 
@@ -118,16 +129,23 @@ def read_run(folder: Path) -> RunRecord:
     """Read one run folder, finished or not.
 
     Raises:
-        UserError: If it is not a run folder, or a file in it is damaged.
+        UserError: If it is not a run folder, a file in it is damaged or was altered since the run ended, or it holds
+            another run than its name says.
     """
-    config = Config.of(folder)
+    config, done = Config.of(folder), Done.read(folder)
+    check_place(folder, config)
+    if done is not None:
+        # An archive may lack the networks, but what is there has to be the run's.
+        check_files(folder, done, may_lack=(NETWORK, OPTIMIZER))
+        if done.hash != config.hash:
+            raise UserError(f"{folder}: {CONFIG} and {DONE} belong to different runs; run it again with --fresh.")
     return RunRecord(
         folder=folder,
         settings=config.run,
         seed=config.seed,
         environment=config.environment,
         columns=read_columns(folder / METRICS),
-        done=Done.read(folder),
+        done=done,
         comparison=StoredComparison.read(folder),
     )
 

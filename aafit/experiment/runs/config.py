@@ -63,9 +63,9 @@ def _short(value: object) -> str:
 
 
 MOST = 10**9
-"""More epochs, images or knots than any run has: a larger number is a typing error."""
+"""More epochs or images than any run has: a larger number is a typing error."""
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+End = Annotated[float, Field(ge=-1e6, le=1e6)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 Activation = Annotated[str, AfterValidator(_activation)]
@@ -116,9 +116,9 @@ class RunConfig(Settings):
     fc: Activation = "ReLU"
     """Activation of the fully connected layers."""
     sharing: Literal["layer", "channel", "neuron"] = "layer"
-    interval: Annotated[tuple[Finite, Finite], AfterValidator(_interval)] = (-4.0, 4.0)
+    interval: Annotated[tuple[End, End], AfterValidator(_interval)] = (-4.0, 4.0)
     """F-Neuron: the interval of its knots."""
-    knots: Annotated[int, Field(ge=3, le=MOST)] = 18
+    knots: Annotated[int, Field(ge=3, le=100_000)] = 18
     """F-Neuron: the number of its knots, which are its values; one less is its number of segments."""
 
     train: Literal["all", "activations", "none"] = "all"
@@ -181,6 +181,12 @@ class RunConfig(Settings):
         if self.parent is not None and self.init_from is not None:
             raise UserError(
                 f"parent = {self.parent!r} and init_from = {str(self.init_from)!r} exclude each other: give only one."
+            )
+        left, right = self.interval
+        if (right - left) / self.knots < 1e-6 * max(abs(left), abs(right)):
+            raise UserError(
+                f"interval = [{left:g}, {right:g}] is too narrow for knots = {self.knots}: in float32 adjacent knots "
+                "are equal."
             )
         fixed = f"but cnn = {self.cnn!r} and fc = {self.fc!r} are both fixed: make one of them adaptive"
         if self.train == "activations" and not self.adaptive:

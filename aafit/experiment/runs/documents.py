@@ -7,7 +7,8 @@ ignored: a later version may have written them. Documents of format 2 are read a
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -40,6 +41,8 @@ LOG = "log.txt"
 """What the run printed."""
 DONE = "done.json"
 """The results, and the SHA-256 of the files above that it vouches for; written last."""
+
+VOUCHED = {CONFIG, METRICS, COMPARISON, IDENTIFICATION, NETWORK, OPTIMIZER, ACTIVATIONS}
 
 
 class Document(BaseModel, frozen=True):
@@ -202,12 +205,48 @@ def check_finished(folder: Path) -> Done:
         raise UserError(f"The run in {folder} is not finished; run it first.")
     if done.result.diverged is not None:
         raise UserError(diverged(folder, done.result.diverged))
+    check_files(folder, done)
+    return done
+
+
+def check_files(folder: Path, done: Done, may_lack: Collection[str] = ()) -> None:
+    """Raise a UserError unless the files that `done` vouches for are those that it saw.
+
+    Args:
+        folder: the run folder.
+        done: its `done.json`.
+        may_lack: files that may be missing, but not altered.
+
+    Raises:
+        UserError: a file is missing or was altered; the message names it.
+    """
+    if done.sha256.keys() - VOUCHED:
+        raise _damaged(folder / DONE, f"it vouches for {min(done.sha256.keys() - VOUCHED)!r}, which no run writes")
     for name, digest in done.sha256.items():
-        if not (folder / name).exists() or sha256_of(folder / name) != digest:
+        try:
+            intact = sha256_of(folder / name) == digest
+        except FileNotFoundError:
+            intact = name in may_lack
+        except OSError as error:
+            raise UserError(f"Cannot read {folder / name}: {error.strerror}.") from error
+        if not intact:
             raise UserError(
                 f"{folder / name} is missing, truncated or was altered since its run ended; run it again with --fresh."
             )
-    return done
+
+
+def check_place(folder: Path, config: Config) -> None:
+    """Raise a UserError if `folder`, named `<run>/seed<k>`, holds another run or another seed.
+
+    Raises:
+        UserError: it does, as a copy under another name does; a report would count it as one more seed.
+    """
+    folder = folder.absolute()
+    if re.fullmatch(r"seed-?\d+", folder.name) and folder.parts[-2:] != (config.run.name, f"seed{config.seed}"):
+        raise UserError(
+            f"{folder} holds the run {config.run.name!r} with seed {config.seed}, not the one that its name says: "
+            f"rename it to {config.run.name}/seed{config.seed}, or remove it."
+        )
 
 
 def diverged(folder: Path, epoch: int) -> str:

@@ -13,9 +13,9 @@ from pydantic import Field
 from aafit.activations import is_adaptive
 from aafit.errors import UserError
 from aafit.experiment.runs.config import RunConfig, Settings
-from aafit.experiment.runs.documents import CONFIG, Done, diverged, load_json
+from aafit.experiment.runs.documents import CONFIG, Done, check_files, diverged, load_json
 from aafit.experiment.runs.suite import SEEDS, Suite
-from aafit.files import cannot_write, sha256_of
+from aafit.files import cannot_write, is_file, sha256_of
 from aafit.training.tune import LEARNING_RATES
 
 NOT_IN_RESULT = {"name", "stage", "parent", "init_from", "lr"}
@@ -133,11 +133,14 @@ def is_done(job: Job) -> bool:
     """Return whether the job's folder holds its finished result; a run that diverged has none.
 
     Raises:
-        UserError: the folder holds a run with other settings; the message says which.
+        UserError: the folder holds a run with other settings, or a file of the finished run was altered.
     """
     check_same_settings(job)
     done = Done.read(job.folder)
-    return done is not None and done.hash == job.settings_hash and done.result.diverged is None
+    if done is None or done.hash != job.settings_hash or done.result.diverged is not None:
+        return False
+    check_files(job.folder, done)
+    return True
 
 
 def verdict(job: Job) -> str | None:
@@ -156,7 +159,7 @@ def check_same_settings(job: Job) -> None:
     """
     path = job.folder / CONFIG
     # Not as `Config`: a run of another version may have settings that this one does not have.
-    if path.exists() and (different := differences(load_json(path), job)):
+    if is_file(path) and (different := differences(load_json(path), job)):
         raise UserError(
             f"{job.folder} holds a run with other settings ({'; '.join(different)}): "
             "use --fresh to move it aside and start again, or another --runs-dir."

@@ -1,6 +1,9 @@
 """Checkpoints come back whole, or are refused by name."""
 
+import hashlib
+import io
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,17 +14,21 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import base_job
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, RMSprop
 
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.errors import UserError
+from aafit.experiment.runs.execute import execute
 from aafit.experiment.runs.folder import (
     load_state,
     load_tensors,
     save_network,
+    save_run_state,
     save_state,
 )
+from aafit.files import make_folder
 
 CPU = torch.device("cpu")
 
@@ -167,3 +174,42 @@ def test_truncated_tensors_are_refused(tmp_path_factory: pytest.TempPathFactory,
 def test_a_file_that_cannot_be_read(tmp_path: Path, where: str) -> None:
     with pytest.raises(UserError, match="Cannot read"):
         load_tensors(tmp_path / where)
+
+
+class Harmful:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch harmed",)
+
+
+@pytest.mark.parametrize("content", [Harmful(), [1, 2], b"bytes", None], ids=["code", "list", "bytes", "nothing"])
+def test_a_crafted_state_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any) -> None:
+    """Its checksum is right, as anyone can compute it."""
+    monkeypatch.chdir(tmp_path)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    body = buffer.getvalue()
+    (tmp_path / "state.pt").write_bytes(body + hashlib.sha256(body).digest())
+    with pytest.raises(UserError, match=r"state\.pt does not hold what a run with these settings saves"):
+        load_state(tmp_path / "state.pt", CPU)
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"epoch": 1, "seconds": 1.0, "net": {}, "optimizers": []},
+        {"epoch": "many", "seconds": 1.0},
+        {"epoch": 1, "seconds": None, "net": 3, "optimizers": 3},
+    ],
+    ids=["empty", "no tensors", "text", "numbers"],
+)
+def test_a_state_with_other_content_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
+    job = base_job(tmp_path)
+    make_folder(job.folder)
+    (job.folder / "metrics.csv").write_text("epoch\n0\n")
+    save_run_state(job, values)
+    with pytest.raises(UserError, match=r"state\.pt does not hold what a run with these settings saves"):
+        execute(job)

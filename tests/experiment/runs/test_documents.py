@@ -20,7 +20,9 @@ from aafit.experiment.runs.documents import (
     StoredComparison,
     StoredCurveError,
     StoredDifference,
+    check_files,
     check_finished,
+    check_place,
     load_json,
     save_json,
 )
@@ -233,3 +235,34 @@ def test_a_run_whose_results_are_no_longer_that(tmp_path: Path, content: str) ->
     (folder / "done.json").write_text(content)
     with pytest.raises(UserError, match=r"done\.json"):
         check_finished(folder)
+
+
+def test_a_file_that_no_run_writes_is_not_vouched_for(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    done = Done.of(folder)
+    done.model_copy(update={"sha256": {**done.sha256, "../../secret": "0" * 64}}).write(folder)
+    with pytest.raises(UserError, match=r"done\.json is damaged: it vouches for '\.\./\.\./secret'"):
+        check_finished(folder)
+
+
+def test_a_file_that_may_be_missing_must_not_be_altered(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    network = folder / "network.safetensors"
+    network.unlink()
+    check_files(folder, Done.of(folder), may_lack=["network.safetensors"])
+    network.write_bytes(b"")
+    with pytest.raises(UserError, match=r"network\.safetensors is missing, truncated or was altered"):
+        check_files(folder, Done.of(folder), may_lack=["network.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "right"),
+    [("run/seed1", True), ("run/seed2", False), ("other/seed1", False), ("run/seed01", False), ("anywhere", True)],
+)
+def test_a_folder_is_named_after_its_run_and_its_seed(tmp_path: Path, folder: str, right: bool) -> None:
+    config = DOCUMENTS[0]
+    if right:
+        check_place(tmp_path / folder, config)
+    else:
+        with pytest.raises(UserError, match=r"holds the run 'run' with seed 1, .* rename it to run/seed1"):
+            check_place(tmp_path / folder, config)

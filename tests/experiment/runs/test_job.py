@@ -8,7 +8,7 @@ from small_runs import write_done
 
 from aafit.errors import UserError
 from aafit.experiment.runs import job as job_module
-from aafit.experiment.runs.documents import save_json
+from aafit.experiment.runs.documents import Done, Result, save_json
 from aafit.experiment.runs.job import Job, differences, is_done, jobs_of, set_aside
 from aafit.experiment.runs.suite import RunConfig, Suite, load_suite
 from aafit.files import sha256_of
@@ -134,6 +134,20 @@ def test_done_or_not(tmp_path: Path) -> None:
     assert is_done(one)
     with pytest.raises(UserError, match=r"epochs: 3 there, 5 here.*--fresh"):
         is_done(job(tmp_path, epochs=5))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"others"])
+def test_a_finished_run_without_its_network_is_not_done(tmp_path: Path, content: bytes | None) -> None:
+    one, network = job(tmp_path), tmp_path / "network.safetensors"
+    save_json(tmp_path / "config.json", config(one))
+    network.write_bytes(b"weights")
+    result = Result(tuned_parameters=1, epochs=3)
+    digests = {"network.safetensors": sha256_of(network)}
+    Done(hash=one.settings_hash, sha256=digests, finished="", seconds=1.0, result=result).write(tmp_path)
+    assert is_done(one)
+    network.unlink() if content is None else network.write_bytes(content)
+    with pytest.raises(UserError, match=r"network\.safetensors is missing, truncated or was altered"):
+        is_done(one)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3"])

@@ -127,3 +127,18 @@ def test_rows_that_a_power_cut_took_are_missed(tmp_path, monkeypatch):
     metrics.write_text("".join(whole))
     execute(job)
     assert [row[0] for row in untimed_rows(job.folder)] == ["epoch", "0", "1", "2", "3"]
+
+
+def test_a_row_that_was_changed_while_the_run_was_stopped_is_noticed(tmp_path, monkeypatch):
+    job = base_job(tmp_path, epochs=3)
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, 2, before_state=False)
+        with pytest.raises(Stopped):
+            execute(job)
+    metrics = job.folder / "metrics.csv"
+    header, *rows = (line.split(",") for line in metrics.read_text().splitlines())
+    rows[1][header.index("test_accuracy")] = "0.99"
+    metrics.write_text("\n".join(map(",".join, [header, *rows])) + "\n")
+    with pytest.raises(UserError, match=r"metrics\.csv was altered, but the saved state of this run is of epoch 2"):
+        execute(job)
+    assert not (job.folder / "done.json").exists()

@@ -223,6 +223,21 @@ WRONG = {
     "interval reversed": (HEAD + BASE + "interval = [4, -4]\n", ["interval = [4, -4]"]),
     "interval of one": (HEAD + BASE + "interval = [4]\n", ["interval"]),
     "interval endless": (HEAD + BASE + "interval = [-inf, 4]\n", ["interval"]),
+    "two lines": (HEAD + 'description = "two\\nlines"\n' + BASE, ["description: 'two\\nlines' contains"]),
+    "a stage with an escape": (HEAD + BASE + 'stage = "\\u001b[2J"\n', ["'base'", "stage: '\\x1b[2J' contains"]),
+    "a long stage": (HEAD + BASE + f'stage = "{"x" * 301}"\n', ["stage", "has 301 characters"]),
+    "a long name": (HEAD + BASE.replace("base", "x" * 5000), ["folder's name", "(5,002 characters)"]),
+    "NaN as ridge": (HEAD + BASE + "ridge = nan\n", ["ridge = nan"]),
+    "infinite ridge": (HEAD + BASE + "ridge = inf\n", ["ridge = inf"]),
+    "NaN as budget": (HEAD + BASE + "budget = nan\n", ["budget = nan"]),
+    "NaN as fraction": (HEAD + BASE + "heldout = nan\n", ["heldout = nan"]),
+    "NaN as step": (HEAD + BASE + "lr = nan\n", ["lr = nan"]),
+    "NaN as interval": (HEAD + BASE + "interval = [nan, 4.0]\n", ["interval"]),
+    "a deep value": (HEAD + BASE + f"lr = {'[' * 5000}{']' * 5000}\n", ["nested too deeply"]),
+    "a value less deep": (HEAD + BASE + f"lr = {'[' * 150}{']' * 150}\n", ["'base'", "lr = "]),
+    "a million knots": (HEAD + BASE + "knots = 1000000\n", ["knots = 1000000"]),
+    "a wide interval": (HEAD + BASE + "interval = [-1e300, 1e300]\n", ["interval"]),
+    "a narrow interval": (HEAD + BASE + "interval = [4.0, 4.00001]\n", ["interval = [4, 4.00001] is too narrow"]),
     "two knots": (HEAD + BASE + CHILD + LEAF + "knots = 2\n", ["'child'", "knots = 2"]),
     "pieces": (HEAD + BASE + CHILD + LEAF + "pieces = 16\n", ["'child'", "pieces = 16 is now knots = 18"]),
 }
@@ -243,6 +258,18 @@ def test_both_a_parent_and_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"")
     with pytest.raises(UserError, match="exclude each other"):
         load_suite(written(tmp_path, HEAD + BASE + CHILD + LEAF + 'init_from = "x.bin"\n'))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(HEAD + BASE, encoding="utf-8-sig")
+    assert load_suite(file).name == "mine"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a\nb", "x/" * 3000])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(UserError, match=r"has [56],000 characters|contains the character"):
+        load_suite(name)
 
 
 def test_unknown_suite() -> None:
