@@ -54,7 +54,6 @@ def run_parts(
         "base": None if labels else base,
         "output": config.output,
         "loss": config.loss,
-        "batch_size": data.batch_size,
     }
     fitted, evaluated = (first_samples(batches, config.samples) for batches in (data.fitted, data.evaluated))
 
@@ -180,7 +179,6 @@ def _identified(
         steps=config.steps,
         heldout=data.identification_share,
         memory=config.memory,
-        batch_size=data.batch_size,
         seed=config.seed,
         state=state,
         after_step=after_step,

@@ -13,7 +13,6 @@ from aafit.identification.samples import LEAST_HELDOUT
 from aafit.networks.batches import Batch, as_batch
 
 EXAMPLE = 256
-AT_ONCE = 128
 ENOUGH = 500
 """Samples from which a share is held out by default."""
 SHARE = 0.2
@@ -92,11 +91,6 @@ class StudySamples:
     def identification_share(self) -> float:
         """Share of the fitted samples by which the identification chooses its steps, enough of few samples."""
         return max(SHARE, LEAST_HELDOUT / sum(map(len, self.fitted)))
-
-    @property
-    def batch_size(self) -> int:
-        """Samples per forward pass: no more than the largest batch given has."""
-        return min(AT_ONCE, max(map(len, self.fitted)))
 
 
 def first_samples(batches: Iterable[Batch], count: int) -> list[Batch]:
