@@ -185,12 +185,12 @@ class AdaptiveActivation(nn.Module):
         """Return an activation with these `settings()` and arbitrary parameter values."""
         return cls.like(cls.likes[0], settings["shape"])
 
-    def forward(self, u: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Apply the activation elementwise."""
         # `parameters()` would take longer than a small layer.
         parameters: tuple[Any, ...] = tuple(self._parameters.values())
-        check_input(u, parameters[0].shape, self.family)
-        return apply_formula(self._formula or type(self).formula, u, *parameters)
+        check_input(input, parameters[0].shape, self.family)
+        return apply_formula(self._formula or type(self).formula, input, *parameters)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -33,10 +33,10 @@ class SiLU(nn.Module):
         UserError: The input is not floating-point.
     """
 
-    def forward(self, u: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Apply SiLU elementwise."""
-        check_input(u, (1,), "SiLU")
-        return FORMULA(u)
+        check_input(input, (1,), "SiLU")
+        return FORMULA(input)
 
 
 FIXED: dict[str, type[nn.Module]] = {

@@ -254,10 +254,10 @@ class FNeuron(AdaptiveActivation):
         outside = "" if self.outside == "flat" else f", outside={self.outside}"
         return f"{super().extra_repr()}, interval={self.interval}, knots={self.knots}{outside}"
 
-    def forward(self, u: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Apply the activation elementwise."""
-        check_input(u, self.shape, self.family)
-        return self.line(u, self.weight)
+        check_input(input, self.shape, self.family)
+        return self.line(input, self.weight)
 
 
 def knot_positions(interval: tuple[float, float], knots: int, pieces: int | None = None) -> Tensor:

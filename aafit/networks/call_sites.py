@@ -12,7 +12,8 @@ import linecache
 import logging
 import sys
 from abc import ABCMeta
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache, wraps
@@ -24,8 +25,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C import _len_torch_function_stack
+from torch.fx.proxy import Proxy, TracerBase
 from torch.nn.utils.parametrize import is_parametrized
-from torch.overrides import TorchFunctionMode, handle_torch_function
+from torch.overrides import TorchFunctionMode, _pop_mode_temporarily, handle_torch_function
 
 from aafit.errors import UserError
 from aafit.networks.kinds import CalledFunction, called_kind, function_name
@@ -421,7 +424,7 @@ class Interceptor(TorchFunctionMode):
         if name is None and not isinstance(u, Tensor):
             return func(*args, **kwargs)
         # Interceptors of owners around this one must see neither the call again nor what the module computes.
-        with torch._C.DisableTorchFunction():
+        with _without_modes() if isinstance(u, Proxy) else torch._C.DisableTorchFunction():
             if name is not None:
                 return self.owner.get_submodule(name)(u)
             if "_observer" in vars(self.owner):
@@ -460,6 +463,12 @@ class _Intercepted(nn.Module):
         self._calls = calls
         self._described = json.dumps([asdict(call) for call in calls])
 
+    def __prepare_scriptable__(self) -> None:
+        raise UserError(
+            f"TorchScript cannot compile {self._base.__name__}, in which calls of functions were replaced: freeze the "
+            "activations, and give torch.fx.symbolic_trace(net) to torch.jit.script, or use torch.jit.trace."
+        )
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time, so that pickle and copy cannot find it by its name.
         return _new_intercepted, (self._base,), self.__getstate__()
@@ -478,6 +487,9 @@ def _intercepting(base: Any) -> Any:
     @wraps(base.forward)
     def forward(self: _Intercepted, *args: Any, **kwargs: Any) -> Any:
         with Interceptor(self):
+            if not torch.compiler.is_compiling() and (tracer := _tracer_of(args, kwargs)) is not None:
+                with _method_calls_shown(tracer):
+                    return _run(base, self, args, kwargs)
             return _run(base, self, args, kwargs)
 
     body = {"forward": forward, "_base": base, "__module__": base.__module__, "__qualname__": base.__qualname__}
@@ -514,6 +526,46 @@ except AttributeError as error:
         "activations there: compile with fullgraph=True (%s)",
         error,
     )
+
+
+def _tracer_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> TracerBase | None:
+    """Return the tracer of torch.fx that a forward is called by, if any."""
+    return next((value.tracer for value in (*args, *kwargs.values()) if isinstance(value, Proxy)), None)
+
+
+@contextmanager
+def _method_calls_shown(tracer: TracerBase) -> Iterator[None]:
+    """Within the block, let function modes see method calls, x.relu(), that torch.fx traces, as in a forward."""
+    if "create_proxy" in vars(tracer):
+        # An owner around this one has done so.
+        yield
+        return
+    create = tracer.create_proxy
+
+    def create_proxy(kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> Any:
+        if kind != "call_method" or not torch._C._is_torch_function_mode_enabled():
+            return create(kind, target, args, kwargs, *more, **options)
+
+        @wraps(getattr(Tensor, target), updated=())
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return create(kind, target, args, kwargs, *more, **options)
+
+        return handle_torch_function(method, args[:1], *args, **kwargs)
+
+    vars(tracer)["create_proxy"] = create_proxy
+    try:
+        yield
+    finally:
+        del vars(tracer)["create_proxy"]
+
+
+@contextmanager
+def _without_modes() -> Iterator[None]:
+    """Within the block, no function mode sees a call, while the proxies of torch.fx still do."""
+    with ExitStack() as stack:
+        for _ in range(_len_torch_function_stack()):
+            stack.enter_context(_pop_mode_temporarily())
+        yield
 
 
 def _check_programs(owner: nn.Module, path: CallPath) -> None:

@@ -94,10 +94,10 @@ class Table(nn.Module):
         starts = torch.arange(sets.numel(), device=values.device).mul(values.shape[-1]).reshape(sets)
         self.register_buffer("starts", starts)
 
-    def forward(self, u: Tensor) -> Tensor:
-        """The function of u, elementwise."""
-        dtype = torch.promote_types(u.dtype, torch.float32)
-        x, values, slopes = u.to(dtype), self.values.to(dtype), self.slopes.to(dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        """The function of input, elementwise."""
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        x, values, slopes = input.to(dtype), self.values.to(dtype), self.slopes.to(dtype)
         at = ((x - self.left) * (self.segments / (self.right - self.left))).clamp(0, self.segments)
         # A comparison with NaN is false: it takes segment 0, and how far along it is stays NaN.
         segment = torch.where(at > 0, at, 0.0).floor().clamp(max=self.segments - 1)
@@ -106,7 +106,7 @@ class Table(nn.Module):
         inside = begin + (at - segment) * (end - begin)
         below = (x - self.left).clamp(max=0) * slopes[0]
         above = (x - self.right).clamp(min=0) * slopes[1]
-        return (inside + below + above).to(u.dtype)
+        return (inside + below + above).to(input.dtype)
 
     def extra_repr(self) -> str:
         """The interval, the segments, and for what there are several."""

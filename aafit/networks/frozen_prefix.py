@@ -4,12 +4,9 @@ The outputs of the first part do not change while the activations are tuned, so 
 """
 
 import logging
-from functools import wraps
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import handle_torch_function
 
 from aafit.activations import AdaptiveActivation
 
@@ -21,18 +18,6 @@ class _Tracer(fx.Tracer):
         # A module without children is not traced: its program may depend on its input, as our own SiLU's does.
         childless = next(m.children(), None) is None
         return childless or isinstance(m, AdaptiveActivation) or super().is_leaf_module(m, module_qualified_name)
-
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **options: Any) -> Any:
-        """Add a call to the graph; a method call, x.relu(), is shown to function modes first, as in a forward."""
-        make = super().create_proxy
-        if kind != "call_method" or not torch._C._is_torch_function_mode_enabled():
-            return make(kind, target, args, kwargs, *more, **options)
-
-        @wraps(getattr(Tensor, target), updated=())
-        def method(*args: Any, **kwargs: Any) -> Any:
-            return make(kind, target, args, kwargs, *more, **options)
-
-        return handle_torch_function(method, args[:1], *args, **kwargs)
 
 
 def split_network(net: nn.Module, sample: tuple[Tensor, ...]) -> tuple[nn.Module | None, nn.Module]:
