@@ -124,7 +124,7 @@ def test_a_smooth_start_keeps_the_outputs() -> None:
 @pytest.mark.parametrize("call", [identify, audit, importance])
 def test_what_is_missing_is_named(call: Any) -> None:
     _, net = started()
-    with pytest.raises(UserError, match="The batches have no labels"):
+    with pytest.raises(UserError, match="The batches have no target"):
         call(net, batches(), output=hidden)
     labelled = [batch | {"labels": torch.zeros(20).long()} for batch in batches()]
     with pytest.raises(UserError, match=r"say which tensor is meant, as output=lambda out: out\.last_hidden_state"):

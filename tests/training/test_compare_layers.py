@@ -194,3 +194,41 @@ def test_an_input_that_is_changed_in_place_is_given_anew_to_the_second() -> None
     found = compare(base, net, [x])
     assert found.logits.max_abs == pytest.approx(math.tanh(1) - math.tanh(0.1), rel=1e-6)
     assert torch.equal(x, torch.ones(2, 3))
+
+
+def test_quantiles_of_the_inputs_weigh_all_values_alike() -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Linear(40, 2))
+    net, _ = replace_activations(base, {"ReLU": LEAF.like("ReLU")})
+    many, few = torch.randn(8000, 40), torch.randn(2, 40) * 100
+    (row,) = compare(base, net, [many, few]).layers
+    assert row.inputs[1:3] == pytest.approx((-2.35, 2.35), abs=0.1)
+
+
+def test_layers_stand_in_the_order_of_their_calls() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first, self.fc = nn.SiLU(), nn.SiLU(), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.last(self.fc(self.first(self.fc(x))))
+            return y
+
+    base = Net()
+    net, _ = replace_activations(base, {"SiLU": LEAF.like("SiLU")})
+    assert [row.path for row in compare(base, net, [torch.randn(5, 4)]).layers] == ["first", "last"]
+
+
+def test_layers_in_groups_give_the_same_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, net = changed_chain()
+    x = inputs()
+    expected = compare(base, net, [x[:5], x[5:]], reference=torch.float64)
+    monkeypatch.setattr("aafit.training.compare.RECORDED", 1)
+    assert str(compare(base, net, [x[:5], x[5:]], reference=torch.float64)) == str(expected)
+
+
+def test_networks_in_data_parallel_are_unwrapped() -> None:
+    base, net = changed_chain()
+    found = compare(nn.DataParallel(base), nn.DataParallel(net), [inputs()])
+    assert [row.path for row in found.layers] == ["1", "3"]

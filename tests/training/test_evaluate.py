@@ -170,3 +170,18 @@ def test_what_is_not_finite_has_diverged(value: float) -> None:
     assert str(found) == "DIVERGED: NaN or infinite outputs for 1 of 4 samples"
     assert found.accuracy == 2 / 4  # it is not right either
     assert not evaluate(nn.Identity(), [given_logits()]).diverged
+
+
+def test_health_is_counted_over_the_outputs() -> None:
+    """A recurrent network whose first axis is time has fewer outputs than its inputs have rows, and is healthy."""
+    found = evaluate(nn.GRU(5, 3), [(torch.randn(50, 8, 5), torch.zeros(8).long())], output=lambda out: out[0][-1])
+    assert (found.samples, found.not_finite, found.diverged) == (8, 0, False)
+
+
+def test_broken_outputs_are_counted_where_there_are_more_of_them_than_inputs() -> None:
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3), nn.Flatten(0, 1))
+    ids = torch.arange(20).reshape(4, 5) % 9
+    with torch.no_grad():
+        net[0].weight[0] = math.nan
+    found = evaluate(net, [(ids, torch.zeros(20).long())])
+    assert (found.samples, found.not_finite, found.diverged) == (20, 3, True)

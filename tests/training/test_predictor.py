@@ -8,7 +8,8 @@ from aafit.activations import LEAF
 from aafit.networks.batches import Batch
 from aafit.networks.running import evaluation_mode
 from aafit.training.evaluate import evaluate, repeated_evaluation
-from aafit.training.predictor import Predictor
+from aafit.training.predictor import Predictor, unwrapped
+from aafit.training.tune import tune
 
 
 class Skip(nn.Module):
@@ -77,3 +78,45 @@ def test_evaluations_keep_several_values_too() -> None:
     assert again() == again()
     assert not calls
     assert again() == evaluate(net, given)
+
+
+def test_inputs_are_copied_even_for_networks_that_work_in_place() -> None:
+    net = nn.Sequential(nn.LeakyReLU(0.3, inplace=True), nn.Linear(6, 8), LEAF.like("SiLU"), nn.Linear(8, 3))
+    x, y = torch.randn(20, 6), torch.arange(20) % 3
+    before = x.clone()
+    evaluate(net, [(x, y)])
+    tune(net, [(x, y)], epochs=2)
+    assert torch.equal(x, before)
+
+
+def test_every_batch_gets_the_same_random_numbers_and_the_callers_stay() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.randn_like(x)
+
+    predictor, zeros, state = Predictor(Noisy(), batch_size=2), torch.zeros(4, 3), torch.get_rng_state()
+    outputs = predictor.outputs(Batch((zeros,), {}))
+    assert torch.equal(outputs[:2], outputs[2:])
+    assert torch.equal(state, torch.get_rng_state())
+    assert not torch.equal(predictor(Batch((zeros,), {}), seed=None), predictor(Batch((zeros,), {}), seed=None))
+
+
+def test_parameters_can_be_substituted() -> None:
+    net, x = nn.Linear(3, 2, bias=False), torch.randn(5, 3)
+    weight = torch.randn(2, 3)
+    assert torch.equal(Predictor(net)(Batch((x,), {}), {"weight": weight}), nn.functional.linear(x, weight))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")]
+)
+def test_outputs_are_float32_or_float64(dtype: str, expected: str) -> None:
+    net = nn.Linear(3, 2).to(getattr(torch, dtype))
+    x = torch.randn(5, 3).to(getattr(torch, dtype))
+    assert Predictor(net)(Batch((x,), {})).dtype == getattr(torch, expected)
+
+
+def test_a_data_parallel_network_is_unwrapped() -> None:
+    net = nn.Linear(3, 2)
+    assert unwrapped(nn.DataParallel(net)) is net
+    assert unwrapped(net) is net

@@ -1,5 +1,6 @@
 """Tuning: the activations alone change, and the loss falls."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,10 +11,11 @@ from small import Batches, Small, freeze, network, problem
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from aafit.activations import LEAF, FNeuron, from_text
+from aafit.activations import AHAF, LEAF, FNeuron, from_text
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.surgery import replace_activations
+from aafit.training.evaluate import evaluate
 from aafit.training.tune import make_optimizers, train_epoch, tune
 
 
@@ -186,3 +188,72 @@ def test_what_cannot_be_tuned(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         tune(**arguments)
     assert changed(arguments["net"], before) == set()
+
+
+def test_half_precision_parameters_are_stepped_in_float32() -> None:
+    """Steps of 1e-3 round away in bfloat16 one by one; together they do not."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), AHAF.like("SiLU"), nn.Linear(32, 3)).bfloat16()
+    x, y = torch.randn(64, 8).bfloat16(), torch.randint(3, (64,))
+    before = [p.detach().clone() for p in adaptive_parameters(net).values()]
+    tune(net, [(x, y)], epochs=30)
+    for parameter, was in zip(adaptive_parameters(net).values(), before, strict=True):
+        assert parameter.dtype == torch.bfloat16
+        assert (parameter - was).abs().max() > 0.01
+
+
+def test_a_parameter_that_ends_unchanged_is_named() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), LEAF.like("SiLU"), nn.Linear(8, 3))
+    with pytest.warns(UserWarning, match=r"Tuning left 1\.p1, 1\.p3 unchanged"):
+        tune(net, [(torch.randn(9, 4), torch.arange(9) % 3)], epochs=1, lr=1e-30)
+
+
+class Detached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = LEAF.like("SiLU"), LEAF.like("Tanh"), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(self.second(self.first(x).detach()))
+        return y
+
+
+def test_a_detached_part_is_named() -> None:
+    x, y = torch.randn(9, 4), torch.arange(9) % 3
+    with pytest.warns(UserWarning, match=r"no gradient with respect to first\.p1, first\.p2, first\.p3, first\.p4"):
+        tune(Detached(), [(x, y)], epochs=1)
+    net = nn.Sequential(Detached(), nn.Flatten())
+    net[0].out.register_forward_hook(lambda module, args, output: output.detach())
+    with pytest.raises(UserError, match="no gradient with respect to any adaptive parameter"):
+        tune(net, [(x, y)], epochs=1)
+
+
+def test_tuning_under_no_grad_and_in_inference_mode() -> None:
+    data = [(torch.randn(9, 4), torch.arange(9) % 3)]
+    nets = [nn.Sequential(nn.Linear(4, 8), LEAF.like("SiLU"), nn.Linear(8, 3)) for _ in range(2)]
+    with torch.no_grad():
+        before = snapshot(nets[0])
+        tune(nets[0], data, epochs=1)
+        assert changed(nets[0], before) == set(adaptive_parameters(nets[0]))
+    with torch.inference_mode(), pytest.raises(UserError, match="inference_mode"):
+        tune(nets[1], data, epochs=1)
+
+
+def test_the_loss_of_an_epoch_is_over_the_labelled_positions() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), LEAF.like("SiLU"), nn.Linear(8, 4))
+    x, y = torch.randn(8, 3, 6), torch.randint(4, (8, 3))
+    data = [(x, y), (x[:2], y[:2]), (x, torch.full((8, 3), -100))]
+    (loss,) = tune(net, data, epochs=1, lr=1e-6)
+    assert loss == pytest.approx(evaluate(net, data).loss, abs=1e-4)
+
+
+def test_no_step_is_taken_on_a_batch_whose_loss_is_not_finite() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), LEAF.like("SiLU"), nn.Linear(8, 3))
+    x, y = torch.randn(9, 4), torch.arange(9) % 3
+    broken = x.clone()
+    broken[0, 0] = math.nan
+    with pytest.warns(UserWarning, match="NaN or infinite: no step was taken on it"):
+        first, second = tune(net, lambda epoch: [(x, y), (x if epoch else broken, y)], epochs=2)
+    assert math.isnan(first)
+    assert math.isfinite(second)
+    assert all(parameter.isfinite().all() for parameter in net.parameters())

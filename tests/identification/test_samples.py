@@ -1,0 +1,77 @@
+"""Loading samples: what is refused, how many at once, and whether axis 0 is the sample axis."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aafit.activations import LEAF
+from aafit.errors import UserError
+from aafit.identification import audit, identify, importance
+from aafit.identification.samples import load_samples
+from aafit.networks.batches import Batch
+from aafit.networks.surgery import replace_activations
+from aafit.training.predictor import Predictor
+
+
+class Recurrent(nn.Module):
+    """Axis 0 of its inputs (T, C) is time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gru, self.act, self.out = nn.GRU(4, 16), LEAF.like("SiLU"), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(self.act(self.gru(x)[0]))
+        return y
+
+
+@pytest.mark.parametrize("function", [identify, audit, importance])
+def test_rows_that_depend_on_each_other_are_refused(function: object) -> None:
+    data = [(torch.randn(60, 4), torch.arange(60) % 2)]
+    with pytest.raises(UserError, match=r"depend on the other samples of the batch.* Axis 0 .* sample axis"):
+        function(Recurrent(), data)  # type: ignore[operator]
+
+
+def test_outputs_that_are_not_one_for_each_sample_are_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.Flatten(0, 1))
+    with pytest.raises(UserError, match=r"outputs of shape \(40, 3\) for 8 samples"):
+        load_samples(Predictor(net), [torch.randn(8, 5, 4)], "test")
+
+
+def test_batch_norm_in_training_mode_and_random_networks_are_accepted() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(x + torch.randn_like(x))
+            return y
+
+    for net in (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), Noisy()):
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        assert len(load_samples(Predictor(net), [torch.randn(20, 4)], "test")) == 20
+        assert net.training
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(("sizes", "chosen", "expected"), [((2, 2, 1), None, 2), ((300,), None, 128), ((2, 2), 64, 64)])
+def test_batches_stay_as_small_as_they_are(sizes: tuple[int, ...], chosen: int | None, expected: int) -> None:
+    predictor = Predictor(nn.Linear(4, 3), batch_size=chosen)
+    load_samples(predictor, [torch.randn(size, 4) for size in sizes], "test")
+    assert predictor.batch_size == expected
+
+
+def test_minus_infinity_is_allowed_in_a_mask_and_nowhere_else() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    mask, x = nn.Transformer.generate_square_subsequent_mask(6), torch.randn(40, 6, 8)
+    net, _ = replace_activations(layer, {"ReLU": LEAF.like("SiLU")}, sample=(x, mask))
+    found = identify(net, [(x, mask, None)], base=layer, target="logits", errors=False, steps=1)
+    assert found.steps[-1].loss <= found.steps[0].loss
+    for broken in (torch.full((4, 6, 8), value) for value in (float("nan"), float("inf"), -float("inf"))):
+        with pytest.raises(UserError, match="not finite"):
+            load_samples(Predictor(net), [Batch((broken, mask), {})], "test")
+    with pytest.raises(UserError, match="not finite"):
+        load_samples(Predictor(net), [Batch((x, mask + torch.nan), {})], "test")
