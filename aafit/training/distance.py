@@ -1,4 +1,4 @@
-"""How far a network is from the one that it was made from, and what counts as far."""
+"""Whether the outputs and the loss of a network are far from those of its base network."""
 
 import math
 
@@ -12,7 +12,7 @@ FAR_OUTPUTS = 0.05  # of the standard deviation of the base network's outputs
 
 
 class Distance:
-    """How far the outputs of a network, and its loss where that is given, are from those of its base, over batches."""
+    """Difference of the outputs, and of the loss if given, between a network and its base network over batches."""
 
     def __init__(self) -> None:
         self._numbers = self._total = self._squares = self._differences = 0.0
@@ -21,7 +21,7 @@ class Distance:
         self._net: list[Tensor] = []
 
     def add(self, of_base: Tensor, of_net: Tensor) -> None:
-        """Add the outputs of both networks for a batch, of one shape."""
+        """Add the outputs of both networks for a batch."""
         wide = of_base.double()
         self._numbers += wide.numel()
         self._total += wide.sum().item()
@@ -36,7 +36,7 @@ class Distance:
 
     @property
     def outputs(self) -> float:
-        """The root mean square difference of the outputs over the standard deviation of the base's."""
+        """Root mean square difference of the outputs over the standard deviation of the base's outputs."""
         mean_square = self._differences / self._numbers
         if self._variance <= 0:
             return math.inf if mean_square else 0.0
@@ -44,10 +44,10 @@ class Distance:
 
     @property
     def is_far(self) -> bool:
-        """Whether the outputs or the loss are far from the base's; what is not a number is far, too.
+        """Whether the outputs or the loss are far from the base's; NaN counts as far.
 
-        The outputs are far where `outputs` is above FAR_OUTPUTS: the loss may hardly show that. The loss is far where
-        it is above the base's by more than FAR_LOSS of that, and by more than the noise of the difference.
+        The outputs are far if `outputs` exceeds FAR_OUTPUTS, which the loss may hardly show. The loss is far if it
+        exceeds the base's by more than FAR_LOSS of that, and by more than two standard errors of the difference.
         """
         return not (self._outputs_near and self._loss_near)
 
@@ -78,10 +78,10 @@ class Distance:
 
     @property
     def _losses(self) -> tuple[float, float, float]:
-        """The base's loss, by how much the network's is above it, and the noise of that: two of its standard errors."""
+        """The base's loss, how much the network's loss exceeds it, and two standard errors of that excess."""
         base_N = torch.cat(self._base) * len(torch.cat(self._base)) / self._labelled
         excess_N = torch.cat(self._net) * len(base_N) / self._labelled - base_N
         base_loss = base_N.mean().item()
         noise = 2 * excess_N.std().item() / len(excess_N) ** 0.5
-        # Where a few losses are huge, so is the noise of their mean.
+        # A few huge losses make the standard error of their mean huge, too.
         return base_loss, excess_N.mean().item(), min(noise, base_loss)
