@@ -162,15 +162,15 @@ class Descent:
 
     def _held(self, noise: float) -> Tensor:
         """Curvature added for each steepness: without it a flat direction would take it far for a gain below noise."""
-        return self.problem.coordinates.sharp_P * (2 * noise)
+        return self.problem.coordinates.is_slope_P * (2 * noise)
 
     def _shortened(self, step_P: Tensor) -> Tensor:
-        longest = step_P[self.problem.coordinates.sharp_P].abs().max().item() if self._has_steepness else 0.0
+        longest = step_P[self.problem.coordinates.is_slope_P].abs().max().item() if self._has_steepness else 0.0
         return step_P * (LONGEST_STEP / max(longest, LONGEST_STEP))
 
     @property
     def _has_steepness(self) -> bool:
-        return bool(self.problem.coordinates.sharp_P.any())
+        return bool(self.problem.coordinates.is_slope_P.any())
 
     def _penalty(self, vector_P: Tensor) -> float:
         return self.ridge * (vector_P - self.start_P).square().sum().item() / 2

@@ -127,18 +127,18 @@ class Problem:
             seed: of the random probes.
         """
         P, total, labelled = len(self.coordinates), 0.0, 0
-        slopes_P = self.coordinates.slopes(vector_P)
+        derivatives_P = self.coordinates.derivatives(vector_P)
         generator = torch.Generator().manual_seed(seed)
         gradient_P, curvature_PP, scatter_PP = torch.zeros(P).double(), *torch.zeros(2, P, P).double()
         for batch in self.predictor.batches(samples):
             rows = self.rows(vector_P, batch, probes, generator)
-            gradients_BP = rows.gradients_BP * slopes_P
+            gradients_BP = rows.gradients_BP * derivatives_P
             total += rows.loss
             labelled += rows.labelled
             gradient_P += gradients_BP.sum(0)
             scatter_PP += gradients_BP.T @ gradients_BP
             for probe_BP in rows.probes:
-                probe_BP = probe_BP * slopes_P
+                probe_BP = probe_BP * derivatives_P
                 curvature_PP += probe_BP.T @ probe_BP
         n = len(samples)
         return Quadratic(
@@ -150,11 +150,11 @@ class Problem:
         generator = torch.Generator()
         rows = [self.rows(vector_P, batch, 1, generator) for batch in self.predictor.batches(samples)]
         each = sum(row.labelled for row in rows) / len(samples)
-        return torch.cat([row.gradients_BP for row in rows]) * self.coordinates.slopes(vector_P) / each
+        return torch.cat([row.gradients_BP for row in rows]) * self.coordinates.derivatives(vector_P) / each
 
     def gradient(self, vector_P: Tensor, samples: Batch) -> tuple[float, Tensor]:
         """Return the loss and its gradient with respect to the coordinates, (P,), without per-sample gradients."""
-        slopes_P, total, labelled = self.coordinates.slopes(vector_P), 0.0, 0
+        derivatives_P, total, labelled = self.coordinates.derivatives(vector_P), 0.0, 0
         gradient_P = torch.zeros(len(self.coordinates)).double()
         tensors = self.coordinates.tensors(vector_P)
         for batch in self.predictor.batches(samples):
@@ -165,26 +165,26 @@ class Problem:
             total += loss.item()
             labelled += int(found.labelled_B.sum())
             gradient_P += _flat(torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True))
-        return total / labelled, gradient_P * slopes_P / labelled
+        return total / labelled, gradient_P * derivatives_P / labelled
 
     def diagonal(self, vector_P: Tensor, samples: Batch, seed: int = 0) -> Tensor:
         """Return an estimate of the curvature's diagonal, (P,), from one random probe a sample."""
-        slopes_P, total_P = self.coordinates.slopes(vector_P), torch.zeros(len(self.coordinates)).double()
+        derivatives_P, total_P = self.coordinates.derivatives(vector_P), torch.zeros(len(self.coordinates)).double()
         generator, labelled = torch.Generator().manual_seed(seed), 0
         for batch in self.predictor.batches(samples):
             rows = self.rows(vector_P, batch, 1, generator)
             labelled += rows.labelled
             total_P += sum((probe_BP.square().sum(0) for probe_BP in rows.probes), torch.zeros_like(total_P))
-        return total_P * slopes_P.square() / labelled
+        return total_P * derivatives_P.square() / labelled
 
     def product(self, vector_P: Tensor, samples: Batch, direction_P: Tensor) -> Tensor:
         """Return the curvature times a direction, (P,), without the matrix.
 
         J d is computed in forward mode, and the product with J^T by a backward pass.
         """
-        slopes_P = self.coordinates.slopes(vector_P)
+        derivatives_P = self.coordinates.derivatives(vector_P)
         tensors = self.coordinates.tensors(vector_P)
-        pieces = (direction_P * slopes_P).split([tensor.numel() for tensor in tensors.values()])
+        pieces = (direction_P * derivatives_P).split([tensor.numel() for tensor in tensors.values()])
         tangents = {
             name: piece.reshape(tensor.shape).to(tensor)
             for (name, tensor), piece in zip(tensors.items(), pieces, strict=True)
@@ -204,7 +204,7 @@ class Problem:
                 outputs, list(leaves.values()), cotangent.to(outputs), materialize_grads=True
             )
             product_P += _flat(by_leaves)
-        return product_P * slopes_P / labelled
+        return product_P * derivatives_P / labelled
 
     def rows(self, vector_P: Tensor, batch: Batch, probes: int | None, generator: torch.Generator) -> Rows:
         """Return per-sample gradients and probes of the curvature of a batch.

@@ -83,14 +83,16 @@ def smoothest(
     """
     if not budget > 0:
         raise UserError(f"The equivalence budget {budget} cannot be used; give a number above 0.")
-    top = coordinates.values(vector_P)[coordinates.sharp_P].abs().max().item() if coordinates.sharp_P.any() else 0.0
+    top = (
+        coordinates.values(vector_P)[coordinates.is_slope_P].abs().max().item() if coordinates.is_slope_P.any() else 0.0
+    )
     if top <= 1:
         return vector_P, None
     start_NK = outputs(vector_P)
 
     def lowered(ceiling: float) -> Tensor:
         limit = torch.tensor(ceiling, dtype=torch.float64).asinh()
-        return torch.where(coordinates.sharp_P, vector_P.clamp(-limit, limit), vector_P)
+        return torch.where(coordinates.is_slope_P, vector_P.clamp(-limit, limit), vector_P)
 
     low, high = 0.0, torch.tensor(top).log2().item()
     if changed(start_NK, outputs(lowered(1.0))) <= budget:

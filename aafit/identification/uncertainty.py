@@ -200,17 +200,17 @@ def uncertainty(
     part_P = flat_PZ.square().sum(1)
     curved_P = part_P < TAKES_PART
     covariance_PP = inverse_PP @ scatter_PP @ inverse_PP / n
-    slopes_P, values_P = coordinates.slopes(vector_P), coordinates.values(vector_P)
+    derivatives_P, values_P = coordinates.derivatives(vector_P), coordinates.values(vector_P)
     spread_P, model_spread_P = (matrix_PP.diag().clamp(min=0).sqrt() for matrix_PP in (covariance_PP, inverse_PP / n))
-    determined_P = curved_P & ~(coordinates.sharp_P & (spread_P > MOST_SPREAD))
+    determined_P = curved_P & ~(coordinates.is_slope_P & (spread_P > MOST_SPREAD))
     rises = (None,) * P if rise is None else rises_within(rise, curvature_PP, covariance_PP, determined_P)
     effective = None if gradients_NP is None else images_in_effect(gradients_NP, inverse_PP) * n / len(gradients_NP)
     few = effective is not None and effective < P - flat_PZ.shape[1]
     seen_P, determined_P = determined_P, torch.tensor([is_quadratic(own) and not few for own in rises]) & determined_P
     errors_P, model_errors_P = (
-        torch.where(determined_P, slopes_P * each_P, torch.inf) for each_P in (spread_P, model_spread_P)
+        torch.where(determined_P, derivatives_P * each_P, torch.inf) for each_P in (spread_P, model_spread_P)
     )
-    factors_P = torch.where(determined_P & coordinates.sharp_P, spread_P.exp(), 1.0)
+    factors_P = torch.where(determined_P & coordinates.is_slope_P, spread_P.exp(), 1.0)
     rows = zip(
         coordinates.names,
         values_P.tolist(),
@@ -235,7 +235,7 @@ def uncertainty(
         rows=tuple(UncertaintyRow(*row) for row in rows),
         pairs=tuple(sorted(pairs, key=lambda pair: -abs(pair.correlation))),
         images=n,
-        covariance_PP=torch.where(both_PP, covariance_PP * torch.outer(slopes_P, slopes_P), torch.nan),
+        covariance_PP=torch.where(both_PP, covariance_PP * torch.outer(derivatives_P, derivatives_P), torch.nan),
         effective=effective,
     )
 

@@ -58,14 +58,14 @@ def slopes_of(parameters: dict[str, Any]) -> Tensor:
 def by_autograd(net: nn.Module, loss: Loss, images: Batch) -> Quadratic:
     """The same by the Jacobian of the outputs by p, its chain rule to t = asinh(p) for a steepness, and a Hessian."""
     parameters = adaptive_parameters(net)
-    slopes_P = slopes_of(parameters)
+    derivatives_P = slopes_of(parameters)
 
     def outputs(*tensors: Tensor) -> Any:
         return functional_call(net, dict(zip(parameters, tensors, strict=True)), images.args)
 
     pieces = torch.autograd.functional.jacobian(outputs, tuple(p.detach() for p in parameters.values()))
     N = len(images)
-    J_NKP = torch.cat([piece.reshape(N, piece.shape[1], -1) for piece in pieces], 2) * slopes_P
+    J_NKP = torch.cat([piece.reshape(N, piece.shape[1], -1) for piece in pieces], 2) * derivatives_P
     outputs_NK = net(*images.args).detach().requires_grad_()
     values_N = loss.value(outputs_NK, images.target)
     (g_NK,) = torch.autograd.grad(values_N.sum(), outputs_NK)
@@ -249,7 +249,7 @@ def by_positions(net: nn.Module, loss: Any, samples: Batch) -> Quadratic:
     slopes = {
         name: (1 + p.square()).sqrt() if name.endswith(SHARP) else torch.ones_like(p) for name, p in parameters.items()
     }
-    slopes_P = torch.cat([slope.flatten() for slope in slopes.values()]).detach()
+    derivatives_P = torch.cat([slope.flatten() for slope in slopes.values()]).detach()
     given = tuple(p.detach() for p in parameters.values())
     N, gradients, curvature_PP, total = len(samples), [], 0.0, 0.0
     for n in range(N):
@@ -264,7 +264,7 @@ def by_positions(net: nn.Module, loss: Any, samples: Batch) -> Quadratic:
         H = torch.autograd.functional.hessian(value, y).reshape(y.numel(), y.numel())
         leaf = y.clone().requires_grad_()
         (g,) = torch.autograd.grad(value(leaf), leaf)
-        J_KP = J_KP * slopes_P
+        J_KP = J_KP * derivatives_P
         gradients.append(g.flatten() @ J_KP)
         curvature_PP = curvature_PP + J_KP.T @ H @ J_KP
         total += value(y).item()
@@ -359,11 +359,11 @@ def test_coordinates_there_and_back(shapes: list[tuple[str, tuple[int, ...]]], s
     flat_P = torch.cat([p.detach().flatten() for p in net.parameters()])
     assert torch.allclose(coordinates.values(vector_P), flat_P, rtol=1e-12)
     sharp = [name.split(".")[1].split("[")[0] in SHARP for name in coordinates.names]
-    assert coordinates.sharp_P.tolist() == sharp
+    assert coordinates.is_slope_P.tolist() == sharp
     assert torch.equal(flat_P, torch.where(torch.tensor(sharp), vector_P.sinh(), vector_P))
     wide_P = vector_P.clone().requires_grad_()
-    (slopes_P,) = torch.autograd.grad(coordinates.values(wide_P).sum(), wide_P)
-    assert torch.allclose(coordinates.slopes(vector_P), slopes_P)
+    (derivatives_P,) = torch.autograd.grad(coordinates.values(wide_P).sum(), wide_P)
+    assert torch.allclose(coordinates.derivatives(vector_P), derivatives_P)
     for name, tensor in coordinates.tensors(vector_P).items():
         assert torch.equal(tensor, net.get_parameter(name))
 

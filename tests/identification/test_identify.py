@@ -247,5 +247,5 @@ def test_a_parameter_that_is_not_finite() -> None:
     net = started()
     with torch.no_grad():
         net.act2.gamma.fill_(math.inf)
-    with pytest.raises(UserError, match=r"act2\.gamma is not finite; start from finite values"):
+    with pytest.raises(UserError, match=r"act2\.gamma has values that are NaN or infinite"):
         identify(net, problem())

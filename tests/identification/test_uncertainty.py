@@ -97,7 +97,7 @@ def test_where_the_model_is_true_both_errors_agree_with_logistic_regression() ->
         quadratic.samples,
     )
     alone = Coordinates(FNeuron(torch.zeros(1, 3, dtype=torch.float64)))
-    alone.names, alone.sharp_P = ["p1"], coordinates.sharp_P[keep]
+    alone.names, alone.is_slope_P = ["p1"], coordinates.is_slope_P[keep]
     (row,) = uncertainty(only, alone, coordinates.read()[keep]).rows
     u = data.args[0].flatten()
     p = u.sigmoid()
