@@ -62,7 +62,7 @@ class Coordinates:
         return torch.where(self.is_slope_P, vector_P.cosh(), torch.ones_like(vector_P))
 
     def tensors(self, vector_P: Tensor) -> dict[str, Tensor]:
-        """Return the parameters of a vector by name, with the shapes, dtypes and devices that they have in the network."""
+        """Return the parameters of a vector by name, with their shapes, dtypes and devices in the network."""
         pieces = self.values(vector_P).split([p.numel() for p in self.parameters.values()])
         return {
             name: piece.reshape(p.shape).to(p.device, p.dtype)

@@ -1,5 +1,5 @@
 """Run, evaluate, compare and tune any network.
 
-Read predictor.py first, which runs networks, and losses.py, which scores their outputs; evaluate.py, compare.py and
+Begin with predictor.py, which runs networks, and losses.py, which scores their outputs; evaluate.py, compare.py and
 tune.py are built on both.
 """

@@ -334,7 +334,7 @@ WRONG = [
     ([(X, Y)], {"loss": "mse"}, "Unknown loss 'mse'"),
     ([(X, Y)], {"loss": 3}, "The loss 3 cannot be used"),
     ([(X, Y)], {"loss": lambda out, target: 3.0}, "given as loss returned a float"),
-    ([(X.byte(), Y)], {}, "uint8.*floating-point first"),
+    ([(X.byte(), Y)], {}, "uint8.*make them floating-point"),
     ([[X.tolist(), Y]], {}, "no tensor among its inputs .list"),
     ([{"image": X, "labels": Y}], {}, "unexpected keyword argument 'image'"),
     ((X, Y), {}, "one batch alone"),

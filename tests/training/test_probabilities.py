@@ -69,7 +69,7 @@ def test_numbers_are_refused_with_the_loss_that_is_meant(function: str, target: 
         (NUMBERS.argmax(1), {}),
     ],
 )
-@pytest.mark.filterwarnings("ignore:18 parameters are identified from")
+@pytest.mark.filterwarnings("ignore:18 parameters are identified from", "ignore:Tuning left")
 def test_what_the_loss_takes_is_taken(function: str, target: Tensor, options: dict[str, Any]) -> None:
     base, net = networks(target.shape[1] if target.dim() > 1 else 3)
     EVERYWHERE[function](base, net, [(X, target)], **options)
