@@ -18,9 +18,9 @@ def curves_picture(curves: Curves, inputs: Histogram, index: int, label: str) ->
         index: Number of the layer in the data of the page's script, which moves the tuned curve.
         label: Text for screen readers.
     """
-    frame = _frame(curves, inputs, 46, 10, 420, 240)
-    inside = [_bars(frame, inputs, 0.45), axes(frame), _paths(curves, frame, True)]
-    return picture("form", (476, 290), inside, label, frame, index)
+    frame = _frame(curves, inputs, 60, 10, 420, 240)
+    inside = [_bars(frame, inputs, 0.45), axes(frame, ("input", "output")), _paths(curves, inputs, frame, True)]
+    return picture("form", (490, 290), inside, label, frame, index)
 
 
 def thumbnail(curves: Curves, inputs: Histogram, index: int, label: str) -> Markup:
@@ -28,7 +28,7 @@ def thumbnail(curves: Curves, inputs: Histogram, index: int, label: str) -> Mark
     frame = _frame(curves, inputs, 2, 2, 116, 76)
     x, y = frame.at(0, 0)
     zero = f'<path class="zero" d="M2 {y:.1f}H118{f"M{x:.1f} 2V78" if 2 < x < 118 else ""}"/>'
-    inside = [_bars(frame, inputs, 0.5), zero, _paths(curves, frame, False)]
+    inside = [_bars(frame, inputs, 0.5), zero, _paths(curves, inputs, frame, False)]
     return picture("small", (120, 80), inside, label, frame, index)
 
 
@@ -37,8 +37,11 @@ def _frame(curves: Curves, inputs: Histogram, left: float, top: float, width: fl
     return Frame(across, vertical_range(curves, inputs), left, top, width, height)
 
 
-def _paths(curves: Curves, frame: Frame, with_error: bool) -> str:
-    """Return the curves and bands, each of the class that is its key in `LABELS`, clipped to the frame."""
+def _paths(curves: Curves, inputs: Histogram, frame: Frame, with_error: bool) -> str:
+    """Return the curves and bands, each of the class that is its key in `LABELS`, clipped to the frame.
+
+    A veil lies over what no input reaches, and where the samples do not determine the tuned curve.
+    """
     u, parts = curves.u_U.tolist(), []
     if curves.low_U is not None and curves.high_U is not None:
         band = frame.band(u, curves.low_U.tolist(), curves.high_U.tolist())
@@ -50,9 +53,23 @@ def _paths(curves: Curves, frame: Frame, with_error: bool) -> str:
     for name, curve in (("original", curves.original_U), ("tuned", curves.tuned_U), ("initial", curves.initial_U)):
         if curve is not None:
             parts.append(f'<path class="{name}" d="{frame.path(u, curve.tolist())}"/>')
+    parts.append(f'<path class="veil" d="{_veil(curves, inputs, frame)}"/>')
     box = f"{frame.left} {frame.top} {frame.width} {frame.height}"
     size = f'width="{frame.width}" height="{frame.height}"'
     return f'<svg x="{frame.left}" y="{frame.top}" {size} viewBox="{box}">{"".join(parts)}</svg>'
+
+
+def _veil(curves: Curves, inputs: Histogram, frame: Frame) -> str:
+    hidden_U = (curves.u_U < inputs.edges[0]) | (curves.u_U > inputs.edges[-1])
+    if curves.error_U is not None:
+        hidden_U = hidden_U | curves.error_U.isnan()
+    half = (curves.u_U[1] - curves.u_U[0]).item() / 2
+    top, bottom = frame.top, frame.top + frame.height
+    parts = []
+    for u in curves.u_U[hidden_U].tolist():
+        (left, _), (right, _) = frame.at(u - half, 0), frame.at(u + half, 0)
+        parts.append(f"M{left:.1f} {top}H{right:.1f}V{bottom}H{left:.1f}Z")
+    return "".join(parts)
 
 
 def _bars(frame: Frame, inputs: Histogram, share: float) -> str:

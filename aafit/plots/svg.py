@@ -70,14 +70,18 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def line_picture(
-    xs: Sequence[float], lines: Sequence[tuple[str, Sequence[float]]], label: str, axis: str, log: bool = False
+    xs: Sequence[float],
+    lines: Sequence[tuple[str, Sequence[float]]],
+    label: str,
+    labels: tuple[str, str],
+    log: bool = False,
 ) -> Markup:
     """Lines with their points over whole numbers, each named by a class of the page's style (and its dashes)."""
     scaled = [(name, [math.log10(y) if log and y > 0 else y for y in ys]) for name, ys in lines]
     finite = [y for _, ys in scaled for y in ys if math.isfinite(y)] or [0.0]
     room = 0.08 * (max(finite) - min(finite)) or abs(max(finite)) * 0.1 or 1.0
-    frame = Frame((min(xs), max(max(xs), min(xs) + 1)), (min(finite) - room, max(finite) + room), 52, 10, 414, 190)
-    inside = [axes(frame, axis, log, whole=True)]
+    frame = Frame((min(xs), max(max(xs), min(xs) + 1)), (min(finite) - room, max(finite) + room), 66, 10, 414, 190)
+    inside = [axes(frame, labels, log, whole=True)]
     for name, ys in scaled:
         inside.append(f'<path class="line {name}" d="{frame.path(xs, ys)}"/>')
         for x, y in zip(xs, ys, strict=True):
@@ -85,7 +89,7 @@ def line_picture(
                 px, py = frame.at(x, y)
                 inside.append(f'<circle class="{name}" cx="{px:.1f}" cy="{py:.1f}" r="3"/>')
     inside.append('<circle class="now" r="6.5"/>')
-    return picture("lines", (476, 240), inside, label, frame, None)
+    return picture("lines", (490, 240), inside, label, frame, None)
 
 
 def picture(
@@ -97,14 +101,14 @@ def picture(
     return head + Markup(f"{layer}>{''.join(inside)}</svg>")
 
 
-def axes(frame: Frame, name: str = "input", log: bool = False, whole: bool = False) -> str:
-    """The grid with its numbers.
+def axes(frame: Frame, labels: tuple[str, str], log: bool = False, whole: bool = False) -> str:
+    """Return the grid with its numbers and the labels of both axes.
 
     Args:
-        frame: of the plot.
-        name: what is to the right.
-        log: whether the heights are decadic logarithms.
-        whole: whether only whole numbers are written below.
+        frame: Of the plot.
+        labels: Of the horizontal and the vertical axis.
+        log: Whether the heights are decadic logarithms.
+        whole: Whether only whole numbers are written at the horizontal axis.
     """
     bottom, right = frame.top + frame.height, frame.left + frame.width
     parts = []
@@ -122,5 +126,7 @@ def axes(frame: Frame, name: str = "input", log: bool = False, whole: bool = Fal
         shown = f"{10**y:.3g}" if log else f"{y:.6g}"
         parts.append(f'<path{zero} d="M{frame.left} {py:.1f}H{right}"/>')
         parts.append(f'<text class="side" x="{frame.left - 7}" y="{py + 4:.1f}">{shown}</text>')
-    parts.append(f'<text x="{frame.left + frame.width / 2}" y="{bottom + 34}">{name}</text>')
+    across, middle = frame.left + frame.width / 2, frame.top + frame.height / 2
+    parts.append(f'<text x="{across}" y="{bottom + 34}">{labels[0]}</text>')
+    parts.append(f'<text transform="translate(13 {middle}) rotate(-90)">{labels[1]}</text>')
     return f'<g class="axes">{"".join(parts)}</g>'

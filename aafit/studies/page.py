@@ -208,7 +208,9 @@ def _identification(study: Study) -> dict[str, Any]:
     return {
         "text": f"{len(found.names):,} parameters, fitted to {found.images:,} samples; {found.heldout_images:,} more "
         f"decided which steps were kept; {found.seconds:.1f} s.",
-        "picture": line_picture([step.number for step in shown], lines, label, "step", log) if len(shown) > 1 else None,
+        "picture": line_picture([step.number for step in shown], lines, label, ("step", "loss"), log)
+        if len(shown) > 1
+        else None,
         "messages": found.state.messages,
     }
 
