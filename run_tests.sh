@@ -2,6 +2,7 @@
 # All checks: style, types, tests. Arguments go to pytest.
 set -euo pipefail
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
+export AAFIT_DEVELOP=1
 python() { "$root/run_experiment.sh" "$@"; }
 cd "$root"
 python -m ruff check .
