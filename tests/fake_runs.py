@@ -64,6 +64,7 @@ def write_run(
         metadata = {"format": "aafit activations", "version": "1"}
         metadata |= {"activations": json.dumps({path: a.settings() for path, a in first.items()})}
         metadata["replaced"] = json.dumps(dict.fromkeys(first, "ReLU") if parent else {})
+        metadata |= {"calls": "{}", "fingerprint": ""}
         save_file(tuned, folder / "activations.safetensors", metadata)
     last = rows[-1]["test_accuracy"]
     result = {

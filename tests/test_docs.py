@@ -73,7 +73,9 @@ def commands_of(page: str) -> list[tuple[str, list[str]]]:
     for line in lines:
         for start, words in COMMANDS.items():
             if line.startswith(f"{start} ") or line == start:
-                found.append((line, [*words, *shlex.split(line[len(start) :], comments=True)]))
+                rest = shlex.split(line[len(start) :], comments=True)
+                # A folder that a page calls RUN_FOLDER stands for one that exists.
+                found.append((line, [*words, *("." if word.endswith("_FOLDER") else word for word in rest)]))
     return found
 
 

@@ -91,7 +91,7 @@ def test_the_command_draws_them(tmp_path: Path) -> None:
         main, ["show", str(tmp_path / "small"), "--animate", "--times", "--out", str(tmp_path / "o")]
     )
     assert done.exit_code == 0, done.output
-    assert {path.suffix for path in (tmp_path / "o").iterdir()} == {".gif", ".svg", ".png"}
+    assert {path.suffix for path in (tmp_path / "o").rglob("*.*")} == {".gif", ".svg", ".png"}
     assert (tmp_path / "o" / "times.svg").exists()
 
 
