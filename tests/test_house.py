@@ -86,6 +86,22 @@ def test_each_folder_says_what_it_is_for_and_where_to_begin(folder: str) -> None
     assert "Begin with" in text
 
 
+# At most so many of the package's modules are needed by each of these modules, its own one counted.
+REACHED = {"aafit.networks.surgery": 26}
+
+
+@pytest.mark.parametrize("name", REACHED)
+def test_a_module_needs_few_others(name: str) -> None:
+    reached, open_ends = set(), {name}
+    while open_ends:
+        needed = open_ends.pop()
+        reached.add(needed)
+        # A module needs the packages around it.
+        around = {needed.rpartition(".")[0]} & MODULES.keys() - {"aafit"}
+        open_ends |= (IMPORTS[needed] | around) - reached
+    assert len(reached) <= REACHED[name], sorted(reached)
+
+
 def test_the_public_names_are_there_once() -> None:
     assert sorted(aafit.__all__) == sorted(set(aafit.__all__))
     assert all(hasattr(aafit, name) for name in aafit.__all__)

@@ -339,8 +339,15 @@ def call(net: Callable[..., Any], batch: Batch, what: str = "batch") -> Any:
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if getattr(type(net), "forward", None) is nn.Module.forward:
+            raise UserError(
+                f"The network is a {type(net).__name__}, which has no forward: give a module whose forward calls the "
+                "method that you use, as forward(self, x): return self.net.encode(x)."
+            ) from error
         hint = ""
-        if all(tensor.dtype == torch.uint8 for tensor in batch.inputs()):
+        if what == "sample" and len(batch.args) > 1 and isinstance(error, TypeError) and "positional" in str(error):
+            hint = " A tuple holds the inputs of the network: leave out a target."
+        elif all(tensor.dtype == torch.uint8 for tensor in batch.inputs()):
             hint = " If these are images of bytes, make them floating-point, as the network was trained (x / 255)."
         raise UserError(
             f"The network's forward of the {what} ({_describe(batch)}) failed: {_first_line(error)}.{hint}"

@@ -188,12 +188,14 @@ def _fitted(
     # All share one interval: an F-Neuron has one only.
     same = {"interval": made.interval} if hasattr(made, "interval") and "interval" in _arguments(fit) else {}
     each = [fitted(lambda u, at=at: functions(u)[..., at], **same) for at in range(sets)]  # type: ignore[misc]
-    if any(own.settings() != each[0].settings() for own in each):
+    kinds = [{name: value for name, value in own.settings().items() if name != "start"} for own in each]
+    if any(kind != kinds[0] for kind in kinds):
         raise UserError(
             f"It computes {sets} functions, and fits to them differ in more than their parameters (in an F-Neuron's "
             "interval): share by layer, or give FNeuron or functools.partial(FNeuron.fit, ...)."
         )
-    joined = each[0].reshaped(shape)
+    # One that equals a known function is named for that; the others for the original activation.
+    joined = max(each, key=lambda own: own.start not in own.likes).reshaped(shape)
     with torch.no_grad():
         for name, parameter in joined.named_parameters():
             parameter.copy_(torch.cat([own.get_parameter(name) for own in each])[which])

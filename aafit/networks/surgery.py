@@ -4,11 +4,13 @@
 module in a copy of the network (call_sites.py), builds the new activations (build.py) and puts them there.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -230,6 +232,7 @@ def replace_activations(
             hooks[row.path] = moved
         name = activation_name(new)
         rows.append(Replaced(row.path, activation_name(old), name, row.calls, shapes[row.path], type(new).__name__))
+    _check_forward(net, sample)
     return net, Replacement(
         tuple(rows),
         tuple(
@@ -407,6 +410,28 @@ def _check_same_outputs(model: nn.Module, net: nn.Module, sample: Any, chosen: I
             else f"its calls at {', '.join(row.path for row in rows)} do more than compute a function of their input"
         )
         raise UserError(f"With its activations as modules the network gives other outputs for the sample: {why}.")
+
+
+def _check_forward(net: nn.Module, sample: Any) -> None:
+    """Run the finished network on the sample; without one, warn of forwards that may not use the new activations.
+
+    Raises:
+        UserError: the network fails with its new activations.
+    """
+    if sample is not None:
+        try:
+            forward_of_sample(probe_of(net), sample)
+        except UserError as error:
+            raise UserError(f"With the new activations the network no longer runs. {error}") from error
+        return
+    for path, module in net.named_modules():
+        # A method is bound to the copy; a function keeps the objects that it was defined with.
+        if isinstance(vars(module).get("forward"), FunctionType):
+            warnings.warn(
+                f"The forward of {path or 'the network'!r} was set on the object, and may call modules of the original "
+                "network instead of those of the copy: give a sample (sample=), with which that is noticed.",
+                stacklevel=3,
+            )
 
 
 def disable_fast_path(net: nn.Module, path: str) -> None:
