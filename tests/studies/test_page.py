@@ -189,7 +189,8 @@ def test_without_the_script_the_curves_are_there(found):
     frames = re.findall(r'<svg class="form".*?</svg></svg>', text, re.DOTALL)
     assert len(frames) == 2
     assert all(
-        f'<path class="{kind}" d="M' in frames[0] for kind in ("inputs", "original", "initial", "tuned", "error", "veil")
+        f'<path class="{kind}" d="M' in frames[0]
+        for kind in ("inputs", "original", "initial", "tuned", "error", "veil")
     )
 
 

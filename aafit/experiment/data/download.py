@@ -79,11 +79,7 @@ def fetch_and_unpack(archive: RemoteFile, folder: Path, subfolder: str, what: st
 
 
 def _unpack(archive: Path, folder: Path, subfolder: str) -> None:
-    """Unpack the regular files of `subfolder`; every other member of the archive is left out.
-
-    Raises:
-        UserError: the archive is damaged, too large, or does not have the subfolder.
-    """
+    """Unpack the regular files of `subfolder`; every other member of the archive is left out."""
     try:
         with tarfile.open(archive) as tar:
             members = []

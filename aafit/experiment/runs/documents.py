@@ -280,11 +280,7 @@ def save_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _checked(path: Path, content: bytes) -> dict[str, Any]:
-    """Return the JSON object of a file as format 3 names its fields.
-
-    Raises:
-        UserError: the content is not a JSON object with the checksum of its content.
-    """
+    """Return the JSON object of a file as format 3 names its fields."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:

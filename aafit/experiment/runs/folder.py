@@ -148,11 +148,7 @@ def _not_a_state(path: Path) -> UserError:
 
 @contextmanager
 def readable_state(job: Job) -> Iterator[None]:
-    """Turn an error in this block, which reads a saved state, into a sentence.
-
-    Raises:
-        UserError: what the block raises.
-    """
+    """Turn an error in this block, which reads a saved state, into a sentence."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

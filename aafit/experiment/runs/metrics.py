@@ -60,11 +60,7 @@ def metrics_file(
 
 
 def _kept_lines(path: Path, header: str, epochs: range, digest: str | None) -> str:
-    """Return the header and the rows of `epochs`.
-
-    Raises:
-        UserError: another header; a row is missing, twice there, or altered.
-    """
+    """Return the header and the rows of `epochs`."""
     try:
         with path.open(newline="\n") as file:
             first, *lines = file.readlines() or [""]

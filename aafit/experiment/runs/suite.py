@@ -120,11 +120,7 @@ class Suite(Settings):
 
 
 def _parents_first(parents: Mapping[str, str | None]) -> list[str]:
-    """Return the names, each after its parent, and otherwise in the given order.
-
-    Raises:
-        UserError: a parent is missing, or a run is its own ancestor.
-    """
+    """Return the names, each after its parent, and otherwise in the given order."""
     order: list[str] = []
     for name in parents:
         path: list[str] = []
