@@ -68,6 +68,21 @@ def test_the_longest_chain_goes_first(fake: Fake) -> None:
     assert sorted(fake.events(), key=lambda name: fake.events()[name]) == ["one", "below", "many"]
 
 
+def test_where_no_cost_is_known_the_chain_of_most_runs_goes_first(fake: Fake) -> None:
+    first = run("first")
+    second = run("second", first)
+    suite = Suite(name="fake", runs=(run("alone"), run("another"), first, second, run("third", second)))
+    fake.prepare(suite, {})
+    fake(suite, jobs=1)
+    assert sorted(fake.events(), key=lambda name: fake.events()[name]) == [
+        "first",
+        "second",
+        "alone",
+        "another",
+        "third",
+    ]
+
+
 def write_costs(fake: Fake, measured: RunConfig) -> None:
     folder = fake.runs / "earlier" / "run" / "seed1"
     folder.mkdir(parents=True)
@@ -186,6 +201,14 @@ def test_missing_data_is_said_before_anything_starts(
             console=Console(file=fake.output),
             engine=local(),
         )
+
+
+def test_a_runs_folder_whose_name_looks_like_markup(fake: Fake) -> None:
+    """Names of folders and runs are printed as they are."""
+    fake.runs = fake.folder / "r[/b]"
+    summary = fake(base="fail")
+    assert str(fake.runs) in printed(summary).replace("\n", "")
+    assert str(fake.runs) in fake.output.getvalue()
 
 
 def in_background(do: Callable[[], object]) -> threading.Thread:

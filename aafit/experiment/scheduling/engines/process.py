@@ -61,7 +61,7 @@ class WorkerProcess:
             self.popen.stdin.flush()
 
     def exit_code(self) -> int | None:
-        """Return the exit code, -n for a process that was ended by signal n, None while it runs."""
+        """Return the exit code, -n for a process that was ended by signal n, None while it runs; release its input."""
         code = self.popen.poll()
         if code is not None and self.popen.stdin is not None:
             with suppress(BrokenPipeError):
@@ -163,6 +163,7 @@ def _end(process: WorkerProcess) -> None:
         except subprocess.TimeoutExpired:
             process.stop(at_once=True)
             process.popen.wait()
+        process.exit_code()
 
 
 def run_short(command: Sequence[str], text: str, environment: Mapping[str, str]) -> tuple[int, str, str]:
