@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -134,10 +133,10 @@ def test_stages_come_after_what_they_go_on_from():
     assert lines[-1] == "./run_experiment_all.sh --suite paper"
 
 
-def test_a_command_for_the_pictures_of_each_run(tmp_path):
-    folder = tmp_path / "tiny" / "tuned" / "seed3"
-    folder.mkdir(parents=True)
-    for name in ("activations.safetensors", "done.json"):
-        (folder / name).write_text("{}")
-    assert call("show", tmp_path, "--print-commands") == f"./show_aaf_all.sh {folder}\n"
-    assert Path(folder).exists()
+def test_no_text_of_a_suite_becomes_a_command(tmp_path):
+    """Settings with line breaks are refused; names with spaces and quotes are quoted."""
+    folder = tmp_path / "a folder; touch x"
+    lines = call("run", "--suite", "demo", "--print-commands", "--runs-dir", folder).splitlines()
+    commands = [line for line in lines if line and not line.startswith("#")]
+    assert {shlex.split(line)[0] for line in commands} == {"./run_experiment.sh", "./run_experiment_all.sh"}
+    assert all(str(folder) in shlex.split(line) for line in commands)
