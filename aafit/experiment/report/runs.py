@@ -115,7 +115,7 @@ def read_suite(folder: Path) -> SuiteRuns:
         UserError: If there is none, or a file in them is damaged.
     """
     found = list(_run_folders(folder))
-    if not found:
+    if not any((path / CONFIG).exists() for path in found):
         suites = sorted({path.parents[1].name for path in folder.glob("*/*/seed*")})
         hint = (
             f"Give one of the suites in it: {', '.join(suites)}." if suites else "Give the folder of a suite that ran."

@@ -1,5 +1,6 @@
 """The command line: a small suite from start to report, and what a user can do wrong."""
 
+import json
 import os
 import subprocess
 import sys
@@ -75,8 +76,16 @@ def test_a_suite_from_start_to_report(tmp_path, suite_file):
     shown = aafit("show", child, "--out", tmp_path / "pictures")
     assert shown.returncode == 0, shown.stderr
     assert {path.suffix for path in (tmp_path / "pictures").iterdir()} == {".svg", ".png"}
-    compared = aafit("compare", child)
-    assert compared.returncode == 0, compared.stderr
+    base = runs / "tiny" / "base-relu" / "seed42"
+    accuracies = {
+        folder: json.loads((folder / "done.json").read_text())["result"]["last_accuracy"] for folder in (base, child)
+    }
+    assert accuracies[base] != accuracies[child]
+    for folders, (first, second) in (([child], (base, child)), ([child, base], (child, base))):
+        compared = aafit("compare", *folders)
+        assert compared.returncode == 0, compared.stderr
+        assert compared.stdout.startswith(f"{first}  compared with  {second}\n")
+        assert f"accuracy {accuracies[first]:.2%} -> {accuracies[second]:.2%}" in compared.stdout
     assert "prediction agreement" in compared.stdout
 
 
@@ -133,12 +142,14 @@ def assert_user_error(result, message):
         (["show"], "There is no finished run with adaptive activations in runs"),
         (["show", "nowhere"], "'nowhere' does not exist"),
         (["compare", "empty"], "config.json"),
-        (["report", "empty"], "empty"),
+        (["report", "empty"], "empty has no run folders"),
+        (["report", "unstarted"], "unstarted has no run folders"),
     ],
 )
 def test_what_a_user_can_do_wrong(call, tmp_path, arguments, message):
     (tmp_path / "a-file").write_text("= no TOML")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "unstarted/base/seed42").mkdir(parents=True)
     cut = write_cifar10(tmp_path / "cut" / "cifar-10-batches-bin")
     (cut / "data_batch_1.bin").unlink()
     (cut / "test_batch.bin").write_bytes((cut / "test_batch.bin").read_bytes()[:-1])

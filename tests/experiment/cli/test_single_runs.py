@@ -106,6 +106,20 @@ def test_four_epochs_are_two_and_two(call, tmp_path):
     assert afresh.read_bytes() != whole.read_bytes()
 
 
+def test_runs_that_end_with_the_same_network_are_one(call, tmp_path):
+    """Whatever way the network was trained on; a replacement stays with the run that it began with."""
+    call("base --acts ReLU --end_ep 1")
+    call("base --acts ReLU --start_ep 1 --end_ep 2")
+    tune = "leaf_shared --acts ReLU --start_ep 2 --end_ep 3 --tune_aaf --patch_base"
+    call(tune)
+    _, before = finished(tmp_path, "leaf_shared-ReLU-from_ReLU-tune-adam-bs64-2-3")
+    call("base --acts ReLU --end_ep 2")
+    call(tune)
+    _, after = finished(tmp_path, "leaf_shared-ReLU-from_ReLU-tune-adam-bs64-2-3")
+    assert after == before
+    call(f"{tune} --folder mine/anew")
+
+
 def test_2spu4_with_all_else_frozen_is_tuning(call, tmp_path):
     call("base --acts ReLU --end_ep 1")
     call(PATCH)

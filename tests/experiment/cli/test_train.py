@@ -1,12 +1,17 @@
 """The authors' command line: every command of theirs is taken, and does what it says."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from click.testing import CliRunner
 from data_files import write_fashion
+from small_runs import ROOT
 
+from aafit.experiment.cli.authors import TYPES
 from aafit.experiment.cli.main import main
 from aafit.experiment.cli.train import train
 from aafit.experiment.models import build
@@ -37,6 +42,25 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_authors_is_taken(command):
     assert train.make_context("train", command.split()).params["kind"] == command.split()[0]
+
+
+def test_a_negative_seed_is_the_one_that_torch_takes_for_it():
+    (seed,) = {train.make_context("train", ["base", "--seed", text]).params["seed"] for text in ("-3", str(2**64 - 3))}
+    torch.manual_seed(-3)
+    assert torch.initial_seed() == seed
+
+
+def test_the_help_of_the_authors_script_lists_the_types_and_a_usage_that_works():
+    script = ROOT / "experiments" / "train_individual.py"
+    done = subprocess.run(
+        [sys.executable, script, "--help"], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.stdout.startswith("Usage: experiments/train_individual.py [OPTIONS] TYPE\n"), done.stderr
+    assert all(f" {kind}" in done.stdout for kind in TYPES)
+    examples = [line.split() for line in done.stdout.splitlines() if "--end_ep" in line and "--net LeNet-5" in line]
+    assert len(examples) == 2
+    for words in examples:
+        assert train.make_context("train", words).params["kind"] == words[0]
 
 
 @pytest.fixture
