@@ -1,4 +1,4 @@
-"""A run that goes on from a finished one: with its optimizer, to the bits of a single longer run."""
+"""A run that continues a finished one with its optimizer is bit-identical to a single longer run."""
 
 import pytest
 from small_runs import LEAF, base_job, child_job, untimed_rows
@@ -36,7 +36,7 @@ def test_four_epochs_are_two_and_two(tmp_path, settings):
 
 
 def test_of_activations_that_were_tuned_first_all_is_trained_then(tmp_path):
-    """What the optimizer knows of the activations goes on; the other parameters start afresh."""
+    """The optimizer's state of the activations is continued; the other parameters start anew."""
     base = base_job(tmp_path, epochs=1)
     tuned = child_job(base, epochs=1)
     more = going_on(tuned, train="all", resume_optimizer=True)

@@ -1,4 +1,4 @@
-"""A run that is stopped at any time goes on, and ends with the bits of one that never stopped."""
+"""A run that is stopped at any time resumes, and is bit-identical to one that never stopped."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""Checkpoints come back whole, or are refused by name."""
+"""Saved states and networks are loaded bit-identical, or refused by name."""
 
 import hashlib
 import io

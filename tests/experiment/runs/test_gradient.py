@@ -148,7 +148,7 @@ def assert_same_results(base, folder, ours):
 
 
 def test_a_stop_between_two_of_them(base, tmp_path, monkeypatch):
-    """One has saved its second epoch, the others have not: they catch up, and all end with the bits they get alone."""
+    """One has saved its second epoch, the others have not: they catch up, and all are bit-identical to single runs."""
     jobs = jobs_of(base, tmp_path / "in lockstep")
     save = run_folder.save_state
 
