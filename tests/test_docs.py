@@ -118,7 +118,7 @@ def test_links_lead_to_files_that_are_there(page: str) -> None:
 
 def test_the_files_that_contributing_names_are_there() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    named = {name for name in re.findall(r"`([\w/.]+\.(?:py|html|md|toml|txt|sh))`", text)}
+    named = set(re.findall(r"`([\w/.]+\.(?:py|html|md|toml|txt|sh))`", text))
     files = {
         path.as_posix() for folder in ("aafit", "benchmarks", "docs", "tests") for path in (ROOT / folder).rglob("*")
     }
