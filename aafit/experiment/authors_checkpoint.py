@@ -90,8 +90,12 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     try:
         # torch does not check the checksums that it writes; the files of versions before 1.6 are no archives.
-        if zipfile.is_zipfile(archive := io.BytesIO(content)) and zipfile.ZipFile(archive).testzip() is not None:
-            raise zipfile.BadZipFile
+        if zipfile.is_zipfile(packed := io.BytesIO(content)):
+            archive = zipfile.ZipFile(packed)
+            # torch compresses nothing: what is compressed may expand without end.
+            compressed = any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
+            if compressed or archive.testzip() is not None:
+                raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):
             checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     # The file is a program for torch's unpickler: damaged bytes can end in any error.
@@ -108,6 +112,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path} is not a checkpoint of the authors' program, which is a dictionary with the network's tensors "
             'under "net".'
         )
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path} is damaged: it has fewer values than the shape {tuple(tensor.shape)} of {name}.")
     return {str(name): tensor for name, tensor in tensors.items()}
 
 

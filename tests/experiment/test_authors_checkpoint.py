@@ -1,4 +1,5 @@
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -270,3 +271,23 @@ def test_truncated_files_are_refused(whole: Path, tmp_path_factory: pytest.TempP
     path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(UserError, match=r"c\.bin is .*damaged, or not a file"):
         load_authors_checkpoint(path)
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    torch.save({"net": build("LeNet-5", (1, 28, 28), 10).state_dict(), "opts": []}, tmp_path / "stored.bin")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.bin") as stored,
+        zipfile.ZipFile(tmp_path / "packed.bin", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for member in stored.infolist():
+            packed.writestr(member.filename, stored.read(member))
+    load_authors_checkpoint(tmp_path / "stored.bin")
+    with pytest.raises(UserError, match=r"packed\.bin is truncated, damaged, or not a file that torch\.save wrote"):
+        load_authors_checkpoint(tmp_path / "packed.bin")
+
+
+def test_a_tensor_with_fewer_values_than_its_shape_is_refused(tmp_path: Path) -> None:
+    net = build("LeNet-5", (1, 28, 28), 10).state_dict()
+    torch.save({"net": {**net, "fc4.weight": torch.zeros(1).expand(10**9, 500)}}, tmp_path / "crafted.bin")
+    with pytest.raises(UserError, match=r"crafted\.bin is damaged: it has fewer values .* of fc4\.weight"):
+        load_authors_checkpoint(tmp_path / "crafted.bin")

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from aafit.experiment.data.batches import evaluation_batches
 from aafit.experiment.data.datasets import Split
 from aafit.experiment.runs import folder
-from aafit.experiment.runs.documents import IDENTIFICATION, save_json
+from aafit.experiment.runs.documents import IDENTIFICATION, OPTIMIZER, STATE, save_json
 from aafit.experiment.runs.folder import OptimizerState
 from aafit.experiment.runs.job import Job
 from aafit.experiment.runs.metrics import WriteRow
@@ -77,7 +77,7 @@ class ActiveRun:
 
     def reading_state(self) -> AbstractContextManager[None]:
         """Turn any error in this block into a sentence about the saved state."""
-        return folder.readable_state(self.job)
+        return folder.readable_state(self.job.folder / STATE)
 
     def save_state(self, values: Mapping[str, Any]) -> None:
         """Save what a stopped run resumes from."""
@@ -85,8 +85,9 @@ class ActiveRun:
 
     def resume_parents_optimizer(self) -> None:
         """Put the optimizers into the state of the parent's, if the run continues with it."""
-        if self.parents_optimizer is not None:
-            folder.resume_optimizers(self.net, self.optimizers, self.parents_optimizer)
+        if self.parents_optimizer is not None and self.job.parent is not None:
+            with folder.readable_state(self.job.parent / OPTIMIZER):
+                folder.resume_optimizers(self.net, self.optimizers, self.parents_optimizer)
 
     def save_identification(self, values: Mapping[str, Any]) -> None:
         save_json(self.job.folder / IDENTIFICATION, values)

@@ -141,18 +141,18 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
 
 def _not_a_state(path: Path) -> UserError:
     return UserError(
-        f"{path} does not hold what a run with these settings saves; remove it to start this run again from its "
-        "beginning."
+        f"{path} does not hold what a run with these settings saves; remove it or give --fresh to start that run again "
+        "from its beginning."
     )
 
 
 @contextmanager
-def readable_state(job: Job) -> Iterator[None]:
-    """Turn an error in this block, which reads a saved state, into a sentence."""
+def readable_state(path: Path) -> Iterator[None]:
+    """Turn an error in this block, which reads the saved state in `path`, into a sentence."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise _not_a_state(job.folder / STATE) from error
+        raise _not_a_state(path) from error
 
 
 def save_run_state(job: Job, values: Mapping[str, Any]) -> None:
@@ -271,7 +271,8 @@ def parents_optimizer(job: Job) -> OptimizerState | None:
             f"resume_optimizer = true, but the run in {job.parent} was trained by {kind}, not by "
             f"{job.config.optimizer}: give the same optimizer, or drop resume_optimizer."
         )
-    states: OptimizerState = load_state(job.parent / OPTIMIZER, torch.device("cpu"))["parameters"]
+    with readable_state(job.parent / OPTIMIZER):
+        states: OptimizerState = load_state(job.parent / OPTIMIZER, torch.device("cpu"))["parameters"]
     return states
 
 

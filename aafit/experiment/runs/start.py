@@ -15,7 +15,7 @@ from aafit.experiment.data.datasets import CLASSES, SIZES, Dataset, load_dataset
 from aafit.experiment.devices import choose_device
 from aafit.experiment.models import NETWORKS, Shape, build
 from aafit.experiment.runs.config import RunConfig
-from aafit.experiment.runs.documents import ACTIVATIONS, NETWORK, Config, check_finished
+from aafit.experiment.runs.documents import ACTIVATIONS, CONFIG, NETWORK, Config, check_finished
 from aafit.experiment.runs.folder import load_tensors
 from aafit.experiment.runs.gauss_newton import unseen_batches
 from aafit.experiment.runs.job import Job
@@ -160,8 +160,11 @@ def _finished(folder: Path) -> tuple[RunConfig, nn.Module]:
         # Not strict: the network's own weights are loaded afterwards, from a file that done.json vouches for.
         net = load_activations(net, folder / ACTIVATIONS, strict=False)
     tensors = load_tensors(folder / NETWORK)
-    net.to(next(iter(tensors.values())).dtype)
-    net.load_state_dict(tensors)
+    try:
+        net.to(next(iter(tensors.values()), torch.empty(0)).dtype)
+        net.load_state_dict(tensors)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{folder / NETWORK} is not the network that {folder / CONFIG} describes.") from error
     return config.run, net
 
 

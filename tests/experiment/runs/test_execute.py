@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_runs import base_job, child_job, read_json, untimed_rows
 
 import aafit
@@ -18,6 +18,7 @@ from aafit.experiment.report.page import write_report
 from aafit.experiment.runs.documents import load_json, save_json
 from aafit.experiment.runs.execute import execute
 from aafit.experiment.runs.process import locked
+from aafit.files import sha256_of
 from aafit.networks.surgery import replace_activations
 
 
@@ -278,3 +279,15 @@ def test_a_checkpoint_with_the_activations_that_the_settings_name(tmp_path):
     with pytest.raises(UserError, match="has other activations"):
         execute(base_job(tmp_path / "ahaf", cnn="AHAF as ReLU", **settings))
     execute(base_job(tmp_path / "leaf", cnn="LEAF as ReLU", **settings))
+
+
+@pytest.mark.parametrize("tensors", [{}, {"conv1.weight": torch.zeros(3)}], ids=["nothing", "another network"])
+def test_a_network_that_is_not_that_of_the_settings_is_refused(tmp_path, tensors):
+    job = base_job(tmp_path, epochs=0, train="none")
+    execute(job)
+    network = job.folder / "network.safetensors"
+    save_file(tensors, network)
+    done = load_json(job.folder / "done.json")
+    save_json(job.folder / "done.json", {**done, "sha256": {**done["sha256"], network.name: sha256_of(network)}})
+    with pytest.raises(UserError, match=r"network\.safetensors is not the network that .*config\.json describes"):
+        aafit.load_run(job.folder)
