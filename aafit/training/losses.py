@@ -252,14 +252,14 @@ class Positions:
         outputs_BMK: The outputs.
         targets: Labels (B, M), or values (B, M, K).
         labelled_BM: Which positions count: those whose label is not `IGNORED`.
-        outside: How many labels are no class, a scalar on the device. They count as ignored here.
+        outside: How many labels are no class. They count as ignored here.
         axis: The axis of the outputs that is K.
     """
 
     outputs_BMK: Tensor
     targets: Tensor
     labelled_BM: Tensor
-    outside: Tensor
+    outside: Tensor | int
     axis: int
 
     @classmethod
@@ -272,17 +272,16 @@ class Positions:
         axis = _target_axis(loss, outputs, target)
         outputs_BMK = by_position(outputs, axis)
         B, M, K = outputs_BMK.shape
-        none = torch.zeros((), dtype=torch.long, device=outputs.device)
         if target.shape == outputs.shape and not has_labels(outputs, target):
             targets_BMK = by_position(target.to(outputs.dtype), axis)
-            return cls(outputs_BMK, targets_BMK, torch.ones_like(outputs_BMK[..., 0], dtype=torch.bool), none, axis)
+            return cls(outputs_BMK, targets_BMK, torch.ones_like(outputs_BMK[..., 0], dtype=torch.bool), 0, axis)
         labels_BM = target.reshape(B, M).long()
-        outside_BM = ((labels_BM < 0) & (labels_BM != IGNORED)) | (labels_BM >= K)
-        labels_BM = labels_BM.masked_fill(outside_BM, IGNORED)
-        labelled_BM = labels_BM != IGNORED
+        labelled_BM = (labels_BM >= 0) & (labels_BM < K)
+        outside = ((labels_BM != IGNORED) & ~labelled_BM).sum()
+        labels_BM = labels_BM.where(labelled_BM, IGNORED)
         if not loss.is_cross_entropy:  # F.cross_entropy leaves ignored labels out itself, gradients included.
             labels_BM = labels_BM.where(labelled_BM, 0)
-        return cls(outputs_BMK, labels_BM, labelled_BM, outside_BM.sum(), axis)
+        return cls(outputs_BMK, labels_BM, labelled_BM, outside, axis)
 
 
 def by_position(outputs: Tensor, axis: int) -> Tensor:
@@ -434,7 +433,6 @@ def scores(loss: Loss, outputs: Tensor, target: Any) -> Scores:
     Raises:
         UserError: there is no target, it does not fit the outputs, or the function given as loss returned no tensor.
     """
-    finite_B = finite_samples(outputs)
     classes = loss.is_cross_entropy or has_labels(outputs, target)
     positions = Positions.of(CROSS_ENTROPY if loss.whole else loss, outputs, target) if classes else None
     if loss.whole:
@@ -445,7 +443,7 @@ def scores(loss: Loss, outputs: Tensor, target: Any) -> Scores:
         loss_BM, labelled_B = losses_by_position(loss, positions), positions.labelled_BM.sum(1)
         loss_B = loss_BM.sum(1)
     if not classes or positions is None:
-        return Scores(loss_B, labelled_B, finite_B)
+        return Scores(loss_B, labelled_B, finite_samples(outputs))
     classes_BM, labelled_BM = positions.targets, positions.labelled_BM
     if classes_BM.ndim == 3:
         check_probabilities(classes_BM, 2)
@@ -455,9 +453,9 @@ def scores(loss: Loss, outputs: Tensor, target: Any) -> Scores:
     return Scores(
         loss_B,
         labelled_B,
-        finite_B,
+        finite_BM.all(1),
         correct_BM.sum(1),
-        labelled_BM.sum(1),
+        labelled_BM.sum(1) if loss.whole else labelled_B,
         positions.outside,
         positions.outputs_BMK.shape[2],
     )

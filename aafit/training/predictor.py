@@ -5,17 +5,18 @@ selects the output, and returns it in float32 or float64. It leaves the mode, tr
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from aafit.errors import check_name
 from aafit.networks.batches import Batch, Output, call, run, takes_inputs
 from aafit.networks.frozen_prefix import split_network
 from aafit.networks.running import fork_rng, without_fast_path
-from aafit.training.precision import autocast
+from aafit.training.precision import PRECISIONS, autocast
 
 SEED = 0
 """Seed of the random numbers of every batch: two networks that draw some draw the same ones for the same batch."""
@@ -34,7 +35,8 @@ class Predictor:
     def __init__(
         self, net: nn.Module, output: Output | None = None, precision: str = "float32", batch_size: int | None = None
     ) -> None:
-        self.net, self.output, self.precision, self.batch_size = net, output, precision, batch_size
+        self.net, self.output, self.batch_size = net, output, batch_size
+        self.precision = check_name("precision", precision, PRECISIONS)
 
     def of(self, net: nn.Module) -> "Predictor":
         """Return a predictor with the same settings for another network."""
@@ -51,16 +53,26 @@ class Predictor:
         Raises:
             UserError: as `aafit.networks.batches.run`.
         """
-        inputs = Batch(batch.args, batch.kwargs).cloned()
         net = self.net if not parameters else partial(_functional, self.net, parameters)
-        with autocast(self.precision, batch.device), without_fast_path(), _random_numbers(seed):
+        with self._forward(batch, seed) as inputs:
             outputs = run(net, inputs, self.output)
         return outputs if outputs.dtype == torch.float64 else outputs.float()
 
     def forward(self, batch: Batch) -> None:
         """Run the network on a batch, as `__call__`, for what hooks see of it; no output is selected."""
-        with torch.no_grad(), autocast(self.precision, batch.device), without_fast_path(), _random_numbers(SEED):
-            call(self.net, Batch(batch.args, batch.kwargs).cloned())
+        with torch.no_grad(), self._forward(batch, SEED) as inputs:
+            call(self.net, inputs)
+
+    @contextmanager
+    def _forward(self, batch: Batch, seed: int | None) -> Iterator[Batch]:
+        """Within the block compute as this predictor does; yields a copy of the inputs."""
+        if not batch.kwargs and all(type(x) is Tensor for x in batch.args):  # as nearly always, and in every step
+            inputs = Batch(tuple(x.clone() for x in batch.args), {})
+        else:
+            inputs = Batch(batch.args, batch.kwargs).cloned()
+        precision = autocast(self.precision, batch.device) if self.precision == "bf16" else nullcontext()
+        with precision, without_fast_path(), nullcontext() if seed is None else fork_rng(seed):
+            yield inputs
 
     def over(
         self, data: Batch | Iterable[Batch], parameters: dict[str, Tensor] | None = None
@@ -124,7 +136,3 @@ def unwrapped(net: nn.Module) -> nn.Module:
 
 def _functional(net: nn.Module, parameters: dict[str, Tensor], *args: object, **kwargs: object) -> object:
     return functional_call(net, parameters, args, kwargs)
-
-
-def _random_numbers(seed: int | None) -> AbstractContextManager[None]:
-    return nullcontext() if seed is None else fork_rng(seed)

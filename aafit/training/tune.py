@@ -29,11 +29,13 @@ from aafit.training.distance import Distance
 from aafit.training.evaluate import Batches
 from aafit.training.losses import (
     CROSS_ENTROPY,
+    IGNORED,
     SQUARED_ERROR,
     Loss,
     LossLike,
     as_loss,
     check_any_labelled,
+    check_labels,
     mean_loss,
     predictions,
     scores,
@@ -130,9 +132,12 @@ def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
 
     Labels are checked on a CPU only: elsewhere that would wait for the device in every step.
     """
-    if outputs.device.type == "cpu":
-        return mean_loss(CROSS_ENTROPY, outputs, batch.target)[0]
     labels: Tensor = batch.target  # type: ignore[assignment]
+    if outputs.ndim != 2 or labels.ndim != 1:
+        return mean_loss(CROSS_ENTROPY, outputs, labels)[0]
+    if outputs.device.type == "cpu":
+        wrong = (labels != IGNORED) & ((labels < 0) | (labels >= outputs.shape[1]))
+        check_labels(wrong.sum(), outputs.shape[1])
     return F.cross_entropy(outputs, labels)
 
 
