@@ -7,45 +7,45 @@ all else frozen, and look at the shapes they took.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron, Histogram
-from aafit.errors import UserError, needs_extra
-from aafit.identification import (
-    CROSS_ENTROPY,
-    SQUARED_ERROR,
-    Audit,
-    Identification,
-    Importance,
-    Loss,
-    loss_with_hessian,
-    smooth_start,
-)
-from aafit.identification.audit import audit
-from aafit.identification.identify import identify
-from aafit.identification.importance import importance
-from aafit.networks.adaptive import (
-    adaptive_activations,
-    adaptive_parameters,
-    load_activations,
-    save_activations,
-    train_only_activations,
-)
-from aafit.networks.batches import Batch
-from aafit.networks.find import find_activations
-from aafit.networks.freeze import Freeze, freeze_activations
-from aafit.networks.surgery import Replacement, replace_activations, restore_activations
-from aafit.studies.result import Study
-from aafit.studies.study import study
-from aafit.training.compare import Comparison, compare
-from aafit.training.curve_errors import CurveError, curve_errors
-from aafit.training.evaluate import Evaluation, evaluate
-from aafit.training.tune import tune
 from aafit.version import __version__
 
 if TYPE_CHECKING:
+    from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron, Histogram
+    from aafit.errors import UserError
     from aafit.experiment.authors_checkpoint import load_authors_checkpoint
     from aafit.experiment.runs.start import load_run
+    from aafit.identification import (
+        CROSS_ENTROPY,
+        SQUARED_ERROR,
+        Audit,
+        Identification,
+        Importance,
+        Loss,
+        loss_with_hessian,
+        smooth_start,
+    )
+    from aafit.identification.audit import audit
+    from aafit.identification.identify import identify
+    from aafit.identification.importance import importance
+    from aafit.networks.adaptive import (
+        adaptive_activations,
+        adaptive_parameters,
+        load_activations,
+        save_activations,
+        train_only_activations,
+    )
+    from aafit.networks.batches import Batch
+    from aafit.networks.find import find_activations
+    from aafit.networks.freeze import Freeze, freeze_activations
+    from aafit.networks.surgery import Replacement, replace_activations, restore_activations
     from aafit.plots.activations import plot_activations
     from aafit.studies.figure import plot_study
+    from aafit.studies.result import Study
+    from aafit.studies.study import study
+    from aafit.training.compare import Comparison, compare
+    from aafit.training.curve_errors import CurveError, curve_errors
+    from aafit.training.evaluate import Evaluation, evaluate
+    from aafit.training.tune import tune
 
 __all__ = [
     "AHAF",
@@ -93,20 +93,70 @@ __all__ = [
     "tune",
 ]
 
-
-# What needs more than torch, numpy and safetensors is imported when it is first asked for: where it is, and in which
-# extra its packages are.
-_ON_DEMAND = {
-    "load_authors_checkpoint": ("aafit.experiment.authors_checkpoint", "experiment"),
-    "load_run": ("aafit.experiment.runs.start", "experiment"),
-    "plot_activations": ("aafit.plots.activations", "plots"),
-    "plot_study": ("aafit.studies.figure", "plots"),
+# Public names are imported when they are first used. Importing torch takes seconds: meanwhile a command must be able to
+# handle Ctrl-C, and `aafit --help` need not wait for it.
+_MODULES = {
+    "aafit.activations": ("AHAF", "AdaptiveActivation", "FNeuron", "Histogram", "LEAF"),
+    "aafit.errors": ("UserError",),
+    "aafit.experiment.authors_checkpoint": ("load_authors_checkpoint",),
+    "aafit.experiment.runs.start": ("load_run",),
+    "aafit.identification": (
+        "Audit",
+        "CROSS_ENTROPY",
+        "Identification",
+        "Importance",
+        "Loss",
+        "SQUARED_ERROR",
+        "loss_with_hessian",
+        "smooth_start",
+    ),
+    "aafit.identification.audit": ("audit",),
+    "aafit.identification.identify": ("identify",),
+    "aafit.identification.importance": ("importance",),
+    "aafit.networks.adaptive": (
+        "adaptive_activations",
+        "adaptive_parameters",
+        "load_activations",
+        "save_activations",
+        "train_only_activations",
+    ),
+    "aafit.networks.batches": ("Batch",),
+    "aafit.networks.find": ("find_activations",),
+    "aafit.networks.freeze": ("Freeze", "freeze_activations"),
+    "aafit.networks.surgery": ("Replacement", "replace_activations", "restore_activations"),
+    "aafit.plots.activations": ("plot_activations",),
+    "aafit.studies.figure": ("plot_study",),
+    "aafit.studies.result": ("Study",),
+    "aafit.studies.study": ("study",),
+    "aafit.training.compare": ("Comparison", "compare"),
+    "aafit.training.curve_errors": ("CurveError", "curve_errors"),
+    "aafit.training.evaluate": ("Evaluation", "evaluate"),
+    "aafit.training.tune": ("tune",),
 }
+_FOLDERS = ("activations", "identification", "networks", "studies", "training")
+_EXTRAS = {
+    "aafit.experiment.authors_checkpoint": "experiment",
+    "aafit.experiment.runs.start": "experiment",
+    "aafit.plots.activations": "plots",
+    "aafit.studies.figure": "plots",
+}
+"""The extra that installs what a module needs besides torch, numpy and safetensors."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ON_DEMAND:
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if name in _FOLDERS:
+        return import_module(f"aafit.{name}")
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, extra = _ON_DEMAND[name]
-    with needs_extra(f"aafit.{name}", extra):
-        return getattr(import_module(module), name)
+    if module in _EXTRAS:
+        from aafit.errors import needs_extra
+
+        with needs_extra(f"aafit.{name}", _EXTRAS[module]):
+            import_module(module)
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -31,8 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aafit.errors import UserError
-from aafit.experiment.devices import Slot, usable_cores
-from aafit.experiment.runs.process import compilation_from_environment
+from aafit.experiment.devices import Slot, compilation_from_environment, usable_cores
 from aafit.files import write_atomically
 from aafit.training.precision import processor_name
 from aafit.version import __version__

@@ -1,6 +1,6 @@
 """One run, by the authors' command line; `--help` lists the flags, `aafit train` is the same."""
 
-from aafit.experiment.cli.train import train
+from aafit.__main__ import main
 
 if __name__ == "__main__":
-    train(prog_name="experiments/train_individual.py")
+    main("train", "experiments/train_individual.py")

@@ -133,7 +133,7 @@ def test_the_library_needs_no_extra() -> None:
         ),
         (
             "from aafit.__main__ import main; main()",
-            "The command aafit needs the package click: pip install 'aafit[experiment]'.",
+            "The command aafit needs the package click: pip install 'aafit[cli]'.",
         ),
     ],
 )

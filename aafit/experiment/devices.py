@@ -1,10 +1,12 @@
 """Devices, and the slots in which processes run alongside each other."""
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
 
+from aafit.activations.compiled import compiled_loops
 from aafit.errors import UserError, check_count
 
 ON_CPU = {
@@ -85,3 +87,8 @@ def _gpus(device: str) -> list[str]:
         + "".join(f", cuda:{number}" for number in range(count))
         + (", cuda." if count else " (no CUDA device was found).")
     )
+
+
+def compilation_from_environment() -> AbstractContextManager[None]:
+    """Return a block of `compiled_loops`: off if the environment variable AAFIT_COMPILE is 0, else on."""
+    return compiled_loops(os.environ.get("AAFIT_COMPILE") != "0")

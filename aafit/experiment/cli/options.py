@@ -4,16 +4,18 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from aafit.errors import UserError, nearest
-from aafit.experiment.runs.config import choices
-from aafit.experiment.runs.process import compilation_from_environment
-from aafit.experiment.runs.suite import SEEDS
+from aafit.experiment.devices import compilation_from_environment
+from aafit.identification.identify import CURVATURES, TARGETS
+from aafit.networks.select import Sharing
+from aafit.training.precision import PRECISIONS
 
-PRECISIONS = choices("precision")
+SEEDS = 2**64
+SHARINGS = get_args(Sharing)
 SYNONYMS = {"fp32": "float32", "fp64": "float64", "bfloat16": "bf16"}
 HALF = ("fp16", "float16", "fp16rpr", "float16rpr")
 """Precisions of the authors' program that are not supported."""
@@ -34,6 +36,9 @@ class Command(click.Command):
                 return super().invoke(ctx)
         except UserError as error:
             raise click.UsageError(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("Stopped.", err=True)
+            ctx.exit(130)
 
 
 class RunsDir(click.Path):
@@ -120,7 +125,7 @@ tensorboard_option = click.option("--tensorboard", is_flag=True, help="Also writ
 wandb_option = click.option("--wandb", is_flag=True, help="Also write to Weights & Biases.")
 
 activation_options = (
-    click.option("--sharing", type=click.Choice(choices("sharing")), help="What has its own parameters."),
+    click.option("--sharing", type=click.Choice(SHARINGS), help="What has its own parameters."),
     click.option(
         "--interval",
         type=float,
@@ -136,13 +141,13 @@ activation_options = (
 identification_options = (
     click.option(
         "--target",
-        type=click.Choice(choices("target")),
+        type=click.Choice(TARGETS),
         help="What is fitted: the labels [default], or the base network's logits or activations, which need no labels.",
     ),
     click.option("--heldout", type=float, help="Share of the images that is held out [default: 0.2]."),
     click.option(
         "--curvature",
-        type=click.Choice(choices("curvature")),
+        type=click.Choice(CURVATURES),
         help="exact: one backward pass for each output [default: sampled].",
     ),
     click.option("--ridge", type=float, help="Weight of the squared distance from the start [default: 0]."),

@@ -14,11 +14,10 @@ import click
 from torch import nn
 
 from aafit.activations import ADAPTIVE, AdaptiveActivation, from_text
-from aafit.errors import UserError, check_name, nearest
-from aafit.experiment.cli.options import Command, data_dir_option, device_option, renamed_option
+from aafit.errors import UserError, check_name, nearest, needs_extra
+from aafit.experiment.cli.options import SHARINGS, Command, data_dir_option, device_option, renamed_option
 from aafit.experiment.devices import choose_device
-from aafit.experiment.runs.config import choices
-from aafit.experiment.runs.start import load_for_study
+from aafit.identification.identify import TARGETS
 from aafit.studies.figure import KINDS, write_figure
 from aafit.studies.study import study as study_of
 
@@ -38,10 +37,8 @@ from aafit.studies.study import study as study_of
     'repeated [default: "*=F-Neuron"].',
 )
 @click.option("--output", "outputs", help="module:function that selects the output tensor of what the network returns.")
-@click.option("--sharing", type=click.Choice(choices("sharing")), default="layer", show_default=True)
-@click.option(
-    "--target", type=click.Choice(choices("target")), help="[default: the labels if there are some, else logits]"
-)
+@click.option("--sharing", type=click.Choice(SHARINGS), default="layer", show_default=True)
+@click.option("--target", type=click.Choice(TARGETS), help="[default: the labels if there are some, else logits]")
 @click.option(
     "--steps", type=click.IntRange(min=0), default=30, show_default=True, help="Largest number of identification steps."
 )
@@ -96,6 +93,11 @@ def study(
     if Path(network).is_dir():
         if batches is not None:
             raise UserError(f"{network} is the folder of a run, which has its own batches: leave {batches} out.")
+        try:
+            with needs_extra("A study of a finished run", "experiment"):
+                from aafit.experiment.runs.start import load_for_study
+        except ImportError as error:
+            raise UserError(str(error)) from error
         net, fitted, judged = load_for_study(Path(network), data_dir, choose_device(device))
     else:
         if batches is None:

@@ -5,12 +5,11 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
 
-from aafit.activations.compiled import compiled_loops
 from aafit.errors import UserError
 from aafit.experiment.runs.documents import LOG
 from aafit.experiment.runs.job import Job
@@ -116,8 +115,3 @@ def logged(job: Job) -> Iterator[None]:
     finally:
         log.removeHandler(to_file)
         to_file.close()
-
-
-def compilation_from_environment() -> AbstractContextManager[None]:
-    """Return a block of `compiled_loops`: off if the environment variable AAFIT_COMPILE is 0, else on."""
-    return compiled_loops(os.environ.get("AAFIT_COMPILE") != "0")

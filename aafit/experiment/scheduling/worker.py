@@ -17,9 +17,9 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from aafit.errors import UserError
+from aafit.experiment.devices import compilation_from_environment
 from aafit.experiment.runs.execute import execute
 from aafit.experiment.runs.job import Job
-from aafit.experiment.runs.process import compilation_from_environment
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:

@@ -213,3 +213,38 @@ def test_a_job_that_is_none_is_refused():
     )
     assert process.returncode == 2
     assert process.stderr.startswith("This is not a list of jobs")
+
+
+def run_with(*command, path=(), **options):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT)))}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, **options)
+
+
+def test_the_commands_are_listed_in_groups_without_importing_torch():
+    program = "import sys; from aafit.__main__ import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    done = run_with("-c", program, "--help")
+    assert done.returncode == 0, done.stderr
+    listed = {name for name in main.list_commands(None) if f"\n  {name} " in done.stdout}
+    assert listed == {"study", "run", "train", "identify", "report", "show", "compare"}
+    assert "..." not in done.stdout.partition("Any network:")[2], "summaries are not cut"
+
+
+@pytest.mark.parametrize("command", ["study", "run", "show"])
+def test_only_a_study_needs_no_package_of_the_experiment(command):
+    missing = ["filelock", "mlxtend", "pooch", "pydantic", "requests", "rich"]
+    program = f"import sys; sys.modules.update(dict.fromkeys({missing}))\nfrom aafit.__main__ import main; main()"
+    done = run_with("-c", program, command, "--help")
+    if command == "study":
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"Error: aafit {command} needs the package ")
+        assert done.stderr.endswith(": pip install 'aafit[experiment]'.\n")
+
+
+@pytest.mark.parametrize("command", [["-m", "aafit", "run"], [ROOT / "experiments/train_individual.py", "base"]])
+def test_ctrl_c_during_imports_ends_in_one_line(command, tmp_path):
+    """torch is replaced by a module that Ctrl-C reaches while it is imported."""
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    done = run_with(*map(str, command), path=[tmp_path])
+    assert (done.returncode, done.stderr) == (130, "Stopped.\n")

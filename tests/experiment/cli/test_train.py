@@ -60,7 +60,7 @@ def test_the_help_of_the_authors_script_lists_the_types_and_a_usage_that_works()
     examples = [line.split() for line in done.stdout.splitlines() if "--end_ep" in line and "--net LeNet-5" in line]
     assert len(examples) == 2
     for words in examples:
-        assert train.make_context("train", words).params["kind"] == words[0]
+        assert train.make_context("train", [*words]).params["kind"] == words[0]
 
 
 @pytest.fixture
