@@ -81,7 +81,7 @@ def prepare(
     # The base gets the same batches as the network, with the same random numbers: the parts are divided separately.
     parts = data.part(0, count), data.part(count, len(data))
     (held, made), (fitted, _) = (with_targets(part, base, loss) for part in parts)
-    raw = Batch(fitted.args, fitted.kwargs)
+    raw = fitted.without_target()
     found = predictor.after_prefix(
         [batch for part in (held, fitted) for batch in predictor.batches(part)], memory - kept
     )

@@ -6,7 +6,7 @@ returns the output tensor; `without_padding` selects the positions of sequences 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import Parameter, signature
 from math import prod
 from types import FunctionType, MethodType, ModuleType
@@ -69,23 +69,27 @@ def _attributes(item: Any) -> Mapping[str, Any]:
     return vars(item) if hasattr(item, "__dict__") else {}
 
 
-def _is_list_of_samples(value: Any) -> bool:
-    """Return whether a value is a list of objects that hold tensors, as a list of graphs: each is one sample."""
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and not any(isinstance(item, (Tensor, list, tuple, int, float, str)) or item is None for item in value)
-        and all(tensors_in(item) for item in value)
-    )
+def _holds_samples(value: Any) -> bool:
+    """Return whether a value is a list of objects that hold tensors, each a sample, or a batch of graphs."""
+    if isinstance(value, list):
+        plain = (Tensor, list, tuple, int, float, str, type(None))
+        return bool(value) and not any(isinstance(item, plain) for item in value) and all(map(tensors_in, value))
+    return isinstance(getattr(value, "num_graphs", None), int)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The inputs of a network, net(*args, **kwargs), and the target (None if there is none).
+    """The inputs of a network, net(*args, **kwargs), and the target.
 
-    Inputs may be nested: containers, and objects that hold tensors. The samples are the rows (axis 0) of the first
-    tensor; a tensor with another first dimension belongs to all samples. In a list of objects each object is a sample.
-    An object with `num_graphs`, as of PyTorch Geometric, holds that many samples, and is never divided.
+    Inputs may be nested: containers, and objects that hold tensors. Each element of a list of objects is a sample, as
+    is each graph of an object with `num_graphs` (a batch of PyTorch Geometric). Otherwise the samples lie along `axis`
+    of the first tensor; a tensor with another length there belongs to all samples.
+
+    Attributes:
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+        target: The target, with the samples along axis 0; None if there is none.
+        axis: Axis of the samples in the inputs, as 1 for (T, B, C). Outputs have theirs at axis 0: let output= move it.
 
     Example:
         >>> aafit.Batch((graphs,), {"mask": mask}, labels)
@@ -94,21 +98,20 @@ class Batch:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     target: Any | None = None
+    axis: int = 0
 
     def __len__(self) -> int:
         for value in (*self.args, *self.kwargs.values()):
-            if _is_list_of_samples(value):
-                return len(value)
-            if isinstance(count := getattr(value, "num_graphs", None), int):
-                return count
+            if _holds_samples(value):
+                return _count(value)
             if tensors := tensors_in(value):
-                return len(tensors[0])
+                return tensors[0].shape[self.axis]
         raise UserError("The batch has no tensor among its inputs.")
 
     @property
     def first(self) -> Tensor:
         """The first tensor of the inputs."""
-        return tensors_in((self.args, self.kwargs))[0]
+        return self.inputs()[0]
 
     @property
     def device(self) -> torch.device:
@@ -121,10 +124,14 @@ class Batch:
 
     def floating(self, dtype: torch.dtype) -> "Batch":
         """Return the batch with its floating-point inputs in another dtype; the target is left."""
-        args, kwargs = map_tensors(
-            lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, (self.args, self.kwargs)
+        inputs = self.without_target()._mapped(
+            lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor
         )
-        return Batch(args, kwargs, self.target)
+        return replace(inputs, target=self.target)
+
+    def without_target(self) -> "Batch":
+        """Return the inputs alone."""
+        return replace(self, target=None)
 
     def cloned(self) -> "Batch":
         """Return a copy that shares no memory."""
@@ -134,13 +141,11 @@ class Batch:
         """Return the samples from `start` up to `stop`."""
         if start <= 0 and stop >= len(self):
             return self
-        return self._selected(lambda rows: rows[start:stop])
+        return self._selected(slice(start, stop), lambda samples: samples[start:stop])
 
     def at(self, rows_N: Tensor) -> "Batch":
         """Return the samples with these indices."""
-        return self._selected(
-            lambda rows: rows[rows_N] if isinstance(rows, Tensor) else [rows[row] for row in rows_N.tolist()]
-        )
+        return self._selected(rows_N, lambda samples: [samples[row] for row in rows_N.tolist()])
 
     def batches(self, size: int) -> "Iterator[Batch]":
         """Yield batches of `size` samples, the last of which may be smaller."""
@@ -159,32 +164,68 @@ class Batch:
         """Return one batch with the samples of all, one after another.
 
         Raises:
-            UserError: there is none; their inputs have different forms; their tensors differ in more than rows.
+            UserError: there is none; their inputs have different forms; their tensors differ in more than samples.
         """
         if not batches:
             raise UserError("There is no batch to join.")
+        first = batches[0]
         if len(batches) == 1:
-            return batches[0]
-        leaves = [batch._leaves() for batch in batches]
-        if len({len(own) for own in leaves}) > 1 or len({tuple(batch.kwargs) for batch in batches}) > 1:
+            return first
+        inputs, targets = ([batch._leaves(of) for batch in batches] for of in ("inputs", "target"))
+        forms = {(len(a), len(b), tuple(c.kwargs), c.axis) for a, b, c in zip(inputs, targets, batches, strict=True)}
+        if len(forms) > 1:
             raise UserError("The batches cannot be joined: they have different inputs.")
         rows = [len(batch) for batch in batches]
-        joined = iter([_joined(together, rows) for together in zip(*leaves, strict=True)])
-        return batches[0]._mapped(lambda _: next(joined), _is_list_of_samples)
+        joined = [_joined(leaves, rows, first.axis) for leaves in zip(*inputs, strict=True)]
+        joined += [_joined(leaves, rows, 0) for leaves in zip(*targets, strict=True)]
+        left = iter(joined)
+        return first._mapped(lambda _: next(left), _holds_samples)
 
-    def _leaves(self) -> list[Any]:
+    def _selected(self, rows: slice | Tensor, of_list: Callable[[list[Any]], list[Any]]) -> "Batch":
+        count = len(self)
+
+        def selected(leaf: Any, axis: int) -> Any:
+            if not isinstance(leaf, Tensor):
+                return _like(leaf, of_list(_samples(leaf, "divided into samples")))
+            return leaf[(*[slice(None)] * axis, rows)] if leaf.dim() > axis and leaf.shape[axis] == count else leaf
+
+        args, kwargs = map_tensors(lambda leaf: selected(leaf, self.axis), (self.args, self.kwargs), _holds_samples)
+        return Batch(args, kwargs, map_tensors(lambda leaf: selected(leaf, 0), self.target, _holds_samples), self.axis)
+
+    def _leaves(self, of: str) -> list[Any]:
         leaves: list[Any] = []
-        self._mapped(leaves.append, _is_list_of_samples)
+        map_tensors(leaves.append, self.target if of == "target" else (self.args, self.kwargs), _holds_samples)
         return leaves
 
     def _mapped(self, function: Callable[[Any], Any], is_leaf: Callable[[Any], bool] | None = None) -> "Batch":
-        return Batch(*map_tensors(function, (self.args, self.kwargs, self.target), is_leaf))
+        return Batch(*map_tensors(function, (self.args, self.kwargs, self.target), is_leaf), self.axis)
 
-    def _selected(self, select: Callable[[Any], Any]) -> "Batch":
-        """Return the batch with `select` of all that has a row for each sample."""
-        _check_divisible((self.args, self.kwargs))
-        rows = len(self)
-        return self._mapped(lambda leaf: select(leaf) if _has_rows(leaf, rows) else leaf, _is_list_of_samples)
+
+def _count(samples: Any) -> int:
+    """Return the number of samples in a list of objects or a batch of graphs."""
+    return len(samples) if isinstance(samples, list) else samples.num_graphs
+
+
+def _samples(value: Any, purpose: str) -> list[Any]:
+    """Return the samples in a list of objects or a batch of graphs.
+
+    Raises:
+        UserError: a batch of graphs has no methods to take it apart.
+    """
+    if isinstance(value, list):
+        return value
+    if not (hasattr(value, "to_data_list") and hasattr(value, "from_data_list")):
+        raise UserError(
+            f"A {type(value).__name__} of {value.num_graphs} graph(s) cannot be {purpose}, as it has no to_data_list "
+            "and from_data_list (PyTorch Geometric's batches have): give a list of graphs as the input of the network."
+        )
+    samples: list[Any] = value.to_data_list()
+    return samples
+
+
+def _like(value: Any, samples: list[Any]) -> Any:
+    """Return samples in the form of `value`: as a list, or as a batch of graphs."""
+    return samples if isinstance(value, list) else type(value).from_data_list(samples)
 
 
 def as_batch(batch: Any) -> Batch:
@@ -237,7 +278,7 @@ def as_inputs(sample: Any, what: str = "The sample") -> Batch:
         UserError: the sample, named `what` in the message, has another form, or no tensor in it.
     """
     if isinstance(sample, Batch):
-        return _checked(Batch(sample.args, sample.kwargs), what)
+        return _checked(sample.without_target(), what)
     if isinstance(sample, (Tensor, Mapping)) or (not isinstance(sample, (tuple, list)) and tensors_in(sample)):
         sample = (sample,)
     if not isinstance(sample, (tuple, list)):
@@ -261,40 +302,28 @@ def _checked(batch: Batch, what: str) -> Batch:
     if not tensors_in(inputs):
         types = ", ".join(sorted({type(value).__name__ for value in inputs}))
         raise UserError(f"{what} has no tensor among its inputs ({types or 'it is empty'}): {_forms_of(what)}.")
-    of_objects = any(_is_list_of_samples(value) or hasattr(value, "num_graphs") for value in inputs)
-    if batch.first.dim() == 0 and not of_objects:
+    if batch.first.dim() <= batch.axis and not any(map(_holds_samples, inputs)):
+        if batch.axis:
+            raise UserError(f"{what} has its samples along axis {batch.axis}, which its first tensor does not have.")
         raise UserError(
             f"{what} begins with a tensor without axes ({batch.first}): the first axis is that of the samples."
         )
     return batch
 
 
-def _check_divisible(inputs: Any) -> None:
-    graphs = next((value for value in (*inputs[0], *inputs[1].values()) if hasattr(value, "num_graphs")), None)
-    if graphs is not None:
-        raise UserError(
-            f"A {type(graphs).__name__} of {graphs.num_graphs} graphs cannot be divided into samples: give one graph "
-            "at a time (batch_size=1 in the DataLoader), or a list of graphs as an aafit.Batch."
-        )
-
-
-def _has_rows(leaf: Any, rows: int) -> bool:
-    return len(leaf) == rows if isinstance(leaf, list) else leaf.dim() > 0 and len(leaf) == rows
-
-
-def _joined(together: tuple[Any, ...], rows: Sequence[int]) -> Any:
-    first = together[0]
-    if isinstance(first, list):
-        return [item for leaf in together for item in leaf]
-    if all(_has_rows(tensor, own) for tensor, own in zip(together, rows, strict=True)):
-        if len({tensor.shape[1:] for tensor in together}) == 1:
-            return torch.cat(together)
-        shapes = " and ".join(str(tuple(shape)) for shape in dict.fromkeys(tensor.shape for tensor in together))
+def _joined(leaves: tuple[Any, ...], rows: Sequence[int], axis: int) -> Any:
+    first = leaves[0]
+    if not isinstance(first, Tensor):
+        return _like(first, [sample for leaf in leaves for sample in _samples(leaf, "joined with others")])
+    if all(leaf.dim() > axis and leaf.shape[axis] == own for leaf, own in zip(leaves, rows, strict=True)):
+        if len({(*leaf.shape[:axis], *leaf.shape[axis + 1 :]) for leaf in leaves}) == 1:
+            return torch.cat(leaves, axis)
+        shapes = " and ".join(str(tuple(shape)) for shape in dict.fromkeys(leaf.shape for leaf in leaves))
         raise UserError(
             f"The batches cannot be joined: they hold tensors of the shapes {shapes}. Bring them to one shape; "
             'of a tokenizer, with padding="max_length".'
         )
-    if not all(torch.equal(first, tensor) for tensor in together[1:]):
+    if not all(torch.equal(first, leaf) for leaf in leaves[1:]):
         raise UserError(
             f"The batches cannot be joined: a tensor of shape {tuple(first.shape)} belongs to all samples of a batch, "
             "and differs from batch to batch."

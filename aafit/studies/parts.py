@@ -83,7 +83,7 @@ def run_parts(
     # The loss of the identification; where its target were the outputs of the base network, that of the targets.
     loss = (config.loss or "cross-entropy") if labels else None
     if not labels and not all(batch.target is None or _has_classes(batch) for batch in evaluated):
-        evaluated = [Batch(batch.args, batch.kwargs) for batch in evaluated]
+        evaluated = [batch.without_target() for batch in evaluated]
     comparisons = store.value(
         "compare",
         tuple[Comparison, Comparison],

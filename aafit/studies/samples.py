@@ -85,7 +85,7 @@ class StudySamples:
         At most one batch, whose size the network has memory for.
         """
         first = first_samples(self.fitted, EXAMPLE)[0]
-        return Batch(first.args, first.kwargs)
+        return first.without_target()
 
     @property
     def identification_share(self) -> float:

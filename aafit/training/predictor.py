@@ -69,7 +69,7 @@ class Predictor:
         if not batch.kwargs and all(type(x) is Tensor for x in batch.args):  # as nearly always, and in every step
             inputs = Batch(tuple(x.clone() for x in batch.args), {})
         else:
-            inputs = Batch(batch.args, batch.kwargs).cloned()
+            inputs = batch.without_target().cloned()
         precision = autocast(self.precision, batch.device) if self.precision == "bf16" else nullcontext()
         with precision, without_fast_path(), nullcontext() if seed is None else fork_rng(seed):
             yield inputs
@@ -109,7 +109,7 @@ class Predictor:
         prefix: nn.Module | None = None
         rest, kept, used = self.net, [], 0
         for batch in self.batches(data):
-            if batch.kwargs:
+            if batch.kwargs or batch.axis:
                 return None
             if prefix is None:
                 # A network that draws random numbers is never split, but draws some before that is known.

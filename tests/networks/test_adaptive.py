@@ -1,4 +1,5 @@
 import json
+import pickle
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -371,3 +372,61 @@ def test_what_was_replaced_is_noted_without_being_asked(tmp_path: Path) -> None:
     again = load_activations(resnet(), tmp_path / "a.safetensors")
     save_activations(again, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_what_was_replaced_is_kept_by_loading_and_saving_again(tmp_path: Path) -> None:
+    base = nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 3), AHAF.like("SiLU"))
+    net, _ = replace_activations(base, {"GELU": LEAF.like("SiLU")})
+    for number in range(3):
+        path = tmp_path / f"{number}.safetensors"
+        save_activations(net, path)
+        assert [row.replaced for row in read_activations(path)] == ["GELU", None]
+        # Onto the base and onto a network whose activation replaced another one.
+        layers = (nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Tanh())
+        other, _ = replace_activations(nn.Sequential(*layers), {"*": LEAF.like("ReLU")})
+        net = load_activations(base if number else other, path, strict=False)
+        assert net[1].replaced == "GELU"
+
+
+class Loops(nn.Module):
+    """A network with modules that have statistics: with weights, without, below an activation's path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.norm, self.plain = nn.Linear(6, 12), nn.BatchNorm1d(12), nn.BatchNorm1d(12, affine=False)
+        self.act, self.drop, self.out = nn.ReLU(), nn.Dropout(), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(self.drop(self.act(self.plain(self.norm(self.fc(x))))))
+        return y
+
+
+def _loop(net: nn.Module, x: Tensor) -> None:
+    """A training loop of the user's own."""
+    optimizer = torch.optim.SGD([parameter for parameter in net.parameters() if parameter.requires_grad], lr=0.1)
+    for _ in range(3):
+        net.train()
+        optimizer.zero_grad()
+        net(x).square().sum().backward()
+        optimizer.step()
+        net.eval()
+
+
+@pytest.mark.parametrize("copy", [lambda net: net, deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_frozen_statistics_stay_in_a_loop_of_the_user_s_own(copy) -> None:
+    net, _ = replace_activations(Loops(), {"ReLU": LEAF.like("ReLU")})
+    train_only_activations(net)
+    net = copy(net)
+    before = snapshot(net)
+    _loop(net, torch.randn(8, 6))
+    assert changed(net, before) <= set(adaptive_parameters(net))
+    assert changed(net, before)
+    net.train()
+    assert [path for path, module in net.named_modules() if not module.training] == ["norm", "plain"]
+    net.eval()
+    assert not any(module.training for module in net.modules())
+    net.requires_grad_(True).train()
+    assert all(module.training for module in net.modules())
+    _loop(net, torch.randn(8, 6))
+    assert {"norm.running_mean", "plain.running_mean", "fc.weight"} <= changed(net, before)

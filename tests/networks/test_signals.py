@@ -108,6 +108,49 @@ NO_GATES = {
 }
 
 
+class Cutoff(nn.Module):
+    """The envelope of an interatomic potential, a polynomial of distances."""
+
+    def forward(self, r: Tensor) -> Tensor:
+        return 1 - 21 * (r / 5) ** 5 + 35 * (r / 5) ** 6 - 15 * (r / 5) ** 7
+
+
+class Potential(nn.Module):
+    """Computes an envelope of its raw input, which multiplies what `made` makes of it."""
+
+    def __init__(self, made) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cut, self.made = Cutoff(), made
+        self.norm, self.a, self.act, self.b = nn.BatchNorm1d(1), nn.Linear(1, 8), nn.SiLU(), nn.Linear(8, 1)
+
+    def forward(self, r: Tensor) -> Tensor:
+        y: Tensor = self.b(self.act(self.a(self.made(self, r))))
+        return y
+
+
+R = 0.8 + 4.2 * torch.rand(64, 1, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize(
+    ("made", "paths"),
+    [
+        (lambda net, r: net.cut(r) * torch.sin(2 * r) / r, ["act"]),
+        (lambda net, r: F.softplus(1 - r) * torch.sin(r), ["act"]),
+        (lambda net, r: torch.sin(r) * (1 - F.relu(r / 5)), ["act"]),
+        (lambda net, r: net.cut(r), ["cut", "act"]),
+        (lambda net, r: net.cut(r) + torch.sin(r), ["cut", "act"]),
+        (lambda net, r: F.softplus(net.norm(r)) * torch.sin(r), ["softplus_1", "act"]),
+    ],
+    ids=["own class", "function", "of a function", "not multiplied", "added", "of what has parameters"],
+)
+def test_a_function_of_the_raw_input_that_multiplies_another_signal_is_no_activation(made, paths: list[str]) -> None:
+    _, report = replace_activations(Potential(made).eval(), {"*": LEAF}, sample=R)
+    assert [row.path for row in report.rows] == paths
+    for row in report.skipped:
+        assert row.reason == "a gate: it multiplies another signal; name its path to replace it"
+
+
 def _gates(made) -> list[str]:
     torch.manual_seed(0)
     return [row.gate for row in find_activations(Two(made), X) if row.calls]

@@ -608,3 +608,50 @@ def test_without_a_sample_the_report_says_what_worked_in_place() -> None:
     assert "in place" not in str(swap)
     _, swap = replace_activations(resnet(), {"*": LIKE}, sample=images())
     assert "in place" not in str(swap)
+
+
+@pytest.mark.parametrize(
+    ("text", "new"),
+    [("LEAF as Tanh", LEAF), ("AHAF random", AHAF), ("F-Neuron ramp", FNeuron), ("LEAF", LEAF), ("ReLU", nn.ReLU)],
+)
+def test_a_text_names_the_new_activation(text: str, new: type) -> None:
+    net, report = replace_activations(resnet(), {"ReLU": text}, "channel", images())
+    assert {type(net.get_submodule(row.path)) for row in report.rows} == {new}
+    if text == "AHAF random":
+        assert len({net.get_submodule(row.path).gamma.flatten()[0].item() for row in report.rows}) == len(report.rows)
+
+
+@pytest.mark.parametrize("slopes", [[0.1, 0.2, 0.0, 0.4], [0.0] * 4, [1.0, 0.0, 0.3, -0.2]])
+@pytest.mark.parametrize("new", [LEAF, FNeuron])
+def test_a_prelu_by_channel_of_any_slopes(slopes: list[float], new: type[nn.Module]) -> None:
+    base = nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(4))
+    base[1].weight.data = torch.tensor(slopes)
+    x = torch.randn(6, 3, 8, 8)
+    net, _ = replace_activations(base, {"PReLU": new}, "channel", x)
+    assert (net(x) - base(x)).square().mean().sqrt() < 0.03
+
+
+def test_many_layers_take_linear_time() -> None:
+    """Count the work of some steps that were once quadratic: lookups of modules by path."""
+
+    class Counting(nn.Sequential):
+        lookups = 0
+
+        def get_submodule(self, target: str) -> nn.Module:
+            Counting.lookups += 1
+            return super().get_submodule(target)
+
+        def parameters(self, recurse: bool = True):  # type: ignore[no-untyped-def]
+            for parameter in super().parameters(recurse):
+                Counting.lookups += 1
+                yield parameter
+
+    def work(layers: int) -> int:
+        net = Counting(*[module for _ in range(layers) for module in (nn.Linear(2, 2), nn.ReLU())])
+        Counting.lookups = 0
+        keys = {str(2 * at + 1): LIKE for at in range(layers)}
+        _, report = replace_activations(net, keys, sample=torch.rand(2, 2))
+        assert len(report.rows) == layers
+        return Counting.lookups
+
+    assert work(60) < 4 * work(20)
