@@ -198,7 +198,8 @@ class Batch:
         return leaves
 
     def _mapped(self, function: Callable[[Any], Any], is_leaf: Callable[[Any], bool] | None = None) -> "Batch":
-        return Batch(*map_tensors(function, (self.args, self.kwargs, self.target), is_leaf), self.axis)
+        args, kwargs, target = map_tensors(function, (self.args, self.kwargs, self.target), is_leaf)
+        return Batch(args, kwargs, target, self.axis)
 
 
 def _count(samples: Any) -> int:
