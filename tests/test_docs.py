@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -96,16 +97,19 @@ def test_the_commands_of_a_page_are_understood(line: str, words: list[str], monk
         load_suite(suite)
 
 
-def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch, capsys) -> None:
-    notebook = json.loads((ROOT / "docs" / "tutorial" / "own-network.ipynb").read_text(encoding="utf-8"))
+def test_the_notebook_runs_and_brings_the_network_back(tmp_path: Path, monkeypatch) -> None:
+    tutorial = ROOT / "docs" / "tutorial"
+    notebook = json.loads((tutorial / "own-network.ipynb").read_text(encoding="utf-8"))
+    stored = [cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "notebook"}
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), "own-network.ipynb", "exec"), names)
-    said = capsys.readouterr().out
-    assert "2 activations (ReLU) were replaced by F-Neuron" in said
-    assert {"study.html", "tuned.safetensors", "forms.svg"} <= {path.name for path in tmp_path.iterdir()}
+    names = runpy.run_path(str(tutorial / "run.py"))["execute"](notebook["cells"])
+    made = [cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [len(outputs) for outputs in made] == [len(outputs) for outputs in stored]
+    scores = names["study"].scores
+    assert scores.initial.accuracy < scores.base.accuracy - 0.1
+    assert scores.tuned.accuracy > scores.base.accuracy - 0.01
+    assert scores.loss_gain.value < -2 * scores.loss_gain.error
+    assert {"study.html", "leaf.safetensors", "activations.svg"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("page", PAGES)
