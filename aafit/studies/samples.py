@@ -147,5 +147,5 @@ def _sha256(batches: Iterable[Batch]) -> str:
         for tensor in batch.tensors():
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        digest.update(b"|")
+        digest.update(f"|{batch.axis}".encode())
     return digest.hexdigest()

@@ -269,3 +269,28 @@ def test_slopes_by_channel_are_studied(new, sharing, tmp_path):
     slope = net[1].weight.detach().double().median()
     wanted = torch.where(shape.u_U > 0, shape.u_U, slope * shape.u_U)
     torch.testing.assert_close(shape.original_U, wanted)
+
+
+class Graph:
+    def __init__(self, x):
+        self.x = x
+
+
+class OfGraphs(nn.Module):
+    """Sums an embedding over the nodes of each graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.act, self.out = nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 2)
+
+    def forward(self, graphs):
+        return torch.stack([self.out(self.act(self.into(graph.x))).sum(0) for graph in graphs])
+
+
+def test_inputs_that_are_objects_are_studied(tmp_path):
+    torch.manual_seed(0)
+    given = [aafit.Batch(([Graph(torch.randn(4, 3)) for _ in range(8)],), {}) for _ in range(4)]
+    options = {"heldout_share": 0.25, "steps": 1, "samples": 16, "report": tmp_path / "study.html"}
+    found = aafit.study(OfGraphs().eval(), given, {"*": LEAF.like("SiLU")}, **options)
+    assert (found.scores.samples, found.scores.held_out) == (8, True)
+    assert [shape.path for shape in found.shapes] == ["act"]
