@@ -31,19 +31,22 @@ from aafit.networks.call_sites import (
 )
 from aafit.networks.kinds import activation_name, is_activation, is_elementwise
 from aafit.networks.running import check_network
-from aafit.networks.surgery import disable_fast_path, find_module, put_activation
+from aafit.networks.surgery import POSITION, call_position, disable_fast_path, find_module, put_activation
 
 FORMAT = "aafit activations"
 VERSION = "1"
 
 
 def adaptive_activations(net: nn.Module) -> dict[str, AdaptiveActivation]:
-    """Return the adaptive activations of `net` by path, in the order of its modules.
+    """Return the adaptive activations of `net` by path, in the order of their calls.
+
+    Where that is not known, without a sample in `replace_activations`, it is the order of the network's modules.
 
     Example:
         >>> aafit.adaptive_activations(nn.Sequential(nn.Linear(4, 8), aafit.LEAF.like("ReLU")))
     """
-    return {path: module for path, module in net.named_modules() if isinstance(module, AdaptiveActivation)}
+    found = {path: module for path, module in net.named_modules() if isinstance(module, AdaptiveActivation)}
+    return dict(sorted(found.items(), key=lambda item: call_position(item[1])))
 
 
 def adaptive_parameters(net: nn.Module) -> dict[str, Parameter]:
@@ -235,13 +238,14 @@ def load_activations(
     try:
         remove_interceptors(loaded, intercepted_calls(loaded))
         install_interceptors(loaded, saved["calls"])
-        for at, settings in saved["activations"].items():
+        for position, (at, settings) in enumerate(saved["activations"].items()):
             _check_replaceable(loaded, at)
             activation = from_settings(settings, known_families)
             _load_parameters(activation, at, tensors)
             put_activation(loaded, at, activation)
             disable_fast_path(loaded, at.rpartition(".")[0])
             activation.replaced = saved["replaced"].get(at, activation.replaced)
+            vars(activation)[POSITION] = position
     except UserError as error:
         raise UserError(f"{path} does not fit the network: {error}") from error
     if strict and saved["fingerprint"] != fingerprint(loaded, saved["activations"]):

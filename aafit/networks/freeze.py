@@ -12,7 +12,7 @@ from aafit.activations import AdaptiveActivation, FNeuron
 from aafit.errors import UserError, check_name
 from aafit.networks.kinds import KNOWN, activation_name, nearest_functions
 from aafit.networks.running import copied, forward_of_sample, probe_of, receiving
-from aafit.networks.surgery import put_activation
+from aafit.networks.surgery import call_position, put_activation
 from aafit.tables import table
 
 WAYS = ("function", "table")
@@ -44,7 +44,7 @@ class Freeze:
     """What `freeze_activations` did: prints as a table.
 
     Attributes:
-        rows: one for each adaptive activation of the network, in the order of its modules.
+        rows: one for each adaptive activation of the network, in the order of their calls.
         sampled: whether errors are over the inputs that each had in a sample; else over an even grid.
     """
 
@@ -147,7 +147,8 @@ def freeze_activations(
     frozen = copied(net)
     # With duplicates: one activation may be at several paths.
     named = frozen.named_modules(remove_duplicate=False)
-    activations = {path: module for path, module in named if isinstance(module, AdaptiveActivation)}
+    found = [(path, module) for path, module in named if isinstance(module, AdaptiveActivation)]
+    activations = dict(sorted(found, key=lambda item: call_position(item[1])))
     if not activations:
         raise UserError("There is nothing to freeze: the network has no adaptive activation.")
     if "" in activations:

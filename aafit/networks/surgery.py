@@ -39,6 +39,8 @@ from aafit.tables import table
 
 POOR_FIT = 0.05
 """A fit with a residual above this is named in the report."""
+POSITION = "position"
+"""Attribute of an adaptive activation: its place among the calls of the network."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,10 @@ def replace_activations(
             hooks[row.path] = moved
         name = activation_name(new)
         rows.append(Replaced(row.path, activation_name(old), name, row.calls, shapes[row.path], type(new).__name__))
+    modules = dict(net.named_modules())
+    for position, row in enumerate(found):
+        if isinstance(modules.get(row.path), AdaptiveActivation):
+            vars(modules[row.path])[POSITION] = position
     _check_forward(net, sample)
     return net, Replacement(
         tuple(rows),
@@ -279,6 +285,12 @@ def restore_activations(net: nn.Module, replacement: Replacement) -> nn.Module:
     for name, parameter in restored.named_parameters():
         parameter.requires_grad_(replacement.trained.get(name, parameter.requires_grad))
     return restored
+
+
+def call_position(activation: nn.Module) -> float:
+    """Return the position of an activation among the calls of its network; infinity if it is not known."""
+    position: float = vars(activation).get(POSITION, float("inf"))
+    return position
 
 
 def find_module(net: nn.Module, path: str) -> nn.Module:

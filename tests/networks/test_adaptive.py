@@ -430,3 +430,30 @@ def test_frozen_statistics_stay_in_a_loop_of_the_user_s_own(copy) -> None:
     assert all(module.training for module in net.modules())
     _loop(net, torch.randn(8, 6))
     assert {"norm.running_mean", "plain.running_mean", "fc.weight"} <= changed(net, before)
+
+
+class Backwards(nn.Module):
+    """Calls its modules in another order than they are registered in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down, self.a, self.b = nn.SiLU(), nn.SiLU(), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.up(nn.functional.relu(self.down(self.a(x)))))
+        return y
+
+
+def test_activations_are_in_the_order_of_their_calls(tmp_path: Path) -> None:
+    x, order = torch.randn(5, 4), ["down", "relu_1", "up"]
+    first, _ = replace_activations(Backwards(), {"up": LEAF.like("SiLU")}, sample=x)
+    net, _ = replace_activations(first, {"ReLU": AHAF.like("ReLU"), "down": LEAF.like("SiLU")}, sample=x)
+    save_activations(net, tmp_path / "a.safetensors")
+    loaded = load_activations(Backwards(), tmp_path / "a.safetensors")
+    for own in (net, deepcopy(net), loaded):
+        assert list(adaptive_activations(own)) == order
+        assert list(dict.fromkeys(name.partition(".")[0] for name in adaptive_parameters(own))) == order
+    assert [row.path for row in read_activations(tmp_path / "a.safetensors")] == order
+    unsampled, _ = replace_activations(Backwards(), {"SiLU": LEAF.like("SiLU")})
+    assert list(adaptive_activations(unsampled)) == ["up", "down"]
