@@ -130,6 +130,17 @@ def test_the_files_that_contributing_names_are_there() -> None:
     assert [name for name in sorted(named) if not any(file.endswith(f"/{name.lstrip('./')}") for file in files)] == []
 
 
+def test_the_messages_that_troubleshooting_quotes_are_those_of_the_program() -> None:
+    text = (ROOT / "docs" / "how-to" / "troubleshooting.md").read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "aafit").rglob("*.py")))
+    # Strings that the source has in parts are joined.
+    source = re.sub(r'"\s*\n\s*f?"', "", source)
+    quoted = re.findall(r'"([^"\n]+)"', "".join(re.findall(r"\*\*.*?\*\*", text)))
+    assert len(quoted) > 8
+    parts = [part for message in quoted for part in message.split("...")]
+    assert [part for part in parts if part.strip() not in source] == []
+
+
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
