@@ -35,7 +35,8 @@ def base_of(folder: Path) -> Path:
     parent = load_json(folder / "config.json").get("parent")
     if parent is None or not (folder / parent / NETWORK).exists():
         raise UserError(f"{folder} has no base network beside it: unpack the finished runs of the suite first.")
-    return (folder / parent).resolve()
+    base: Path = (folder / parent).resolve()
+    return base
 
 
 def stopped_folders(suite: Path) -> list[Path]:

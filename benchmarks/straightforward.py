@@ -220,7 +220,8 @@ def step_seconds(
     at = torch.device(device)
     net: nn.Module = KerasNet(cnn, fc).to(at).train()
     optimizer = optimizer_for(net, train, p24sl)
-    step = torch.compile(net, dynamic=False) if compiled else net
+    if compiled:
+        net.compile(dynamic=False)
     images = AugmentedImages(sample.load().train)
     loader = DataLoader(
         images, batch_size, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=WORKERS > 0
@@ -232,7 +233,7 @@ def step_seconds(
                 synchronise(at)
                 began = time.perf_counter()
             x_BCHW, y_B = next(batches)
-            training_step(step, optimizer, x_BCHW.to(at), y_B.to(at))
+            training_step(net, optimizer, x_BCHW.to(at), y_B.to(at))
         synchronise(at)
         yield (time.perf_counter() - began) / steps
 
