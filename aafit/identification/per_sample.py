@@ -71,8 +71,8 @@ def placements(predictor: Predictor, batch: Batch) -> dict[str, Placement] | Non
     count = min(FEW, len(batch) // 2 * 2)
     if count == 0:
         return {path: Placement(u.ndim) for path, calls in _inputs(predictor, batch).items() for u in calls}
-    whole, half = batch.at(_different_samples(batch, count)), count // 2
-    inputs = [_inputs(predictor, part) for part in (whole, whole.part(0, half), whole.part(half, count))]
+    chosen, half = _different_samples(batch, count), count // 2
+    inputs = [_inputs(predictor, batch.at(part)) for part in (chosen, chosen[:half], chosen[half:])]
     found = {}
     for path, calls in inputs[0].items():
         triples = [calls, *(each.get(path, []) for each in inputs[1:])]

@@ -101,6 +101,7 @@ class Problem:
             UserError: the network fails, or as `check_targets`.
         """
         check_targets(self.loss, self.predictor.outputs(samples.part(0, 2)), samples.target)
+        self._find_placements(samples)
 
     def outputs(self, vector_P: Tensor, samples: Batch) -> Tensor:
         """Return the outputs of the network at a vector, (N, ...), without gradients."""
@@ -214,10 +215,7 @@ class Problem:
         are run one at a time.
         """
         if self._one_at_a_time is None:
-            self._placements = placements(self.predictor, batch)
-            self._one_at_a_time = self._placements is None
-            if self._one_at_a_time:
-                log.info("the samples are not on one axis of all activations' inputs: they are run one at a time")
+            self._find_placements(batch)
         if self._one_at_a_time and len(batch) > 1:
             return self._rows_one_at_a_time(vector_P, batch, probes, generator)
         own, repeated, places = {}, {}, {}
@@ -245,6 +243,12 @@ class Problem:
 
         columns = probes_of(self.loss, outputs, batch.target, probes, generator)
         return Rows(loss, labelled, by_parameters(gradient), map(by_parameters, columns))
+
+    def _find_placements(self, samples: Batch) -> None:
+        self._placements = placements(self.predictor, samples)
+        self._one_at_a_time = self._placements is None
+        if self._one_at_a_time:
+            log.info("the samples are not on one axis of all activations' inputs: they are run one at a time")
 
     def _rows_one_at_a_time(
         self, vector_P: Tensor, batch: Batch, probes: int | None, generator: torch.Generator

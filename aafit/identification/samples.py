@@ -156,9 +156,11 @@ def check_independent(predictor: Predictor, data: Batch) -> None:
         UserError: they do.
     """
     count = min(COMPARED, len(data))
-    few, half = data.part(0, count), count // 2
+    half = count // 2
     if not half:
         return
+    # Each part directly of all samples: a tensor that all samples share may have as many rows as a part.
+    few, *halves = (data.part(*ends) for ends in ((0, count), (0, half), (half, count)))
     with evaluation_mode(predictor.net):
         together = predictor.outputs(few)
         if len(together) != count:
@@ -167,7 +169,7 @@ def check_independent(predictor: Predictor, data: Batch) -> None:
                 "inputs and outputs has to be the sample axis. Select other outputs with output=, or wrap the network "
                 "in a module that moves the axis."
             )
-        alone = torch.cat([predictor.outputs(few.part(0, half)), predictor.outputs(few.part(half, count))])
+        alone = torch.cat([predictor.outputs(part) for part in halves])
         if alone.shape == together.shape and _close(alone, together):
             return
         if not _close(predictor(few, seed=1), predictor(few, seed=2)):

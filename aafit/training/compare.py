@@ -29,7 +29,7 @@ from aafit.training.predictor import Predictor, unwrapped
 LOGITS = "logits"
 SAMPLED = 1 << 17  # inputs of an activation that its quantiles are computed from, at most
 CHUNK = 1 << 20  # values compared at once in float64
-RECORDED = 1 << 26  # bytes of inputs and outputs of the base's activations that are recorded at once
+RECORDED = 1 << 27  # bytes of inputs and outputs of the base's activations that are recorded at once
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def compare(
     are left as they were.
 
     Memory: the inputs and outputs of the base's activations are recorded for one batch, for as many layers at once as
-    take 64 MiB; more layers take further forward passes.
+    take 128 MiB; more layers take further forward passes.
 
     Args:
         base: the network before the replacement.

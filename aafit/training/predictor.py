@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from aafit.errors import check_name
+from aafit.errors import UserError, check_name
 from aafit.networks.batches import Batch, Output, call, run, takes_inputs
 from aafit.networks.frozen_prefix import split_network
 from aafit.networks.running import fork_rng, without_fast_path
@@ -84,8 +84,16 @@ class Predictor:
             yield batch, outputs
 
     def outputs(self, data: Batch | Iterable[Batch], parameters: dict[str, Tensor] | None = None) -> Tensor:
-        """Return the outputs for all samples, (N, ...), without gradients."""
-        return torch.cat([outputs for _, outputs in self.over(data, parameters)])
+        """Return the outputs for all samples, (N, ...), without gradients.
+
+        Raises:
+            UserError: those of different batches differ in more than the number of samples.
+        """
+        outputs = [outputs for _, outputs in self.over(data, parameters)]
+        if len({each.shape[1:] for each in outputs}) > 1:
+            shapes = " and ".join(str(tuple(shape)) for shape in dict.fromkeys(each.shape for each in outputs))
+            raise UserError(f"The outputs of different batches have the shapes {shapes}: let output= give one shape.")
+        return torch.cat(outputs)
 
     def batches(self, data: Batch | Iterable[Batch]) -> Iterable[Batch]:
         """Return the batches of the data: those given, or pieces of `batch_size` samples of a single `Batch`."""

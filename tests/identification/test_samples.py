@@ -75,3 +75,12 @@ def test_minus_infinity_is_allowed_in_a_mask_and_nowhere_else() -> None:
             load_samples(Predictor(net), [Batch((broken, mask), {})], "test")
     with pytest.raises(UserError, match="not finite"):
         load_samples(Predictor(net), [Batch((x, mask + torch.nan), {})], "test")
+
+
+def test_a_shared_mask_with_as_many_rows_as_samples_are_compared() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    for length in (2, 4, 8):
+        mask, x = nn.Transformer.generate_square_subsequent_mask(length), torch.randn(30, length, 8)
+        net, _ = replace_activations(layer, {"ReLU": LEAF.like("SiLU")}, sample=(x, mask))
+        identify(net, [(x, mask, None)], base=layer, target="logits", errors=False, steps=1, batch_size=16)
