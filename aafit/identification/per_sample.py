@@ -88,7 +88,10 @@ def placements(predictor: Predictor, batch: Batch) -> dict[str, Placement] | Non
 
 def _different_samples(batch: Batch, count: int) -> Tensor:
     """Return the indices of the first samples whose inputs differ from each other, filled up with the first others."""
-    rows = [x.detach().flatten(1) for x in batch.inputs() if x.ndim and len(x) == len(batch)]
+    inputs = [x.detach() for x in batch.inputs() if x.ndim > batch.axis and x.shape[batch.axis] == len(batch)]
+    rows = [x.movedim(batch.axis, 0) for x in inputs]
+    if not rows:  # a list of objects
+        return torch.arange(count, device=batch.device)
     chosen: list[int] = []
     for n in range(len(batch)):
         if len(chosen) == count:

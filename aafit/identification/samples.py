@@ -150,7 +150,7 @@ def load_samples(
 
 
 def check_independent(predictor: Predictor, data: Batch) -> None:
-    """Check on a few samples that the outputs of each depend on no other: that axis 0 is the sample axis.
+    """Check on a few samples that the outputs of each depend on no other sample.
 
     Raises:
         UserError: they do.
@@ -166,8 +166,8 @@ def check_independent(predictor: Predictor, data: Batch) -> None:
         if len(together) != count:
             raise UserError(
                 f"The network returns outputs of shape {tuple(together.shape)} for {count} samples: the first axis of "
-                "inputs and outputs has to be the sample axis. Select other outputs with output=, or wrap the network "
-                "in a module that moves the axis."
+                "outputs has to be the sample axis, and so has that of the inputs: move the axis of the outputs with "
+                "output=, and declare another one of the inputs by aafit.Batch(..., axis=1)."
             )
         alone = torch.cat([predictor.outputs(part) for part in halves])
         if alone.shape == together.shape and _close(alone, together):
@@ -176,8 +176,8 @@ def check_independent(predictor: Predictor, data: Batch) -> None:
             return  # The network draws random numbers, others for a batch of another size.
     raise UserError(
         "The outputs for a sample depend on the other samples of the batch: run alone, the first samples have other "
-        "outputs. Axis 0 of the inputs has to be the sample axis, not time or the nodes of a graph: wrap the network "
-        "in a module that moves the axis."
+        f"outputs. Axis {data.axis} of the inputs has to be the sample axis, not time or the nodes of a graph: declare "
+        "another one by aafit.Batch(..., axis=1)."
     )
 
 

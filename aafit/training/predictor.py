@@ -67,7 +67,7 @@ class Predictor:
     def _forward(self, batch: Batch, seed: int | None) -> Iterator[Batch]:
         """Within the block compute as this predictor does; yields a copy of the inputs."""
         if not batch.kwargs and all(type(x) is Tensor for x in batch.args):  # as nearly always, and in every step
-            inputs = Batch(tuple(x.clone() for x in batch.args), {})
+            inputs = Batch(tuple(x.clone() for x in batch.args), {}, axis=batch.axis)
         else:
             inputs = batch.without_target().cloned()
         precision = autocast(self.precision, batch.device) if self.precision == "bf16" else nullcontext()

@@ -84,3 +84,18 @@ def test_a_shared_mask_with_as_many_rows_as_samples_are_compared() -> None:
         mask, x = nn.Transformer.generate_square_subsequent_mask(length), torch.randn(30, length, 8)
         net, _ = replace_activations(layer, {"ReLU": LEAF.like("SiLU")}, sample=(x, mask))
         identify(net, [(x, mask, None)], base=layer, target="logits", errors=False, steps=1, batch_size=16)
+
+
+def test_samples_along_a_declared_axis() -> None:
+    """The same network takes sequences (T, B, C) as a batch whose samples lie along axis 1."""
+
+    class Last(Recurrent):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[-1]
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, 60, 4, generator=generator), torch.arange(60) % 2
+    found = identify(Last(), [Batch((x,), {}, y, axis=1)], steps=1)
+    assert found.steps[-1].heldout_loss <= found.steps[0].heldout_loss
+    with pytest.raises(UserError, match=r"declare another one of the inputs by aafit.Batch\(..., axis=1\)"):
+        identify(Last(), [(x, torch.arange(7) % 2)])
