@@ -27,7 +27,8 @@ DATASETS = {"F-MNIST": "Fashion-MNIST", "CIFAR-10": "CIFAR-10", "MNIST-5k": "MNI
 SCRIPT = ["./run_experiment.sh", "experiments/train_individual.py"]
 OF_TRAINING = ("precision", "lr", "holdout", "train_images", "knots")
 OF_IDENTIFICATION = ("target", "heldout", "curvature", "ridge", "budget")
-"""Settings that have a flag of the same name and are given where they are not the default."""
+"""Settings that are given where they are not the default, by a flag of the same name or of `FLAG_NAMES`."""
+FLAG_NAMES = {"heldout": "--heldout-share"}
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,6 @@ def _flags(run: RunConfig, parent: RunConfig | None, suite: str) -> list[str]:
     flags += [f"--no-{key}" for key in ("augment", "shuffle") if not getattr(run, key)]
     for key in (*OF_TRAINING, *OF_IDENTIFICATION):
         if (value := getattr(run, key)) != RunConfig.model_fields[key].default:
-            flags += [f"--{key.replace('_', '-')}", str(value)]
+            flags += [FLAG_NAMES.get(key, f"--{key.replace('_', '-')}"), str(value)]
     flags += ["--interval", *map(str, run.interval)] if run.interval != (-4.0, 4.0) else []
     return [*flags, "--folder", f"{suite}/{run.name}", *(["--stage", run.stage] if run.stage else [])]

@@ -1,6 +1,7 @@
 """The class of the commands, and the options that several share, with the environment variables that replace them."""
 
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -75,19 +76,24 @@ def _seed(context: click.Context, option: click.Parameter, seed: int) -> int:
     return seed % SEEDS
 
 
+def to_torch_device(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Return a device by PyTorch's name: "gpu" is "cuda"."""
+    return re.sub(r"^gpu(?=$|:)", "cuda", value) if value else value
+
+
 def precision_option(**settings: Any) -> Callable[[Decorated], Decorated]:
     """Return the option --precision with a default and a help text of the command's."""
     return click.option("--precision", metavar=f"[{'|'.join(PRECISIONS)}]", callback=_precision, **settings)
 
 
-def renamed_option(old: str, new: Callable[[int], str]) -> Callable[[Decorated], Decorated]:
+def renamed_option(old: str, new: Callable[[Any], str], kind: type = int) -> Callable[[Decorated], Decorated]:
     """Return the former name of an option, which is refused in a sentence that names the new one."""
 
-    def refuse(context: click.Context, option: click.Parameter, value: int | None) -> None:
+    def refuse(context: click.Context, option: click.Parameter, value: Any) -> None:
         if value is not None:
             raise click.BadParameter(f"{old} {value} is now {new(value)}.")
 
-    return click.option(old, type=int, hidden=True, expose_value=False, callback=refuse)
+    return click.option(old, type=kind, hidden=True, expose_value=False, callback=refuse)
 
 
 runs_dir_option = click.option(
@@ -105,7 +111,11 @@ data_dir_option = click.option(
     help="Folder of the data set (environment: AAFIT_DATA) [default: downloaded into the user's cache].",
 )
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="auto (a GPU if there is one), cpu, cuda, cuda:1, ..."
+    "--device",
+    default="auto",
+    show_default=True,
+    callback=to_torch_device,
+    help="auto (a GPU if there is one), cpu, gpu, or one of several GPUs: gpu:1, ...",
 )
 threads_option = click.option(
     "--threads",
@@ -144,7 +154,8 @@ identification_options = (
         type=click.Choice(TARGETS),
         help="What is fitted: the labels [default], or the base network's logits or activations, which need no labels.",
     ),
-    click.option("--heldout", type=float, help="Share of the images that is held out [default: 0.2]."),
+    click.option("--heldout-share", "heldout", type=float, help="Share of the images that is held out [default: 0.2]."),
+    renamed_option("--heldout", lambda share: f"--heldout-share {share}", float),
     click.option(
         "--curvature",
         type=click.Choice(CURVATURES),

@@ -36,6 +36,9 @@ from aafit.studies.study import study as study_of
     help='As "ReLU=LEAF", "features.*=F-Neuron" (fitted to the original activation) or "act7=F-Neuron as Tanh"; may be '
     'repeated [default: "*=F-Neuron"].',
 )
+@click.option(
+    "--heldout-share", type=float, help="Share of BATCHES to hold out without --heldout [default: 0.2 of 500 or more]."
+)
 @click.option("--output", "outputs", help="module:function that selects the output tensor of what the network returns.")
 @click.option("--sharing", type=click.Choice(SHARINGS), default="layer", show_default=True)
 @click.option("--target", type=click.Choice(TARGETS), help="[default: the labels if there are some, else logits]")
@@ -70,6 +73,7 @@ def study(
     batches: str | None,
     heldout: str | None,
     replaced: tuple[str, ...],
+    heldout_share: float | None,
     outputs: str | None,
     sharing: Any,
     target: str | None,
@@ -112,6 +116,7 @@ def study(
         fitted,
         dict(_replacement(text) for text in replaced) or None,
         heldout=judged,
+        heldout_share=heldout_share,
         sharing=sharing,
         target=target,
         output=None if outputs is None else _function(outputs),

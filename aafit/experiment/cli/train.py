@@ -27,6 +27,7 @@ from aafit.experiment.cli.options import (
     seed_option,
     tensorboard_option,
     threads_option,
+    to_torch_device,
     wandb_option,
     with_options,
 )
@@ -315,7 +316,9 @@ def _plain(value: object) -> str:
 )
 @click.option("--opt", type=click.Choice(["rmsprop", "adam"]), default="rmsprop", show_default=True, help="Optimizer.")
 @seed_option
-@click.option("--bs", type=click.IntRange(min=1), default=64, show_default=True, help="Batch size.")
+@click.option(
+    "--bs", "--batch-size", "bs", type=click.IntRange(min=1), default=64, show_default=True, help="Batch size."
+)
 @click.option(
     "--dev",
     type=click.Choice(["cpu", "gpu"]),
@@ -323,6 +326,7 @@ def _plain(value: object) -> str:
     show_default=True,
     help="gpu: the CPU if there is none.",
 )
+@click.option("--device", callback=to_torch_device, help="Instead of --dev: auto, cpu, gpu, gpu:1, ...")
 @click.option(
     "--acts",
     type=click.Choice(list(ACTS)),
@@ -385,6 +389,7 @@ def _plain(value: object) -> str:
 @fresh_option
 def train(
     dev: str,
+    device: str | None,
     wandb: bool,
     tensorboard: bool,
     data_dir: Path | None,
@@ -415,7 +420,7 @@ def train(
         runs_dir,
         flags.seed,
         data_dir,
-        "cpu" if dev == "cpu" else "auto",
+        device or ("cpu" if dev == "cpu" else "auto"),
         fresh,
         threads,
         tensorboard=tensorboard,

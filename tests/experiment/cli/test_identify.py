@@ -101,7 +101,7 @@ def test_the_command_line(base, tmp_path):
 def test_the_command_line_says_all_that_a_suite_can(base, tmp_path):
     arguments = ["identify", str(base.folder), "--fc", "F-Neuron as Tanh", "--interval", "-3", "3.5", "--knots", "8"]
     arguments += [
-        "--heldout",
+        "--heldout-share",
         "0.3",
         "--curvature",
         "exact",
@@ -138,7 +138,7 @@ def test_the_command_line_says_all_that_a_suite_can(base, tmp_path):
     ("arguments", "message"),
     [
         (["--fc", "F-Neuron as Tanh", "--interval", "3", "-3"], "interval = [3, -3] is empty"),
-        (["--fc", "AHAF as ReLU", "--heldout", "1"], "heldout = 1.0 is not valid"),
+        (["--fc", "AHAF as ReLU", "--heldout-share", "1"], "heldout = 1.0 is not valid"),
         (["--fc", "AHAF as ReLU", "--ridge", "-1"], "ridge = -1.0 is not valid"),
         ([], "No activation to replace was given"),
         (["--fc", "LEAF as Tank"], "Tanh"),

@@ -215,9 +215,9 @@ def test_a_job_that_is_none_is_refused():
     assert process.stderr.startswith("This is not a list of jobs")
 
 
-def run_with(*command, path=(), **options):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT)))}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, **options)
+def run_with(*command, path=(), **variables):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT)))} | variables
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
 
 
 def test_the_commands_are_listed_in_groups_without_importing_torch():
@@ -248,3 +248,17 @@ def test_ctrl_c_during_imports_ends_in_one_line(command, tmp_path):
     (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
     done = run_with(*map(str, command), path=[tmp_path])
     assert (done.returncode, done.stderr) == (130, "Stopped.\n")
+
+
+def test_the_shell_completes_commands_and_options():
+    environment = {"_AAFIT_COMPLETE": "bash_complete", "COMP_WORDS": "aafit st", "COMP_CWORD": "1"}
+    done = run_with("-m", "aafit", **environment)
+    assert done.stdout == "plain,study\n", done.stderr
+
+
+@pytest.mark.parametrize(("device", "torchs"), [("gpu", "cuda"), ("gpu:1", "cuda:1"), ("cpu", "cpu"), ("gpus", "gpus")])
+def test_a_gpu_is_cuda_for_torch(device, torchs):
+    for command in ("run", "compare", "train"):
+        words = {"run": [], "compare": ["."], "train": ["base"]}[command]
+        found = main.get_command(None, command).make_context(command, [*words, "--device", device])
+        assert found.params["device"] == torchs

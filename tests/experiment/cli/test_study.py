@@ -65,9 +65,20 @@ def test_a_program_as_a_file(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     file = "../program/in_a_file.py"
-    done = study(f"{file}:network", f"{file}:fit", "--replace", "act2=AHAF as SiLU", "--steps", "0", "--samples", "32")
+    done = study(
+        f"{file}:network",
+        f"{file}:fit",
+        "--replace",
+        "act2=AHAF as SiLU",
+        "--steps",
+        "0",
+        "--samples",
+        "32",
+        "--report",
+        "new/a.html",
+    )
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "elsewhere/study.html").exists()
+    assert (tmp_path / "elsewhere/new/a.html").exists()
 
 
 def test_a_network_that_returns_more_than_a_tensor(program):
