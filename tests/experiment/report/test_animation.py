@@ -1,4 +1,4 @@
-"""Forms over seeds, over epochs and over time; the forms of a study in one figure."""
+"""Animations of activations over the epochs."""
 
 import shutil
 import struct
@@ -7,44 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from fake_runs import write_run
 from PIL import Image
-from study_helpers import studied
 
-import aafit
 from aafit.errors import UserError
 from aafit.experiment.cli.main import main
-from aafit.experiment.report.figures import draw_seeds
 from aafit.experiment.report.page import animate_activations
-from aafit.experiment.report.runs import read_run, read_suite
-from aafit.networks.adaptive import read_activations
-from aafit.plots.curves import curves_of
-from aafit.studies.figure import write_figure
-
-
-def test_the_mean_over_seeds(suite: Path) -> None:
-    runs = read_suite(suite).by_name()["relu-leaf-tanh"]
-    figure = draw_seeds(runs)
-    assert figure is not None
-    saved = [read_activations(run.folder / "activations.safetensors") for run in runs]
-    for axes, layers in zip(figure.axes, zip(*saved, strict=True), strict=False):
-        drawn = next(line for line in axes.lines if line.get_label() == "tuned, mean over the seeds")
-        u = np.asarray(drawn.get_xdata())
-        expected = np.mean([curves_of(layer.tuned, None, None, torch.tensor(u)).tuned_U for layer in layers], axis=0)
-        assert np.allclose(np.asarray(drawn.get_ydata()), expected)
-    assert draw_seeds(runs[:1]) is None
-
-
-def test_a_title_has_room_over_a_single_panel(tmp_path: Path) -> None:
-    for seed in (42, 100):
-        write_run(tmp_path, "fneuron-with-a-long-name", "ReLU", "F-Neuron random", seed=seed)
-    figure = draw_seeds(read_suite(tmp_path).runs)
-    assert figure is not None
-    figure.draw_without_rendering()
-    title = next(text for text in figure.texts if "with-a-long-name" in text.get_text())
-    assert title.get_window_extent().x1 < figure.bbox.x1
+from aafit.experiment.report.runs import read_run
 
 
 def test_an_animation_has_a_picture_an_epoch(suite: Path, tmp_path: Path) -> None:
@@ -93,22 +63,3 @@ def test_the_command_draws_them(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert {path.suffix for path in (tmp_path / "o").rglob("*.*")} == {".gif", ".svg", ".png"}
     assert (tmp_path / "o" / "times.svg").exists()
-
-
-def test_the_forms_of_a_study_in_one_figure() -> None:
-    found = studied(steps=1)
-    figure = aafit.plot_study(found)
-    for form, axes in zip(found.shapes, figure.axes, strict=False):
-        tuned = next(line for line in axes.lines if line.get_label() == "tuned")
-        assert np.array_equal(np.asarray(tuned.get_ydata()), form.tuned_U.numpy())
-        assert form.path in axes.get_title(loc="left")
-
-
-def test_a_figure_of_a_study_is_a_file_that_is_not_overwritten(tmp_path: Path) -> None:
-    found = studied(steps=1)
-    made = write_figure(found, tmp_path / "new" / "forms.svg")
-    assert write_figure(found, made) == made
-    made.write_text("mine")
-    with pytest.raises(UserError, match="is not this figure"):
-        write_figure(found, made)
-    assert made.read_text() == "mine"
