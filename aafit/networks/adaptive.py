@@ -30,7 +30,7 @@ from aafit.networks.call_sites import (
     remove_interceptors,
 )
 from aafit.networks.kinds import activation_name, is_activation, is_elementwise
-from aafit.networks.running import check_network
+from aafit.networks.running import check_module, check_network
 from aafit.networks.surgery import POSITION, call_position, disable_fast_path, find_module, put_activation
 
 FORMAT = "aafit activations"
@@ -45,6 +45,7 @@ def adaptive_activations(net: nn.Module) -> dict[str, AdaptiveActivation]:
     Example:
         >>> aafit.adaptive_activations(nn.Sequential(nn.Linear(4, 8), aafit.LEAF.like("ReLU")))
     """
+    check_module(net)
     found = {path: module for path, module in net.named_modules() if isinstance(module, AdaptiveActivation)}
     return dict(sorted(found.items(), key=lambda item: call_position(item[1])))
 
@@ -169,7 +170,7 @@ def save_activations(
         "calls": json.dumps({at: list(map(asdict, calls)) for at, calls in intercepted_calls(net).items()}),
     }
     metadata["checksum"] = _checksum(metadata, tensors)
-    write_atomically(Path(path), _with_sorted_header(save(tensors, metadata)))
+    write_atomically(_as_path(path), _with_sorted_header(save(tensors, metadata)))
 
 
 def fingerprint(net: nn.Module, activations: Iterable[str]) -> str:
@@ -232,7 +233,7 @@ def load_activations(
         >>> net = aafit.load_activations(base, "leaf.safetensors")
     """
     check_network(net)
-    saved, tensors = _read(Path(path))
+    saved, tensors = _read(_as_path(path))
     loaded = deepcopy(net)
     known_families = {type(activation) for activation in adaptive_activations(net).values()} | {*families}
     try:
@@ -287,7 +288,7 @@ def read_activations(path: str | Path, families: Iterable[type[AdaptiveActivatio
     Example:
         >>> [row.tuned for row in aafit.read_activations("leaf.safetensors")]
     """
-    content, tensors = _read(Path(path))
+    content, tensors = _read(_as_path(path))
     start = {name.removeprefix("start."): tensor for name, tensor in tensors.items() if name.startswith("start.")}
     saved = []
     for at, settings in content["activations"].items():
@@ -302,6 +303,12 @@ def read_activations(path: str | Path, families: Iterable[type[AdaptiveActivatio
             raise UserError(f"{path} cannot be read: {error}") from error
         saved.append(SavedActivation(at, content["replaced"].get(at), initial, tuned))
     return saved
+
+
+def _as_path(path: str | Path) -> Path:
+    if not isinstance(path, (str, Path)):
+        raise UserError(f"The file is given as a {type(path).__name__}: give its path, a text or a pathlib.Path.")
+    return Path(path)
 
 
 def _check_replaceable(net: nn.Module, path: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, Dataset
 
 from aafit.errors import UserError
 
@@ -99,6 +100,14 @@ class Batch:
     kwargs: dict[str, Any]
     target: Any | None = None
     axis: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.args, tuple) or not isinstance(self.kwargs, dict):
+            raise UserError(
+                f"An aafit.Batch has a {type(self.args).__name__} of positional inputs and a "
+                f"{type(self.kwargs).__name__} of keyword inputs: give a tuple and a dictionary, as "
+                "Batch((x,), {}, target)."
+            )
 
     def __len__(self) -> int:
         for value in (*self.args, *self.kwargs.values()):
@@ -280,6 +289,8 @@ def as_inputs(sample: Any, what: str = "The sample") -> Batch:
     """
     if isinstance(sample, Batch):
         return _checked(sample.without_target(), what)
+    if isinstance(sample, (DataLoader, Dataset)):
+        raise UserError(f"{what} is a {type(sample).__name__}: give one of its batches, as next(iter(loader)).")
     if isinstance(sample, (Tensor, Mapping)) or (not isinstance(sample, (tuple, list)) and tensors_in(sample)):
         sample = (sample,)
     if not isinstance(sample, (tuple, list)):

@@ -31,10 +31,7 @@ def check_network(net: nn.Module) -> None:
     name = type(net).__name__
     if name == "ExportedProgram":
         raise UserError(_exported("The network"))
-    if not isinstance(net, nn.Module):
-        if isinstance(net, type) and issubclass(net, nn.Module):
-            raise UserError(f"The network is the class {net.__name__}: give an object of it, {net.__name__}(...).")
-        raise UserError(f"The network is a {name}: give a torch.nn.Module.")
+    check_module(net)
     if isinstance(net, (nn.DataParallel, DistributedDataParallel)):
         raise UserError(f"The network is wrapped in a {name}: give net.module, and wrap the result.")
     if name == "OptimizedModule":
@@ -46,6 +43,18 @@ def check_network(net: nn.Module) -> None:
             raise UserError(_exported(what))
         if ".quantized" in type(module).__module__:
             raise UserError(f"{what} is a quantised {type(module).__name__}: give the network before quantisation.")
+
+
+def check_module(net: Any) -> None:
+    """Raise unless a network is a module.
+
+    Raises:
+        UserError: it is of another type.
+    """
+    if isinstance(net, type) and issubclass(net, nn.Module):
+        raise UserError(f"The network is the class {net.__name__}: give an object of it, {net.__name__}(...).")
+    if not isinstance(net, nn.Module):
+        raise UserError(f"The network is a {type(net).__name__}: give a torch.nn.Module.")
 
 
 def check_not_scripted(net: nn.Module) -> None:
@@ -181,6 +190,7 @@ def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     Raises:
         UserError: it holds an object that cannot be copied; the message says where.
     """
+    check_module(net)
     memo = {} if memo is None else memo
     for module in net.modules():
         for value in tree_leaves([*vars(module).values()]):

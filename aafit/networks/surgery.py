@@ -271,6 +271,11 @@ def restore_activations(net: nn.Module, replacement: Replacement) -> nn.Module:
         >>> net, report = aafit.replace_activations(base, {"ReLU": aafit.LEAF.like("ReLU")}, sample=images)
         >>> original = aafit.restore_activations(net, report)
     """
+    if not isinstance(replacement, Replacement):
+        raise UserError(
+            f"The report is a {type(replacement).__name__}: give the network, then the report that replace_activations "
+            "returned with it."
+        )
     restored = copied(net)
     for row in replacement.rows:
         there = type(find_module(restored, row.path)).__name__

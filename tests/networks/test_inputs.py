@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from aafit.errors import UserError
 from aafit.networks.batches import Batch, as_batch, as_inputs
@@ -85,6 +86,18 @@ def test_of_a_sample_everything_is_input(form: Any, args: Any, kwargs: Any) -> N
 def test_what_is_no_batch(form: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=f"^The batch .*{sentence}"):
         as_batch(form)
+
+
+@pytest.mark.parametrize("data", [DataLoader([X]), TensorDataset(X)])  # type: ignore[arg-type]
+def test_a_loader_is_no_sample(data: Any) -> None:
+    with pytest.raises(UserError, match=r"The sample is a .*: give one of its batches"):
+        as_inputs(data)
+
+
+@pytest.mark.parametrize(("args", "kwargs"), [(X, {}), ((X,), None), ([X], {})])
+def test_a_batch_has_a_tuple_and_a_dictionary(args: Any, kwargs: Any) -> None:
+    with pytest.raises(UserError, match=r"give a tuple and a dictionary, as Batch\(\(x,\), {}, target\)"):
+        Batch(args, kwargs)
 
 
 def test_a_sample_is_called_one() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from aafit.activations import AHAF, FIXED, LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.experiment.models import NETWORKS, build
-from aafit.networks.adaptive import train_only_activations
+from aafit.networks.adaptive import load_activations, save_activations, train_only_activations
 from aafit.networks.surgery import replace_activations, restore_activations
 
 
@@ -655,3 +655,24 @@ def test_many_layers_take_linear_time() -> None:
         return Counting.lookups
 
     assert work(60) < 4 * work(20)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda net, report: replace_activations({"ReLU": LIKE}, net), "The network is a dict: give a torch.nn.Module"),
+        (
+            lambda net, report: restore_activations(report, net),
+            "The report is a ResNet: give the network, then",
+        ),
+        (lambda net, report: restore_activations([net], report), "The network is a list: give a torch.nn.Module"),
+        (lambda net, report: train_only_activations([net]), "The network is a list: give a torch.nn.Module"),
+        (lambda net, report: train_only_activations(ResNet), "The network is the class ResNet: give an object of it"),
+        (lambda net, report: save_activations(net, 3), "The file is given as a int: give its path"),
+        (lambda net, report: load_activations("a.safetensors", net), "The network is a str: give a torch.nn.Module"),
+    ],
+)
+def test_arguments_of_a_wrong_type_or_swapped(call, message: str) -> None:
+    net, report = replace_activations(resnet(), {"ReLU": LIKE})
+    with pytest.raises(UserError, match=message):
+        call(net, report)
