@@ -237,7 +237,7 @@ def replace_activations(
     modules = dict(net.named_modules())
     for position, row in enumerate(found):
         if isinstance(modules.get(row.path), AdaptiveActivation):
-            vars(modules[row.path])[POSITION] = position
+            setattr(modules[row.path], POSITION, position)
     _check_forward(net, sample)
     return net, Replacement(
         tuple(rows),
