@@ -1,4 +1,4 @@
-"""A suite of runs of milliseconds: `fake_worker.py` does them, and says what happened when."""
+"""A suite of runs of milliseconds: `fake_worker.py` does them and records when each started and ended."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def local(jobs: int = 2, command: Sequence[str] = WORKER) -> LocalEngine:
 
 
 class Fake:
-    """A runs folder with the fake worker's files beside it."""
+    """A runs folder, with the files of the fake worker next to it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.runs = folder, folder / "runs"

@@ -1,4 +1,4 @@
-"""A suite as a list of commands: run by hand, they leave what the suite leaves."""
+"""A suite as a list of commands: run by hand, they give the results of the suite."""
 
 import json
 import shlex
@@ -84,7 +84,7 @@ def printed(*arguments):
     return [words[2:] for words in lines if words[:2] == ["./run_experiment.sh", "experiments/train_individual.py"]]
 
 
-def test_the_commands_leave_what_the_suite_leaves(tmp_path):
+def test_the_commands_give_the_results_of_the_suite(tmp_path):
     file = tmp_path / "tiny.toml"
     file.write_text(SUITE)
     by_hand, by_suite = tmp_path / "hand", tmp_path / "suite"
@@ -126,7 +126,7 @@ def test_the_commands_of_every_suite_say_its_settings(suite, tmp_path, monkeypat
         assert stored["run"]["parent"] == job.config.parent
 
 
-def test_stages_come_after_what_they_go_on_from():
+def test_stages_come_after_those_that_they_resume_from():
     lines = call("run", "--suite", "paper", "--print-commands").splitlines()
     heads = [line for line in lines if line.startswith("# Stage")]
     assert heads[:3] == ["# Stage 1", "# Stage 2, after base-relu", "# Stage 3, after base-silu"]

@@ -55,7 +55,7 @@ def test_a_run_is_identified_on_held_out_images(base, found):
     assert net.act3.weight.flatten().tolist() == pytest.approx(steps["values"])
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(base, found, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_bit_identically(base, found, tmp_path, monkeypatch):
     job = job_of(base, tmp_path / "seed42")
     saves = []
 
@@ -98,7 +98,7 @@ def test_the_command_line(base, tmp_path):
     )
 
 
-def test_the_command_line_says_all_that_a_suite_can(base, tmp_path):
+def test_the_command_line_has_all_settings_of_a_suite(base, tmp_path):
     arguments = ["identify", str(base.folder), "--fc", "F-Neuron as Tanh", "--interval", "-3", "3.5", "--knots", "8"]
     arguments += [
         "--heldout-share",
@@ -128,8 +128,15 @@ def test_the_command_line_says_all_that_a_suite_can(base, tmp_path):
     assert result.exit_code == 0, result.output
     (folder,) = tmp_path.glob("individual/*/seed42")
     run = load_json(folder / "config.json")["run"]
-    told = {"interval": [-3.0, 3.5], "knots": 8, "heldout": 0.3, "curvature": "exact", "ridge": 0.01, "budget": 0.01}
-    assert run | told | {"target": "logits", "batch_size": 50, "holdout": 400} == run
+    settings = {
+        "interval": [-3.0, 3.5],
+        "knots": 8,
+        "heldout": 0.3,
+        "curvature": "exact",
+        "ridge": 0.01,
+        "budget": 0.01,
+    }
+    assert run | settings | {"target": "logits", "batch_size": 50, "holdout": 400} == run
     steps = load_json(folder / "identification.json")
     assert (steps["images"], steps["heldout_images"], len(steps["values"])) == (280, 120, 8)
 

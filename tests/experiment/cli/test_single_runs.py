@@ -1,4 +1,4 @@
-"""Runs that go on from finished ones: the one that the flags describe, or a list of those there are."""
+"""Runs that resume from finished ones: the one that the flags describe, or an error that lists those there are."""
 
 import json
 
@@ -38,7 +38,7 @@ def finished(tmp_path, name):
     return folder, json.loads((folder / "config.json").read_text())
 
 
-def test_a_run_goes_on_from_the_base_that_the_flags_name(call, tmp_path):
+def test_a_run_resumes_from_the_base_that_the_flags_name(call, tmp_path):
     for command in (
         "base --acts all_lus --end_ep 1",
         f"{PATCH} --patched_from_af ReLU",
@@ -71,7 +71,7 @@ def test_a_run_goes_on_from_the_base_that_the_flags_name(call, tmp_path):
         (("--acts ReLU", "--acts ReLU --seed 1"), "There is none of LeNet-5 on Fashion-MNIST with seed 1"),
     ],
 )
-def test_where_no_run_is_what_the_flags_say_those_there_are_are_listed(call, change, said):
+def test_if_no_run_matches_the_flags_the_finished_ones_are_listed(call, change, said):
     call("base --acts ReLU --end_ep 1")
     call(PATCH)
     output = call(MORE.replace(*change), refused=said)
@@ -79,7 +79,7 @@ def test_where_no_run_is_what_the_flags_say_those_there_are_are_listed(call, cha
     assert "--patch_base" not in output
 
 
-def test_two_runs_that_fit_are_told_apart_by_name(call, tmp_path):
+def test_of_two_runs_that_match_one_is_chosen_by_name(call, tmp_path):
     call("base --acts ReLU --end_ep 1")
     call(f"{PATCH} --lr 0.01 --folder mine/one")
     call(f"{PATCH} --lr 0.03 --folder mine/two")
@@ -151,7 +151,7 @@ def write_tuned(path):
         "lenet5_f-mnist_ReLU_patched_from_ReLU_tuned_leaf_shared_adam_p24sl_2ep_checkp.bin",
     ],
 )
-def test_a_tuned_checkpoint_of_the_authors_goes_on(call, tmp_path, monkeypatch, name):
+def test_a_tuned_checkpoint_of_the_authors_is_resumed(call, tmp_path, monkeypatch, name):
     monkeypatch.setenv("SRGK_RUNS_PATH", str(tmp_path / "theirs"))
     write_tuned(tmp_path / "theirs" / name)
     assert "a new optimizer is used" in call(MORE)
@@ -178,7 +178,7 @@ def test_a_tuned_checkpoint_is_no_base_and_leaves_nothing_in_the_way(call, tmp_p
     call(f"{PATCH} --init-from {good} --fresh")
 
 
-def test_all_that_is_asked_for_is_checked_before_anything_trains(call, tmp_path):
+def test_all_runs_are_checked_before_one_is_trained(call, tmp_path):
     call("ahaf_shared --acts all --end_ep 1", refused="AHAF as Tanh")
     call("base --acts ReLU --end_ep 1")
     call("leaf_shared --acts all --start_ep 1 --end_ep 2 --patch_base", refused="cnn: ReLU there, SiLU here")

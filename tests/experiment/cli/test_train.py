@@ -1,4 +1,4 @@
-"""The authors' command line: every command of theirs is taken, and does what it says."""
+"""The authors' command line: each of their commands is accepted and does what its flags say."""
 
 import json
 import os
@@ -40,7 +40,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_authors_is_taken(command):
+def test_every_command_of_the_authors_is_accepted(command):
     assert train.make_context("train", command.split()).params["kind"] == command.split()[0]
 
 

@@ -95,8 +95,8 @@ def test_runs_go_side_by_side_but_not_more_than_asked(fake: Fake) -> None:
     suite = Suite(name="fake", runs=tuple(run(f"run{number}", epochs=10) for number in range(5)))
     fake(suite, jobs=2)
     starts, ends = fake.events("start"), fake.events("end")
-    beside = [sum(starts[b][0] <= starts[a][0] < ends[b][0] for b in starts) for a in starts]
-    assert max(beside) == 2
+    concurrent = [sum(starts[b][0] <= starts[a][0] < ends[b][0] for b in starts) for a in starts]
+    assert max(concurrent) == 2
 
 
 def test_seeds(fake: Fake) -> None:
@@ -219,7 +219,7 @@ def in_background(do: Callable[[], object]) -> threading.Thread:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("behaviour", ["hang", "stubborn"])
-def test_a_signal_stops_all_and_the_same_command_goes_on(
+def test_a_signal_stops_all_and_the_same_command_resumes(
     number: int, behaviour: str, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aafit.experiment.scheduling.schedule, "GRACE_SECONDS", 0.5)

@@ -1,4 +1,4 @@
-"""What a machine of a cluster is asked, and which answers keep the jobs from being started there."""
+"""The check of a machine of a cluster, and the reports with which no job is started there."""
 
 import subprocess
 import sys

@@ -102,7 +102,7 @@ def test_a_machine_that_dies_is_no_fault_of_the_run_and_an_error_is(
     assert "its machine died 3 times before an epoch was done" in messages["long"]
 
 
-def test_a_signal_stops_all_and_the_same_command_goes_on(engine: Engine, fake: Fake) -> None:
+def test_a_signal_stops_all_and_the_same_command_resumes(engine: Engine, fake: Fake) -> None:
     def ask() -> None:
         fake.wait_for("long")
         os.kill(os.getpid(), signal.SIGINT)
@@ -138,7 +138,7 @@ def test_a_node_that_is_lost_and_another_that_comes(cluster: object, fake: Fake)
     assert starts.count("base") + starts.count("other") == 3, "one of the two was on the lost node"
 
 
-def test_nodes_with_disks_of_their_own(cluster: object, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_with_their_own_disks(cluster: object, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     from aafit.experiment.scheduling.engines.ray import RayEngine
 
     monkeypatch.setattr(process, "SYNC_SECONDS", 0.2)
@@ -192,10 +192,10 @@ def result_of(job: Job) -> tuple[list[str | None], list[dict[str, str]]]:
     return [sha256.get(name) for name in (NETWORK, ACTIVATIONS)], rows
 
 
-def test_real_runs_on_disks_of_their_own_have_the_bits_of_this_machine(
+def test_real_runs_on_their_own_disks_are_bit_identical_to_local_ones(
     cluster: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The Ray worker under the first one is killed on the way: it goes on from what was brought back."""
+    """The Ray worker of the first run is killed: the run resumes from the files that were copied back."""
     from aafit.experiment.scheduling.engines.ray import RayEngine
 
     monkeypatch.setattr(process, "SYNC_SECONDS", 0.2)
