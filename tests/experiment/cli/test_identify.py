@@ -128,7 +128,7 @@ def test_the_command_line_has_all_settings_of_a_suite(base, tmp_path):
     assert result.exit_code == 0, result.output
     (folder,) = tmp_path.glob("individual/*/seed42")
     run = load_json(folder / "config.json")["run"]
-    settings = {
+    chosen = {
         "interval": [-3.0, 3.5],
         "knots": 8,
         "heldout": 0.3,
