@@ -39,6 +39,7 @@ from aafit.training.losses import (
     mean_loss,
     predictions,
     scores,
+    with_class_axis,
 )
 from aafit.training.predictor import Predictor
 
@@ -251,7 +252,9 @@ def tune(
             objective = _Objective(made, base is not None, first=epoch == 0)
             for batch in each_batch(batches(epoch) if callable(batches) else batches):
                 if base is not None:
-                    batch = replace(batch, target=_base_outputs(predictor.of(base), batch))
+                    of_base = _base_outputs(predictor.of(base), batch)
+                    objective.loss = with_class_axis(made, of_base, batch.target)
+                    batch = replace(batch, target=of_base)
                 elif batch.target is None:
                     raise UserError("The batches have no target to tune with; give (inputs, labels), or base=.")
                 objective.step(predictor, batch, stepper, parameters)

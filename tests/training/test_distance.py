@@ -16,6 +16,7 @@ from aafit.training.distance import Distance
 from aafit.training.losses import Scores
 from aafit.training.tune import tune
 
+pytestmark = pytest.mark.filterwarnings("ignore:Tuning left")
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 BATCHES = [(X[:12], None), (X[12:], None)]
 FAR = "The initial outputs are far from the base network's: on the first batch its outputs differ by"

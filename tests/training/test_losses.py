@@ -110,6 +110,7 @@ def test_evaluate_tune_and_identify_report_the_same_loss_of_partly_labelled_sequ
     assert labelled == 20 * 10 + 180
 
 
+@pytest.mark.filterwarnings("ignore:Tuning left")
 def test_the_target_of_the_base_has_the_class_axis_of_the_labels() -> None:
     """(B, C, T) with labels (B, T): the classes are on axis 1, and so are the base's probabilities."""
     torch.manual_seed(0)
@@ -120,3 +121,5 @@ def test_the_target_of_the_base_has_the_class_axis_of_the_labels() -> None:
     with torch.no_grad():
         cross_entropy = -(base(x).softmax(1) * net(x).log_softmax(1)).sum(1).mean().item()
     assert found.steps[-1].loss == pytest.approx(cross_entropy, rel=0.1)
+    (history,) = tune(net, [(x, y)], epochs=1, lr=1e-6, base=base, loss="cross-entropy")
+    assert history == pytest.approx(cross_entropy, rel=1e-3)
