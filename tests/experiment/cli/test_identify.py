@@ -136,7 +136,7 @@ def test_the_command_line_has_all_settings_of_a_suite(base, tmp_path):
         "ridge": 0.01,
         "budget": 0.01,
     }
-    assert run | settings | {"target": "logits", "batch_size": 50, "holdout": 400} == run
+    assert run | chosen | {"target": "logits", "batch_size": 50, "holdout": 400} == run
     steps = load_json(folder / "identification.json")
     assert (steps["images"], steps["heldout_images"], len(steps["values"])) == (280, 120, 8)
 
