@@ -42,7 +42,8 @@ from aafit.experiment.cli.single_runs import (
     read_finished,
     run_name,
 )
-from aafit.experiment.runs.config import METHODS, RunConfig, folder_name
+from aafit.experiment.runs.config import RunConfig, folder_name
+from aafit.experiment.runs.method import METHODS
 from aafit.experiment.runs.documents import Done
 from aafit.experiment.runs.folder import has_optimizer
 from aafit.experiment.runs.job import Job, content_of, learning_rate

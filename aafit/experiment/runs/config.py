@@ -12,11 +12,7 @@ from aafit.activations import check_text, is_adaptive
 from aafit.errors import UserError, check_line, check_name, nearest
 from aafit.experiment.data.datasets import DATASETS
 from aafit.experiment.models import NETWORKS
-from aafit.experiment.runs.gauss_newton import GAUSS_NEWTON
-from aafit.experiment.runs.gradient import GRADIENT
-from aafit.experiment.runs.method import Method
-
-METHODS: dict[str, Method] = {method.name: method for method in (GRADIENT, GAUSS_NEWTON)}
+from aafit.experiment.runs.method import METHODS, Method
 
 
 def folder_name(value: str) -> str:

@@ -67,7 +67,7 @@ def execute(*jobs: Job, data: Dataset | None = None, patience: float = 0.0) -> N
         for job in left:
             with log_of(job):
                 runs.append(begin(job, data, device))
-        first.config.training.train(runs, data, log_of)
+        first.config.training.implementation.train(runs, data, log_of)
         for run in runs:
             with log_of(run.job):
                 finish(run)
@@ -97,7 +97,7 @@ def begin(job: Job, data: Dataset, device: torch.device) -> ActiveRun:
     compare_with_base(run, data)
     run.tuned = sum(parameter.numel() for parameter in choose_trained(net, job.config.train))
     audit_parameters(run, data)
-    job.config.training.prepare(run)
+    job.config.training.implementation.prepare(run)
     return run
 
 

@@ -14,7 +14,7 @@ import torch
 from aafit.errors import UserError
 from aafit.experiment.data.batches import evaluation_batches, training_batches
 from aafit.experiment.data.datasets import Dataset
-from aafit.experiment.runs.method import LogOf, Method
+from aafit.experiment.runs.method import LogOf
 from aafit.identification import State, identify
 from aafit.training.evaluate import Batches
 from aafit.training.precision import data_type
@@ -38,17 +38,8 @@ def unseen_batches(data: Dataset, run: "RunConfig", seed: int) -> Batches:
     return islice(augmented, math.ceil(AUGMENTED / run.batch_size))
 
 
-def _check(run: "RunConfig") -> None:
-    if run.train != "activations":
-        raise UserError(
-            f"method = 'gauss-newton' identifies adaptive activations only, but train is {run.train!r}: set "
-            "train = 'activations'."
-        )
-    if not run.epochs:
-        raise UserError("method = 'gauss-newton' needs at least one step, but epochs = 0: set epochs to 1 or more.")
-
-
-def _prepare(run: "ActiveRun") -> None:
+def prepare(run: "ActiveRun") -> None:
+    """Restore the state that a run was stopped in."""
     saved = run.load_state(torch.device("cpu"))
     if saved is not None:
         with run.reading_state():
@@ -57,7 +48,8 @@ def _prepare(run: "ActiveRun") -> None:
             run.epoch, run.seconds = run.job.config.start_epoch + last.number, last.seconds
 
 
-def _train(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
+def train(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
+    """Identify the activations of the run, an epoch for each step."""
     (run,) = runs
     config = run.job.config
 
@@ -90,15 +82,3 @@ def _train(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
     run.save_identification(result.as_dict())
     log.info("%s", result)
     run.seconds = result.seconds
-
-
-GAUSS_NEWTON = Method(
-    name="gauss-newton",
-    check=_check,
-    prepare=_prepare,
-    train=_train,
-    settings=("target", "heldout", "curvature", "ridge", "budget"),
-    activations_only=True,
-    ends_early=True,
-    folder_mark="identified",
-)

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from aafit.experiment.data.batches import derived_seed, evaluation_batches, training_batches
 from aafit.experiment.data.datasets import Dataset
-from aafit.experiment.runs.method import LogOf, Method
+from aafit.experiment.runs.method import LogOf
 from aafit.networks.adaptive import training_mode
 from aafit.networks.batches import Batch, as_batch
 from aafit.networks.frozen_prefix import split_network
@@ -36,11 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("aafit")
 
 
-def _check(run: "RunConfig") -> None:
-    """Accept every run: gradient steps can train whatever `train` names."""
-
-
-def _prepare(run: "ActiveRun") -> None:
+def prepare(run: "ActiveRun") -> None:
+    """Make the optimizers of a run and restore the state that it was stopped in."""
     settings = run.job.config
     if run.tuned:
         run.optimizers = make_optimizers(run.net, settings.optimizer, settings.lr, settings.p24sl, settings.dspu4)
@@ -56,7 +53,7 @@ def _prepare(run: "ActiveRun") -> None:
         run.epoch, run.seconds = int(saved["epoch"]), float(saved["seconds"])
 
 
-def _train(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
+def train(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
     """Train epoch after epoch from where each run is; runs that are at the same epoch go in lockstep."""
     with ExitStack() as recordings:
         for run in runs:
@@ -176,6 +173,3 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
     """Return whether two prefixes are the same program with the same weights."""
     ours, theirs = one.state_dict(), other.state_dict()
     return str(one) == str(other) and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-GRADIENT = Method(name="gradient", check=_check, prepare=_prepare, train=_train, takes_gradient_steps=True)

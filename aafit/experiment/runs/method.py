@@ -1,13 +1,17 @@
 """A training method: everything in which one way of finding a run's parameters differs from the others.
 
-The methods are gradient.py and gauss_newton.py. A new one is one file beside them, named in METHODS of config.py; the
-settings that it alone reads are fields of `RunConfig`.
+The methods are gradient.py and gauss_newton.py. A new one is one file beside them and an entry in METHODS; the settings
+that it alone reads are fields of `RunConfig`. The files are imported when a run is trained: a report reads run folders
+without what trains them.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
+
+from aafit.errors import UserError
 
 if TYPE_CHECKING:
     from aafit.experiment.data.datasets import Dataset
@@ -18,15 +22,24 @@ if TYPE_CHECKING:
 LogOf = Callable[["Job"], AbstractContextManager[object]]
 
 
+class Implementation(Protocol):
+    """What the file of a training method provides."""
+
+    def prepare(self, run: "ActiveRun") -> None:
+        """Make the run's optimizers, if any, and restore the state that the run was stopped in."""
+
+    def train(self, runs: Sequence["ActiveRun"], data: "Dataset", log_of: LogOf) -> None:
+        """Train the runs to their end, each measured after every epoch; `log_of` redirects output to a run's log."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A training method.
 
     Attributes:
         name: as the setting `method` spells it.
+        module: name of its file, beside this one.
         check: raises a UserError if the method cannot train a run with these settings.
-        prepare: makes a run's optimizers and restores the state that it was stopped in.
-        train: trains the runs to their end, each measured after every epoch; `LogOf` redirects output to a run's log.
         settings: settings that this method alone reads.
         takes_gradient_steps: whether an optimizer of `RunConfig.optimizer` trains on the train images.
         activations_only: whether it can train nothing but activations.
@@ -35,11 +48,46 @@ class Method:
     """
 
     name: str
+    module: str
     check: Callable[["RunConfig"], None]
-    prepare: Callable[["ActiveRun"], None]
-    train: Callable[[Sequence["ActiveRun"], "Dataset", LogOf], None]
     settings: tuple[str, ...] = ()
     takes_gradient_steps: bool = False
     activations_only: bool = False
     ends_early: bool = False
     folder_mark: str = ""
+
+    @property
+    def implementation(self) -> Implementation:
+        """The functions of the method's file."""
+        return cast(Implementation, import_module(f"{__package__}.{self.module}"))
+
+
+def _accept(run: "RunConfig") -> None:
+    """Accept every run: gradient steps can train whatever `train` names."""
+
+
+def _check_identifies(run: "RunConfig") -> None:
+    if run.train != "activations":
+        raise UserError(
+            f"method = 'gauss-newton' identifies adaptive activations only, but train is {run.train!r}: set "
+            "train = 'activations'."
+        )
+    if not run.epochs:
+        raise UserError("method = 'gauss-newton' needs at least one step, but epochs = 0: set epochs to 1 or more.")
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("gradient", "gradient", _accept, takes_gradient_steps=True),
+        Method(
+            "gauss-newton",
+            "gauss_newton",
+            _check_identifies,
+            settings=("target", "heldout", "curvature", "ridge", "budget"),
+            activations_only=True,
+            ends_early=True,
+            folder_mark="identified",
+        ),
+    )
+}
