@@ -93,7 +93,8 @@ def renamed_option(old: str, new: Callable[[Any], str], kind: type = int) -> Cal
         if value is not None:
             raise click.BadParameter(f"{old} {value} is now {new(value)}.")
 
-    return click.option(old, type=kind, hidden=True, expose_value=False, callback=refuse)
+    name = f"former_{old.strip('-')}"  # its own, since the parser keeps the values of options by their names
+    return click.option(old, name, type=kind, hidden=True, expose_value=False, callback=refuse)
 
 
 runs_dir_option = click.option(
