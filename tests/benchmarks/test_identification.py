@@ -176,7 +176,7 @@ def test_layers_alone(runs: Path, tmp_path: Path) -> None:
 
 def test_the_halves_are_those_of_an_identification(runs: Path) -> None:
     setting = setting_of(runs / "cpu" / "base" / "seed42", None, "F-Neuron random", None)
-    net = setting.start.net.eval()
+    net = setting.net.eval()
     parts = prepare(Predictor(net), setting.batches(), None, None, 0.2, 1 << 30, setting.seed)
     assert (len(parts.fitted), len(parts.heldout)) == (80, 20)
     fitted = torch.cat([x for x, _ in setting.halves.batches(setting.halves.fitted)])
@@ -189,7 +189,7 @@ def test_the_halves_are_those_of_an_identification(runs: Path) -> None:
 
 def test_a_refit_ends_at_the_optimum(runs: Path) -> None:
     setting = setting_of(runs / "cpu" / "base" / "seed42", "LEAF as SiLU", "LEAF as SiLU", None)
-    net = setting.start.net
+    net = setting.net
     result = identify(net, setting.batches(), base=setting.base, steps=3, seed=setting.seed)
     (one,) = bootstrap.refits_of(setting, result, 1)
     assert one.vector_P.shape == result.state.vector_P.shape
