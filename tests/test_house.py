@@ -38,7 +38,9 @@ def imported(name: str) -> set[str]:
     found: set[str] = set()
     tree = ast.parse(MODULES[name].read_text())
     # What only a type checker imports makes no circle.
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))]
+    tree.body = [
+        node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    ]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}

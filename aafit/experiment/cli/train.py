@@ -43,10 +43,10 @@ from aafit.experiment.cli.single_runs import (
     run_name,
 )
 from aafit.experiment.runs.config import RunConfig, folder_name
-from aafit.experiment.runs.method import METHODS
 from aafit.experiment.runs.documents import Done
 from aafit.experiment.runs.folder import has_optimizer
 from aafit.experiment.runs.job import Job, content_of, learning_rate
+from aafit.experiment.runs.method import METHODS
 
 log = logging.getLogger("aafit")
 

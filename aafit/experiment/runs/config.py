@@ -118,7 +118,7 @@ class RunConfig(Settings):
     """F-Neuron: the number of its knots, which are its values; one less is its number of segments."""
 
     train: Literal["all", "activations", "none"] = "all"
-    method: Annotated[str, AfterValidator(_method)] = GRADIENT.name
+    method: Annotated[str, AfterValidator(_method)] = "gradient"
     """How the parameters are found: "gradient", by epochs of gradient steps on the train images, or "gauss-newton", by
     `aafit.identify` on the held-out images, where an epoch is one of its steps."""
     target: Literal["labels", "logits", "activations"] = "labels"

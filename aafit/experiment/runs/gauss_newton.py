@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from aafit.errors import UserError
 from aafit.experiment.data.batches import evaluation_batches, training_batches
 from aafit.experiment.data.datasets import Dataset
 from aafit.experiment.runs.method import LogOf

@@ -31,7 +31,6 @@ from aafit.training.tune import make_optimizers, mean_and_variance, train_epoch,
 
 if TYPE_CHECKING:
     from aafit.experiment.runs.active import ActiveRun
-    from aafit.experiment.runs.config import RunConfig
 
 log = logging.getLogger("aafit")
 
