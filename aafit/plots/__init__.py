@@ -1,5 +1,5 @@
-"""Pages of one HTML file that need nothing beside it: what those of a study and of a suite have in common.
+"""Every picture of an activation, and the parts of HTML pages.
 
-Begin with html.py, which fills the templates in templates/; svg.py draws what their script can move. style.py is how
-the figures for papers look: their fonts, sizes, and lines that differ without colour.
+Begin with curves.py, the record of what a picture shows; panels.py draws it with matplotlib, pictures.py as SVG. html.py
+fills the templates of pages, style.py has the fonts, lines and colours of figures.
 """

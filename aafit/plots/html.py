@@ -1,4 +1,4 @@
-"""A page of one file: a template with its style and script in it, and nothing from anywhere else."""
+"""HTML pages of a single file, rendered from templates that contain their style and script."""
 
 import json
 import re
@@ -12,19 +12,19 @@ from markupsafe import Markup
 from aafit.version import __version__
 
 Cell = Any
-"""A value, (text, what it is sorted by), or markup."""
+"""A value, (text, sort key), or markup."""
 
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table that its reader can sort and filter.
+    """A table that readers can sort and filter.
 
     Attributes:
         anchor: Its id in the page.
-        caption: What it shows.
-        columns: (heading, classes): "number" is set to the right, "optional" is left out on a telephone.
-        rows: A cell for each column.
-        search: The label of the field that filters it; empty: it has none.
+        caption: Its caption.
+        columns: (heading, CSS classes): "number" aligns right, "optional" is hidden on narrow screens.
+        rows: One cell for each column.
+        search: Label of the field that filters the rows; empty for none.
     """
 
     anchor: str
@@ -42,7 +42,7 @@ class PageTable:
         rows: Sequence[Sequence[Cell]],
         search: str = "",
     ) -> "PageTable":
-        """A table without the columns in which every cell is empty."""
+        """Return a table without the columns in which every cell is empty."""
         kept = [at for at in range(len(columns)) if not rows or any(row[at] != "" for row in rows)]
         return cls(
             anchor,
@@ -54,7 +54,7 @@ class PageTable:
 
 
 def rendered(template: str, **values: Any) -> str:
-    """The template of `aafit/plots/templates` with these values."""
+    """Render a template of `aafit/plots/templates`."""
     environment = Environment(
         loader=PackageLoader("aafit.plots", "templates"),
         autoescape=True,
@@ -67,12 +67,12 @@ def rendered(template: str, **values: Any) -> str:
 
 
 def breakable(path: str) -> Markup:
-    """The path of a layer, which may go on in another line after each of its names."""
+    """Return the path of a layer with line breaks allowed after each name."""
     return Markup("").join(
         part if part not in "._" else Markup("{}<wbr>").format(part) for part in re.split("([._])", path)
     )
 
 
 def embedded_json(content: Any) -> Markup:
-    """JSON that can stand in a script element: no text in it can end that."""
+    """Return JSON for a script element, with every "<" escaped so that no text can end the element."""
     return Markup(json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))

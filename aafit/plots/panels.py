@@ -19,7 +19,7 @@ from aafit.networks.kinds import KNOWN
 from aafit.plots.curves import LABELS, Curves, curves_of, drawn_bars
 from aafit.plots.style import BAND, GREY, INITIAL, ORIGINAL, TUNED, look, panels
 
-BARS = 120
+BARS = 60
 WIDEST = 58
 """Characters of a heading that fit over a panel."""
 LISTED = 24
@@ -73,8 +73,18 @@ def panel_grid(
         return panels(rows, columns, size, margins, title, foot=0.0 if rows * columns > count else foot)
 
 
-def add_legend(figure: Figure, axes: Sequence[Axes], count: int, order: Iterable[str] = LABELS.values()) -> None:
-    """Add one legend for the first `count` panels: in a free panel if there is one, otherwise below them."""
+def add_legend(
+    figure: Figure, axes: Sequence[Axes], count: int, order: Iterable[str] = LABELS.values(), size: float = 8
+) -> None:
+    """Add one legend for the first `count` panels, in a free panel if there is one and otherwise below them.
+
+    Args:
+        figure: The figure.
+        axes: All its panels.
+        count: Panels that are in use.
+        order: The order of the labels.
+        size: Size of the text in points.
+    """
     handles: dict[str, Any] = {}
     for panel in axes[:count]:
         handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
@@ -84,10 +94,12 @@ def add_legend(figure: Figure, axes: Sequence[Axes], count: int, order: Iterable
         panel.set_axis_off()
     with look():
         if len(axes) > count:
-            axes[count].legend([handles[label] for label in labels], labels, loc="upper left", handlelength=3.2)
+            options: dict[str, Any] = {"loc": "upper left"}
+            legend = axes[count].legend
         else:
-            options: dict[str, Any] = {"loc": "lower left", "ncols": 3, "borderaxespad": 0.4, "handlelength": 3.2}
-            figure.legend([handles[label] for label in labels], labels, **options)
+            options = {"loc": "lower left", "ncols": 3, "borderaxespad": 0.4}
+            legend = figure.legend
+        legend([handles[label] for label in labels], labels, handlelength=3.2, fontsize=size, **options)
 
 
 @dataclass(frozen=True)

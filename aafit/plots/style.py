@@ -1,4 +1,4 @@
-"""How the figures look: fonts, lines that differ without colour, labels that do not overlap, files."""
+"""The style of figures: fonts, lines that differ without colour, labels that do not overlap, and their files."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ LOOK: dict[str, Any] = {
     "lines.linewidth": 1.5,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
-    # The same numbers give the same file.
+    # Makes the files reproducible.
     "svg.hashsalt": "aafit",
     "svg.fonttype": "path",
 }
@@ -53,7 +53,7 @@ BAND: dict[str, Any] = {"color": "#0072B2", "alpha": 0.25, "linewidth": 0}
 
 @dataclass(frozen=True)
 class Line:
-    """One way to draw a curve. The colours follow Okabe and Ito, for all kinds of colour vision."""
+    """The style of one curve, in the colours of Okabe and Ito, which suit all kinds of colour vision."""
 
     color: str
     linestyle: Any
@@ -77,16 +77,16 @@ LINES = (
 
 
 def line(index: int) -> Line:
-    """The line number `index` of a figure; the first 64 differ in colour or marker."""
+    """Return the style of curve number `index`; the first 64 differ in colour or marker."""
     again, at = divmod(index, len(LINES))
-    # A colour that comes again has another dash and marker.
+    # A repeated colour has another dash and marker.
     other = LINES[(at + 3 * again) % len(LINES)]
     return Line(LINES[at].color, other.linestyle, other.marker)
 
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Matplotlib with the settings of `LOOK`; afterwards as it was before."""
+    """Apply the settings of `LOOK` to matplotlib within a block."""
     with matplotlib.rc_context(LOOK):  # type: ignore[arg-type]
         yield
 
@@ -103,15 +103,16 @@ def panels(
     lead: float = 0.0,
     foot: float = 0.0,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of equal panels, unknown to pyplot. All lengths are in inches, so that text always has room.
+    """Return a figure of equal panels, not registered with pyplot, and its axes row by row.
 
     Args:
-        rows, columns: the grid; the axes come row by row.
-        size: width and height of each panel.
-        margins: left, right, bottom and top of each panel.
-        title: of the figure.
-        lead: room at the left of the figure.
-        foot: room at its bottom.
+        rows: Rows of the grid.
+        columns: Columns of the grid.
+        size: Width and height of each panel in inches, as all lengths, so that text always fits.
+        margins: Left, right, bottom and top margin of each panel.
+        title: Title of the figure.
+        lead: Space at the left of the figure.
+        foot: Space at the bottom.
     """
     (width, height), (left, right, bottom, top) = size, margins
     head = 0.32 if title else 0.05
@@ -130,15 +131,15 @@ def panels(
 
 
 def text_width(text: str, size: float) -> float:
-    """Room for a text of `size` points, in inches."""
+    """Return the width of a text of `size` points, in inches."""
     return 0.58 * size / 72 * len(text)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write `name`.svg and `name`.png (160 dots an inch) and give their paths.
+    """Write `name`.svg and `name`.png (160 dots per inch), and return their paths.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: The folder cannot be written to.
     """
     make_folder(folder)
     files = []
@@ -152,14 +153,14 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], height: float, size: float = 8) -> None:
-    """Name curves at the right edge, moved apart where they end close together.
+    """Label curves at the right edge of the axes, with labels moved apart so that they do not overlap.
 
     Args:
-        axes: with its final limits and scales.
-        ends: x and y of each curve's end, its label and its colour. A hairline leads on from an end that lies before
-            the edge; what lies outside the limits is left out.
-        height: of the axes, in inches.
-        size: of the text, in points.
+        axes: The axes, with their final limits and scales.
+        ends: x and y of each curve's end, its label and its colour. A hairline connects an end before the edge with
+            its label; ends outside the limits are left out.
+        height: Height of the axes in inches.
+        size: Size of the text in points.
     """
     right = axes.get_xlim()[1]
     to_axes = axes.transData + axes.transAxes.inverted()
@@ -178,16 +179,16 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], height
 
 
 def set_epochs(axes: Axes, first: float, last: float) -> None:
-    """An x axis of whole epochs, with room for the markers at both ends."""
+    """Set up an x axis of integer epochs, with room for the markers at both ends."""
     last = max(last, first + 1)
     axes.set_xlim(first - 0.015 * (last - first), last + 0.015 * (last - first))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
 
 
 def spread(wanted: Sequence[float], distance: float) -> list[float]:
-    """The nearest positions to the ascending ones that are wanted, in the same order and at least `distance` apart.
+    """Return the positions nearest to the ascending ones that are wanted, in order and at least `distance` apart.
 
-    They stay within 0 and 1 where there is room. (Pooled neighbours share their mean: isotonic regression.)
+    They stay between 0 and 1 if there is room. This is isotonic regression by pooling adjacent violators.
     """
     if not wanted:
         return []

@@ -1,4 +1,4 @@
-"""Curves as inline SVG: what a page needs that is drawn in the colours of the reader and changed by its script."""
+"""Inline SVG for pages, coloured by the page's style sheet and changed by its script."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Frame:
-    """From data to pixels: the ranges of both axes, and where the plot stands in its picture."""
+    """The map from data to pixels: the ranges of both axes, and the position of the plot in its picture."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -19,7 +19,7 @@ class Frame:
     height: float
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """The pixel of a point; what is far outside the plot is brought to twice its height."""
+        """Return the pixel of a point; points far outside the plot are clipped to one height above or below it."""
         share = (y - self.y[0]) / (self.y[1] - self.y[0])
         share = min(2.0, max(-1.0, share))
         return (
@@ -28,7 +28,7 @@ class Frame:
         )
 
     def path(self, xs: Iterable[float], ys: Iterable[float]) -> str:
-        """The `d` of a line; a number that is not finite leaves a gap."""
+        """Return the `d` attribute of a line with gaps at values that are not finite."""
         words, pen = [], "M"
         for x, y in zip(xs, ys, strict=True):
             if not math.isfinite(y):
@@ -40,7 +40,7 @@ class Frame:
         return "".join(words)
 
     def band(self, xs: Sequence[float], low: Sequence[float], high: Sequence[float]) -> str:
-        """The `d` of the area between two lines, a part for each stretch where both are finite."""
+        """Return the `d` attribute of the area between two lines, wherever both are finite."""
         parts, start = [], 0
         known = [math.isfinite(a) and math.isfinite(b) for a, b in zip(low, high, strict=True)] + [False]
         for index, here in enumerate(known):
@@ -54,12 +54,12 @@ class Frame:
 
     @property
     def numbers(self) -> str:
-        """All of it, for the script."""
+        """All values, for the script."""
         return " ".join(f"{value:.6g}" for value in (*self.x, *self.y, self.left, self.top, self.width, self.height))
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers within an interval, at most so many."""
+    """Return at most `most` round numbers within an interval."""
     for exponent in range(math.floor(math.log10((high - low) / most)), 40):
         for digit in (1, 2, 5):
             step = digit * 10.0**exponent
@@ -76,7 +76,7 @@ def line_picture(
     labels: tuple[str, str],
     log: bool = False,
 ) -> Markup:
-    """Lines with their points over whole numbers, each named by a class of the page's style (and its dashes)."""
+    """Return lines with markers over integers, each with a class of the page's style sheet."""
     scaled = [(name, [math.log10(y) if log and y > 0 else y for y in ys]) for name, ys in lines]
     finite = [y for _, ys in scaled for y in ys if math.isfinite(y)] or [0.0]
     room = 0.08 * (max(finite) - min(finite)) or abs(max(finite)) * 0.1 or 1.0
@@ -95,20 +95,21 @@ def line_picture(
 def picture(
     kind: str, size: tuple[int, int], inside: Iterable[str], label: str, frame: Frame, index: int | None
 ) -> Markup:
-    # Only what the layer's name may hold needs escaping: the rest is numbers.
+    """Return an SVG element; `index` is the layer that its script moves, None for none."""
+    # Only the label needs escaping: the rest is generated.
     layer = "" if index is None else f' data-layer="{index}" data-frame="{frame.numbers}"'
     head = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}"').format(kind, *size, label)
     return head + Markup(f"{layer}>{''.join(inside)}</svg>")
 
 
 def axes(frame: Frame, labels: tuple[str, str], log: bool = False, whole: bool = False) -> str:
-    """Return the grid with its numbers and the labels of both axes.
+    """Return the grid, the tick labels and the labels of both axes.
 
     Args:
-        frame: Of the plot.
-        labels: Of the horizontal and the vertical axis.
-        log: Whether the heights are decadic logarithms.
-        whole: Whether only whole numbers are written at the horizontal axis.
+        frame: The frame of the plot.
+        labels: Labels of the horizontal and the vertical axis.
+        log: Whether the vertical values are base-10 logarithms.
+        whole: Whether the horizontal axis has ticks at integers only.
     """
     bottom, right = frame.top + frame.height, frame.left + frame.width
     parts = []

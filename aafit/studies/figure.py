@@ -48,7 +48,7 @@ def plot_study(study: Study) -> Figure:
             # With y, the title does not move up for the numbers of the axis.
             panel.set_title(f"{path}\n{shape.nearest_text(1)}", fontsize=6.5, fontweight="normal", y=1.0)
             panel.tick_params(labelsize=6)
-    add_legend(figure, axes, len(study.shapes))
+    add_legend(figure, axes, len(study.shapes), size=6.5)
     return figure
 
 
