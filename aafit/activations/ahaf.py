@@ -7,15 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations.base import AdaptiveActivation, check_shape
-from aafit.activations.elementwise import Formula
+from aafit.activations.elementwise import Formula, largest
 
 
 def _forward(u: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    u = u.clamp(min=-largest(u))
     y: Tensor = (beta * u) * torch.special.expit(gamma * u)
     return y
 
 
 def _backward(grad: Tensor, u: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    u = u.clamp(-largest(u), largest(u))
     s = torch.special.expit(gamma * u)
     # beta * u times the sigmoid's derivative first: with gamma = 2^16 that is 0 where gamma * u may be infinite.
     rise = (beta * u) * (s * (1 - s))
@@ -34,7 +36,8 @@ class AHAF(AdaptiveActivation):
     `AHAF.like("SiLU")` (gamma = beta = 1) is bit-identical to aafit.activations.SiLU, including the gradients.
     `AHAF.like("ReLU")` (gamma = 2^16, beta = 1) differs from ReLU by at most 0.2785 / gamma = 4.25e-6, at
     |u| = 1.28 / gamma = 2e-5, in every dtype of the input (4.3e-6 after rounding to bfloat16), and equals it for
-    |u| > 0.0014 (0.011 in float64). With parameters in float16, gamma is 2^15 and the bound 8.6e-6.
+    |u| > 0.0014 (0.011 in float64). At -inf both give 0. With parameters in float16, gamma is 2^15 and the bound
+    8.6e-6.
 
     Source: Bodyanskiy & Kostiuk (2022), Adaptive hybrid activation function for deep neural networks,
     https://doi.org/10.20535/srit.2308-8893.2022.1.07

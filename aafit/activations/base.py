@@ -147,9 +147,9 @@ class AdaptiveActivation(nn.Module):
     ) -> Self:
         """Return the activation of this family with the least squared error to a function on the inputs of a layer.
 
-        If the family contains the function, the result is that function. `residual` holds what remains: the RMS error
-        relative to the standard deviation of the function, both weighted by how often an input occurs, and the largest
-        absolute error.
+        If the family contains the function, the result is that function. The fit is made on the bulk of the inputs, see
+        `Histogram.bulk`. `residual` holds what remains: the RMS error there and on all inputs, relative to the standard
+        deviation of the function and weighted by how often an input occurs, and the largest absolute error.
 
         Args:
             function: "ReLU", "SiLU", "Tanh", "Sigmoid", "HardTanh", "HardSigmoid", or any elementwise function of a
@@ -167,10 +167,10 @@ class AdaptiveActivation(nn.Module):
         for name in cls.likes:
             made = cls.like(name)
             made.residual = target.residual(made)
-            if made.residual.rms <= EXACT:
+            if made.residual.worst <= EXACT:
                 return made.reshaped(shape)
         starts = [cls.like(name).double() for name in cls.likes]
-        found = fit_parameters(starts, cls.slope_parameters, target, histogram)
+        found = fit_parameters(starts, cls.slope_parameters, target.within(*histogram.bulk()))
         made = cls.like(cls.likes[0])
         made.start = target.name
         with torch.no_grad():

@@ -134,6 +134,14 @@ def apply_formula(formula: Formula | Callable[..., Tensor], u: Tensor, *paramete
         return _plain(formula, u, *parameters)
 
 
+def largest(u: Tensor) -> float:
+    """Return a bound for inputs that stand for infinity, small enough that a product with a parameter is finite.
+
+    A mask of -inf would give NaN where a sigmoid is 0: 0 * inf.
+    """
+    return torch.finfo(u.dtype).max / 1024
+
+
 @cache
 def _value_pass(formula: Formula, dtype: torch.dtype) -> Pass:
     def value(u: Tensor, *parameters: Tensor) -> tuple[Tensor]:

@@ -7,7 +7,7 @@ Axes in names: E input, S start or parameter set, Q parameter of a set, N knot.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,20 +43,45 @@ class Residual:
     """The error of a fit on the inputs for which it was made.
 
     Attributes:
-        rms: Root mean squared error relative to the standard deviation of the function.
-        largest: The largest absolute error.
+        rms: Root mean squared error on the bulk of the inputs (see `Histogram.bulk`), relative to the standard
+            deviation of the function there.
+        largest: The largest absolute error on all inputs.
+        outliers: The share of the inputs outside the bulk.
+        rms_all: As `rms`, on all inputs.
     """
 
     rms: float
     largest: float
+    outliers: float = 0.0
+    rms_all: float = 0.0
+
+    @property
+    def worst(self) -> float:
+        """The larger of the relative errors on the bulk and on all inputs."""
+        return max(self.rms, self.rms_all)
 
     @classmethod
-    def of(cls, error_E: Tensor, y_E: Tensor, weight_E: Tensor) -> "Residual":
-        """Return the residual of errors (E,) or (E, S) of a function's values, with weights (E,) that sum to 1."""
-        rms = (weight_E @ error_E.square()).mean().sqrt().item()
-        deviation = (weight_E @ (y_E - weight_E @ y_E).square()).mean().sqrt().item()
-        relative = rms / deviation if deviation else float("inf") if rms else 0.0
-        return cls(relative, error_E.abs().max().item())
+    def of(cls, error_E: Tensor, y_E: Tensor, weight_E: Tensor, bulk_E: Tensor) -> "Residual":
+        """Return the residual of errors (E,) or (E, S) of a function's values y.
+
+        Args:
+            error_E: The errors.
+            y_E: The values, of the same shape.
+            weight_E: The shares of the inputs, (E,).
+            bulk_E: Whether an input belongs to the bulk, (E,).
+        """
+        every, largest = _relative_rms(error_E, y_E, weight_E), error_E.abs().max().item()
+        if bulk_E.all():
+            return cls(every, largest, 0.0, every)
+        share = weight_E[bulk_E].sum()
+        inner = _relative_rms(error_E[bulk_E], y_E[bulk_E], weight_E[bulk_E] / share)
+        return cls(inner, largest, 1 - share.item(), every)
+
+
+def _relative_rms(error_E: Tensor, y_E: Tensor, weight_E: Tensor) -> float:
+    rms = (weight_E @ error_E.square()).mean().sqrt().item()
+    deviation = (weight_E @ (y_E - weight_E @ y_E).square()).mean().sqrt().item()
+    return rms / deviation if deviation else float("inf") if rms else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +95,8 @@ class FitTarget:
         u_E: The inputs.
         y_E: The function's values there.
         weight_E: The share of each input; they sum to 1.
+        bulk_E: Whether the input belongs to the bulk of the inputs, see `Histogram.bulk`.
+        histogram: The histogram of the inputs.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -78,6 +105,8 @@ class FitTarget:
     u_E: Tensor
     y_E: Tensor
     weight_E: Tensor
+    bulk_E: Tensor
+    histogram: Histogram
 
     @classmethod
     def of(cls, function: str | Callable[[Tensor], Tensor], histogram: Histogram, family: str) -> "FitTarget":
@@ -99,13 +128,22 @@ class FitTarget:
         u_E, weight_E = histogram.points()
         if len(u_E) < 2:
             raise UserError(f"All inputs are {u_E.item():.6g}: {family} is fitted to at least two different inputs.")
-        return cls(function, name, family, u_E, function_values(function, u_E, family), weight_E)
+        left, right = histogram.bulk()
+        bulk_E = (u_E >= left) & (u_E <= right)
+        return cls(function, name, family, u_E, function_values(function, u_E, family), weight_E, bulk_E, histogram)
+
+    def within(self, left: float, right: float) -> "FitTarget":
+        """Return the target on the inputs in [left, right] only."""
+        if left <= self.u_E[0] and self.u_E[-1] <= right:
+            return self
+        inner = FitTarget.of(self.function, self.histogram.between(left, right), self.family)
+        return replace(inner, name=self.name)
 
     def residual(self, activation: nn.Module) -> Residual:
         """Return the error of an activation with one parameter set."""
         with torch.no_grad():
             error_E = activation(self.u_E.clone()).double() - self.y_E
-        return Residual.of(error_E, self.y_E, self.weight_E)
+        return Residual.of(error_E, self.y_E, self.weight_E, self.bulk_E)
 
 
 def function_name(function: str | Callable[[Tensor], Tensor]) -> str:
@@ -274,9 +312,7 @@ class LeastSquares:
         return {name: x.reshape(len(x), *own) for (name, own), x in zip(self._own.items(), parts, strict=True)}
 
 
-def fit_parameters(
-    starts: Sequence[nn.Module], slopes: Collection[str], target: FitTarget, histogram: Histogram
-) -> dict[str, Tensor]:
+def fit_parameters(starts: Sequence[nn.Module], slopes: Collection[str], target: FitTarget) -> dict[str, Tensor]:
     """Return the parameters with the least squared error found from several starts, by name, (1,) each in float64.
 
     Every start is also tried with its slopes set to `SLOPES`, scaled to the width of the inputs.
@@ -289,7 +325,7 @@ def fit_parameters(
         centre = target.weight_E @ target.u_E
         width = (target.weight_E @ (target.u_E - centre).square()).sqrt().clamp(min=1e-150)
         values += [torch.where(is_slope_Q, slope / width, one) for one in values[: len(starts)] for slope in SLOPES]
-    few = FitTarget.of(target.function, histogram.coarser(POINTS), target.family)
+    few = FitTarget.of(target.function, target.histogram.coarser(POINTS), target.family)
     found, cost_S = _fit_from(activation, dict(zip(names, torch.stack(values, 1), strict=True)), few, FIRST)
     best = {name: value_S[cost_S.argmin()][None] for name, value_S in found.items()}
     found, _ = _fit_from(activation, best, target, LAST)

@@ -211,7 +211,8 @@ class FNeuron(AdaptiveActivation):
         `histogram`, `shape`, the residual and the errors, and `like` for the other arguments.
 
         Args:
-            interval: (left, right); by default the interval within the inputs that leaves the least error.
+            interval: (left, right); by default the interval within the bulk of the inputs that leaves the least error
+                there. Outliers do not count, see `Histogram.bulk`; `residual` reports the error on them.
 
         Example:
             >>> inputs = torch.randn(10_000)
@@ -222,11 +223,14 @@ class FNeuron(AdaptiveActivation):
         size = len(knot_positions(interval or INTERVAL, knots, pieces))
         extrapolates = check_name("outside", outside, OUTSIDE) == "linear"
         target = FitTarget.of(function, histogram, cls.family)
-        inputs = target.u_E, target.y_E, target.weight_E
+        left, right = histogram.bulk()
         if interval is None:
-            interval = fit_interval(*inputs, size, extrapolates)
+            inner = target.within(left, right)
+            interval = fit_interval(inner.u_E, inner.y_E, inner.weight_E, size, extrapolates)
+        inner = target.within(min(left, interval[0]), max(right, interval[1]))
         at_knots = function_values(target.function, knot_positions(interval, size), cls.family)
-        values = fit_linear_spline(*inputs, Line(*interval, extrapolates), at_knots)
+        line = Line(*interval, extrapolates)
+        values = fit_linear_spline(inner.u_E, inner.y_E, inner.weight_E, line, at_knots)
         made = cls._repeated(values, shape, interval, target.name, outside)
         made.residual = target.residual(cls._repeated(values, (1,), interval, "", outside))
         return made

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,12 @@ from aafit.errors import UserError, check_count
 
 BINS = 8192
 CHUNK = 1 << 20
+DEVIATIONS = 10.0
+"""Robust standard deviations from the median within which an input belongs to the bulk."""
+LEAST_BITS = 8
+"""The least binary logarithm of the number of equally wide bins to each side of 0."""
+SAMPLED = 1 << 16
+"""Elements from which the bulk of a tensor is estimated."""
 NARROWEST = 2.0**-20
 """Half the width of the bin of a single value, relative to it or to 1."""
 
@@ -20,7 +27,8 @@ class Histogram:
 
     `Histogram.of(batch)` counts the elements of a tensor, `merged` adds the counts of two batches. Both put the edges
     at multiples of a power of two, so that a bin of one histogram is a whole bin of another or a part of one: merging
-    is exact in any order, and the number of bins stays bounded.
+    is exact in any order. The bins are equally wide over the bulk of the inputs, see `bulk`; far outside it their
+    width grows with the distance from 0, so that an outlier does not make them coarse.
 
     Attributes:
         edges: The bin edges in ascending order, (bins + 1,) in float64 on the CPU.
@@ -80,12 +88,15 @@ class Histogram:
         if low == high:
             half = max(abs(low), 1.0) * NARROWEST
             return cls(torch.tensor([low - half, low + half], dtype=torch.float64), torch.tensor([float(u.numel())]))
-        width, first, number = _grid(low, high, bins)
+        inner = _bulk(*(x.cpu() for x in _some(u).double().sort().values.unique(return_counts=True)))
+        grid = _grid(low, high, inner, bins)
+        edges = grid.edges(low, high)
+        first, number = grid.index(torch.tensor([low], dtype=torch.float64)).item(), len(edges) - 1
         counts = torch.zeros(number, dtype=torch.float64)
         for part in u.split(CHUNK):
-            at = (part.double() / width).floor().to(torch.int64) - first
+            at = grid.index(part.double()) - first
             counts += torch.bincount(at.clamp_(0, number - 1), minlength=number).cpu()
-        return cls(_edges(width, first, number), counts)
+        return cls(edges, counts)
 
     def merged(self, other: "Histogram") -> "Histogram":
         """Return the sum of two histograms, in at most 8192 bins or as many as the larger of the two has.
@@ -98,8 +109,10 @@ class Histogram:
         low = min(self.edges[0].item(), other.edges[0].item())
         high = max(self.edges[-1].item(), other.edges[-1].item())
         narrowest = min(self.edges.diff().min().item(), other.edges.diff().min().item())
-        width, first, number = _grid(low, high, max(BINS, len(self.counts), len(other.counts)), narrowest)
-        edges = _edges(width, first, number)
+        values, order = torch.cat([self.points()[0], other.points()[0]]).sort()
+        counts = torch.cat([self.counts[self.counts > 0], other.counts[other.counts > 0]])[order]
+        bins = max(BINS, len(self.counts), len(other.counts))
+        edges = _grid(low, high, _bulk(values, counts), bins, narrowest).edges(low, high)
         return Histogram(edges, _onto(self, edges) + _onto(other, edges))
 
     def coarser(self, bins: int) -> "Histogram":
@@ -109,6 +122,30 @@ class Histogram:
         total = torch.cat([torch.zeros(1, dtype=torch.float64), self.counts.cumsum(0)])
         return Histogram(self.edges[ends], total[ends].diff())
 
+    def between(self, left: float, right: float) -> "Histogram":
+        """Return the bins whose centres are in [left, right].
+
+        Raises:
+            UserError: There is no input in it.
+        """
+        centres = (self.edges[:-1] + self.edges[1:]) / 2
+        kept = ((centres >= left) & (centres <= right)).nonzero().flatten()
+        if not len(kept):
+            raise UserError(f"No input is in [{left:g}, {right:g}].")
+        return Histogram(self.edges[kept[0] : kept[-1] + 2], self.counts[kept[0] : kept[-1] + 1])
+
+    def bulk(self) -> tuple[float, float]:
+        """Return the interval of the bulk of the inputs, without outliers.
+
+        It holds what is within 10 robust standard deviations of the median, where the robust standard deviation is that
+        of a normal distribution with the same 5% and 95% quantiles. Without outliers it is the range of the inputs.
+        """
+        values, weights = self.points()
+        left, right = _bulk(values, weights)
+        inside = (values >= left) & (values <= right)
+        filled = self.counts > 0
+        return self.edges[:-1][filled][inside][0].item(), self.edges[1:][filled][inside][-1].item()
+
     def points(self) -> tuple[Tensor, Tensor]:
         """Return the centres of the bins that are not empty, and their shares of the inputs: (E,) each, in float64."""
         filled = self.counts > 0
@@ -116,18 +153,57 @@ class Histogram:
         return middles[filled], self.counts[filled] / self.counts.sum()
 
 
-def _grid(low: float, high: float, bins: int, narrowest: float = 0.0) -> tuple[float, int, int]:
-    """Return the width of the bins that hold [low, high], the index of the first (that of 0 is 0), and their number."""
-    width = 2.0 ** math.ceil(math.log2(max((high - low) / bins, narrowest, 1e-300)))
-    while True:
-        first, last = math.floor(low / width), math.floor(high / width)
-        if last - first < bins:
-            return width, first, last - first + 1
+class _Grid(NamedTuple):
+    """Bins of a constant width below |u| = 2^bits * width; beyond, each octave has 2^(bits - 1) bins of equal width."""
+
+    width: float
+    bits: int
+
+    def index(self, u: Tensor) -> Tensor:
+        """Return the number of the bin of each value; the bin from 0 on has number 0."""
+        size, half = u.abs() / self.width, 2 ** (self.bits - 1)
+        octave = (size.frexp().exponent - self.bits).clamp(min=0).to(torch.int64)
+        # The position in bins of the octave, which begins at its bin number `half`.
+        at = size / 2.0**octave
+        before = octave * half
+        return torch.where(u < 0, -(at.ceil().to(torch.int64) + before), at.floor().to(torch.int64) + before)
+
+    def edges(self, low: float, high: float) -> Tensor:
+        """Return the edges of the bins that hold [low, high]."""
+        first, last = self.index(torch.tensor([low, high], dtype=torch.float64)).tolist()
+        number = torch.arange(first, last + 2)
+        half = 2 ** (self.bits - 1)
+        octave = (number.abs() // half - 1).clamp(min=0)
+        return number.sign() * (number.abs() - octave * half) * 2.0**octave * self.width
+
+
+def _grid(low: float, high: float, bulk: tuple[float, float], bins: int, narrowest: float = 0.0) -> _Grid:
+    """Return the grid with at most `bins` bins of equal width over the bulk of inputs in [low, high]."""
+    left, right = max(low, bulk[0]), min(high, bulk[1])
+    width = 2.0 ** math.ceil(math.log2(max((right - left) / bins, narrowest, 1e-300)))
+    while math.floor(right / width) - math.floor(left / width) >= bins:
         width *= 2
+    reach = max(abs(left), abs(right)) / width
+    return _Grid(width, max(LEAST_BITS, math.ceil(math.log2(max(reach, 1.0)))))
 
 
-def _edges(width: float, first: int, number: int) -> Tensor:
-    return torch.arange(first, first + number + 1, dtype=torch.float64) * width
+def _bulk(values: Tensor, weights: Tensor) -> tuple[float, float]:
+    """Return the interval of the bulk of ascending values, see `Histogram.bulk`."""
+    below = weights.double().cumsum(0) / weights.sum()
+
+    def quantile(share: float) -> float:
+        return values[int((below < share).sum().clamp(max=len(values) - 1))].item()
+
+    for tail in (0.05, 0.01, 0.001):
+        # Of inputs that are mostly one value, such as 0, the bulk is wider.
+        if (width := quantile(1 - tail) - quantile(tail)) > 0:
+            reach = DEVIATIONS * width / 3.29
+            return quantile(0.5) - reach, quantile(0.5) + reach
+    return values[0].item(), values[-1].item()
+
+
+def _some(u: Tensor) -> Tensor:
+    return u[:: max(1, u.numel() // SAMPLED)]
 
 
 def _onto(histogram: Histogram, edges: Tensor) -> Tensor:

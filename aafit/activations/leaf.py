@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations.base import AdaptiveActivation, check_shape
-from aafit.activations.elementwise import Formula
+from aafit.activations.elementwise import Formula, largest
 
 
 def _forward(u: Tensor, p1: Tensor, p2: Tensor, p3: Tensor, p4: Tensor) -> Tensor:
+    u = u.clamp(min=-largest(u))
     y: Tensor = (p1 * u + p2) * torch.special.expit(p3 * u) + p4
     return y
 
@@ -18,6 +19,7 @@ def _forward(u: Tensor, p1: Tensor, p2: Tensor, p3: Tensor, p4: Tensor) -> Tenso
 def _backward(
     grad: Tensor, u: Tensor, p1: Tensor, p2: Tensor, p3: Tensor, p4: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    u = u.clamp(-largest(u), largest(u))
     s = torch.special.expit(p3 * u)
     # The sigmoid's derivative first: with p3 = 2^16 it is 0 where p3 * u may be infinite.
     rise = (p1 * u + p2) * (s * (1 - s))

@@ -6,6 +6,7 @@ Axes in names: E input, S set of parameters of the original activation (a PReLU 
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -200,7 +201,7 @@ def _fitted(
         for name, parameter in joined.named_parameters():
             parameter.copy_(torch.cat([own.get_parameter(name) for own in each])[which])
     left = [own.residual for own in each if own.residual is not None]
-    joined.residual = Residual(max(own.rms for own in left), max(own.largest for own in left)) if left else None
+    joined.residual = Residual(*(max(values) for values in zip(*map(astuple, left), strict=True))) if left else None
     return joined
 
 
@@ -210,7 +211,8 @@ def _residual(made: AdaptiveActivation, functions: Callable[[Tensor], Tensor], h
     y_ES = functions(u_E)
     with torch.no_grad():
         error_ES = made(u_E).double()[:, None] - y_ES
-    return Residual.of(error_ES, y_ES, weight_E)
+    left, right = histogram.bulk()
+    return Residual.of(error_ES, y_ES, weight_E, (u_E >= left) & (u_E <= right))
 
 
 def _set_of_each(old: nn.Module, row: FoundActivation, shape: tuple[int, ...]) -> Tensor:

@@ -84,8 +84,8 @@ class Replacement:
         hooks: Number of hooks that were moved from an original module to the new one, by path.
         sampled: Whether a sample was given; without one, calls of functions are not found.
         calls: The calls that were given modules, by path of the module whose forward makes them.
-        residuals: By path, the RMS error of each fit on the sample over the standard deviation of the original
-            activation.
+        residuals: By path, the RMS error of each fit relative to the standard deviation of the original activation: on
+            the bulk of the sample's inputs or on all of them, whichever is larger.
     """
 
     rows: tuple[Replaced, ...]
@@ -251,7 +251,7 @@ def replace_activations(
         hooks,
         sample is not None,
         calls,
-        {path: new.residual.rms for path, new in adaptive.items() if path in histograms and new.residual},
+        {path: new.residual.worst for path, new in adaptive.items() if path in histograms and new.residual},
     )
 
 
