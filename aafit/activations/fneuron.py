@@ -17,6 +17,9 @@ from aafit.errors import UserError, check_count, check_name
 
 INTERVAL = (-4.0, 4.0)
 KNOTS = 18
+MOST_KNOTS = 1 << 16
+LARGEST, SMALLEST, PRECISION = 1e30, 1e-30, 1e-5
+"""Bounds of the ends of an interval and of its width, absolute and relative to the ends."""
 OUTSIDE = ("flat", "linear")
 
 
@@ -54,9 +57,8 @@ class FNeuron(AdaptiveActivation):
         UserError: The interval is empty or not finite, there are fewer than three weights, a weight is not finite,
             `outside` is unknown, or (when called) the weights do not fit the input.
 
-    Note:
-        A state_dict holds `weight` only; the interval and `outside` are settings of the module. `save_activations` and
-        `load_activations` keep both.
+    The state_dict holds the weights, and as extra state the interval and `outside`. Loading the state_dict of another
+    F-Neuron sets all of them.
 
     Example:
         >>> f = aafit.FNeuron.like("Tanh", interval=(-2, 2), knots=5)
@@ -258,6 +260,30 @@ class FNeuron(AdaptiveActivation):
         outside = "" if self.outside == "flat" else f", outside={self.outside}"
         return f"{super().extra_repr()}, interval={self.interval}, knots={self.knots}{outside}"
 
+    def get_extra_state(self) -> Tensor:
+        """Return the interval and whether the function extrapolates, as a tensor that safetensors can store."""
+        return torch.tensor([*self.interval, self.outside == "linear"], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Set what `get_extra_state` returned.
+
+        Raises:
+            UserError: It is not such a tensor.
+        """
+        values = state.tolist() if isinstance(state, Tensor) and state.shape == (3,) else [0.0, 0.0, 0.0]
+        self.interval = _check_interval((values[0], values[1]))
+        self.outside = OUTSIDE[int(values[2] != 0)]
+
+    def is_outside(self, u: Tensor) -> Tensor:
+        """Return which inputs are outside the interval, a bool tensor of the shape of `u`."""
+        left, right = self.interval
+        return (u < left) | (u > right)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Files of before 0.1.0 and networks of runs hold the weights alone.
+        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, input: Tensor) -> Tensor:
         """Apply the activation elementwise."""
         check_input(input, self.shape, self.family)
@@ -277,7 +303,9 @@ def knot_positions(interval: tuple[float, float], knots: int, pieces: int | None
             f"pieces={pieces!r}."
         )
     left, right = _check_interval(interval)
-    return torch.linspace(left, right, check_count("number of knots of F-Neuron", knots, 3), dtype=torch.float64)
+    if check_count("number of knots of F-Neuron", knots, 3) > MOST_KNOTS:
+        raise UserError(f"The number of knots of F-Neuron must be at most {MOST_KNOTS:,}; got {knots:,}.")
+    return torch.linspace(left, right, knots, dtype=torch.float64)
 
 
 def _check_interval(interval: tuple[float, float]) -> tuple[float, float]:
@@ -287,4 +315,10 @@ def _check_interval(interval: tuple[float, float]) -> tuple[float, float]:
         raise UserError(f"F-Neuron's interval must be two numbers (left, right); got {interval!r}.") from None
     if not (math.isfinite(left) and math.isfinite(right) and left < right):
         raise UserError(f"F-Neuron's interval needs finite ends with left < right; got ({left:g}, {right:g}).")
+    width, size = right - left, max(abs(left), abs(right))
+    if size > LARGEST or width < max(SMALLEST, PRECISION * size):
+        raise UserError(
+            f"F-Neuron's interval ({left:g}, {right:g}) is not usable in float32: the ends must be at most {LARGEST:g}"
+            f", and at least {SMALLEST:g} and {PRECISION:g} of their size apart."
+        )
     return left, right

@@ -91,10 +91,10 @@ class Histogram:
         inner = _bulk(*(x.cpu() for x in _some(u).double().sort().values.unique(return_counts=True)))
         grid = _grid(low, high, inner, bins)
         edges = grid.edges(low, high)
-        first, number = grid.index(torch.tensor([low], dtype=torch.float64)).item(), len(edges) - 1
+        first, number = grid.bin_of(torch.tensor([low], dtype=torch.float64)).item(), len(edges) - 1
         counts = torch.zeros(number, dtype=torch.float64)
         for part in u.split(CHUNK):
-            at = grid.index(part.double()) - first
+            at = grid.bin_of(part.double()) - first
             counts += torch.bincount(at.clamp_(0, number - 1), minlength=number).cpu()
         return cls(edges, counts)
 
@@ -138,7 +138,7 @@ class Histogram:
         """Return the interval of the bulk of the inputs, without outliers.
 
         It holds what is within 10 robust standard deviations of the median, where the robust standard deviation is that
-        of a normal distribution with the same 5% and 95% quantiles. Without outliers it is the range of the inputs.
+        of a normal distribution with the same 2.5% and 97.5% quantiles. Without outliers it is the range of the inputs.
         """
         values, weights = self.points()
         left, right = _bulk(values, weights)
@@ -159,7 +159,7 @@ class _Grid(NamedTuple):
     width: float
     bits: int
 
-    def index(self, u: Tensor) -> Tensor:
+    def bin_of(self, u: Tensor) -> Tensor:
         """Return the number of the bin of each value; the bin from 0 on has number 0."""
         size, half = u.abs() / self.width, 2 ** (self.bits - 1)
         octave = (size.frexp().exponent - self.bits).clamp(min=0).to(torch.int64)
@@ -170,11 +170,12 @@ class _Grid(NamedTuple):
 
     def edges(self, low: float, high: float) -> Tensor:
         """Return the edges of the bins that hold [low, high]."""
-        first, last = self.index(torch.tensor([low, high], dtype=torch.float64)).tolist()
+        first, last = self.bin_of(torch.tensor([low, high], dtype=torch.float64)).tolist()
         number = torch.arange(first, last + 2)
         half = 2 ** (self.bits - 1)
         octave = (number.abs() // half - 1).clamp(min=0)
-        return number.sign() * (number.abs() - octave * half) * 2.0**octave * self.width
+        edges: Tensor = number.sign() * (number.abs() - octave * half) * 2.0**octave * self.width
+        return edges
 
 
 def _grid(low: float, high: float, bulk: tuple[float, float], bins: int, narrowest: float = 0.0) -> _Grid:
@@ -194,10 +195,10 @@ def _bulk(values: Tensor, weights: Tensor) -> tuple[float, float]:
     def quantile(share: float) -> float:
         return values[int((below < share).sum().clamp(max=len(values) - 1))].item()
 
-    for tail in (0.05, 0.01, 0.001):
+    for tail in (0.025, 0.001):
         # Of inputs that are mostly one value, such as 0, the bulk is wider.
         if (width := quantile(1 - tail) - quantile(tail)) > 0:
-            reach = DEVIATIONS * width / 3.29
+            reach = DEVIATIONS * width / 3.92
             return quantile(0.5) - reach, quantile(0.5) + reach
     return values[0].item(), values[-1].item()
 

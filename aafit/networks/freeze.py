@@ -1,6 +1,10 @@
-"""Turn tuned adaptive activations into fixed functions or fixed tables, which have nothing left to train."""
+"""Turn adaptive activations into fixed functions or fixed tables, which have nothing left to train.
 
-from collections.abc import Mapping
+Begin with `freeze_activations`. Axes in names: U point of a curve, N knot of a table.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -8,25 +12,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aafit.activations import AdaptiveActivation, FNeuron
-from aafit.errors import UserError, check_name
-from aafit.networks.kinds import KNOWN, activation_name, nearest_functions
+from aafit.activations import AdaptiveActivation, FNeuron, Histogram
+from aafit.activations.fitting import LeastSquares
+from aafit.errors import UserError, check_count, check_name
+from aafit.networks.kinds import KNOWN, activation_name
 from aafit.networks.running import copied, forward_of_sample, probe_of, receiving
 from aafit.networks.surgery import call_position, put_activation
 from aafit.tables import table
 
 WAYS = ("function", "table")
-GRID = 4001
-SEGMENTS = 512
-MOST_INPUTS = 1 << 18  # inputs of an activation at most
+LIMITS = (-8.0, 8.0)
+SIZE = 513
+CELLS = 16
+"""Cells of a table per knot: a knot is at the edge of a cell."""
+AT_ONCE = 1 << 18
+"""Elements that are compared at once."""
+KINKS = 16
+"""The most kinks of an activation that get a knot of their own."""
+SHARP = 50.0
+"""A second difference so many times their median is a kink."""
+POINTS, CLOSEST, ITERATIONS = 500, 6, 40
+"""Inputs to which a function is fitted, functions that are fitted, and iterations."""
+WORTHWHILE = 0.9
+"""A function is scaled and shifted if that reduces its error below this share."""
 
 
 @dataclass(frozen=True)
 class FrozenActivation:
-    """What an adaptive activation became.
+    """An adaptive activation that became a fixed one.
 
-    `rms` and `max_abs` are the root of the mean squared and the largest difference between the two, over `inputs`
-    numbers from `least` to `largest`: those of the sample, or an even grid.
+    Attributes:
+        path: Its path.
+        old: The adaptive activation.
+        new: The fixed activation.
+        rms: RMS difference between the two, relative to the standard deviation of the adaptive activation's outputs.
+        max_abs: The largest absolute difference, over all inputs.
+        inputs: Number of inputs: those in the sample, or points of an even grid.
+        least: The smallest input.
+        largest: The largest input.
+        outside: Share of the inputs outside the limits of the table or of the fit.
     """
 
     path: str
@@ -37,115 +61,203 @@ class FrozenActivation:
     inputs: int
     least: float
     largest: float
+    outside: float
 
 
 @dataclass(frozen=True)
 class Freeze:
-    """What `freeze_activations` did: prints as a table.
+    """The report of `freeze_activations`: prints as a table.
 
     Attributes:
-        rows: one for each adaptive activation of the network, in the order of their calls.
-        sampled: whether errors are over the inputs that each had in a sample; else over an even grid.
+        rows: One for each path of an adaptive activation, in the order of their calls.
+        sampled: Whether the errors are over the inputs in a sample; otherwise they are over an even grid.
     """
 
     rows: tuple[FrozenActivation, ...]
     sampled: bool
 
     def __str__(self) -> str:
-        header = ("frozen", "was", "is", "rms error", "largest error", "on inputs")
+        header = ("frozen", "adaptive", "fixed", "relative RMS error", "largest error", "inputs", "outside limits")
         cells = [
             (
                 row.path,
                 row.old,
                 row.new,
-                f"{row.rms:.3g}",
+                f"{row.rms:.2%}",
                 f"{row.max_abs:.3g}",
                 f"{row.least:.3g} to {row.largest:.3g}",
+                f"{row.outside:.2%}",
             )
             for row in self.rows
         ]
-        where = "the inputs that each had in the sample" if self.sampled else "an even grid"
+        where = "the inputs in the sample" if self.sampled else "an even grid"
         return f"{table(header, cells, numbers=False)}\nErrors are over {where}."
 
 
 class Table(nn.Module):
-    """A fixed piecewise-linear function: values at equal distances over [left, right], straight lines beyond.
+    """A fixed piecewise-linear function with knots at any multiples of a cell width, extrapolated linearly.
 
-    Input (B, *...) of any floating-point dtype, output of the same shape and dtype. There are no parameters, and plain
-    operations alone, so that it exports. NaN stays NaN.
+    Shape: input (B, *...) of any floating-point dtype; the output has the same shape and dtype. There are no
+    parameters, and the operations are plain ones that export. NaN gives NaN. Everything is in the state_dict: loading
+    another table makes this one that table, or is refused if the sizes differ.
 
     Args:
-        values: (*shape, points), where shape is (1,) or broadcasts against the input's trailing dimensions.
-        interval: (left, right).
-        slopes: the slopes below left and above right, each of shape `shape`.
+        limits: The first and the last knot.
+        knots: The cell at whose left edge each knot is, (N,) in ascending order from 0 to the number of cells.
+        values: The values at the knots, (*shape, N), where `shape` is (1,) or broadcasts against the trailing
+            dimensions of the input.
+        slopes: The slopes below the first and above the last knot, (2, *shape).
     """
 
+    limits: Tensor
+    knots: Tensor
+    segments: Tensor
     values: Tensor
     slopes: Tensor
-    starts: Tensor
 
-    def __init__(self, values: Tensor, interval: tuple[float, float], slopes: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, limits: tuple[float, float], knots: Tensor, values: Tensor, slopes: Tensor) -> None:
         super().__init__()
-        self.left, self.right = interval
-        self.segments = values.shape[-1] - 1
-        sets = values.shape[:-1]
-        self.register_buffer("values", values.reshape(-1).clone())
-        self.register_buffer("slopes", torch.stack(slopes).reshape(2, *sets).clone())
-        starts = torch.arange(sets.numel(), device=values.device).mul(values.shape[-1]).reshape(sets)
-        self.register_buffer("starts", starts)
+        self.register_buffer("limits", torch.tensor(limits, dtype=torch.float32, device=values.device))
+        self.register_buffer("knots", knots.to(torch.int64))
+        # The segment of each cell.
+        self.register_buffer("segments", torch.repeat_interleave(knots.diff()).to(torch.int32))
+        self.register_buffer("values", values.clone())
+        self.register_buffer("slopes", slopes.clone())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the sets of values; (1,) if the layer shares one function."""
+        return tuple(self.values.shape[:-1])
 
     def forward(self, input: Tensor) -> Tensor:
-        """The function of input, elementwise."""
+        """Apply the function elementwise."""
         dtype = torch.promote_types(input.dtype, torch.float32)
-        x, values, slopes = input.to(dtype), self.values.to(dtype), self.slopes.to(dtype)
-        at = ((x - self.left) * (self.segments / (self.right - self.left))).clamp(0, self.segments)
-        # A comparison with NaN is false: it takes segment 0, and how far along it is stays NaN.
-        segment = torch.where(at > 0, at, 0.0).floor().clamp(max=self.segments - 1)
-        place = segment.to(torch.int64) + self.starts
-        begin, end = values[place], values[place + 1]
-        inside = begin + (at - segment) * (end - begin)
-        below = (x - self.left).clamp(max=0) * slopes[0]
-        above = (x - self.right).clamp(min=0) * slopes[1]
+        values, slopes, cells = self.values.to(dtype), self.slopes.to(dtype), len(self.segments)
+        left, right = self.limits.to(dtype).unbind()
+        largest = torch.finfo(dtype).max / 1024
+        u = input.to(dtype).clamp(-largest, largest)
+        at = ((u - left) * (cells / (right - left))).clamp(0, cells)
+        # A comparison with NaN is false: it takes cell 0, and its position stays NaN.
+        cell = torch.where(at > 0, at, 0.0).floor().clamp(max=cells - 1).to(torch.int64)
+        segment = self.segments[cell].to(torch.int64)
+        begin, end = self.knots[segment], self.knots[segment + 1]
+        size = self.values.shape[-1]
+        sets = torch.arange(values.numel() // size, device=values.device).mul(size).reshape(self.shape)
+        first, last = values.reshape(-1)[segment + sets], values.reshape(-1)[segment + 1 + sets]
+        inside = first + (at - begin) / (end - begin) * (last - first)
+        below = (u - left).clamp(max=0) * slopes[0]
+        above = (u - right).clamp(min=0) * slopes[1]
         return (inside + below + above).to(input.dtype)
 
     def extra_repr(self) -> str:
-        """The interval, the segments, and for what there are several."""
-        return f"[{self.left:g}, {self.right:g}], segments={self.segments}, shape={tuple(self.starts.shape)}"
+        left, right = self.limits.tolist()
+        return f"[{left:g}, {right:g}], knots={len(self.knots)}, shape={self.shape}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Table":
+        limits = self.limits
+        super()._apply(fn, recurse)
+        # In bfloat16 the cells would move.
+        self.limits = limits.to(self.limits.device)
+        return self
+
+
+class ScaledFunction(nn.Module):
+    """A fixed function that is scaled and shifted: scale * function(slope * u + shift) + offset, elementwise.
+
+    Args:
+        function: An elementwise module.
+        constants: (scale, slope, shift, offset).
+    """
+
+    constants: Tensor
+
+    def __init__(self, function: nn.Module, constants: Tensor) -> None:
+        super().__init__()
+        self.function = function
+        self.register_buffer("constants", constants.detach().clone())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the function elementwise."""
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        scale, slope, shift, offset = self.constants.to(dtype).unbind()
+        output: Tensor = scale * self.function(slope * input.to(dtype) + shift) + offset
+        return output.to(input.dtype)
+
+    def extra_repr(self) -> str:
+        return self.text
+
+    @property
+    def text(self) -> str:
+        """The formula: "6.3 * ReLU(1 * u + 0) + 0"."""
+        scale, slope, shift, offset = self.constants.tolist()
+        return f"{scale:.4g} * {_function_name(self.function)}({slope:.4g} * u + {shift:.4g}) + {offset:.4g}"
+
+
+class _Affine(nn.Module):
+    """The formula of `ScaledFunction` with parameters to fit."""
+
+    slope_parameters = ("slope",)
+
+    def __init__(self, function: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name in ("scale", "slope", "shift", "offset"):
+            setattr(self, name, nn.Parameter(torch.zeros(1, dtype=torch.float64)))
+
+    def forward(self, u: Tensor) -> Tensor:
+        output: Tensor = self.scale * self.function(self.slope * u + self.shift) + self.offset
+        return output
 
 
 def freeze_activations(
-    net: nn.Module, as_: str = "function", sample: Any = None, interval: tuple[float, float] = (-8.0, 8.0)
+    net: nn.Module,
+    as_: str = "function",
+    sample: Any = None,
+    *,
+    size: int = SIZE,
+    limits: tuple[float, float] | None = None,
+    tolerance: float = 0.1,
 ) -> tuple[nn.Module, Freeze]:
-    """A copy of `net` whose adaptive activations are fixed, and the report of what they became, with the errors.
+    """Return a copy of a network whose adaptive activations are fixed, and a report with their errors.
 
-    As "function", each becomes the function nearest to it in the mean square, of those that torch has (`KNOWN`): one
-    for the whole layer, however its parameters are shared. As "table", each becomes a `Table` of 512 segments with the
-    sharing that it had; an F-Neuron becomes its own table, the same function to rounding. `net` itself is left as it
-    was.
+    As "function", each becomes the nearest of torch's activation functions, if necessary scaled and shifted as
+    a * f(b * u + c) + d: one function for the whole layer, however its parameters are shared. As "table", each becomes
+    a `Table` with the same sharing. Its knots are denser where inputs are frequent or the curvature is large, there is
+    one at each kink, and it is extrapolated linearly. An F-Neuron with one interval becomes its own table, equal up to
+    rounding.
 
     Args:
-        net: a network with adaptive activations.
+        net: A network with adaptive activations; it is left unchanged.
         as_: "function" or "table".
-        sample: an input of the network, as for `replace_activations`: errors are those on what each activation
-            receives, and tables span that.
-        interval: where errors are taken, and what tables span, without a sample and for what the sample does not call.
+        sample: An input of the network, as for `replace_activations`. Errors are over all inputs of an activation in
+            it, and tables are made for them; without a sample, they are over an even grid.
+        size: Number of knots of a table.
+        limits: The range that tables span and functions are fitted on; by default the bulk of an activation's inputs
+            in the sample (see `Histogram.bulk`), or (-8, 8) without inputs.
+        tolerance: The largest relative RMS error of a function.
+
+    Returns:
+        The network and the report.
 
     Raises:
-        UserError: the network has no adaptive activation; an unknown way; an interval that is empty or not finite; a
-            sample that the network refuses, or on which an activation receives or gives NaN or infinity.
+        UserError: The network has no adaptive activation, no function is within the tolerance of one, an argument is
+            not valid, the network fails on the sample, or an activation receives or gives NaN or infinity.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), aafit.LEAF.like("SiLU"), nn.Linear(8, 2))
+        >>> frozen, report = aafit.freeze_activations(net, "table", sample=torch.randn(100, 4))
+        >>> report.rows[0].rms < 1e-3
+        True
     """
     if not isinstance(as_, str):
         raise UserError(f'as_= is "function" or "table", not a {type(as_).__name__}: an input is given as sample=.')
     check_name("way to freeze", as_, WAYS)
-    try:
-        left, right = interval
-        usable = -float("inf") < left < right < float("inf")
-    except (TypeError, ValueError):
-        usable = False
-    if not usable:
-        raise UserError(f"The interval {interval} cannot be used; give (left, right) with left < right.")
+    check_count("number of knots (size)", size, 2)
+    limits = None if limits is None else _check_limits(limits)
+    if not isinstance(tolerance, (int, float)) or not tolerance > 0:
+        raise UserError(f"The tolerance must be a number above 0; got {tolerance!r}.")
     frozen = copied(net)
-    # With duplicates: one activation may be at several paths.
+    # With duplicates, because one activation may be at several paths.
     named = frozen.named_modules(remove_duplicate=False)
     found = [(path, module) for path, module in named if isinstance(module, AdaptiveActivation)]
     activations = dict(sorted(found, key=lambda item: call_position(item[1])))
@@ -153,88 +265,253 @@ def freeze_activations(
         raise UserError("There is nothing to freeze: the network has no adaptive activation.")
     if "" in activations:
         raise UserError("The network itself is an adaptive activation: put it into an nn.Sequential to freeze it.")
-    seen = {} if sample is None else _inputs(net, sample, activations)
-    rows, made = [], dict[int, nn.Module]()
+    inputs = {} if sample is None else _histograms(net, sample, activations)
+    made: dict[int, nn.Module] = {}
+    spans: dict[int, tuple[float, float]] = {}
     for path, activation in activations.items():
+        if id(activation) in made:
+            continue
+        own = [inputs[other] for other, same in activations.items() if same is activation and other in inputs]
+        histogram = _merged(own) if own else _even(limits or LIMITS)
+        spans[id(activation)] = span = limits or histogram.bulk()
         wide = deepcopy(activation).double()
-        inputs = seen.get(path)
-        u = _grid(activation, interval) if inputs is None else inputs
-        with torch.no_grad():
-            y = wide(u)
-            if not (u.isfinite().all() and y.isfinite().all()):
-                raise UserError(f"{path!r} ({activation.text}) receives or gives NaN or infinity: it cannot be frozen.")
-            ends = (u.min().item(), u.max().item())
-            if id(activation) not in made:
-                made[id(activation)] = _nearest(u, y) if as_ == "function" else _tabulated(wide, ends)
-            new = made[id(activation)]
-            error = deepcopy(new).double()(u) - y
-        rows.append(
-            FrozenActivation(
-                path,
-                activation_name(activation),
-                _name(new),
-                error.square().mean().sqrt().item(),
-                error.abs().max().item(),
-                u.numel(),
-                *ends,
+        if not _values(wide, histogram.points()[0][[0, -1]]).isfinite().all():
+            raise UserError(f"{path!r} ({activation.text}) gives NaN or infinity: it cannot be frozen.")
+        new = _function(wide, histogram, span) if as_ == "function" else _table(wide, histogram, span, size)
+        made[id(activation)] = new.to(next(activation.parameters()).device)
+    errors = {
+        path: _Errors(path, activation, made[id(activation)], spans[id(activation)])
+        for path, activation in activations.items()
+    }
+    with torch.no_grad():
+        if inputs:
+            probe = probe_of(net)
+            forward_of_sample(probe, sample, receiving(probe, inputs, lambda path, u: errors[path].add(u)))
+        for path in activations.keys() - inputs.keys():
+            errors[path].add(_even_inputs(activations[path], limits or LIMITS))
+    rows = tuple(errors[path].row() for path in activations)
+    for row in rows:
+        if as_ == "function" and row.rms > tolerance:
+            raise UserError(
+                f"No function is near {row.path!r} ({row.old}): the nearest is {row.new}, with a relative RMS error of "
+                f'{row.rms:.1%}. Freeze it as a "table", or allow the error with tolerance={row.rms + 0.005:.2f}.'
             )
-        )
-        put_activation(frozen, path, new)
-    return frozen, Freeze(tuple(rows), sample is not None)
+        put_activation(frozen, row.path, made[id(activations[row.path])])
+    return frozen, Freeze(rows, sample is not None)
 
 
-def _inputs(net: nn.Module, sample: Any, activations: Mapping[str, AdaptiveActivation]) -> dict[str, Tensor]:
-    """What the activations receive in a forward of the sample: at most `MOST_INPUTS` numbers of each, in float64."""
-    seen: dict[str, list[Tensor]] = {}
+def _check_limits(limits: tuple[float, float]) -> tuple[float, float]:
+    try:
+        left, right = (float(end) for end in limits)
+        valid = -3e38 < left < right < 3e38 and torch.tensor([left, right]).diff().item() > 0
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise UserError(f"The limits {limits!r} are not valid: give (left, right) with left < right.")
+    return left, right
+
+
+def _histograms(net: nn.Module, sample: Any, activations: Mapping[str, AdaptiveActivation]) -> dict[str, Histogram]:
+    """Return the histograms of the activations' inputs in the sample."""
+    histograms: dict[str, Histogram] = {}
 
     def see(path: str, u: Tensor) -> None:
-        u = u.detach().double()
-        if activations[path].shape == (1,):
-            u = u.reshape(-1)
-        kept = seen.setdefault(path, [])
-        left = MOST_INPUTS - sum(map(torch.numel, kept))
-        rows = min(len(u), left // max(1, u[:1].numel()))
-        if rows > 0 or not kept:
-            # Spread over all rows, not the first of them.
-            kept.append(u[torch.linspace(0, len(u) - 1, max(1, rows), device=u.device).long()])
+        # Minus infinity is a mask, which does not count.
+        if not u.isfinite().any() or u.isnan().any() or (u == math.inf).any():
+            raise UserError(f"{path!r} ({activations[path].text}) receives NaN or infinity: it cannot be frozen.")
+        histogram = Histogram.of(u[u.isfinite()])
+        histograms[path] = histograms[path].merged(histogram) if path in histograms else histogram
 
     probe = probe_of(net)
     forward_of_sample(probe, sample, receiving(probe, activations, see))
-    return {path: torch.cat(kept) for path, kept in seen.items()}
+    return histograms
 
 
-def _grid(activation: AdaptiveActivation, interval: tuple[float, float]) -> Tensor:
-    shape = activation.shape
-    points = max(33, min(GRID, MOST_INPUTS // torch.Size(shape).numel()))
-    device = next(activation.parameters()).device
-    grid = torch.linspace(*interval, points, dtype=torch.float64, device=device)
-    return grid.reshape(-1, *[1] * len(shape)).expand(-1, *shape)
+def _merged(histograms: Iterable[Histogram]) -> Histogram:
+    first, *others = histograms
+    for other in others:
+        first = first.merged(other)
+    return first
 
 
-def _nearest(u: Tensor, y: Tensor) -> nn.Module:
-    return deepcopy(KNOWN[nearest_functions(u, y)[0].name])
+def _even(limits: tuple[float, float]) -> Histogram:
+    return Histogram(torch.linspace(*limits, 4002, dtype=torch.float64), torch.ones(4001))
 
 
-def _tabulated(activation: AdaptiveActivation, ends: tuple[float, float]) -> Table:
-    """A table over the interval between `ends`, with the slope over the next unit beyond it."""
-    shape, segments = activation.shape, SEGMENTS
+def _values(activation: AdaptiveActivation, u_U: Tensor) -> Tensor:
+    """Return the values of each parameter set, (*shape, U) in float64."""
+    shape, device = activation.shape, next(activation.parameters()).device
+    parts = u_U.to(device, torch.float64).split(max(1, AT_ONCE // torch.Size(shape).numel()))
+    with torch.no_grad():
+        values = [activation(part.reshape(-1, *[1] * len(shape)).expand(-1, *shape)) for part in parts]
+    return torch.cat(values).movedim(0, -1)
+
+
+def _table(activation: AdaptiveActivation, histogram: Histogram, span: tuple[float, float], size: int) -> Table:
+    """Return a table of an activation: an F-Neuron's own knots, or those that `_chosen_knots` finds."""
     if isinstance(activation, FNeuron):
-        ends, segments = activation.interval, activation.knots - 1
-    elif ends[0] == ends[1]:
-        ends = ends[0] - 1, ends[1] + 1
-    device = next(activation.parameters()).device
-
-    def of(points: Tensor) -> Tensor:
-        values: Tensor = activation(points.reshape(-1, *[1] * len(shape)).expand(-1, *shape))
-        return values
-
-    values = of(torch.linspace(*ends, segments + 1, dtype=torch.float64, device=device))
-    below, above = (of(torch.tensor([end - 1, end + 1], dtype=torch.float64, device=device)) for end in ends)
-    made = Table(values.movedim(0, -1), ends, (values[0] - below[0], above[1] - values[-1]))
+        ends, cells = activation.interval, activation.knots - 1
+        knots = torch.arange(activation.knots)
+        values = activation.weight.detach()
+    else:
+        ends, cells = _aligned(span, CELLS * (size - 1))
+        edges_U = torch.linspace(*ends, cells + 1, dtype=torch.float64)
+        values_U = _values(activation, edges_U)
+        knots = _chosen_knots(edges_U, values_U.flatten(0, -2), histogram, size)
+        values = values_U[..., knots.to(values_U.device)]
+    # The slopes of the straight tails: over the inputs beyond the limits, or over the next unit.
+    u_E, _ = histogram.points()
+    tails = []
+    for end, beyond_E, step in ((ends[0], u_E[u_E < ends[0]], -1.0), (ends[1], u_E[u_E > ends[1]], 1.0)):
+        beyond_E = beyond_E if len(beyond_E) else torch.tensor([end + step], dtype=torch.float64)
+        rise = _values(activation, beyond_E) - _values(activation, torch.tensor([end]))
+        distance_E = (beyond_E - end).to(rise.device)
+        tails.append((rise * distance_E).sum(-1) / distance_E.square().sum())
+    made = Table(ends, knots.to(values.device), values, torch.stack(tails))
     return made.to(torch.get_default_dtype())
+
+
+def _aligned(span: tuple[float, float], cells: int) -> tuple[tuple[float, float], int]:
+    """Return limits around a span that are exact in float32, with the edge of a cell at 0 if 0 is within them."""
+    left, right = span
+    if left == right:
+        left, right = left - 1, right + 1
+    if left < 0 < right:
+        width = (right - left) / (cells - 2)
+        # A power of two times a short number: multiples of it are exact in float32.
+        width = math.ceil(width * 2.0 ** (10 - math.frexp(width)[1])) * 2.0 ** (math.frexp(width)[1] - 10)
+        below, above = math.ceil(-left / width), math.ceil(right / width)
+        return (-below * width, above * width), below + above
+    left, right = torch.tensor([left, right]).tolist()
+    return (left, right), cells
+
+
+def _chosen_knots(edges_U: Tensor, values_SU: Tensor, histogram: Histogram, size: int) -> Tensor:
+    """Return the cells at whose edges the knots are, about `size` of them.
+
+    A third of the knots are evenly spaced, a third follow the quantiles of the inputs, and a third the square root of
+    the curvature. A kink, where the curvature is much larger than elsewhere, gets a knot of its own.
+    """
+    cells = len(edges_U) - 1
+    bend_U = torch.zeros(cells + 1, dtype=torch.float64)
+    bend_U[1:-1] = values_SU.cpu().diff(n=2, dim=-1).abs().amax(0)
+    u_E, weight_E = histogram.points()
+    at_E = torch.bucketize(u_E, edges_U).clamp(0, cells)
+    inputs_U = torch.zeros(cells + 1, dtype=torch.float64).index_add(0, at_E, weight_E)
+    density_U = torch.full((cells + 1,), 1 / (cells + 1), dtype=torch.float64) + inputs_U / inputs_U.sum()
+    root_U = bend_U.sqrt()
+    if root_U.sum() > 0:
+        density_U = density_U + root_U / root_U.sum()
+    total_U = density_U.cumsum(0)
+    wanted = torch.linspace(0, total_U[-1].item(), size, dtype=torch.float64)
+    chosen = torch.searchsorted(total_U, wanted).clamp(0, cells)
+    sharp = ((bend_U > SHARP * bend_U.median()) & (bend_U > 1e-9 * values_SU.abs().max().cpu())).nonzero().flatten()
+    kinks = sharp[bend_U[sharp].argsort(descending=True)[:KINKS]]
+    zero = (edges_U == 0).nonzero().flatten()
+    return torch.cat([chosen, kinks, zero, torch.tensor([0, cells])]).unique()
+
+
+def _function(activation: AdaptiveActivation, histogram: Histogram, span: tuple[float, float]) -> nn.Module:
+    """Return the known function nearest to an activation, scaled and shifted if that is clearly nearer."""
+    u_E, weight_E = histogram.between(*span).coarser(POINTS).points()
+    y_SE = _values(activation, u_E).flatten(0, -2).cpu()
+    y_E = y_SE.mean(0)
+    known = {name: (function, _affine_error(function(u_E), y_E, weight_E)) for name, function in KNOWN.items()}
+    plain = {name: (weight_E @ (function(u_E) - y_E).square()).item() for name, function in KNOWN.items()}
+    nearest = min(plain, key=plain.__getitem__)
+    best, least = None, plain[nearest]
+    for name in sorted(known, key=lambda name: known[name][1])[:CLOSEST]:
+        fitted = _fit_affine(KNOWN[name], u_E, y_E, weight_E)
+        if fitted is not None and fitted[1] < WORTHWHILE**2 * least:
+            best, least = ScaledFunction(deepcopy(KNOWN[name]), fitted[0]), fitted[1]
+    variance = (weight_E @ (y_E - weight_E @ y_E).square()).item()
+    if best is None or plain[nearest] <= 1e-6 * variance:
+        return deepcopy(KNOWN[nearest])
+    return best.to(torch.get_default_dtype())
+
+
+def _affine_error(f_E: Tensor, y_E: Tensor, weight_E: Tensor) -> float:
+    """Return the least mean squared error of scale * f + offset."""
+    f_E, y_E = f_E - weight_E @ f_E, y_E - weight_E @ y_E
+    square = (weight_E @ f_E.square()).item()
+    scale = (weight_E @ (f_E * y_E)).item() / square if square > 0 else 0.0
+    return (weight_E @ (y_E - scale * f_E).square()).item()
+
+
+def _fit_affine(function: nn.Module, u_E: Tensor, y_E: Tensor, weight_E: Tensor) -> tuple[Tensor, float] | None:
+    """Return (scale, slope, shift, offset) and the mean squared error; None if the function has no derivative."""
+    starts = torch.tensor([1.0, 0.5, 2.0, -1.0], dtype=torch.float64)
+    f_ES = function(u_E[:, None] * starts)
+    centred_ES, y = f_ES - weight_E @ f_ES, y_E - weight_E @ y_E
+    scale_S = (weight_E @ (centred_ES * y[:, None])) / (weight_E @ centred_ES.square()).clamp(min=1e-300)
+    offset_S = weight_E @ y_E - scale_S * (weight_E @ f_ES)
+    start = {"scale": scale_S, "slope": starts, "shift": torch.zeros_like(starts), "offset": offset_S}
+    u_ES, y_ES = (x_E[:, None].expand(-1, len(starts)) for x_E in (u_E, y_E))
+    # The function is a child of the module: its calls go through the substituted parameters.
+    problem = LeastSquares(_Affine(function), start, u_ES, y_ES, weight_E)
+    try:
+        cost_S = problem.minimise(ITERATIONS, 1e-9, torch.zeros_like(starts))
+    except (RuntimeError, NotImplementedError):
+        return None
+    # The first start has slope 1, which a ReLU can exchange for its scale.
+    at = int((cost_S <= 1.01 * cost_S.min() + 1e-12 * (weight_E @ y.square())).nonzero()[0])
+    found = problem.parameters()
+    constants = torch.stack([found[name][at] for name in ("scale", "slope", "shift", "offset")])
+    return constants, cost_S[at].item()
+
+
+class _Errors:
+    """The differences between an adaptive activation and a fixed one, accumulated over their inputs."""
+
+    def __init__(self, path: str, old: AdaptiveActivation, new: nn.Module, span: tuple[float, float]) -> None:
+        self.path, self.text = path, old.text
+        self.names = path, activation_name(old), _name(new)
+        self.old, self.new = deepcopy(old).double(), deepcopy(new).double()
+        self.span = (new.limits[0].item(), new.limits[1].item()) if isinstance(new, Table) else span
+        self.count = self.outside = 0
+        self.squares = self.sum = self.sum_of_squares = self.largest = 0.0
+        self.least_input, self.largest_input = math.inf, -math.inf
+
+    def add(self, u: Tensor) -> None:
+        """Add inputs; those of a mask, which are minus infinity, do not count."""
+        for part in u.detach().double().split(max(1, AT_ONCE // max(1, u[:1].numel()))):
+            finite = part.isfinite()
+            inputs = torch.where(finite, part, 0.0)
+            y, z = self.old(inputs)[finite], self.new(inputs)[finite]
+            if not y.isfinite().all():
+                raise UserError(f"{self.path!r} ({self.text}) gives NaN or infinity: it cannot be frozen.")
+            if not len(y):
+                continue
+            inputs, error = inputs[finite], z - y
+            self.count += len(y)
+            self.outside += int(((inputs < self.span[0]) | (inputs > self.span[1])).sum())
+            self.squares += error.square().sum().item()
+            self.sum += y.sum().item()
+            self.sum_of_squares += y.square().sum().item()
+            self.largest = max(self.largest, error.abs().max().item())
+            self.least_input = min(self.least_input, inputs.min().item())
+            self.largest_input = max(self.largest_input, inputs.max().item())
+
+    def row(self) -> FrozenActivation:
+        rms, mean = math.sqrt(self.squares / self.count), self.sum / self.count
+        deviation = math.sqrt(max(0.0, self.sum_of_squares / self.count - mean**2))
+        relative = rms / deviation if deviation else math.inf if rms else 0.0
+        ends = self.least_input, self.largest_input
+        return FrozenActivation(*self.names, relative, self.largest, self.count, *ends, self.outside / self.count)
+
+
+def _even_inputs(activation: AdaptiveActivation, limits: tuple[float, float]) -> Tensor:
+    shape, device = activation.shape, next(activation.parameters()).device
+    points = max(33, min(4001, AT_ONCE // torch.Size(shape).numel()))
+    grid = torch.linspace(*limits, points, dtype=torch.float64, device=device)
+    return grid.reshape(-1, *[1] * len(shape)).expand(-1, *shape)
 
 
 def _name(module: nn.Module) -> str:
     if isinstance(module, Table):
-        return f"Table of {module.segments} segments"
+        return f"Table with {len(module.knots)} knots"
+    return module.text if isinstance(module, ScaledFunction) else _function_name(module)
+
+
+def _function_name(module: nn.Module) -> str:
     return "GELU (tanh)" if isinstance(module, nn.GELU) and module.approximate == "tanh" else type(module).__name__

@@ -94,12 +94,11 @@ def add_legend(
         panel.set_axis_off()
     with look():
         if len(axes) > count:
+            where: Any = axes[count]
             options: dict[str, Any] = {"loc": "upper left"}
-            legend = axes[count].legend
         else:
-            options = {"loc": "lower left", "ncols": 3, "borderaxespad": 0.4}
-            legend = figure.legend
-        legend([handles[label] for label in labels], labels, handlelength=3.2, fontsize=size, **options)
+            where, options = figure, {"loc": "lower left", "ncols": 3, "borderaxespad": 0.4}
+        where.legend([handles[label] for label in labels], labels, handlelength=3.2, fontsize=size, **options)
 
 
 @dataclass(frozen=True)

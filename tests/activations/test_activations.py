@@ -258,6 +258,34 @@ def test_fneuron_memory_does_not_grow_with_the_number_of_knots() -> None:
     assert sizes == [64 * 32, 64 * 32]
 
 
+def test_a_state_dict_sets_the_interval_and_what_is_outside() -> None:
+    one = FNeuron.like("ReLU", interval=(-1.0, 2.0), knots=5, outside="linear")
+    other = FNeuron.like("Tanh", knots=5)
+    u = torch.linspace(-6, 6, 101)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other(u), one(u))
+    assert (other.interval, other.outside) == ((-1.0, 2.0), "linear")
+    # The weights alone leave the settings as they are.
+    third = FNeuron.like("Tanh", interval=(-1.0, 2.0), knots=5, outside="linear")
+    third.load_state_dict({"weight": one.weight})
+    assert torch.equal(third(u), one(u))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        FNeuron.like("Tanh").load_state_dict(one.state_dict())
+    with pytest.raises(UserError, match="left < right"):
+        other.load_state_dict({"weight": one.weight, "_extra_state": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("text", ["AHAF as ReLU", "LEAF as ReLU", "AHAF as SiLU", "LEAF as Tanh"])
+def test_minus_infinity_is_an_input_like_others(text: str) -> None:
+    u = torch.tensor([-math.inf, -1.0, 2.0], requires_grad=True)
+    activation = from_text(text)
+    y = activation(u)
+    assert y[0] == (-1 if text == "LEAF as Tanh" else 0)
+    gradients = torch.autograd.grad(y.sum(), (u, *activation.parameters()))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert activation(torch.tensor(math.nan)).isnan()
+
+
 @pytest.mark.parametrize("text", ADAPTIVE_TEXTS)
 @pytest.mark.parametrize("shape", [(1,), (5,), (3, 1, 1)])
 class TestNames:
@@ -364,6 +392,10 @@ def test_unknown_names(text: str, says: str) -> None:
         (lambda: FNeuron.random(knots=2.5), "at least 3; got 2.5"),
         (lambda: FNeuron.random(knots=True), "at least 3; got True"),
         (lambda: from_text("F-Neuron random", pieces=4), "write knots=6 instead of pieces=4"),
+        (lambda: FNeuron.like("Tanh", knots=10**9), "at most 65,536; got 1,000,000,000"),
+        (lambda: FNeuron.like("Tanh", interval=(-1e300, 1e300)), "not usable in float32"),
+        (lambda: FNeuron.like("Tanh", interval=(-1e-300, 1e-300)), "not usable in float32"),
+        (lambda: FNeuron.like("Tanh", interval=(1e6, 1e6 + 1)), "not usable in float32"),
         (lambda: FNeuron(torch.zeros(18)), r"\(\*shape, knots\).*got \(18,\)"),
         (lambda: FNeuron(torch.zeros(1, 2)), "at least 3 knots"),
         (lambda: AHAF(math.nan, 1.0), "gamma must be finite; got nan"),

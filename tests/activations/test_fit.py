@@ -138,6 +138,24 @@ def test_inputs_that_are_no_histogram(family, inputs) -> None:
 
 
 @pytest.mark.parametrize("family", [LEAF, AHAF, FNeuron])
+def test_outliers_leave_the_fit_to_the_bulk_and_are_reported(family) -> None:
+    u = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    usual = family.fit(F.gelu, Histogram.of(u))
+    fitted = family.fit(F.gelu, Histogram.of(torch.cat([u, torch.full((100,), 1e4)])))
+    error = (fitted(u) - F.gelu(u)).square().mean().sqrt()
+    assert error < 1.5 * (usual(u) - F.gelu(u)).square().mean().sqrt() + 1e-3
+    residual = fitted.residual
+    assert residual.rms < 0.02
+    assert residual.outliers == pytest.approx(100 / 20_100, rel=1e-3)
+    assert residual.worst == max(residual.rms, residual.rms_all)
+    assert usual.residual.outliers == 0
+    if family is FNeuron:
+        assert fitted.interval[1] < 10
+        assert residual.rms_all > 0.9
+        assert residual.largest > 9000
+
+
+@pytest.mark.parametrize("family", [LEAF, AHAF, FNeuron])
 def test_inputs_that_are_all_equal(family) -> None:
     with pytest.raises(UserError, match=r"All inputs are 0\.25: .* at least two different inputs"):
         family.fit(F.gelu, Histogram.of(torch.full((5,), 0.25)))

@@ -71,6 +71,34 @@ def test_coarser_keeps_the_counts() -> None:
     assert (coarse.edges[0], coarse.edges[-1]) == (histogram.edges[0], histogram.edges[-1])
 
 
+def test_an_outlier_leaves_the_bins_of_the_bulk_narrow() -> None:
+    u = torch.randn(20_000, generator=seeded())
+    usual = Histogram.of(u)
+    histogram = Histogram.of(torch.cat([u, torch.tensor([1e6, -3e4])]))
+    left, right = histogram.bulk()
+    assert -6 < left < -3
+    assert 3 < right < 6
+    inner = histogram.between(left, right)
+    assert inner.counts.sum() == 20_000
+    assert inner.edges.diff().max() <= 4 * usual.edges.diff().max()
+    assert len(histogram.counts) < 200_000
+    merged = Histogram.of(u).merged(Histogram.of(torch.tensor([1e6, -3e4, 0.0])))
+    assert merged.counts.sum() == 20_003
+    assert merged.between(-6, 6).edges.diff().max() <= 4 * usual.edges.diff().max()
+    assert usual.bulk() == (usual.edges[0].item(), usual.edges[-1].item())
+
+
+@given(st.lists(st.floats(-1e12, 1e12).map(lambda x: x if abs(x) > 1e-6 else 0.0), min_size=2, max_size=50))
+def test_every_input_is_in_its_bin(values: list[float]) -> None:
+    u = torch.tensor(values, dtype=torch.float64)
+    histogram = Histogram.of(u)
+    assert histogram.counts.sum() == len(values)
+    assert (histogram.edges.diff() > 0).all()
+    at = torch.searchsorted(histogram.edges, u, right=True) - 1
+    counted = torch.bincount(at.clamp(0, len(histogram.counts) - 1), minlength=len(histogram.counts))
+    assert torch.equal(counted.double(), histogram.counts)
+
+
 def test_a_single_value_has_one_narrow_bin() -> None:
     histogram = Histogram.of(torch.full((5,), 0.25))
     (value,), (share,) = histogram.points()

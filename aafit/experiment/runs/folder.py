@@ -218,7 +218,12 @@ def shared_values(net: nn.Module) -> dict[str, float]:
 
 def save_network(path: Path, net: nn.Module) -> None:
     """Save all parameters and buffers of `net` as safetensors."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    # The configuration of the run has what F-Neurons keep as extra state.
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in net.state_dict().items()
+        if not name.endswith("_extra_state")
+    }
     write_atomically(path, tensors_to_bytes(tensors))
 
 
