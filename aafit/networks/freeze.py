@@ -197,6 +197,10 @@ class _Affine(nn.Module):
     """The formula of `ScaledFunction` with parameters to fit."""
 
     slope_parameters = ("slope",)
+    scale: Tensor
+    slope: Tensor
+    shift: Tensor
+    offset: Tensor
 
     def __init__(self, function: nn.Module) -> None:
         super().__init__()
@@ -408,7 +412,8 @@ def _chosen_knots(edges_U: Tensor, values_SU: Tensor, histogram: Histogram, size
     sharp = ((bend_U > SHARP * bend_U.median()) & (bend_U > 1e-9 * values_SU.abs().max().cpu())).nonzero().flatten()
     kinks = sharp[bend_U[sharp].argsort(descending=True)[:KINKS]]
     zero = (edges_U == 0).nonzero().flatten()
-    return torch.cat([chosen, kinks, zero, torch.tensor([0, cells])]).unique()
+    knots: Tensor = torch.cat([chosen, kinks, zero, torch.tensor([0, cells])]).unique()
+    return knots
 
 
 def _function(activation: AdaptiveActivation, histogram: Histogram, span: tuple[float, float]) -> nn.Module:
