@@ -146,7 +146,8 @@ def test_a_network_comes_back_bit_for_bit(tmp_path: Path, make: Callable[[], nn.
     for parameter in net.parameters():
         nn.init.normal_(parameter)
     save_network(tmp_path / "network.safetensors", net)
-    assert same(load_tensors(tmp_path / "network.safetensors"), dict(net.state_dict()))
+    kept = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith("_extra_state")}
+    assert same(load_tensors(tmp_path / "network.safetensors"), kept)
 
 
 @pytest.mark.parametrize(
