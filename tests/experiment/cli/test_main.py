@@ -75,7 +75,7 @@ def test_a_suite_from_start_to_report(tmp_path, suite_file):
     child = runs / "tiny" / "relu-leaf-tanh" / "seed42"
     shown = aafit("show", child, "--out", tmp_path / "pictures")
     assert shown.returncode == 0, shown.stderr
-    assert {path.suffix for path in (tmp_path / "pictures").iterdir()} == {".svg", ".png"}
+    assert {path.suffix for path in (tmp_path / "pictures/tiny/relu-leaf-tanh").iterdir()} == {".svg", ".png"}
     base = runs / "tiny" / "base-relu" / "seed42"
     accuracies = {
         folder: json.loads((folder / "done.json").read_text())["result"]["last_accuracy"] for folder in (base, child)
