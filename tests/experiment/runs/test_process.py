@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -16,7 +15,7 @@ from small_runs import ROOT, base_job
 
 from aafit.activations import LEAF
 from aafit.errors import UserError
-from aafit.experiment.cli.main import main
+from aafit.experiment.cli.options import Command
 from aafit.experiment.runs import process as run_process
 from aafit.experiment.runs.process import locked
 
@@ -130,8 +129,7 @@ def test_the_command_line_compiles_as_told(monkeypatch: pytest.MonkeyPatch, told
     compiler = CountingCompiler()
     monkeypatch.setattr("aafit.activations.compiled.loop_cache", lambda device: compiler)
     monkeypatch.delenv("AAFIT_COMPILE", raising=False)
-    monkeypatch.setitem(main.commands, "apply", click.Command("apply", callback=apply))
-    CliRunner(env=told).invoke(main, ["apply"], catch_exceptions=False)
+    CliRunner(env=told).invoke(Command("apply", callback=apply), [], catch_exceptions=False)
     assert compiler.times == times
     # The library itself does not look at it.
     monkeypatch.setenv("AAFIT_COMPILE", "0")
