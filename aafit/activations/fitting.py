@@ -210,7 +210,7 @@ class LeastSquares:
     Attributes:
         is_slope_Q: Which parameters are slopes.
         at_SQ: The coordinates: those of `start`, then those that `minimise` found.
-        prior_SQ, prior_weight_Q: The cost includes the sum of prior_weight_Q * (at_SQ - prior_SQ)^2; weights of 0 by
+        prior_SQ, precision_SQQ: The cost includes d^T precision d with d = at_SQ - prior_SQ; a precision of 0 by
             default.
     """
 
@@ -230,7 +230,7 @@ class LeastSquares:
         self.is_slope_Q = torch.cat([torch.full(x.shape[1:], name in slopes) for name, x in rows.items()])
         self.is_slope_Q = self.is_slope_Q.to(u_ES.device)
         self.at_SQ = to_coordinates(torch.cat(list(rows.values()), 1), self.is_slope_Q)
-        self.prior_SQ, self.prior_weight_Q = self.at_SQ, torch.zeros_like(self.at_SQ[0])
+        self.prior_SQ, self.precision_SQQ = self.at_SQ, self.at_SQ.new_zeros(1, 1, 1)
 
     def minimise(self, iterations: int, converged: float, matched_S: Tensor) -> Tensor:
         """Minimise the cost of each set, and return the costs (S,).
@@ -262,17 +262,21 @@ class LeastSquares:
         values_SQ = from_coordinates(self.at_SQ if at_SQ is None else at_SQ, self.is_slope_Q)
         return self._split(values_SQ)
 
-    def errors(self, at_SQ: Tensor) -> Tensor:
-        """Return the weighted mean squared error of each set, (S,); infinite where an output is not finite."""
+    def outputs(self, at_SQ: Tensor) -> Tensor:
+        """Return the outputs of each set, (E, S)."""
         with torch.no_grad():
             y_ES: Tensor = functional_call(self.activation, self.parameters(at_SQ), self.u_ES)
-        square_ES = (y_ES - self.y_ES).square()
+        return y_ES
+
+    def errors(self, at_SQ: Tensor) -> Tensor:
+        """Return the weighted mean squared error of each set, (S,); infinite where an output is not finite."""
+        square_ES = (self.outputs(at_SQ) - self.y_ES).square()
         error_S = square_ES.mean(0) if self.weight_E is None else (self.weight_E[:, None] * square_ES).sum(0)
         return error_S.nan_to_num(nan=float("inf"), posinf=float("inf"))
 
     def cost(self, at_SQ: Tensor) -> Tensor:
         """Return the cost of each set, (S,): its mean squared error and the prior."""
-        return self.errors(at_SQ) + (self.prior_weight_Q * (at_SQ - self.prior_SQ).square()).sum(1)
+        return self.errors(at_SQ) + (self._pull(at_SQ) * (at_SQ - self.prior_SQ)).sum(1)
 
     def normal(self, at_SQ: Tensor) -> tuple[Tensor, Tensor]:
         """Return half the gradient of the cost (S, Q) and half its Gauss-Newton matrix (S, Q, Q)."""
@@ -293,8 +297,10 @@ class LeastSquares:
         total = len(self.u_ES) if self.weight_E is None else 1
         gradient_SQ = torch.einsum("qes,es->sq", weighted_QES, error_ES) / total
         matrix_SQQ = torch.einsum("qes,pes->sqp", weighted_QES, jacobian_QES) / total
-        gradient_SQ = gradient_SQ + self.prior_weight_Q * (at_SQ - self.prior_SQ)
-        return gradient_SQ, matrix_SQQ + self.prior_weight_Q.diag()
+        return gradient_SQ + self._pull(at_SQ), matrix_SQQ + self.precision_SQQ
+
+    def _pull(self, at_SQ: Tensor) -> Tensor:
+        return (self.precision_SQQ * (at_SQ - self.prior_SQ).unsqueeze(1)).sum(2)
 
     def _steps(self, damping_S: Tensor) -> Tensor:
         gradient_SQ, matrix_SQQ = self.normal(self.at_SQ)

@@ -9,7 +9,7 @@ from aafit.identification.audit import Audit, audit
 from aafit.identification.identify import identify
 from aafit.identification.importance import Importance, importance
 from aafit.identification.result import Identification, State
-from aafit.identification.steepness import smooth_start
+from aafit.identification.slope import smooth_start
 from aafit.training.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, loss_with_hessian
 
 __all__ = [

@@ -1,245 +1,285 @@
-"""The joint phase: damped Gauss-Newton steps of all parameters, each checked on the sample and on held-out images."""
+"""Gauss-Newton on loss plus prior: the quadratic model at a vector, its posterior, and a damped step.
 
-from collections.abc import Callable
+With L the mean loss over n samples, the objective is L + (dispersion / n) (t - m)^T A (t - m) / 2, see `Prior`. Up to
+DENSE parameters the curvature is one matrix; beyond, products with it and a block for each parameter set replace it.
+
+Axes in names: B sample, P coordinate, Q coordinate of a group, S group of one shape.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from aafit.identification.damped_steps import KrylovSteps, dense_step, scales
+from aafit.identification.damped_steps import KrylovSteps, dense_step
+from aafit.identification.prior import Prior, Strength
 from aafit.identification.problem import Problem
 from aafit.networks.batches import Batch
-from aafit.training.losses import one_hot, predictions
 
 DENSE = 2000
-"""Parameters up to which the curvature is a matrix."""
+"""Number of parameters up to which the curvature is a matrix."""
 
-STRONGER = 8  # times the last damping: the next one to try
-MOST_DAMPED = 1e3  # the last damping to try: a network sure of wrong answers needs it, having nearly no curvature
-LEAST_GAIN = 1e-4  # of the loss: a step that promises less is worth nothing
-LEAST_SHARE = 0.01  # of the predicted gain: what a step must bring
-LONGEST_STEP = 2.0  # of a steepness, in its own coordinate
-WORTHWHILE = 0.2  # of what pure noise would promise: what a step must promise
-
-SMALLEST_SHARE = 0.05
-"""Of the variation that the outputs should have: below it, they no longer depend on the images."""
-
-LEAST = 0.4
-"""Of the variation of the targets: what the outputs should have at least, however little they had at first."""
+FIRST_DAMPING = 1e-3  # once an undamped step has failed
+STRONGER = 8  # times the last damping
+MOST_DAMPED = 1e3
+LEAST_SHARE = 0.01  # of the predicted decrease: what a step must achieve
+POOR = 0.5  # of the predicted decrease: a step that achieves less has gone too far
+LONGEST_STEP = 2.0  # of a slope, in its own coordinate
+LEAST_PRIOR = 1e-9  # of the curvature, on average: keeps directions without data where they are if nothing is noisy
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The result of a search for a step.
+class Model:
+    """The loss near a vector, in groups of coordinates: all of them, or each parameter set.
 
     Attributes:
-        vector_P: The new place, or the old one where no better one was found.
-        moved: Whether a better one was found.
-        predicted: The gain in loss that the last step looked at promised.
-        gained: The gain of the last step whose loss on the sample was measured; 0 where there was none.
-        noise: What the last step would have promised if the gradient were nothing but noise.
-        promised: Whether any step promised enough to be tried.
-        collapsed: Whether a place was refused because the outputs no longer depended on the images there.
+        groups: Coordinates of each group, (S, Q) each.
+        loss, gradient_P: Means over the labelled positions.
+        curvature: Generalized Gauss-Newton blocks, (S, Q, Q) each.
+        scatter: Blocks of the covariance of the samples' gradients.
+        samples, labelled: Number of samples and of labelled positions.
     """
 
-    vector_P: Tensor
-    moved: bool
+    groups: list[Tensor]
     loss: float
-    heldout_loss: float
+    gradient_P: Tensor
+    curvature: list[Tensor]
+    scatter: list[Tensor]
+    samples: int
+    labelled: int
+
+    def curved(self, step_P: Tensor) -> float:
+        """Return step^T curvature step, between groups without their mixed terms."""
+        parts = [step_P[index_SQ] for index_SQ in self.groups]
+        products = [(x.unsqueeze(1) @ h).squeeze(1) for x, h in zip(parts, self.curvature, strict=True)]
+        return sum((x * product).sum().item() for x, product in zip(parts, products, strict=True))
+
+
+def model_at(
+    problem: Problem, vector_P: Tensor, samples: Batch, groups: list[Tensor], curvature: list[Tensor]
+) -> Model:
+    """Return the quadratic model of the loss at a vector, with a curvature that `curvature_at` computed near it."""
+    derivatives_P, generator = problem.coordinates.derivatives(vector_P), torch.Generator()
+    gradient_P, total, labelled, scatter = torch.zeros_like(vector_P), 0.0, 0, _zeros(groups)
+    for batch in problem.predictor.batches(samples):
+        rows = problem.rows(vector_P, batch, 1, generator)
+        gradients_BP = rows.gradients_BP * derivatives_P
+        total, labelled = total + rows.loss, labelled + rows.labelled
+        gradient_P += gradients_BP.sum(0)
+        _add(scatter, groups, gradients_BP)
+    n, gradient_P = len(samples), gradient_P / labelled
+    for block_SQQ, index_SQ in zip(scatter, groups, strict=True):
+        mean_SQ = gradient_P[index_SQ]
+        block_SQQ.mul_(n / labelled**2).sub_(mean_SQ.unsqueeze(2) * mean_SQ.unsqueeze(1))
+    return Model(groups, total / labelled, gradient_P, curvature, scatter, n, labelled)
+
+
+def curvature_at(
+    problem: Problem, vector_P: Tensor, samples: Batch, groups: list[Tensor], probes: int | None, seed: int
+) -> list[Tensor]:
+    """Return the generalized Gauss-Newton blocks of the loss at a vector, (S, Q, Q) each.
+
+    Args:
+        problem: the network and its loss.
+        vector_P: where.
+        samples: on which.
+        groups: of the coordinates.
+        probes: None for the exact curvature; else that many random ones, of which the curvature is the expectation.
+        seed: of the random probes.
+    """
+    derivatives_P, generator = problem.coordinates.derivatives(vector_P), torch.Generator().manual_seed(seed)
+    curvature, labelled = _zeros(groups), 0
+    for batch in problem.predictor.batches(samples):
+        rows = problem.rows(vector_P, batch, probes, generator)
+        labelled += rows.labelled
+        for probe_BP in rows.probes:
+            _add(curvature, groups, probe_BP * derivatives_P)
+    return [block / labelled for block in curvature]
+
+
+def _zeros(groups: list[Tensor]) -> list[Tensor]:
+    sizes = ((len(index_SQ), index_SQ.shape[1]) for index_SQ in groups)
+    return [torch.zeros(S, Q, Q, dtype=torch.float64) for S, Q in sizes]
+
+
+def _add(blocks: list[Tensor], groups: list[Tensor], rows_BP: Tensor) -> None:
+    """Add the sum of the outer products of the rows to the blocks."""
+    for block_SQQ, index_SQ in zip(blocks, groups, strict=True):
+        rows_SBQ = rows_BP[:, index_SQ].transpose(0, 1)
+        block_SQQ += rows_SBQ.mT @ rows_SBQ
+
+
+class Posterior:
+    """Loss plus prior near a vector.
+
+    Attributes:
+        objective: Loss plus prior, in units of the loss.
+        gradient_P: Of the objective.
+        inverse: Blocks of the inverse curvature of the objective.
+        effective: Effective number of parameters, tr(inverse * curvature of the loss).
+        penalty: Leave-one-out estimate of the loss less the loss: tr(inverse * scatter) / n.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        samples: Batch,
+        model: Model,
+        vector_P: Tensor,
+        prior: Prior,
+        strength: Strength,
+        dispersion: float,
+    ) -> None:
+        self._problem, self._samples, self._prior, self._strength = problem, samples, prior, strength
+        self.model, self.vector_P, self._share = model, vector_P, dispersion / model.samples
+        self.objective = model.loss + self.penalized(vector_P)
+        self.gradient_P = model.gradient_P + self._share * prior.product(strength, vector_P - prior.mean_P)
+        self._dense = len(vector_P) <= DENSE
+        precisions = [prior.matrix(strength).unsqueeze(0)] if self._dense else prior.precisions(strength)
+        self.curvature = [h + self._share * a for h, a in zip(model.curvature, precisions, strict=True)]
+        self.inverse = [inverse(block) for block in self.curvature]
+        self.effective = traces(self.inverse, model.curvature)
+        self.penalty = traces(self.inverse, model.scatter) / model.samples
+        self._krylov: KrylovSteps | None = None
+
+    def penalized(self, vector_P: Tensor) -> float:
+        """Return the prior's part of the objective at a vector."""
+        change_P = vector_P - self._prior.mean_P
+        return self._share / 2 * (change_P @ self._prior.product(self._strength, change_P)).item()
+
+    def step(self, damping: float) -> Tensor:
+        """Return the damped step, (P,); the step of a slope is bounded."""
+        if self._dense:
+            step_P = dense_step(self.gradient_P, self.curvature[0][0], damping)
+        else:
+            step_P = self._krylov_steps()(damping)
+        longest = torch.where(self._problem.coordinates.is_slope_P, step_P.abs(), 0.0).max().item()
+        return step_P * (LONGEST_STEP / longest) if longest > LONGEST_STEP else step_P
+
+    def decrement(self) -> float:
+        """Return half the squared Newton decrement: the decrease of the objective that an undamped step predicts."""
+        if self._dense:
+            return (self.gradient_P @ self.inverse[0][0] @ self.gradient_P).item() / 2
+        return -(self.gradient_P @ self._krylov_steps()(0.0)).item() / 2
+
+    def covariances(self) -> list[Tensor]:
+        """Return the posterior covariance of each parameter set, by the blocks of the prior."""
+        if not self._dense:
+            return [self._share * block for block in self.inverse]
+        blocks = (block.index_SQ for block in self._prior.blocks)
+        return [self._share * self.inverse[0][0][i.unsqueeze(2), i.unsqueeze(1)] for i in blocks]
+
+    def block_step(self) -> Tensor:
+        """Return the undamped step from the blocks of the inverse alone, (P,)."""
+        step_P = torch.zeros_like(self.gradient_P)
+        for inverse_SQQ, index_SQ in zip(self.inverse, self.model.groups, strict=True):
+            step_P[index_SQ] = -(inverse_SQQ @ self.gradient_P[index_SQ].unsqueeze(2)).squeeze(2)
+        return step_P
+
+    def _krylov_steps(self) -> KrylovSteps:
+        if self._krylov is None:
+            diagonal_P = torch.zeros_like(self.gradient_P)
+            for block_SQQ, index_SQ in zip(self.curvature, self.model.groups, strict=True):
+                diagonal_P[index_SQ] = block_SQQ.diagonal(dim1=1, dim2=2)
+
+            def product(direction_P: Tensor) -> Tensor:
+                of_loss_P = self._problem.product(self.vector_P, self._samples, direction_P)
+                return of_loss_P + self._share * self._prior.product(self._strength, direction_P)
+
+            self._krylov = KrylovSteps(self.gradient_P, product, diagonal_P)
+        return self._krylov
+
+
+def first_dispersion(model: Model) -> float:
+    """Return a first dispersion, tr(scatter) / tr(curvature), see `dispersion_of`."""
+    scatter, curvature = (
+        sum(block.diagonal(dim1=1, dim2=2).sum().item() for block in blocks)
+        for blocks in (model.scatter, model.curvature)
+    )
+    return scatter / curvature if curvature > 0 and scatter > 0 else 1.0
+
+
+def dispersion_of(posterior: Posterior, prior: Prior, strength: Strength, likelihood: bool) -> float:
+    """Return the dispersion of the loss: tr(inverse * scatter) / tr(inverse * curvature).
+
+    It is the factor by which the gradients of the samples vary more than the curvature implies: 1 for the
+    cross-entropy of a correct model, 2 sigma^2 / K for the mean squared error of K outputs with noise variance sigma^2,
+    nearly 0 where the targets are another network's outputs, and c times as large for c times the loss. Divided by it,
+    the loss is a (quasi-)log-likelihood, so that the prior keeps its meaning (Wedderburn 1974,
+    https://doi.org/10.1093/biomet/61.3.439).
+
+    Args:
+        posterior: at the present vector.
+        prior: of `posterior`.
+        strength: of `posterior`.
+        likelihood: whether the loss of a position is its negative log-likelihood: less dispersion is then luck.
+    """
+    model = posterior.model
+    found = posterior.penalty * model.samples / max(posterior.effective, 1e-300)
+    data = sum(block.diagonal(dim1=1, dim2=2).sum().item() for block in model.curvature)
+    held = sum(block.diagonal(dim1=1, dim2=2).sum().item() for block in prior.precisions(strength))
+    least = model.samples / model.labelled if likelihood else 0.0
+    return max(found, least, LEAST_PRIOR * model.samples * data / held if held > 0 else 0.0, 1e-300)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A step that decreased the objective."""
+
+    model: Model
+    vector_P: Tensor
     damping: float
     predicted: float
     gained: float
-    noise: float
-    promised: bool
-    collapsed: bool
 
 
-@dataclass(frozen=True)
-class Descent:
-    """A search for steps.
+def descend(
+    posterior: Posterior, evaluate: Callable[[Tensor], Model], damping: float, most: float = MOST_DAMPED
+) -> Accepted | None:
+    """Search for a step that decreases the objective on its samples; None if no damping up to `most` leads to one.
 
-    Attributes:
-        problem: The network and its loss.
-        heldout: Batch on which no step may do worse.
-        columns: As for `Problem.quadratic`.
-        ridge: Weight of half the squared distance from `start_P`, in coordinates, which is added to the loss.
-        start_P: The coordinates at the start.
-        variation: Of the outputs, which a step must not lose, see `collapsed`; 0 for any.
-        worthwhile: The share of `Outcome.noise` that a step must promise to gain.
+    A step that decreases the objective by less than LEAST_SHARE of what it predicts is tried again with eight times the
+    damping (Levenberg-Marquardt).
     """
 
-    problem: Problem
-    heldout: Batch
-    columns: int | None
-    ridge: float
-    start_P: Tensor
-    variation: float
-    worthwhile: float = WORTHWHILE
+    def tried(step_P: Tensor) -> tuple[Model, float]:
+        vector_P = posterior.vector_P + step_P
+        model = evaluate(vector_P)
+        return model, posterior.objective - model.loss - posterior.penalized(vector_P)
 
-    def step(self, vector_P: Tensor, sample: Batch, damping: float, heldout_loss: float, seed: int) -> Outcome:
-        """Search for a better place from `vector_P`, on a sample of n images.
-
-        Let g be the gradient, C the curvature and A = (C + damping diag(C))^-1. The step d = -A g promises to gain
-        g A g - g A C A g / 2. Were g nothing but noise, with the covariance S / n, it would promise
-        tr((A - A C A / 2) S) / n on average: `Outcome.noise`. A step that promises less than the share `worthwhile` of
-        that, or that does not keep its promise, is tried again with a stronger damping, up to MOST_DAMPED. The search
-        ends before where a step promises too little and a stronger damping would not lower the noise.
-        """
-        make = self._dense if len(vector_P) <= DENSE else self._matrix_free
-        model = make(vector_P, sample, seed)
-        lost, promised, predicted, gained, noise = False, False, 0.0, 0.0, 0.0
-        while damping <= MOST_DAMPED:
-            noise = model.noise(damping)
-            step_P = self._shortened(model.step(damping, noise))
-            predicted = -(model.gradient_P @ step_P + model.curved(step_P) / 2).item()
-            if predicted > self.worthwhile * noise:
-                promised = True
-                trial_P = vector_P + step_P
-                # The held-out images first: they are fewer. NaN fails every comparison, and so is never kept.
-                trial_heldout, trial_variation = measured(self.problem, trial_P, self.heldout)
-                lost_here = collapsed(trial_variation, self.variation)
-                lost = lost or lost_here
-                if trial_heldout <= heldout_loss and not lost_here:
-                    trial_loss = measured(self.problem, trial_P, sample)[0] + self._penalty(trial_P)
-                    gained = model.loss - trial_loss
-                    if gained > LEAST_SHARE * predicted:
-                        ratio = gained / predicted
-                        easier = damping * max(1 / 3, 1 - (2 * ratio - 1) ** 3)
-                        return Outcome(
-                            trial_P, True, trial_loss, trial_heldout, easier, predicted, gained, noise, promised, lost
-                        )
-            elif not model.noise(STRONGER * damping) < noise:
-                break
-            damping *= STRONGER
-        return Outcome(vector_P, False, model.loss, heldout_loss, damping, predicted, gained, noise, promised, lost)
-
-    def _dense(self, vector_P: Tensor, sample: Batch, seed: int) -> "_Model":
-        model = self.problem.quadratic(vector_P, sample, self.columns, seed)
-        gradient_P = model.gradient_P + self.ridge * (vector_P - self.start_P)
-        curvature_PP = model.curvature_PP + self.ridge * torch.eye(len(vector_P), dtype=torch.float64)
-        root_P = scales(curvature_PP.diagonal()).sqrt()
-        outer_PP = root_P[:, None] * root_P
-        # In the basis of the scaled curvature's eigenvectors the A of `step` is diagonal, whatever the damping.
-        values_P, vectors_PP = torch.linalg.eigh(curvature_PP / outer_PP)
-        scatter_P = (vectors_PP * ((model.scatter_PP / outer_PP) @ vectors_PP)).sum(0)
-        # Directions without curvature have no scatter either, except for rounding errors.
-        seen_P = values_P > 1e-9 * values_P.max()
-
-        def noise(damping: float) -> float:
-            damped_P = values_P[seen_P] + damping
-            share_P = (1 - values_P[seen_P] / (2 * damped_P)) / damped_P
-            total: float = (share_P * scatter_P[seen_P]).nan_to_num().sum().item()
-            return total / len(sample)
-
-        return _Model(
-            loss=model.loss + self._penalty(vector_P),
-            gradient_P=gradient_P,
-            noise=noise,
-            step=lambda damping, noise: dense_step(gradient_P, curvature_PP + self._held(noise).diag(), damping),
-            curved=lambda step_P: step_P @ curvature_PP @ step_P,
-        )
-
-    def _matrix_free(self, vector_P: Tensor, sample: Batch, seed: int) -> "_Model":
-        loss, gradient_P = self.problem.gradient(vector_P, sample)
-        gradient_P = gradient_P + self.ridge * (vector_P - self.start_P)
-        diagonal_P = self.problem.diagonal(vector_P, sample, seed) + self.ridge
-
-        def product(direction_P: Tensor) -> Tensor:
-            return self.problem.product(vector_P, sample, direction_P) + self.ridge * direction_P
-
-        # So many parameters can fit the noise of any sample: only the held-out images say when to stop.
-        noise = LEAST_GAIN * abs(loss)
-        held_P = self._held(noise)
-        steps = KrylovSteps(gradient_P, lambda d_P: product(d_P) + held_P * d_P, diagonal_P + held_P)
-        return _Model(
-            loss=loss + self._penalty(vector_P),
-            gradient_P=gradient_P,
-            noise=lambda damping: noise,
-            step=lambda damping, _: steps(damping),
-            curved=lambda step_P: step_P @ product(step_P),
-        )
-
-    def _held(self, noise: float) -> Tensor:
-        """Curvature added for each steepness: without it a flat direction would take it far for a gain below noise."""
-        return self.problem.coordinates.is_slope_P * (2 * noise)
-
-    def _shortened(self, step_P: Tensor) -> Tensor:
-        longest = step_P[self.problem.coordinates.is_slope_P].abs().max().item() if self._has_steepness else 0.0
-        return step_P * (LONGEST_STEP / max(longest, LONGEST_STEP))
-
-    @property
-    def _has_steepness(self) -> bool:
-        return bool(self.problem.coordinates.is_slope_P.any())
-
-    def _penalty(self, vector_P: Tensor) -> float:
-        return self.ridge * (vector_P - self.start_P).square().sum().item() / 2
+    while damping <= most:
+        step_P = posterior.step(damping)
+        slope = -(posterior.gradient_P @ step_P).item()
+        model, gained = tried(step_P)
+        # NaN fails every comparison, so that it is never accepted.
+        if slope > 0 and gained > LEAST_SHARE * slope / 2:
+            if gained < POOR * slope / 2:
+                # The parabola through both objectives and the slope has its minimum at this share of the step.
+                share = slope / (2 * (slope - gained))
+                nearer, better = tried(share * step_P)
+                if better > gained:
+                    step_P, model, gained = share * step_P, nearer, better
+            easier = damping / STRONGER
+            damping = easier if easier >= FIRST_DAMPING / STRONGER else 0.0
+            return Accepted(model, posterior.vector_P + step_P, damping, slope / 2, gained)
+        damping = max(FIRST_DAMPING, STRONGER * damping)
+    return None
 
 
-@dataclass(frozen=True)
-class _Model:
-    """The loss near a place, as a quadratic.
-
-    Attributes:
-        noise: From a damping to what its step would promise if the gradient were nothing but noise.
-        step: From a damping and its noise to the step.
-        curved: From a step d to d^T C d, with the curvature C.
-    """
-
-    loss: float
-    gradient_P: Tensor
-    noise: Callable[[float], float]
-    step: Callable[[float, float], Tensor]
-    curved: Callable[[Tensor], Tensor]
+def traces(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """Return the trace of the product of two symmetric matrices, given in blocks."""
+    return sum((one * other).sum().item() for one, other in zip(left, right, strict=True))
 
 
-def measured(problem: Problem, vector_P: Tensor, samples: Batch) -> tuple[float, float]:
-    """The mean loss at a vector, and the variation of the outputs: no more than one batch of them is kept."""
-    total, labelled, spread = 0.0, 0, Spread()
-    for batch, outputs in problem.outputs_by_batch(vector_P, samples):
-        found = problem.scores(outputs, batch.target)
-        total += found.loss_B.sum().item()
-        labelled += int(found.labelled_B.sum())
-        spread.add(predictions(problem.loss, outputs))
-    return total / labelled, spread.variation
-
-
-class Spread:
-    """The standard deviation of each output over the samples, from one batch after another."""
-
-    def __init__(self) -> None:
-        self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())
-
-    def add(self, outputs: Tensor) -> None:
-        """The outputs of a batch, (B, ...)."""
-        wide = outputs.double().cpu()
-        self.count += len(wide)
-        self.sum, self.squares = self.sum + wide.sum(0), self.squares + wide.square().sum(0)
-
-    @property
-    def variation(self) -> float:
-        """How much the outputs depend on the sample: their standard deviation over the samples, mean over outputs."""
-        mean = self.sum / self.count
-        return (self.squares / self.count - mean.square()).clamp(min=0).sqrt().mean().item()
-
-
-def variation(outputs: Tensor) -> float:
-    """How much outputs (N, ...) depend on the sample: their standard deviation over the samples, mean over outputs."""
-    spread = Spread()
-    spread.add(outputs)
-    return spread.variation
-
-
-def perfect_variation(outputs: Tensor, targets: Any) -> float:
-    """The variation of outputs that are the targets: classes, or probabilities or values of the outputs' shape.
-
-    Args:
-        outputs: of a few samples, for their shape.
-    """
-    values = targets.is_floating_point() or targets.shape[1:] == outputs.shape[1:]
-    return variation(targets if values else one_hot(outputs, targets))
-
-
-def collapsed(now: float, before: float) -> bool:
-    """Whether outputs of this variation have lost that of the network which they come from; NaN counts as lost."""
-    return not now >= SMALLEST_SHARE * before or not torch.tensor(now).isfinite()
+def inverse(matrix_SQQ: Tensor) -> Tensor:
+    """Return the inverse of positive semidefinite matrices, or the pseudoinverse with their diagonal scaled to ones."""
+    diagonal_SQ = matrix_SQQ.diagonal(dim1=1, dim2=2)
+    root_SQ = torch.where(diagonal_SQ > 0, diagonal_SQ.clamp(min=torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
+    outer_SQQ = root_SQ.unsqueeze(2) * root_SQ.unsqueeze(1)
+    factor_SQQ, failed_S = torch.linalg.cholesky_ex(matrix_SQQ * outer_SQQ)
+    if failed_S.any():
+        scaled_SQQ: Tensor = torch.linalg.pinv(matrix_SQQ * outer_SQQ, rtol=1e-12, hermitian=True)
+    else:
+        scaled_SQQ = torch.cholesky_inverse(factor_SQQ)
+    return scaled_SQQ * outer_SQQ

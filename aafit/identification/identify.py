@@ -1,10 +1,8 @@
 """Identify the adaptive activations of a network by Gauss-Newton, with everything else frozen.
 
-The map: images in two parts, one to fit and one held out -> the frozen prefix, once -> a steepness that can move ->
-where a base network is given and the start is far from it, layer by layer -> all together, in damped steps on a growing
-sample, until a step is worth less than the noise of the images -> standard errors.
-
-The phases of an identification: each takes one of its states to the next.
+In order: slopes that are trainable; if a base network is given and the start is far from it, layer by layer; then all
+parameters together, in damped steps on loss plus prior, on 500 samples first and on all of them in the end; the gain;
+standard errors. Read `Identifier.advance` and `_joint` first.
 """
 
 import logging
@@ -16,27 +14,30 @@ from functools import cached_property
 from math import isfinite
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError, check_count, check_name
 from aafit.identification.coordinates import Coordinates
+from aafit.identification.elements import calls_of, input_elements
 from aafit.identification.gauss_newton import (
     DENSE,
-    LEAST,
-    LEAST_GAIN,
-    Descent,
-    Spread,
-    collapsed,
-    measured,
-    perfect_variation,
+    Model,
+    Posterior,
+    curvature_at,
+    descend,
+    dispersion_of,
+    first_dispersion,
+    model_at,
 )
 from aafit.identification.layerwise import match_layers
-from aafit.identification.problem import Problem
-from aafit.identification.result import HEADER, Identification, State, Step
+from aafit.identification.prior import WEIGHTS, Prior, Strength, input_range, original_activations, set_indices
+from aafit.identification.problem import Problem, probes_for
+from aafit.identification.result import HEADER, Gain, Identification, State, Step
 from aafit.identification.samples import Samples, prepare
-from aafit.identification.steepness import logits_changed, smoothest
-from aafit.identification.uncertainty import uncertainty_at
-from aafit.networks.adaptive import train_only_activations
+from aafit.identification.slope import outputs_changed, smoothest
+from aafit.identification.uncertainty import Uncertainty, uncertainty
+from aafit.networks.adaptive import adaptive_activations, train_only_activations
 from aafit.networks.batches import Batch, Output
 from aafit.networks.running import own_modes
 from aafit.networks.surgery import with_matching_modules
@@ -44,241 +45,27 @@ from aafit.training.distance import Distance
 from aafit.training.losses import LossLike, as_loss, predictions
 from aafit.training.predictor import Predictor, unwrapped
 
-log = logging.getLogger(__name__)
-
-FEW = 256  # samples are enough to match a layer, or to find what a steepness changes
-MOST_NUMBERS = 1 << 20  # of outputs of these few samples: of long sequences and large maps there are fewer
-LEAST_FEW = 8
-ENOUGH_NUMBERS = 1 << 18  # of outputs, to find what a steepness changes
-FIRST_SAMPLE = 500
-LEFT = 0.05  # of the loss that is left: a step that promises less brings the base's outputs hardly nearer
-FIRST_DAMPING = 1e-3
-UNDAMPED = 1e-2  # below it a step goes nearly as far as the curvature says
-
-
-@dataclass(frozen=True)
-class Identifier:
-    """One identification. The fields are the arguments of `identify`, or made from them."""
-
-    net: nn.Module
-    base: Predictor | None
-    target: str
-    samples: Samples
-    problem: Problem
-    steps: int
-    columns: int | None
-    ridge: float
-    budget: float
-    seed: int
-    errors: bool
-
-    def start(self, began: float) -> State:
-        """The state before any step."""
-        vector_P = self.problem.coordinates.read()
-        few = self._few
-        heldout_loss, depends = self._heldout(vector_P)
-        if self.base is not None:
-            # The base's outputs depend on the images as they should, those of a far start perhaps no longer.
-            spread = Spread()
-            for _, outputs in self.base.over(self._raw_few):
-                spread.add(predictions(self.problem.loss, outputs))
-            depends = spread.variation
-        if not self.problem.loss.whole:
-            outputs = self.problem.outputs(vector_P, few.part(0, 2))
-            depends = max(depends, LEAST * perfect_variation(outputs, self.samples.heldout.target))
-        loss, _ = measured(self.problem, vector_P, few)
-        step = Step(0, "start", len(few), loss, heldout_loss, seconds=time.perf_counter() - began)
-        log.info("%s\n%s", HEADER, step)
-        return State("steepness", vector_P, vector_P, depends, FIRST_DAMPING, FIRST_SAMPLE, (step,))
-
-    def advance(self, state: State) -> State:
-        """One step of the state's phase."""
-        began = time.perf_counter()
-        phases = {"steepness": self._steepness, "layers": self._layers, "joint": self._joint}
-        further = phases[state.phase](state)
-        last = replace(further.steps[-1], seconds=state.steps[-1].seconds + time.perf_counter() - began)
-        further = replace(further, steps=(*further.steps[:-1], last))
-        if len(further.steps) > len(state.steps):
-            log.info("%s", last)
-        for message in further.messages[len(state.messages) :]:
-            log.info("%s", message)
-        return further
-
-    def result(self, state: State) -> Identification:
-        """The result at the end."""
-        coordinates = self.problem.coordinates
-        errors = None
-        if self.errors and len(coordinates) <= DENSE and self.target != "activations":
-            exact = self.columns is None
-            errors = uncertainty_at(self.problem, state.vector_P, self.samples.fitted, self.ridge, exact, self.seed)
-        return Identification(
-            state=state,
-            names=tuple(coordinates.names),
-            start=tuple(coordinates.values(state.start_P).tolist()),
-            values=tuple(coordinates.values(state.vector_P).tolist()),
-            uncertainty=errors,
-            images=len(self.samples.fitted),
-            heldout_images=len(self.samples.heldout),
-            memory=self.samples.memory,
-            collapsed=collapsed(self._heldout(state.vector_P)[1], state.variation),
-        )
-
-    def _steepness(self, state: State) -> State:
-        """Lower a steepness that cannot move, as far as the outputs stay what they are."""
-        following = replace(state, phase="layers")
-        if not self.budget:
-            return following
-        few, coordinates = self.samples.fitted.part(0, self._count_of(ENOUGH_NUMBERS)), self.problem.coordinates
-
-        def outputs(vector_P: Tensor) -> Tensor:
-            return self.problem.outputs(vector_P, few)
-
-        vector_P, ceiling = smoothest(coordinates, state.vector_P, outputs, self.budget, logits_changed)
-        if ceiling is None:
-            return following
-        message = (
-            f"steepness: lowered to at most {ceiling:.4g}, where it can move; the outputs change by "
-            f"{logits_changed(outputs(state.vector_P), outputs(vector_P)):.2%} of their standard deviation"
-        )
-        return self._moved(following, "steepness", vector_P, len(few), message)
-
-    def _layers(self, state: State) -> State:
-        """Match the activations of a far start to the base network's, layer by layer."""
-        after = replace(state, phase="done" if self.target == "activations" else "joint")
-        if self.base is None or not (self.target == "activations" or self._is_far(state)):
-            return after
-        raw = list(self.base.batches(self._raw_few))
-        tried = []
-        for inputs_of_base in (False, True):
-            self.problem.coordinates.write(state.vector_P)
-            matched = tuple(match_layers(self.net, self.base.net, raw, self.seed, inputs_of_base))
-            vector_P = self.problem.coordinates.read()
-            heldout_loss, depends = self._heldout(vector_P)
-            flat = collapsed(depends, state.variation)
-            tried.append((flat or not isfinite(heldout_loss), heldout_loss, flat, vector_P, matched))
-        _, heldout_loss, flat, vector_P, matched = min(tried, key=lambda one: one[:2])
-        worse = heldout_loss >= state.steps[-1].heldout_loss or flat
-        if self.target != "activations" and worse:
-            return replace(after, messages=(*state.messages, "layers: matching them did not bring the start nearer"))
-        worst = max(matched, key=lambda row: row.after)
-        why = "" if self.target == "activations" else "the start is far from the base network, so "
-        message = (
-            f"layers: {why}each activation was matched to the base's "
-            f"{'on the inputs that it has there' if matched is tried[1][-1] else 'from the input on'}; "
-            f"what is left is at most {worst.after:.2%} of a layer's standard deviation ({worst.path})"
-        )
-        return self._moved(replace(after, matched=matched), "layers", vector_P, len(self._raw_few), message)
-
-    def _joint(self, state: State) -> State:
-        """One damped step of all parameters together, or a larger sample for the next search."""
-        if not isfinite(state.steps[-1].heldout_loss):
-            raise UserError(
-                "The loss of the network is not finite: start from other values of the activations, or give the "
-                "network that it was made from as base=, so that they can be matched to it."
-            )
-        done = sum(step.phase == "joint" for step in state.steps)
-        if done >= self.steps:
-            return self._best(state, f"stopped after {done} steps, as asked for")
-        descent = Descent(self.problem, self.samples.heldout, self.columns, self.ridge, state.start_P, state.variation)
-        images = min(state.images, len(self.samples.fitted))
-        sample = self.samples.fitted.part(0, images)
-        outcome = descent.step(
-            state.vector_P, sample, state.damping, state.steps[-1].heldout_loss, self.seed + len(state.steps)
-        )
-        # The squared distance from the base's outputs has hardly any noise, but what the activations cannot be stays.
-        distance = self.target == "logits" and self.problem.loss.is_squared_error
-        left = distance and outcome.damping < UNDAMPED and outcome.predicted < LEFT * outcome.loss
-        larger = 2 * images if outcome.predicted < outcome.noise or not outcome.moved else images
-        if left:
-            larger = len(self.samples.fitted)
-        messages = state.messages
-        if outcome.collapsed:
-            messages = (*messages, "joint: refused a step whose outputs hardly depended on the images any more")
-        whole = images == len(self.samples.fitted)
-        if not outcome.moved:
-            state = replace(state, messages=messages, images=larger, damping=FIRST_DAMPING)
-            if not whole:
-                return state
-            kept = "kept its promise, with a loss on the held-out images that is no higher"
-            why = kept if outcome.promised else "promised enough"
-            return self._best(state, *([] if done else [f"joint: no step was kept, since none {why}"]))
-        step = Step(
-            len(state.steps),
-            "joint",
-            images,
-            outcome.loss,
-            outcome.heldout_loss,
-            outcome.damping,
-            outcome.predicted,
-            outcome.gained,
-        )
-        state = replace(
-            state,
-            vector_P=outcome.vector_P,
-            damping=outcome.damping,
-            images=larger,
-            steps=(*state.steps, step),
-            messages=messages,
-        )
-        # Undamped steps converge quadratically: after one that was worth less than the noise the next is worth nothing.
-        settled = outcome.damping < UNDAMPED and outcome.predicted < outcome.noise
-        # Damped ones may creep on for ever.
-        settled = settled or outcome.predicted < LEAST_GAIN * abs(outcome.loss)
-        return self._best(state) if whole and (left or settled) else state
-
-    def _best(self, state: State, *messages: str) -> State:
-        """The end: the present place, or the start where that does better on the held-out images."""
-        state = replace(state, phase="done", messages=(*state.messages, *messages))
-        # Not "<=": the loss at the start may not be a number.
-        if not state.steps[-1].heldout_loss > state.steps[0].heldout_loss:
-            return state
-        message = "nothing did better on the held-out images: back to the start"
-        return self._moved(state, "start", state.start_P, state.steps[0].images, message)
-
-    def _moved(self, state: State, phase: str, vector_P: Tensor, images: int, message: str) -> State:
-        loss, _ = measured(self.problem, vector_P, self.samples.fitted.part(0, images))
-        step = Step(len(state.steps), phase, images, loss, self._heldout(vector_P)[0])
-        return replace(
-            state,
-            vector_P=vector_P,
-            steps=(*state.steps, step),
-            messages=(*state.messages, message),
-        )
-
-    def _is_far(self, state: State) -> bool:
-        """Whether the loss or the outputs of the first samples are far from the base network's."""
-        assert self.base is not None
-        distance = Distance()
-        outputs = self.problem.outputs_by_batch(state.vector_P, self._few)
-        for (batch, y), (_, of_base) in zip(outputs, self.base.over(self._raw_few), strict=True):
-            distance.add(of_base, y)
-            distance.add_losses(*(self.problem.scores(each, batch.target) for each in (of_base, y)))
-        return distance.is_far
-
-    @cached_property
-    def _outputs_each(self) -> int:
-        outputs = self.problem.outputs(self.problem.coordinates.read(), self.samples.fitted.part(0, 1))
-        return max(1, outputs.numel())
-
-    def _count_of(self, numbers: int) -> int:
-        """How many samples have so many outputs: FEW at most, and LEAST_FEW in any case."""
-        return max(LEAST_FEW, min(FEW, numbers // self._outputs_each))
-
-    @property
-    def _few(self) -> Batch:
-        return self.samples.fitted.part(0, self._count_of(MOST_NUMBERS))
-
-    @property
-    def _raw_few(self) -> Batch:
-        return self.samples.raw.part(0, self._count_of(MOST_NUMBERS))
-
-    def _heldout(self, vector_P: Tensor) -> tuple[float, float]:
-        return measured(self.problem, vector_P, self.samples.heldout)
-
-
 TARGETS = ("labels", "logits", "activations")
 CURVATURES = ("exact", "sampled")
-ENOUGH = 2  # images for each parameter: with fewer the labels' noise is fitted, too
+FEW = 256  # samples suffice to match a layer, or to find what a slope changes
+MOST_OUTPUTS = 1 << 20  # of these samples together: of long sequences and large maps there are fewer
+LEAST_FEW = 8
+OUTPUTS_FOR_SLOPES = 1 << 18
+FIRST_SAMPLE = 500
+LARGER = 8  # times the sample, once the parameters are as good as it allows
+PROBES = 2  # random probes of the curvature on a part of the samples
+TRUSTED = 0.5  # of the predicted decrease: a step that achieves less needs a new curvature
+CURVATURE_SAMPLES = 4000  # at most, for a curvature
+SETTLED = 0.05  # Newton decrement of the log-posterior at which the search ends: a third of a standard error
+SHARE_OF_NOISE = 0.02  # the same for each effective parameter
+SHARE_OF_PART = 0.25  # and at which a part of the samples is exhausted
+NOT_NOISY = 0.01  # of the remaining loss, if the targets are the base network's
+STEADY = 0.02  # relative change of the effective number of parameters
+UPDATES = 5  # of the prior's strength at one vector
+COLLAPSED = 0.05  # of the standard deviation of the outputs over the samples
+MOST_ROUNDS = 8  # vectors at which it is updated on one sample
+
+logger = logging.getLogger(__name__)
 
 
 def identify(
@@ -289,10 +76,10 @@ def identify(
     target: str = "labels",
     output: Output | None = None,
     loss: LossLike | None = None,
+    prior: float | str | None = "auto",
     steps: int = 30,
-    heldout: float = 0.2,
+    heldout: float | None = None,
     curvature: str = "sampled",
-    ridge: float = 0.0,
     budget: float = 0.005,
     memory: int = 2 << 30,
     batch_size: int | None = None,
@@ -302,55 +89,69 @@ def identify(
     state: State | None = None,
     after_step: Callable[[State], None] | None = None,
 ) -> Identification:
-    """Identify the adaptive activations of `net`, in place, from a few thousand images, in a few steps.
+    """Identify the adaptive activations of `net`, in place, from a few hundred or thousand samples.
 
-    Minimises the mean loss over the images by its adaptive parameters alone, in evaluation mode, by Gauss-Newton with
-    Levenberg-Marquardt damping: with J the Jacobian of the outputs and H the Hessian of the loss by the outputs, a step
-    d solves (J^T H J + damping diag(J^T H J)) d = -gradient. Take images that the network was not trained on, or
-    augmented ones: it has memorised the others. The result depends on the arguments alone, and on nothing drawn
-    elsewhere.
+    Minimizes, in evaluation mode and with all other parameters frozen, the mean loss over the samples plus a prior,
+
+        n / dispersion * loss(t) + (t - m)^T A (t - m) / 2,
+
+    by damped Gauss-Newton steps. The prior keeps an activation near the original function where the samples do not
+    determine it; see `Prior`. Take samples that the network was not trained on, or augmented ones, since it fits its
+    training samples too well. The result depends on the arguments only. It is never worse than the start, as far as
+    a leave-one-out estimate of the loss tells: otherwise it is the start.
 
     Args:
         net: a network with adaptive activations.
-        batches: of samples, gone through once: (inputs, labels), dictionaries with "labels", or what a tokenizer gives,
-            see `aafit.networks.batches.as_batch`; of sequences all of one length.
-        base: the network that `net` was made from. With it a start that is far from it is first brought near, layer by
-            layer from the input on, which needs no labels.
+        batches: samples, iterated once: (inputs, labels), dictionaries with "labels", or the output of a tokenizer,
+            see `aafit.networks.batches.as_batch`; sequences must have one length.
+        base: the network that `net` was made from. The prior's mean is then its activations, as near as the family
+            can represent them, and a poor initialization is first matched to it layer by layer, without labels.
         target: "labels"; "logits" (the outputs of `base`, whatever they are, without labels); "activations" (those of
-            `base`, layer by layer, and nothing after that).
-        output: from what the network returns to its outputs, as `lambda out: out.last_hidden_state`: (B, K), (B, T, K)
-            or (B, C, H, W).
+            `base`, layer by layer, without joint steps).
+        output: selects the output tensor of what the network returns, such as `lambda out: out.last_hidden_state`:
+            (B, K), (B, T, K) or (B, C, H, W).
         loss: CROSS_ENTROPY, SQUARED_ERROR, their names, one made by `loss_with_hessian`, or a function of outputs and
-            target that gives a number for each sample. By default the cross-entropy; where the target is the base's and
-            the batches have no classes as labels, the squared error. A sample's loss is the mean over its positions;
-            labels of -100 do not count.
-        steps: joint steps at most.
-        heldout: share of the images held out: no step is kept that does worse on them.
-        curvature: "exact", with a backward pass for each output, or "sampled": right on average, with one.
-        ridge: weight of half the squared distance from the start, in the coordinates of the steps.
-        budget: how much a steepness that cannot move may be lowered, see `smooth_start`; 0 leaves it.
-        memory: bytes that the images and the outputs of the frozen prefix may take.
-        batch_size: samples at once; by default as many as the largest of the batches has, at most 128.
+            target that returns a number for each sample. Default: cross-entropy; squared error if the targets are the
+            base network's outputs and the batches have no class labels. Positions with the label -100 do not count.
+        prior: "auto" (its weight is selected by the leave-one-out estimate of the loss), a weight (a change of an
+            activation by its standard deviation counts as much as that many samples; 1 is weak), or None for none.
+        steps: maximum number of joint steps.
+        heldout: share of the samples held out. They judge the result once, and decide nothing unless it is clearly
+            worse there. Default: 0.2, and none of fewer than 500 samples.
+        curvature: "exact", with one backward pass for each output, or "sampled", with a single one: exact in
+            expectation. Up to 1,000 samples with up to 16 outputs it is always exact.
+        budget: how much the outputs may change when slopes are lowered, see `smooth_start`; 0 leaves the slopes.
+        memory: bytes that the samples and the outputs of the frozen prefix may take.
+        batch_size: samples of a forward pass; by default as many as the largest of the batches has, at most 128.
         precision: of the forward passes, as for `tune`.
-        seed: of the order of the images and the random columns.
-        errors: whether to find the standard errors, which takes two evaluations of the images for each parameter, on
-            large networks longer than the search.
-        state: where an earlier call was, given by its `after_step`; all other arguments must be as they were then.
+        seed: of the order of the samples and of the random probes.
+        errors: whether to compute standard errors: one exact curvature of up to 4,000 samples.
+        state: to resume from, as `after_step` received it; all other arguments must be the same.
         after_step: called with the state after each step.
 
+    Returns:
+        The steps, the gain, the parameters and their standard errors.
+
     Raises:
-        UserError: nothing to identify, a scripted network, no images or fewer than 4 held out, images that are not
-            finite or that the network refuses, labels that do not fit its outputs, an unknown word, a loss without a
-            Hessian, a target that needs a base where there is none.
+        UserError: nothing to identify, a scripted network, no samples or too few held out, samples that are not finite
+            or that the network refuses, labels that do not fit its outputs, an unknown word, a loss without a
+            Hessian, a target that needs a base network where there is none, or a prior weight that is not above 0.
 
     Warns:
-        UserWarning: there are fewer than two samples to fit on for each parameter.
+        UserWarning: `prior=None`, and fewer than two samples for each parameter.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), aafit.AHAF.like("SiLU"), torch.nn.Linear(8, 3))
+        >>> found = aafit.identify(net, [(torch.randn(200, 4), torch.randint(3, (200,)))])
+        >>> found.names
+        ('1.gamma', '1.beta')
     """
     check_name("target", target, TARGETS)
     check_name("curvature", curvature, CURVATURES)
     check_count("number of steps", steps, least=0)
     if batch_size is not None:
         check_count("batch size", batch_size)
+    _check_prior(prior)
     if loss is not None:
         loss = as_loss(loss)
     if base is None and target != "labels":
@@ -369,15 +170,17 @@ def identify(
         of_base = None if base is None else predictor.of(base)  # with the batch size of the samples
         problem = Problem(samples.predictor, coordinates, samples.loss)
         problem.check(samples.fitted)
-        problem.check(samples.heldout)
-        if target == "labels" and len(samples.fitted) < ENOUGH * len(coordinates):
+        if len(samples.heldout):
+            problem.check(samples.heldout)
+        if prior is None and target == "labels" and len(samples.fitted) < 2 * len(coordinates):
             warnings.warn(
-                f"{len(coordinates)} parameters are identified from {len(samples.fitted)} images, which can fit their "
-                f"noise: give at least {ENOUGH} images for each parameter, or share the parameters.",
+                f"{len(coordinates)} parameters are identified from {len(samples.fitted)} samples without a prior, and "
+                'may fit their noise: give more samples, or prior="auto".',
                 stacklevel=2,
             )
-        columns = None if curvature == "exact" else 1
-        identifier = Identifier(net, of_base, target, samples, problem, steps, columns, ridge, budget, seed, errors)
+        identifier = Identifier(
+            net, of_base, target, samples, problem, prior, steps, curvature == "exact", budget, seed, errors
+        )
         if state is None:
             state = identifier.start(began)
         while True:
@@ -387,3 +190,384 @@ def identify(
             if state.phase == "done":
                 return identifier.result(state)
             state = identifier.advance(state)
+
+
+def _check_prior(prior: float | str | None) -> None:
+    if isinstance(prior, str):
+        check_name("prior", prior, ("auto",))
+    elif prior is not None and not (not isinstance(prior, bool) and isfinite(prior) and prior > 0):
+        raise UserError(
+            f'The weight of the prior must be a number above 0, "auto", or None for no prior; got {prior!r}.'
+        )
+
+
+@dataclass(frozen=True)
+class Identifier:
+    """One identification. The fields are the arguments of `identify`, or made from them."""
+
+    net: nn.Module
+    base: Predictor | None
+    target: str
+    samples: Samples
+    problem: Problem
+    prior: float | str | None
+    steps: int
+    exact: bool
+    budget: float
+    seed: int
+    errors: bool
+
+    def start(self, began: float) -> State:
+        """Return the state before any step."""
+        vector_P = self.problem.coordinates.read()
+        step = self._step((), "start", vector_P, self._few, heldout=True)
+        step = replace(step, seconds=time.perf_counter() - began)
+        logger.info("%s\n%s", HEADER, step)
+        return State("slope", vector_P, vector_P, vector_P, min(FIRST_SAMPLE, len(self.samples.fitted)), (step,))
+
+    def advance(self, state: State) -> State:
+        """Return the state after one step of its phase."""
+        began = time.perf_counter()
+        phases = {"slope": self._slope, "layers": self._layers, "joint": self._joint}
+        further = phases[state.phase](state)
+        last = replace(further.steps[-1], seconds=state.steps[-1].seconds + time.perf_counter() - began)
+        further = replace(further, steps=(*further.steps[:-1], last))
+        if len(further.steps) > len(state.steps):
+            logger.info("%s", last)
+        for message in (*further.messages[len(state.messages) :], *further.gains[len(state.gains) :]):
+            logger.info("%s", message)
+        return further
+
+    def result(self, state: State) -> Identification:
+        """Return the result at the end."""
+        coordinates = self.problem.coordinates
+        errors = None
+        if self.errors and len(coordinates) <= DENSE and state.dispersion:
+            errors = self._uncertainty(state)
+        return Identification(
+            state=state,
+            names=tuple(coordinates.names),
+            start=tuple(coordinates.values(state.start_P).tolist()),
+            values=tuple(coordinates.values(state.vector_P).tolist()),
+            uncertainty=errors,
+            ranges={path: input_range(inputs_E) for path, inputs_E in self._inputs(self.net).items()},
+            samples=len(self.samples.fitted),
+            heldout_samples=len(self.samples.heldout),
+            memory=self.samples.memory,
+        )
+
+    def _slope(self, state: State) -> State:
+        """Lower slopes that are not trainable, as far as the outputs stay nearly the same."""
+        following = replace(state, phase="layers")
+        if not self.budget:
+            return following
+        few, coordinates = self.samples.fitted.part(0, self._count_of(OUTPUTS_FOR_SLOPES)), self.problem.coordinates
+
+        def outputs(vector_P: Tensor) -> Tensor:
+            return self.problem.outputs(vector_P, few)
+
+        vector_P, largest = smoothest(coordinates, state.vector_P, outputs, self.budget)
+        if largest is None:
+            return following
+        message = (
+            f"slope: lowered to at most {largest:.4g}, where it is trainable; the outputs change by "
+            f"{outputs_changed(outputs(state.vector_P), outputs(vector_P)):.2%} of their standard deviation"
+        )
+        return self._moved(replace(following, mean_P=vector_P), "slope", vector_P, few, message)
+
+    def _layers(self, state: State) -> State:
+        """Set the prior's mean to the original activations; match a start that is far from the base network to it."""
+        only = self.target == "activations"
+        after = replace(state, phase="done" if only else "joint")
+        if self.base is None:
+            return after
+        inputs = self._inputs(self.base.net)
+        mean_P = original_activations(self.net, self.base.net, self.problem.coordinates, state.vector_P, inputs)
+        after = replace(after, mean_P=mean_P)
+        if not only and not self._is_far(state):
+            return after
+        coordinates, raw = self.problem.coordinates, list(self.base.batches(self._raw_few))
+        prior = Prior(self.net, coordinates, mean_P, inputs)
+        tried: list[tuple[float, Tensor, tuple[Any, ...]]] = []
+        for inputs_of_base in (False, True):
+            matched = tuple(match_layers(self.net, self.base.net, raw, prior, self.seed, inputs_of_base))
+            found_P = coordinates.read()
+            tried.append((self._loss(found_P, self._few), found_P, matched))
+        loss, vector_P, matched = min(tried, key=lambda one: one[0] if isfinite(one[0]) else float("inf"))
+        if not only and not loss < state.steps[-1].loss:
+            return replace(after, messages=(*state.messages, "layers: matching them did not improve the start"))
+        worst = max(matched, key=lambda row: row.after)
+        why = "" if only else "the start is far from the base network, so "
+        message = (
+            f"layers: {why}each activation was matched to the base's "
+            f"{'on the inputs that it has there' if vector_P is tried[1][1] else 'from the input on'}; "
+            f"the error left is at most {worst.after:.2%} of a layer's standard deviation ({worst.path})"
+        )
+        return self._moved(replace(after, matched=matched), "layers", vector_P, self._few, message)
+
+    def _joint(self, state: State) -> State:
+        """Take one damped step of all parameters, turn to a larger sample, select the prior's weight, or end."""
+        if not isfinite(state.steps[-1].loss):
+            raise UserError(
+                "The loss of the network is not finite: start from other values of the activations, or give the "
+                "network that it was made from as base=, so that they can be matched to it."
+            )
+        prior, n = self._prior(state.mean_P), len(self.samples.fitted)
+        whole = state.samples == n
+        # On a part of the samples the curvature is cheap, and follows every step.
+        curved_P = state.vector_P if state.curved_P is None or not whole else state.curved_P
+        state = replace(state, curved_P=curved_P)
+        model = self._model(state.vector_P, state.samples, curved_P)
+        state, posterior = self._adapted(state, prior, model)
+        decrement = posterior.decrement() * state.samples / state.dispersion
+        done = sum(step.phase == "joint" for step in state.steps) >= self.steps
+        accepted = None
+        if not done and decrement >= self._enough(posterior, whole):
+
+            def evaluate(vector_P: Tensor) -> Model:
+                return self._model(vector_P, state.samples, curved_P)
+
+            fresh = torch.equal(curved_P, state.vector_P)
+            accepted = descend(posterior, evaluate, state.damping, *([] if fresh else [state.damping]))
+            if accepted is None and not fresh:
+                return replace(state, curved_P=None)
+        if accepted is not None:
+            step = Step(
+                len(state.steps),
+                "joint",
+                state.samples,
+                accepted.model.loss,
+                None,
+                accepted.damping,
+                accepted.predicted,
+                accepted.gained,
+            )
+            poor = accepted.gained < TRUSTED * accepted.predicted or len(self._groups) > 1
+            return replace(
+                state,
+                vector_P=accepted.vector_P,
+                curved_P=None if poor else state.curved_P,
+                damping=accepted.damping,
+                steps=(*state.steps, step),
+            )
+        if done:
+            state = replace(state, messages=(*state.messages, f"joint: stopped after {self.steps} steps"))
+        elif not whole:
+            larger = LARGER * state.samples
+            return replace(state, samples=n if 1.5 * larger > n else larger, rounds=0, damping=0.0, curved_P=None)
+        elif self.prior == "auto" and state.lightest_P is None:
+            weight = self._weight(model, state)
+            state = replace(state, lightest_P=state.vector_P)
+            if weight != state.strength.weight:
+                message = f"joint: the prior weighs {weight:g} samples, by the leave-one-out estimate of the loss"
+                strength = replace(state.strength, weight=weight)
+                return replace(state, strength=strength, rounds=0, damping=0.0, messages=(*state.messages, message))
+        return self._judged(state, posterior)
+
+    def _adapted(self, state: State, prior: Prior, model: Model) -> tuple[State, Posterior]:
+        """Return the state with dispersion and smoothness updated at its vector, and the posterior there."""
+        strength, dispersion = state.strength, state.dispersion
+        if not dispersion:
+            strength, dispersion = prior.first(self.prior), first_dispersion(model)
+        likelihood = self.target == "labels" and self.problem.loss.is_cross_entropy
+        posterior = self._posterior(state, model, strength, dispersion)
+        for _ in range(UPDATES if state.rounds < MOST_ROUNDS else 0):
+            dispersion = dispersion_of(posterior, prior, strength, likelihood)
+            if state.rounds:  # not where it began: nothing has changed there
+                strength = prior.smoother(strength, state.vector_P, posterior.covariances())
+            before, posterior = posterior.effective, self._posterior(state, model, strength, dispersion)
+            if abs(posterior.effective - before) < STEADY * before:
+                break
+        return replace(state, strength=strength, dispersion=dispersion, rounds=state.rounds + 1), posterior
+
+    def _enough(self, posterior: Posterior, whole: bool) -> float:
+        """Return the Newton decrement of the log-posterior below which a sample is exhausted."""
+        if self.target == "logits":
+            return NOT_NOISY * posterior.model.samples
+        return max(SETTLED, (SHARE_OF_NOISE if whole else SHARE_OF_PART) * posterior.effective)
+
+    def _weight(self, model: Model, state: State) -> float:
+        """Return the prior's weight with the least leave-one-out estimate of the loss.
+
+        The estimate at the optimum of each weight is that of the quadratic model.
+        """
+        estimates = {}
+        for weight in WEIGHTS:
+            posterior = self._posterior(state, model, replace(state.strength, weight=weight), state.dispersion)
+            step_P = posterior.block_step()
+            estimates[weight] = (model.gradient_P @ step_P).item() + model.curved(step_P) / 2 + posterior.penalty
+        return min(estimates, key=lambda weight: estimates[weight])
+
+    def _judged(self, state: State, posterior: Posterior) -> State:
+        """Return the final state: judge the result, which is the start if it is not better than that."""
+        fitted, heldout = self.samples.fitted, self.samples.heldout
+        at_P = state.vector_P
+        before, after = (self._losses(vector_P, fitted) for vector_P in (state.start_P, at_P))
+        gains = [_gain("leave-one-out estimate", before - after, -posterior.penalty)]
+        if len(heldout):
+            before, after = (self._losses(vector_P, heldout) for vector_P in (state.start_P, at_P))
+            gains.append(_gain("held-out set", before - after))
+        state = replace(state, phase="done", lightest_P=at_P if state.lightest_P is None else state.lightest_P)
+        if self._collapsed(at_P, state.start_P):
+            message = "joint: the outputs hardly depend on the inputs any more"
+            if self.base is None:
+                message += ": give the network that this one was made from as base="
+            state = replace(state, messages=(*state.messages, message))
+        worse = [gain for gain in gains[1:] if gain.significant and gain.gain < 0]
+        if gains[0].gain > 0 and not worse:
+            step = self._step(state.steps, "end", at_P, fitted, heldout=True)
+            return replace(state, steps=(*state.steps, step), gains=tuple(gains))
+        why = (worse or gains)[0]
+        message = f"the result is no better than the start, and is the start ({why})"
+        return self._moved(state, "start", state.start_P, fitted, message, heldout=True)
+
+    def _collapsed(self, vector_P: Tensor, start_P: Tensor) -> bool:
+        """Return whether the outputs vary far less over the samples than those of the base, or of the start."""
+        before = self.problem.outputs(start_P, self._few) if self.base is None else self.base.outputs(self._raw_few)
+        spreads = [
+            predictions(self.problem.loss, outputs).double().std(0).mean().item()
+            for outputs in (before, self.problem.outputs(vector_P, self._few))
+        ]
+        return not spreads[1] >= COLLAPSED * spreads[0]
+
+    def _uncertainty(self, state: State) -> Uncertainty:
+        prior = self._prior(state.mean_P)
+        strength = replace(state.strength, weight=min(state.strength.weight, WEIGHTS[0]))
+        if not isinstance(self.prior, str):
+            strength = state.strength
+        n = len(self.samples.fitted)
+        state = replace(state, samples=n)
+        curvature = self._curvature(state.vector_P, n, self._probes)
+        model = replace(self._model(state.vector_P, n, state.vector_P), curvature=curvature)
+        posterior = self._posterior(state, model, strength, state.dispersion)
+        shift_P = state.vector_P - (state.vector_P if state.lightest_P is None else state.lightest_P)
+        return uncertainty(
+            posterior, prior, strength, state.dispersion, self.problem.coordinates, shift_P, n, self._probes
+        )
+
+    def _model(self, vector_P: Tensor, samples: int, curved_P: Tensor) -> Model:
+        """Return the quadratic model on the first samples, with the curvature at `curved_P`; remember the last one."""
+        key = (vector_P.numpy().tobytes(), samples)
+        if key not in self._models:
+            self._models.clear()
+            whole = samples == len(self.samples.fitted)
+            curvature = self._curvature(curved_P, samples, self._probes if whole else PROBES)
+            sample = self.samples.fitted.part(0, samples)
+            self._models[key] = model_at(self.problem, vector_P, sample, self._groups, curvature)
+        return self._models[key]
+
+    def _curvature(self, vector_P: Tensor, samples: int, probes: int | None) -> list[Tensor]:
+        """Return the curvature on the first samples; the last one is remembered."""
+        key = (vector_P.numpy().tobytes(), samples, probes)
+        if key not in self._curvatures:
+            self._curvatures.clear()
+            some = self.samples.fitted.part(0, min(samples, CURVATURE_SAMPLES))
+            self._curvatures[key] = curvature_at(self.problem, vector_P, some, self._groups, probes, self.seed)
+        return self._curvatures[key]
+
+    def _posterior(self, state: State, model: Model, strength: Strength, dispersion: float) -> Posterior:
+        sample, prior = self.samples.fitted.part(0, state.samples), self._prior(state.mean_P)
+        return Posterior(self.problem, sample, model, state.vector_P, prior, strength, dispersion)
+
+    def _prior(self, mean_P: Tensor) -> Prior:
+        """Return the prior with this mean; its inputs are those in the base network or, without one, at the mean."""
+        key = mean_P.numpy().tobytes()
+        if key not in self._priors:
+            coordinates = self.problem.coordinates
+            if self.base is None:
+                before_P = coordinates.read()
+                coordinates.write(mean_P)
+                inputs = self._inputs(self.net)
+                coordinates.write(before_P)
+            else:
+                inputs = self._inputs(self.base.net)
+            self._priors[key] = Prior(self.net, coordinates, mean_P, inputs)
+        return self._priors[key]
+
+    def _inputs(self, net: nn.Module) -> dict[str, Tensor]:
+        """Return inputs of the activations in a network, (E,) in float64 by path, for the first samples."""
+        raw = list(self.problem.predictor.batches(self._raw_few))
+        calls = calls_of(self.net, raw[0])
+        activations = {path: own for path, own in adaptive_activations(self.net).items() if path in calls}
+        found = input_elements(net, activations, calls, raw, self.seed)
+        return {path: own.elements_ES.flatten().double().cpu() for path, own in found.items()}
+
+    @cached_property
+    def _models(self) -> dict[Any, Model]:
+        return {}
+
+    @cached_property
+    def _priors(self) -> dict[Any, Prior]:
+        return {}
+
+    @cached_property
+    def _groups(self) -> list[Tensor]:
+        P = len(self.problem.coordinates)
+        return [torch.arange(P).unsqueeze(0)] if P <= DENSE else list(set_indices(self.net).values())
+
+    @cached_property
+    def _curvatures(self) -> dict[Any, list[Tensor]]:
+        return {}
+
+    @cached_property
+    def _probes(self) -> int | None:
+        """Random probes for the curvature on all samples; None: it is exact."""
+        if len(self._groups) > 1 and not self.exact:
+            return 1
+        return None if self.exact else probes_for(self.problem, self.problem.coordinates.read(), self.samples.fitted)
+
+    def _moved(
+        self, state: State, phase: str, vector_P: Tensor, samples: Batch, message: str, heldout: bool = False
+    ) -> State:
+        step = self._step(state.steps, phase, vector_P, samples, heldout)
+        return replace(state, vector_P=vector_P, steps=(*state.steps, step), messages=(*state.messages, message))
+
+    def _step(
+        self, steps: tuple[Step, ...], phase: str, vector_P: Tensor, samples: Batch, heldout: bool = False
+    ) -> Step:
+        judged = self._loss(vector_P, self.samples.heldout) if heldout and len(self.samples.heldout) else None
+        return Step(len(steps), phase, len(samples), self._loss(vector_P, samples), judged)
+
+    def _is_far(self, state: State) -> bool:
+        """Return whether the loss or the outputs of the first samples are far from the base network's."""
+        assert self.base is not None
+        distance = Distance()
+        outputs = self.problem.outputs_by_batch(state.vector_P, self._few)
+        for (batch, y), (_, of_base) in zip(outputs, self.base.over(self._raw_few), strict=True):
+            distance.add(of_base, y)
+            distance.add_losses(*(self.problem.scores(each, batch.target) for each in (of_base, y)))
+        return distance.is_far
+
+    def _losses(self, vector_P: Tensor, samples: Batch) -> Tensor:
+        """Return the loss of each sample, (N,), scaled so that their mean is the loss."""
+        losses, labelled = [], 0
+        for batch, outputs in self.problem.outputs_by_batch(vector_P, samples):
+            found = self.problem.scores(outputs, batch.target)
+            losses.append(found.loss_B.double().cpu())
+            labelled += int(found.labelled_B.sum())
+        return torch.cat(losses) * len(samples) / labelled
+
+    def _loss(self, vector_P: Tensor, samples: Batch) -> float:
+        return self._losses(vector_P, samples).mean().item()
+
+    @cached_property
+    def _outputs_each(self) -> int:
+        outputs = self.problem.outputs(self.problem.coordinates.read(), self.samples.fitted.part(0, 1))
+        return max(1, outputs.numel())
+
+    def _count_of(self, outputs: int) -> int:
+        """Return how many samples have that many outputs together, between LEAST_FEW and FEW."""
+        return max(LEAST_FEW, min(FEW, outputs // self._outputs_each))
+
+    @property
+    def _few(self) -> Batch:
+        return self.samples.fitted.part(0, self._count_of(MOST_OUTPUTS))
+
+    @property
+    def _raw_few(self) -> Batch:
+        return self.samples.raw.part(0, self._count_of(MOST_OUTPUTS))
+
+
+def _gain(judged_by: str, gain_N: Tensor, correction: float = 0.0) -> Gain:
+    error = (gain_N.std() / len(gain_N) ** 0.5).nan_to_num().item()
+    return Gain(judged_by, gain_N.mean().item() + correction, error, len(gain_N))

@@ -1,36 +1,47 @@
-"""What an identification went through and came to."""
+"""The result of an identification: its steps, the gain, the parameters and their standard errors."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from torch import Tensor, tensor
-from torch import float64 as torch_float64
+import torch
+from torch import Tensor, nn
 
 from aafit.identification.layerwise import Matched
+from aafit.identification.prior import Strength
 from aafit.identification.uncertainty import Uncertainty
+from aafit.networks.adaptive import adaptive_activations
+from aafit.networks.batches import as_batch
+from aafit.networks.running import watched
+from aafit.tables import fit_for_json
+from aafit.training.predictor import Predictor
+
+OUTSIDE = 0.01
+"""Share of a layer's inputs outside the identified range from which `Identification.check_inputs` warns."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where a step led. Losses are means over images.
+    """The result of a step. Losses are means over the labelled positions.
 
     Attributes:
         number: 0 is the start.
-        phase: "start", "steepness" (made able to move), "layers" (matched to the base network) or "joint".
-        images: How many of the fitted images the loss is of.
-        loss: On those images.
-        heldout_loss: On the images held out.
+        phase: "start", "slope" (lowered until it is trainable), "layers" (matched to the base network), "joint", or
+            "end", the result on all samples.
+        samples: Number of fitted samples that `loss` refers to.
+        loss: On those samples.
+        heldout_loss: On the held-out set, for the start and the result only; None otherwise.
         damping: Of the step (Levenberg-Marquardt).
-        predicted, gained: Decrease of `loss`, as the quadratic model said and as it was.
-        seconds: From the beginning.
+        predicted, gained: Decrease of the objective, as the quadratic model predicts and as measured.
+        seconds: Since the beginning.
     """
 
     number: int
     phase: str
-    images: int
+    samples: int
     loss: float
-    heldout_loss: float
+    heldout_loss: float | None = None
     damping: float | None = None
     predicted: float | None = None
     gained: float | None = None
@@ -39,84 +50,132 @@ class Step:
     def __str__(self) -> str:
         joint = self.damping is not None
         numbers = f"{self.damping:9.2g} {self.predicted:10.6f} {self.gained:10.6f}" if joint else " " * 31
+        heldout = " " * 13 if self.heldout_loss is None else f"{self.heldout_loss:13.6f}"
         return (
-            f"{self.number:4d}  {self.phase:<9} {self.images:7d} {self.loss:10.6f} {self.heldout_loss:13.6f} {numbers} "
+            f"{self.number:4d}  {self.phase:<9} {self.samples:7d} {self.loss:10.6f} {heldout} {numbers} "
             f"{self.seconds:8.1f}"
         )
 
 
 HEADER = (
-    f"{'step':>4}  {'phase':<9} {'images':>7} {'loss':>10} {'held-out loss':>13} {'damping':>9} {'predicted':>10} "
+    f"{'step':>4}  {'phase':<9} {'samples':>7} {'loss':>10} {'held-out loss':>13} {'damping':>9} {'predicted':>10} "
     f"{'gained':>10} {'seconds':>8}"
 )
 
 
 @dataclass(frozen=True)
-class State:
-    """The state of an identification between two steps: from it, it goes on with the same numbers.
+class Gain:
+    """The decrease of the loss from the start to the result, as new samples would show it.
 
     Attributes:
-        phase: What comes next: "steepness", "layers", "joint" or "done".
-        vector_P: The coordinates; `start_P` those it began with.
-        variation: How much the outputs depended on the images at first, see `collapsed`.
-        images: Size of the sample in the next joint step.
-        steps: What was done.
+        judged_by: "leave-one-out estimate" on the fitted samples, or "held-out set".
+        gain: Mean over the samples, paired.
+        error: Its standard error.
+        samples: Number of samples.
+    """
+
+    judged_by: str
+    gain: float
+    error: float
+    samples: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether the gain exceeds two standard errors in size."""
+        return abs(self.gain) > 2 * self.error
+
+    def __str__(self) -> str:
+        within = "" if self.significant else ", within noise"
+        where = f"{self.judged_by} of {self.samples} samples"
+        return f"gain in loss by the {where}: {self.gain:.3g} +- {self.error:.2g} (standard error){within}"
+
+
+NO_STRENGTH = Strength(0.0, ())
+
+
+@dataclass(frozen=True)
+class State:
+    """The state between two steps; an identification resumes from it bit-identically.
+
+    Attributes:
+        phase: What comes next: "slope", "layers", "joint" or "done".
+        vector_P: The coordinates.
+        start_P: Those at the start.
+        mean_P: Those of the prior's mean.
+        strength: Of the prior, from the joint steps on.
+        dispersion: Of the loss, from the joint steps on; 0 before.
+        damping: Of the next joint step.
+        samples: Number of samples of the next joint step.
+        rounds: Updates of the prior's strength on these samples.
+        curved_P: Where the curvature of the next step is computed; None: at `vector_P`.
+        lightest_P: The optimum under a prior of weight 1, from where its weight was raised; None before.
+        steps: All steps so far.
         matched: How well the layers were matched.
-        messages: What a user should know.
+        gains: The gain of the result; empty before the end, and where the result is the start.
+        messages: For the user.
     """
 
     phase: str
     vector_P: Tensor
     start_P: Tensor
-    variation: float
-    damping: float
-    images: int
+    mean_P: Tensor
+    samples: int
     steps: tuple[Step, ...]
+    strength: Strength = NO_STRENGTH
+    dispersion: float = 0.0
+    damping: float = 0.0
+    rounds: int = 0
+    lightest_P: Tensor | None = None
+    curved_P: Tensor | None = None
     matched: tuple[Matched, ...] = ()
+    gains: tuple[Gain, ...] = ()
     messages: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON; floats come back with the same bits."""
-        values = {name: getattr(self, name) for name in ("phase", "variation", "damping", "images", "messages")}
-        return {
-            **values,
-            "vector": self.vector_P.tolist(),
-            "start": self.start_P.tolist(),
-            "steps": [asdict(step) for step in self.steps],
-            "matched": [asdict(row) for row in self.matched],
-        }
+        """Return the content for JSON; floats keep their bits."""
+        content = {name: getattr(self, name) for name in ("phase", "samples", "dispersion", "damping", "rounds")}
+        for name in ("vector_P", "start_P", "mean_P", "lightest_P", "curved_P"):
+            vector_P = getattr(self, name)
+            content[name.removesuffix("_P")] = None if vector_P is None else vector_P.tolist()
+        for name in ("steps", "matched", "gains"):
+            content[name] = [asdict(row) for row in getattr(self, name)]
+        return {**content, "strength": asdict(self.strength), "messages": list(self.messages)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Return the state that `as_dict` made the content of."""
+        strength = content["strength"]
         return cls(
-            phase=values["phase"],
-            vector_P=_vector(values["vector"]),
-            start_P=_vector(values["start"]),
-            variation=values["variation"],
-            damping=values["damping"],
-            images=values["images"],
-            steps=tuple(Step(**step) for step in values["steps"]),
-            matched=tuple(Matched(**row) for row in values["matched"]),
-            messages=tuple(values["messages"]),
+            **{name: content[name] for name in ("phase", "samples", "dispersion", "damping", "rounds")},
+            vector_P=_vector(content["vector"]),
+            start_P=_vector(content["start"]),
+            mean_P=_vector(content["mean"]),
+            lightest_P=_vector(content["lightest"]),
+            curved_P=_vector(content["curved"]),
+            strength=Strength(strength["weight"], tuple(strength["smoothness"])),
+            steps=tuple(Step(**row) for row in content["steps"]),
+            matched=tuple(Matched(**row) for row in content["matched"]),
+            gains=tuple(Gain(**row) for row in content["gains"]),
+            messages=tuple(content["messages"]),
         )
 
 
-def _vector(values: list[float]) -> Tensor:
-    return tensor(values, dtype=torch_float64)
+def _vector(values: Any) -> Any:
+    return None if values is None else torch.tensor(values, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Identification:
-    """The result; prints as the table of its steps, what a user should know, and the identified parameters.
+    """The result of `identify`; prints as the table of its steps, messages, the gain and the identified parameters.
 
     Attributes:
-        state: Where it ended, with every step.
-        names: Of the coordinates, "act1.gamma", ...
-        start, values: The parameters, in that order.
-        uncertainty: Their standard errors; None where the parameters are too many for a matrix, or none were asked for.
-        images, heldout_images: How many were fitted on and held out.
-        collapsed: The outputs had lost what depends on the images, at the start or on every way on; nothing that had
-            done so was kept.
+        state: The last state, with all steps.
+        names: Of the parameters, "act1.gamma", ...
+        start, values: The parameters before and after, in that order.
+        uncertainty: Their standard errors; None if they are too many for a matrix, or were not asked for.
+        ranges: The range of the inputs of each activation, without the outermost 0.1% on both sides, by path.
+        samples, heldout_samples: Numbers of samples fitted and held out.
+        memory: Bytes of all tensors held.
     """
 
     state: State
@@ -124,39 +183,79 @@ class Identification:
     start: tuple[float, ...]
     values: tuple[float, ...]
     uncertainty: Uncertainty | None
-    images: int
-    heldout_images: int
+    ranges: Mapping[str, tuple[float, float]]
+    samples: int
+    heldout_samples: int
     memory: int
-    collapsed: bool = field(default=False)
 
     @property
     def steps(self) -> tuple[Step, ...]:
+        """All steps, from the start to the end."""
         return self.state.steps
 
     @property
+    def gains(self) -> tuple[Gain, ...]:
+        """The gain by the leave-one-out estimate and, if samples were held out, by them; empty at the start itself."""
+        return self.state.gains
+
+    @property
     def seconds(self) -> float:
+        """The time of all steps."""
         return self.steps[-1].seconds
 
+    def check_inputs(self, net: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
+        """Return the share of each activation's inputs outside the identified range, by path, and warn above 1%.
+
+        Outside its range an activation was not identified: its values come from the prior alone.
+
+        Args:
+            net: the identified network.
+            batches: of inputs, as for `identify`.
+
+        Warns:
+            UserWarning: more than 1% of a layer's inputs are outside.
+        """
+        outside, count = dict.fromkeys(self.ranges, 0), dict.fromkeys(self.ranges, 0)
+
+        def see(path: str, u: Tensor, y: Tensor) -> None:
+            low, high = self.ranges[path]
+            outside[path] += int(((u < low) | (u > high)).sum())
+            count[path] += u.numel()
+
+        activations = {path: own for path, own in adaptive_activations(net).items() if path in self.ranges}
+        with watched(net, activations, see):
+            for given in batches:
+                Predictor(net).forward(as_batch(given))
+        shares = {path: outside[path] / count[path] for path in activations if count[path]}
+        beyond = {path: share for path, share in shares.items() if share > OUTSIDE}
+        if beyond:
+            worst = max(beyond, key=lambda path: beyond[path])
+            low, high = self.ranges[worst]
+            warnings.warn(
+                f"{beyond[worst]:.1%} of the inputs of {worst!r} are outside [{low:.3g}, {high:.3g}], the range it was "
+                f"identified on ({len(beyond)} such layer{'s' if len(beyond) > 1 else ''}): there its values come "
+                "from the prior alone.",
+                stacklevel=2,
+            )
+        return shares
+
     def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON."""
-        return {
-            "names": list(self.names),
-            "start": list(self.start),
-            "values": list(self.values),
-            "steps": [asdict(step) for step in self.steps],
-            "matched": [asdict(row) for row in self.state.matched],
-            "messages": list(self.state.messages),
-            "uncertainty": None if self.uncertainty is None else self.uncertainty.as_dict(),
-            "images": self.images,
-            "heldout_images": self.heldout_images,
-            "memory": self.memory,
-            "collapsed": self.collapsed,
-        }
+        """Return the content for JSON."""
+        content = {name: getattr(self, name) for name in ("samples", "heldout_samples", "memory")}
+        for name in ("names", "start", "values"):
+            content[name] = list(getattr(self, name))
+        state = self.state.as_dict()
+        for name in ("steps", "matched", "gains", "messages", "strength", "dispersion"):
+            content[name] = state[name]
+        content["ranges"] = {path: list(ends) for path, ends in self.ranges.items()}
+        content["uncertainty"] = None if self.uncertainty is None else self.uncertainty.as_dict()
+        whole: dict[str, Any] = fit_for_json(content)
+        return whole
 
     def __str__(self) -> str:
-        lines = [HEADER, *map(str, self.steps), *self.state.messages]
+        heldout = f" ({self.heldout_samples} held out)" if self.heldout_samples else ""
+        lines = [HEADER, *map(str, self.steps), *self.state.messages, *map(str, self.gains)]
         lines.append(
-            f"{len(self.names)} numbers from {self.images} images ({self.heldout_images} held out), "
-            f"{self.memory / 2**20:.0f} MiB of images kept"
+            f"{len(self.names)} parameters from {self.samples} samples{heldout}, {self.memory / 2**20:.0f} MiB held"
         )
         return "\n".join(lines if self.uncertainty is None else [*lines, "", str(self.uncertainty)])

@@ -15,7 +15,9 @@ from aafit.networks.running import evaluation_mode
 from aafit.training.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, LossLike, as_loss, predictions, with_class_axis
 from aafit.training.predictor import Predictor
 
-LEAST_HELDOUT = 4  # fewer do not show how the outputs depend on the samples
+HELDOUT = 0.2  # share of the samples held out by default
+ENOUGH_TO_HOLD_OUT = 500  # samples; of fewer the leave-one-out estimate judges better
+LEAST_HELDOUT = 4
 MOST_AT_ONCE = 128  # samples of a batch, unless the caller chooses
 COMPARED = 8  # samples that are run together and in two halves
 INDEPENDENT = 0.02  # of the largest output: larger differences are no rounding, not even of bfloat16
@@ -48,7 +50,7 @@ def prepare(
     batches: Iterable[Any],
     base: Predictor | None,
     loss: LossLike | None,
-    heldout: float,
+    heldout: float | None,
     memory: int,
     seed: int,
 ) -> Samples:
@@ -59,7 +61,7 @@ def prepare(
         batches: of any form that `aafit.networks.batches.as_batch` takes.
         base: runs the network whose outputs are the targets; None: the batches have targets.
         loss: see `with_targets`.
-        heldout: share of the samples held out.
+        heldout: share of the samples held out, 0 for none; None: 0.2, and none of fewer than 500 samples.
         memory: bytes that samples, targets and outputs of the frozen prefix may take. Samples beyond are left out; a
             prefix whose outputs do not fit is computed anew for each batch.
         seed: of the random order.
@@ -67,12 +69,14 @@ def prepare(
     Raises:
         UserError: there are no samples, they are not finite, the network refuses them, or a part would be empty.
     """
-    if not 0 < heldout < 1:
-        raise UserError(f"The share of held-out samples must be between 0 and 1, such as 0.2; got {heldout}.")
+    if heldout is not None and not 0 <= heldout < 1:
+        raise UserError(f"The share of held-out samples must be at least 0 and below 1, such as 0.2; got {heldout}.")
     data = load_samples(predictor, batches, "identify from", base, memory=memory)
     data = data.at(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.device))
+    if heldout is None:
+        heldout = HELDOUT if len(data) >= ENOUGH_TO_HOLD_OUT else 0.0
     count = round(heldout * len(data))
-    if count < LEAST_HELDOUT or count == len(data):
+    if (heldout and count < LEAST_HELDOUT) or count == len(data):
         raise UserError(
             f"A share of {heldout} of {len(data)} samples leaves {count} held out and {len(data) - count} to fit. Give "
             f"more samples or another share, so that at least {LEAST_HELDOUT} are held out and one is left."
@@ -80,7 +84,8 @@ def prepare(
     kept = sum(x.nbytes for x in data.inputs())
     # The base gets the same batches as the network, with the same random numbers: the parts are divided separately.
     parts = data.part(0, count), data.part(count, len(data))
-    (held, made), (fitted, _) = (with_targets(part, base, loss) for part in parts)
+    fitted, made = with_targets(parts[1], base, loss)
+    held = with_targets(parts[0], base, loss)[0] if count else fitted.part(0, 0)
     raw = fitted.without_target()
     found = predictor.after_prefix(
         [batch for part in (held, fitted) for batch in predictor.batches(part)], memory - kept

@@ -192,7 +192,7 @@ def _shown_steps(study: Study) -> list[int]:
 def _step_names(study: Study) -> list[str]:
     steps = study.identification.steps
     return [
-        f"step {steps[index].number} ({steps[index].phase}): held-out loss {steps[index].heldout_loss:.4g}"
+        f"step {steps[index].number} ({steps[index].phase}): loss {steps[index].loss:.4g}"
         for index in _shown_steps(study)
     ]
 
@@ -201,17 +201,17 @@ def _identification(study: Study) -> dict[str, Any]:
     """Return the text and the picture of the steps."""
     found = study.identification
     shown = [found.steps[index] for index in _shown_steps(study)]
-    lines = [("start", [step.loss for step in shown]), ("tuned", [step.heldout_loss for step in shown])]
+    lines = [("tuned", [step.loss for step in shown])]
     values = [value for _, line in lines for value in line if math.isfinite(value)]
     log = bool(values) and min(values) > 0 and max(values) > 10 * min(values)
     label = "Loss after each step of the identification"
     return {
-        "text": f"{len(found.names):,} parameters, fitted to {found.images:,} samples; {found.heldout_images:,} more "
-        f"decided which steps were kept; {found.seconds:.1f} s.",
+        "text": f"{len(found.names):,} parameters, fitted to {found.samples:,} samples; {found.heldout_samples:,} "
+        f"more judged the result; {found.seconds:.1f} s.",
         "picture": line_picture([step.number for step in shown], lines, label, ("step", "loss"), log)
         if len(shown) > 1
         else None,
-        "messages": found.state.messages,
+        "messages": (*found.state.messages, *map(str, found.gains)),
     }
 
 

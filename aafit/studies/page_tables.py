@@ -92,7 +92,7 @@ def step_table(study: Study) -> PageTable:
     columns: list[Column] = [
         ("step", NUMBER, lambda step: step.number),
         ("phase", "", lambda step: step.phase),
-        ("samples", NUMBER, lambda step: step.images),
+        ("samples", NUMBER, lambda step: step.samples),
         ("loss", NUMBER, lambda step: number(step.loss)),
         ("held-out loss", NUMBER, lambda step: number(step.heldout_loss)),
         ("predicted decrease", BOTH, lambda step: number(step.predicted)),

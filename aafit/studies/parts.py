@@ -166,7 +166,7 @@ def _identified(
             trajectory.extend([unknown] * (len(now.steps) - len(trajectory) - 1))
             trajectory.append(now.vector_P.clone())
             last = now.steps[-1]
-            progress("identify", f"step {last.number} ({last.phase}): held-out loss {last.heldout_loss:.5g}")
+            progress("identify", f"step {last.number} ({last.phase}): loss {last.loss:.5g}")
         store.write("identify-state", (now, tuple(trajectory)))
 
     result = identify(

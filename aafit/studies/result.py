@@ -127,15 +127,15 @@ def _replacement_sentence(study: Study) -> str:
 
 def _tuning_sentence(study: Study) -> str:
     found, scores = study.identification, study.scores
-    count, steps, seconds = f"{len(found.names):,} parameters", found.steps[-1].number, _seconds(found.seconds)
-    if not steps:
+    count, seconds = f"{len(found.names):,} parameters", _seconds(found.seconds)
+    steps = sum(step.phase in ("layers", "joint") for step in found.steps)
+    if not steps or found.steps[-1].phase == "start":
         return (
-            f"Gauss-Newton kept no step ({seconds}): none lowered the loss by more than the noise of the "
-            f"{found.images:,} samples, so the {count} have their initial values."
+            f"Gauss-Newton found nothing better than the initial values of the {count} ({seconds}), as far as the "
+            f"{found.samples:,} samples tell; they keep these values."
         )
-    begun = (
-        f"Gauss-Newton fitted their {count} to {found.images:,} samples in {steps} step{'s' * (steps != 1)} ({seconds})"
-    )
+    taken = f"{steps} step{'s' * (steps != 1)} ({seconds})"
+    begun = f"Gauss-Newton fitted their {count} to {found.samples:,} samples in {taken}"
     tuned = scores.tuned
     if scores.accuracy_gain is not None and tuned.accuracy is not None:
         gain = scores.accuracy_gain

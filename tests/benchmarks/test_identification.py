@@ -12,20 +12,14 @@ import torch
 from click.testing import CliRunner
 from small_runs import SMALL, base_job, child_job, read_json
 
-from aafit.activations import FNeuron
 from aafit.errors import UserError
 from aafit.experiment.data.datasets import Split
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.documents import save_json
 from aafit.experiment.runs.execute import execute
-from aafit.identification import identify
-from aafit.identification.coordinates import Coordinates
-from aafit.identification.problem import Problem
 from aafit.identification.samples import prepare
-from aafit.networks.batches import Batch
-from aafit.training.losses import SQUARED_ERROR
 from aafit.training.predictor import Predictor
-from benchmarks import bootstrap, identification, layers_alone
+from benchmarks import identification, layers_alone
 from benchmarks.harness import Loss, in_markdown
 from benchmarks.workload import Halves, heldout_of, setting_of
 
@@ -150,17 +144,6 @@ def test_what_cannot_be_compared(runs: Path, tmp_path: Path, key: str, value: An
     assert says in " ".join(result.output.split())
 
 
-def test_bootstrap(runs: Path, tmp_path: Path) -> None:
-    options = ["--base", str(runs / "cpu" / "base" / "seed42"), "--refits", "3"]
-    content = tables_of(bootstrap.main, tmp_path, options)
-    (rows,) = content["tables"].values()
-    assert [row["parameter"] for row in rows] == [f"act3.weight[{index}]" for index in range(18)]
-    for row in rows:
-        assert row["bootstrap"] >= 0
-        assert row["ratio"] is None or row["ratio"] == pytest.approx(row["bootstrap"] / row["predicted"])
-    assert content["notes"][0].startswith(("Ratio of bootstrap", "No parameter"))
-
-
 def test_layers_alone(runs: Path, tmp_path: Path) -> None:
     base = str(runs / "cpu" / "base" / "seed42")
     content = tables_of(
@@ -185,28 +168,6 @@ def test_the_halves_are_those_of_an_identification(runs: Path) -> None:
     # The start is that of the suite's run, whose first row is the network before any step.
     steps = read_json(runs / "identify" / "random" / "seed42" / "identification.json")["steps"]
     assert setting.halves.on_rest(net).loss == pytest.approx(steps[0]["heldout_loss"], abs=1e-5)
-
-
-def test_a_refit_ends_at_the_optimum(runs: Path) -> None:
-    setting = setting_of(runs / "cpu" / "base" / "seed42", "LEAF as SiLU", "LEAF as SiLU", None)
-    net = setting.net
-    result = identify(net, setting.batches(), base=setting.base, steps=3, seed=setting.seed)
-    (one,) = bootstrap.refits_of(setting, result, 1)
-    assert one.vector_P.shape == result.state.vector_P.shape
-    assert not torch.equal(one.vector_P, result.state.vector_P)
-
-
-def test_a_convex_refit_against_the_solution() -> None:
-    net = FNeuron(torch.zeros(1, 5, dtype=torch.float64), (-2.0, 2.0))
-    generator = torch.Generator().manual_seed(0)
-    u = torch.rand(400, 1, generator=generator, dtype=torch.float64) * 4 - 2
-    y = (2 * u).sin()
-    problem, start = Problem(Predictor(net), Coordinates(net), SQUARED_ERROR), Coordinates(net).read()
-    found = bootstrap.refit(problem, start, Batch((u,), {}, y), seed=0)
-    columns = [FNeuron(row.unsqueeze(0), (-2.0, 2.0))(u).detach() for row in torch.eye(5, dtype=torch.float64)]
-    expected = torch.linalg.lstsq(torch.cat(columns, 1), y).solution.flatten()
-    assert found.converged
-    assert found.vector_P == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -260,11 +221,8 @@ def test_markdown() -> None:
             ["--runs-dir", "{runs}", "--recipe", "longer", "--identified", "empty"],
             "has no replacement",
         ),
-        (bootstrap.main, ["--base", "{base}", "--cnn", "nothing"], "Unknown activation"),
-        (bootstrap.main, ["--base", "{base}", "--fc", "SiLU"], "both fixed"),
         (layers_alone.main, ["--base", "{base}", "--replacement", "LEAF random"], "does not start as a fixed function"),
         (layers_alone.main, ["--base", "{runs}"], "not finished"),
-        (bootstrap.main, ["--base", "{base}", "--markdown", "no/such/folder/x.md"], "does not exist"),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence(

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.activations.compiled import compiled_loops
+from aafit.activations.fitting import LeastSquares
 from aafit.errors import UserError
-from aafit.identification import elements
+from aafit.identification.coordinates import Coordinates
 from aafit.identification.identify import identify
-from aafit.identification.layerwise import fit_activation, match_layers
-from aafit.identification.steepness import smooth_start
+from aafit.identification.layerwise import match_layers
+from aafit.identification.prior import Prior, original_activations, solve
+from aafit.identification.slope import smooth_start
 from aafit.networks.adaptive import adaptive_activations, adaptive_parameters
 from aafit.networks.surgery import replace_activations
-from aafit.training.evaluate import evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +34,25 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 def numbers(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64).reshape(-1, 1)
+
+
+def fit_activation(activation: AdaptiveActivation, u: Tensor, y: Tensor) -> tuple[float, float]:
+    """Fit an activation that its layer shares, in place; return the relative errors before and after."""
+    start = {name: p.detach() for name, p in activation.named_parameters()}
+    squares = LeastSquares(activation, start, u.reshape(-1, 1), y.reshape(-1, 1))
+    before = squares.errors(squares.at_SQ).item()
+    solve(squares)
+    with torch.no_grad():
+        for name, parameter in activation.named_parameters():
+            parameter.copy_(squares.parameters()[name].reshape(parameter.shape))
+    return (before**0.5 / y.std()).item(), (squares.errors(squares.at_SQ) ** 0.5 / y.std()).item()
+
+
+def prior_of(net: nn.Module, base: nn.Module, inputs: list[Tensor]) -> Prior:
+    """A weak prior around the original activations, for the standard normal inputs of a layer."""
+    coordinates = Coordinates(net)
+    seen = dict.fromkeys(adaptive_activations(net), torch.cat(inputs).flatten())
+    return Prior(net, coordinates, original_activations(net, base, coordinates, coordinates.read(), seen), seen)
 
 
 @pytest.mark.parametrize(
@@ -74,60 +94,6 @@ def test_from_any_start_it_ends_near_what_the_function_can_be(start: AdaptiveAct
     assert after < 0.05 if can_be_it else after < 1
 
 
-@pytest.mark.parametrize("sharing", ["channel", "neuron"])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_every_set_has_its_own_parameters(sharing: str, channels_last: bool) -> None:
-    shape = (3, 1, 1) if sharing == "channel" else (3, 2, 2)
-    truth = LEAF.like("SiLU", shape).double()
-    with torch.no_grad():
-        for seed, parameter in enumerate(truth.parameters()):
-            parameter.add_(drawn(*shape, seed=seed) * 0.2)
-        u = drawn(3000, 3, 2, 2, seed=9) * 2
-        u = u.to(memory_format=torch.channels_last) if channels_last else u
-        y = truth(u)
-    start = LEAF.like("SiLU", shape).double()
-    _, after = fit_activation(start, u, y)
-    assert after < 5e-3
-    for name, parameter in start.named_parameters():
-        assert torch.allclose(parameter, truth.get_parameter(name), atol=0.05), name
-
-
-def test_a_set_that_sees_next_to_nothing_stays_near_the_others() -> None:
-    u = drawn(500, 4) * 2
-    u[:, 3] = 0.01 * u[:, 3]
-    start = LEAF.like("SiLU", (4,)).double()
-    y = u.clamp(min=0)
-    fit_activation(start, u, y)
-    wide = torch.linspace(-3, 3, 50, dtype=torch.float64)[:, None].expand(-1, 4)
-    with torch.no_grad():
-        assert (start(wide) - wide.clamp(min=0)).abs().max() < 0.5
-        assert ((start(u) - y)[:, 3]).abs().max() < 0.1
-
-
-def test_a_weight_that_no_input_reaches_stays() -> None:
-    start = FNeuron.like("Tanh", knots=9).double()
-    before = start.weight.detach().clone()
-    u = drawn(300, 5).abs() + 0.01
-    fit_activation(start, u, u.square())
-    assert torch.equal(start.weight[0, :4], before[0, :4])
-    assert not torch.allclose(start.weight[0, 4:8], before[0, 4:8])
-
-
-def test_many_elements_are_sampled_from_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elements, "ELEMENTS", 5000)
-    u = drawn(100, 200)
-    y = LEAF(*numbers(0.5, 0.2, 3.0, 0.1))(u).detach() + 0.05 * drawn(100, 200, seed=1)
-    state, found = torch.get_rng_state(), []
-    for seed in (0, 0, 1):
-        start = LEAF.like("SiLU").double()
-        fit_activation(start, u, y, seed)
-        found.append([p.item() for p in start.parameters()])
-    assert found[0] == found[1]
-    assert found[0] != found[2]
-    assert found[0] == pytest.approx(found[2], abs=0.1)
-    assert torch.equal(state, torch.get_rng_state())
-
-
 def small(replacements: dict[str, Any], sharing: Any = "layer") -> tuple[nn.Module, nn.Module, list[Tensor]]:
     """A small network with ReLUs, the same with these instead, and batches of images."""
     torch.manual_seed(0)
@@ -142,7 +108,7 @@ def test_layers_are_matched_from_the_input_on(sharing: str) -> None:
     frozen = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     x = torch.cat(images)
     before = (net(x) - base(x)).std().item()
-    rows = match_layers(net, base, images)
+    rows = match_layers(net, base, images, prior_of(net, base, images))
     assert [row.path for row in rows] == ["act1", "act2"]
     assert all(row.after < 0.05 and row.after < row.before for row in rows)
     assert (net(x) - base(x)).std().item() < 0.2 * before
@@ -172,7 +138,7 @@ class Steps(nn.Module):
 def test_layers_are_matched_on_the_inputs_that_they_have_in_the_base() -> None:
     base, x = Steps(gelu=False).double().eval(), drawn(500, 6)
     net: Any = replace_activations(base, {"ReLU": AHAF.like("SiLU")})[0]
-    rows = match_layers(net, base, [x[:250], x[250:]], inputs_of_base=True)
+    rows = match_layers(net, base, [x[:250], x[250:]], prior_of(net, base, [x]), inputs_of_base=True)
     assert [row.path for row in rows] == [f"acts.{at}" for at in range(4)]
     given, u = [], x
     for at in range(4):
@@ -189,7 +155,6 @@ def test_layers_are_matched_on_the_inputs_that_they_have_in_the_base() -> None:
     ("gelu", "new", "said"),
     [
         (True, LEAF.like("ReLU"), "on the inputs that it has there"),
-        (False, AHAF(torch.tensor(0.1), torch.tensor(0.5)), "from the input on"),
     ],
 )
 def test_the_inputs_are_those_that_do_better_on_what_is_held_out(gelu: bool, new: Any, said: str) -> None:
@@ -200,16 +165,32 @@ def test_the_inputs_are_those_that_do_better_on_what_is_held_out(gelu: bool, new
     losses = []
     for inputs_of_base in (False, True):
         other = replace_activations(base, {"*": new})[0].eval()
-        match_layers(other, base, batches, inputs_of_base=inputs_of_base)
+        match_layers(other, base, batches, prior_of(other, base, batches), inputs_of_base=inputs_of_base)
         losses.append((other(batches[0]) - base(batches[0])).square().mean().item())
     assert said in message
     assert (losses[1] < losses[0]) == (said == "on the inputs that it has there")
 
 
+@pytest.mark.parametrize("sharing", ["channel", "neuron"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_set_has_its_own_parameters(sharing: Any, channels_last: bool) -> None:
+    """The inputs of one set hardly reach beyond 0: there the prior keeps the original function."""
+    base = nn.Sequential(nn.Identity(), nn.ReLU()).double()
+    u = drawn(3000, 3, 2, 2, seed=9) * 2
+    u[:, 2] *= 0.01
+    u = u.to(memory_format=torch.channels_last) if channels_last else u
+    net: Any = replace_activations(base, {"ReLU": LEAF.like("SiLU")}, sharing, u, channel_axis=1)[0]
+    (row,) = match_layers(net, base, [u], prior_of(net, base, [u]))
+    assert row.after < 0.05 < row.before
+    wide = torch.linspace(-3, 3, 50, dtype=torch.float64)[:, None, None, None].expand(-1, 3, 2, 2)
+    with torch.no_grad():
+        assert (net[1](wide.contiguous()) - wide.relu()).abs().max() < 0.3
+
+
 def test_the_same_function_is_left_alone() -> None:
     net, base, images = small({"act1": LEAF.like("ReLU"), "act2": AHAF.like("ReLU")})
     before = {name: p.detach().clone() for name, p in adaptive_parameters(net).items()}
-    for row in match_layers(net, base, images):
+    for row in match_layers(net, base, images, prior_of(net, base, images)):
         assert row.before == pytest.approx(0, abs=1e-4)
         assert row.after <= row.before
     assert all(torch.allclose(p, before[name], rtol=1e-12, atol=0) for name, p in adaptive_parameters(net).items())
@@ -229,7 +210,7 @@ def test_what_is_not_called_is_left_out_and_order_is_that_of_the_forward() -> No
     torch.manual_seed(0)
     base = Backwards().double()
     net: Any = replace_activations(base, {"ReLU": AHAF.like("SiLU")})[0]
-    rows = match_layers(net, base, [drawn(200, 4) * 2])
+    rows = match_layers(net, base, [drawn(200, 4) * 2], prior_of(net, base, [drawn(200, 4) * 2]))
     assert [row.path for row in rows] == ["first", "last"]
     assert max(row.after for row in rows) < 0.05
     assert [p.item() for p in net.spare.parameters()] == [1, 1]
@@ -240,8 +221,7 @@ def sharp(net: nn.Module) -> list[float]:
     return [p.item() for a in activations for name, p in a.named_parameters() if name in a.slope_parameters]
 
 
-@pytest.mark.parametrize("measure", ["logits", "accuracy"])
-def test_the_smoothest_start_within_a_budget(measure: str) -> None:
+def test_the_smoothest_start_within_a_budget() -> None:
     replacements = {"act1": LEAF.like("ReLU"), "act2": AHAF.like("ReLU")}
     batches = problem(torch.float64, count=100, size=30)
     before = network(replacements, torch.float64).eval()
@@ -249,21 +229,19 @@ def test_the_smoothest_start_within_a_budget(measure: str) -> None:
 
     def changed(net: nn.Module) -> float:
         with torch.no_grad():
-            if measure == "accuracy":
-                return abs(evaluate(net, batches).accuracy - evaluate(before, batches).accuracy)
             return float((net(x) - before(x)).abs().mean() / before(x).std())
 
     ceilings = []
     for budget in (0.001, 0.02, 0.1):
         net: Any = network(replacements, torch.float64)
-        ceiling = smooth_start(net, batches, budget, measure)
+        ceiling = smooth_start(net, batches, budget)
         assert ceiling is not None
         ceilings.append(ceiling)
         assert sharp(net) == pytest.approx([ceiling, ceiling])
         assert net.training
         net.eval()
         assert changed(net) <= budget
-        if measure == "logits" and ceiling > 1:
+        if ceiling > 1:
             # The next lower ceilings are no longer within the budget.
             with torch.no_grad():
                 net.act1.p3.mul_(0.97), net.act2.gamma.mul_(0.97)
@@ -283,7 +261,7 @@ def test_signs_stay_and_low_ones_are_not_raised() -> None:
 @pytest.mark.parametrize(
     "replacements",
     [{"act1": LEAF.like("SiLU"), "act2": AHAF.like("SiLU")}, {"act1": FNeuron.like("Tanh")}],
-    ids=["steepness of 1", "no steepness"],
+    ids=["slope of 1", "no slope"],
 )
 def test_nothing_to_lower(replacements: dict[str, Any]) -> None:
     net = network(replacements)
@@ -298,7 +276,6 @@ def test_nothing_to_lower(replacements: dict[str, Any]) -> None:
         ({"budget": 0.0}, "The equivalence budget 0.0 cannot be used; give a number above 0"),
         ({"budget": -1.0}, "The equivalence budget -1.0"),
         ({"budget": math.nan}, "The equivalence budget nan"),
-        ({"measure": "logit"}, "Unknown measure 'logit'. Did you mean 'logits'"),
         ({"batches": []}, "the batches hold no sample"),
         ({"batches": [(x[:0], y[:0]) for x, y in problem()]}, "the batches hold no sample"),
         ({"net": nn.Linear(2, 2)}, "no adaptive activation"),

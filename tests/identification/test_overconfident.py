@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from aafit import AHAF, LEAF, FNeuron, identify, replace_activations
-from aafit.identification.gauss_newton import LEAST_GAIN
 from tests.identification_helpers import drawn
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -53,13 +52,3 @@ def test_an_overconfident_network_is_made_less_sure(memorised: nn.Module, start:
     identify(net, overlapping(300, seed=2), base=memorised)
 
     assert loss_on_others(net) < before / 2
-
-
-def test_it_ends_where_damped_steps_promise_nearly_nothing() -> None:
-    """Each of them does a little better on the held-out images, and so could go on for long."""
-    base = trained(nn.ReLU, images=400, steps=60)
-    net, _ = replace_activations(base, {"*": AHAF.like("ReLU")}, "layer", torch.zeros(1, 8).double())
-    found = identify(net, overlapping(300, seed=2), base=base)
-    joint = [step for step in found.state.steps if step.phase == "joint" and step.images == found.images]
-    assert len(joint) > 2
-    assert all(step.predicted >= LEAST_GAIN * step.loss for step in joint[:-1])

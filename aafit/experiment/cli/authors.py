@@ -26,7 +26,7 @@ DATASETS = {"F-MNIST": "Fashion-MNIST", "CIFAR-10": "CIFAR-10", "MNIST-5k": "MNI
 
 SCRIPT = ["./run_experiment.sh", "experiments/train_individual.py"]
 OF_TRAINING = ("precision", "lr", "holdout", "train_images", "knots")
-OF_IDENTIFICATION = ("target", "heldout", "curvature", "ridge", "budget")
+OF_IDENTIFICATION = ("target", "heldout", "curvature", "prior", "budget")
 """Settings that are given where they are not the default, by a flag of the same name or of `FLAG_NAMES`."""
 FLAG_NAMES = {"heldout": "--heldout-share"}
 

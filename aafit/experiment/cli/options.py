@@ -149,6 +149,20 @@ activation_options = (
 )
 """How adaptive activations are made."""
 
+
+class PriorType(click.ParamType):
+    """The text "auto" or "none", or a number."""
+
+    name = "WEIGHT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
+        """Return the text or the number."""
+        try:
+            return value if value in ("auto", "none") else float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number, auto or none.", param, ctx)
+
+
 identification_options = (
     click.option(
         "--target",
@@ -162,7 +176,11 @@ identification_options = (
         type=click.Choice(CURVATURES),
         help="exact: one backward pass for each output [default: sampled].",
     ),
-    click.option("--ridge", type=float, help="Weight of the squared distance from the start [default: 0]."),
+    click.option(
+        "--prior",
+        type=PriorType(),
+        help="Weight of the prior in samples, none, or auto: by the leave-one-out estimate [default: auto].",
+    ),
     click.option("--budget", type=float, help="How far the slope of a stalled activation may be lowered; 0: not."),
 )
 """How activations are identified; the defaults are those of `aafit.identify`."""

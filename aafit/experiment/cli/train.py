@@ -50,7 +50,7 @@ from aafit.experiment.runs.method import METHODS
 
 log = logging.getLogger("aafit")
 
-SETTINGS = ("cnn", "fc", "sharing", "interval", "knots", "target", "heldout", "curvature", "ridge", "budget")
+SETTINGS = ("cnn", "fc", "sharing", "interval", "knots", "target", "heldout", "curvature", "prior", "budget")
 """Flags that are settings of the same name, where they are given."""
 
 IN_NAME = (*SETTINGS, "lr", "train", "train_images", "from_run")
@@ -91,7 +91,7 @@ class Flags:
     target: str | None
     heldout: float | None
     curvature: str | None
-    ridge: float | None
+    prior: str | float | None
     budget: float | None
     lr: float | None
     holdout: int

@@ -124,10 +124,10 @@ class RunConfig(Settings):
     target: Literal["labels", "logits", "activations"] = "labels"
     """Gauss-Newton: what is fitted, the labels or the base network."""
     heldout: float = Field(0.2, gt=0, lt=1)
-    """Gauss-Newton: the fraction of its images that no step is fitted to."""
+    """Gauss-Newton: the fraction of its images that the result is judged on."""
     curvature: Literal["exact", "sampled"] = "sampled"
     """Gauss-Newton: see `aafit.identify`, as for the next two."""
-    ridge: float = Field(0.0, ge=0, allow_inf_nan=False)
+    prior: Literal["auto", "none"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "auto"
     budget: float = Field(0.005, ge=0, allow_inf_nan=False)
     start_epoch: Count = 0
     epochs: Count

@@ -306,7 +306,9 @@ def from_format_2(content: Any) -> Any:
         return [from_format_2(item) for item in content]
     if not isinstance(content, dict):
         return content
-    renamed = {names.get(key, key): from_format_2(value) for key, value in content.items()}
+    # Without a ridge, which no run there has: the prior took its place.
+    kept = {key: value for key, value in content.items() if key != "ridge"}
+    renamed = {names.get(key, key): from_format_2(value) for key, value in kept.items()}
     if isinstance(renamed.get("pieces"), int):
         renamed["knots"] = renamed.pop("pieces") + 2
     return renamed

@@ -70,7 +70,7 @@ def train(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
             steps=config.epochs,
             heldout=config.heldout,
             curvature=config.curvature,
-            ridge=config.ridge,
+            prior=None if config.prior == "none" else config.prior,
             budget=config.budget,
             batch_size=config.batch_size,
             precision=config.precision,

@@ -21,7 +21,7 @@ from aafit.training.tune import LEARNING_RATES
 NOT_IN_RESULT = {"name", "stage", "parent", "init_from", "lr"}
 """Settings that do not decide the result: labels, and what is hashed by its content or by its value in effect."""
 
-HASHED_IF_CHANGED = ("method", "heldout", "curvature", "ridge", "budget", "resume_optimizer")
+HASHED_IF_CHANGED = ("method", "heldout", "curvature", "prior", "budget", "resume_optimizer")
 """Settings that count only where they are not at their defaults: they are newer than some run folders."""
 
 LOCKSTEP_SETTINGS = {"name", "stage", "fc", "sharing", "interval", "knots", "optimizer", "lr", "p24sl"}

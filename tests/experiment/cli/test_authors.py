@@ -51,7 +51,7 @@ knots = 10
 method = "gauss-newton"
 target = "logits"
 heldout = 0.3
-ridge = 0.001
+prior = 10.0
 epochs = 2
 [[runs]]
 name = "evaluated"

@@ -43,7 +43,7 @@ def found(base, tmp_path_factory):
 
 def test_a_run_is_identified_on_held_out_images(base, found):
     steps = load_json(found.folder / "identification.json")
-    assert (steps["images"], steps["heldout_images"]) == (320, 80)
+    assert (steps["samples"], steps["heldout_samples"]) == (320, 80)
     rows = read_rows(found.folder / "metrics.csv")
     assert [float(row["heldout_loss"]) for row in rows] == [step["heldout_loss"] for step in steps["steps"]]
     assert [int(row["epoch"]) for row in rows] == [1 + step["number"] for step in steps["steps"]]
@@ -105,8 +105,8 @@ def test_the_command_line_has_all_settings_of_a_suite(base, tmp_path):
         "0.3",
         "--curvature",
         "exact",
-        "--ridge",
-        "0.01",
+        "--prior",
+        "10.0",
         "--budget",
         "0.01",
         "--target",
@@ -133,12 +133,12 @@ def test_the_command_line_has_all_settings_of_a_suite(base, tmp_path):
         "knots": 8,
         "heldout": 0.3,
         "curvature": "exact",
-        "ridge": 0.01,
+        "prior": 10.0,
         "budget": 0.01,
     }
     assert run | chosen | {"target": "logits", "batch_size": 50, "holdout": 400} == run
     steps = load_json(folder / "identification.json")
-    assert (steps["images"], steps["heldout_images"], len(steps["values"])) == (280, 120, 8)
+    assert (steps["samples"], steps["heldout_samples"], len(steps["values"])) == (280, 120, 8)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_the_command_line_has_all_settings_of_a_suite(base, tmp_path):
     [
         (["--fc", "F-Neuron as Tanh", "--interval", "3", "-3"], "interval = [3, -3] is empty"),
         (["--fc", "AHAF as ReLU", "--heldout-share", "1"], "heldout = 1.0 is not valid"),
-        (["--fc", "AHAF as ReLU", "--ridge", "-1"], "ridge = -1.0 is not valid"),
+        (["--fc", "AHAF as ReLU", "--prior", "-1"], "prior"),
         ([], "No activation to replace was given"),
         (["--fc", "LEAF as Tank"], "Tanh"),
         (["--fc", "AHAF as ReLU", "--steps", "0"], "--steps"),
