@@ -25,28 +25,40 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4))
 
 
-def drawn(teacher: nn.Module, samples: int) -> tuple[Tensor, Tensor]:
+def drawn(truth: nn.Module, samples: int) -> tuple[Tensor, Tensor]:
     """Draw inputs, and six times the teacher's outputs with noise of standard deviation 0.5."""
     x = torch.randn(samples, 6)
     with torch.no_grad():
-        y = 6 * teacher(x)
+        y = 6 * truth(x)
     return x, y + 0.5 * torch.randn_like(y)
 
 
-def regression(teacher: nn.Module, seed: int) -> tuple[float, float]:
-    """Return the loss of the base and of the identified network on fresh samples."""
+def teacher() -> nn.Module:
+    """Return the network that all targets come from."""
+    torch.manual_seed(7)
+    return network()
+
+
+def trained(truth: nn.Module, seed: int) -> nn.Module:
+    """Return a base network, trained on samples of the teacher."""
     torch.manual_seed(seed)
     base = network()
-    x, y = drawn(teacher, FITTED)
+    x, y = drawn(truth, FITTED)
     adam = torch.optim.Adam(base.parameters(), 1e-2)
     for _ in range(STEPS):
         adam.zero_grad()
         F.mse_loss(base(x), y).backward()
         adam.step()
-    x, y = drawn(teacher, NEW)
+    return base
+
+
+def regression(truth: nn.Module, seed: int) -> tuple[float, float]:
+    """Return the loss of the base and of the identified network on fresh samples."""
+    base = trained(truth, seed)
+    x, y = drawn(truth, NEW)
     net, _ = aafit.replace_activations(base, {"ReLU": aafit.FNeuron.like("Tanh")}, sample=x[:2])
     aafit.identify(net, [(x, y)], loss="mean squared error", errors=False)
-    x, y = drawn(teacher, FRESH)
+    x, y = drawn(truth, FRESH)
     with torch.no_grad():
         return F.mse_loss(base(x), y).item(), F.mse_loss(net(x), y).item()
 
@@ -58,13 +70,12 @@ def regression(teacher: nn.Module, seed: int) -> tuple[float, float]:
 @markdown_option
 def main(first: int, count: int, json_path: Path | None, markdown_path: Path | None) -> None:
     """Loss on fresh samples of trained networks, and of the same with identified F-Neurons."""
-    torch.manual_seed(7)
-    teacher = network()
+    truth = teacher()
     with report(json_path, markdown_path) as out:
         rows: list[Row] = []
         losses = []
         for seed in range(first, first + count):
-            base, identified = regression(teacher, seed)
+            base, identified = regression(truth, seed)
             losses.append((base, identified))
             rows.append({"seed": seed, "base": Loss(base), "identified": Loss(identified), "ratio": identified / base})
         out.table("Loss on 50,000 fresh samples", rows)

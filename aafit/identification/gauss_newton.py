@@ -6,6 +6,7 @@ DENSE parameters the curvature is one matrix; beyond, products with it and a blo
 Axes in names: B sample, P coordinate, Q coordinate of a group, S group of one shape.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,12 @@ class Model:
     scatter: list[Tensor]
     samples: int
     labelled: int
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and derivatives are finite."""
+        parts = (self.gradient_P, *self.curvature, *self.scatter)
+        return math.isfinite(self.loss) and all(bool(part.isfinite().all()) for part in parts)
 
     def curved(self, step_P: Tensor) -> float:
         """Return step^T curvature step, between groups without their mixed terms."""

@@ -42,7 +42,7 @@ from aafit.networks.batches import Batch, Output
 from aafit.networks.running import own_modes
 from aafit.networks.surgery import with_matching_modules
 from aafit.training.distance import Distance
-from aafit.training.losses import LossLike, as_loss, predictions
+from aafit.training.losses import LossLike, as_loss, has_labels, one_hot, predictions
 from aafit.training.predictor import Predictor, unwrapped
 
 TARGETS = ("labels", "logits", "activations")
@@ -54,7 +54,7 @@ OUTPUTS_FOR_SLOPES = 1 << 18
 FIRST_SAMPLE = 500
 LARGER = 8  # times the sample, once the parameters are as good as it allows
 PROBES = 2  # random probes of the curvature on a part of the samples
-TRUSTED = 0.5  # of the predicted decrease: a step that achieves less needs a new curvature
+TRUSTED = 0.25  # relative error of the predicted decrease up to which a curvature is kept for the next step
 CURVATURE_SAMPLES = 4000  # at most, for a curvature
 SETTLED = 0.05  # Newton decrement of the log-posterior at which the search ends: a third of a standard error
 SHARE_OF_NOISE = 0.02  # the same for each effective parameter
@@ -63,6 +63,7 @@ NOT_NOISY = 0.01  # of the remaining loss, if the targets are the base network's
 STEADY = 0.02  # relative change of the effective number of parameters
 UPDATES = 5  # of the prior's strength at one vector
 COLLAPSED = 0.05  # of the standard deviation of the outputs over the samples
+SURE = 0.4  # of the standard deviation of the labels: what the probabilities of a useful network have
 MOST_ROUNDS = 8  # vectors at which it is updated on one sample
 
 logger = logging.getLogger(__name__)
@@ -294,7 +295,7 @@ class Identifier:
             found_P = coordinates.read()
             tried.append((self._loss(found_P, self._few), found_P, matched))
         loss, vector_P, matched = min(tried, key=lambda one: one[0] if isfinite(one[0]) else float("inf"))
-        if not only and not loss < state.steps[-1].loss:
+        if not only and loss >= state.steps[-1].loss:  # a start that is not finite fails no comparison
             return replace(after, messages=(*state.messages, "layers: matching them did not improve the start"))
         worst = max(matched, key=lambda row: row.after)
         why = "" if only else "the start is far from the base network, so "
@@ -307,17 +308,17 @@ class Identifier:
 
     def _joint(self, state: State) -> State:
         """Take one damped step of all parameters, turn to a larger sample, select the prior's weight, or end."""
-        if not isfinite(state.steps[-1].loss):
-            raise UserError(
-                "The loss of the network is not finite: start from other values of the activations, or give the "
-                "network that it was made from as base=, so that they can be matched to it."
-            )
         prior, n = self._prior(state.mean_P), len(self.samples.fitted)
         whole = state.samples == n
         # On a part of the samples the curvature is cheap, and follows every step.
         curved_P = state.vector_P if state.curved_P is None or not whole else state.curved_P
         state = replace(state, curved_P=curved_P)
         model = self._model(state.vector_P, state.samples, curved_P)
+        if not model.is_finite:
+            raise UserError(
+                "The loss of the network is not finite: start from other values of the activations, or give the "
+                "network that it was made from as base=, so that they can be matched to it."
+            )
         state, posterior = self._adapted(state, prior, model)
         decrement = posterior.decrement() * state.samples / state.dispersion
         done = sum(step.phase == "joint" for step in state.steps) >= self.steps
@@ -342,7 +343,7 @@ class Identifier:
                 accepted.predicted,
                 accepted.gained,
             )
-            poor = accepted.gained < TRUSTED * accepted.predicted or len(self._groups) > 1
+            poor = abs(accepted.gained / accepted.predicted - 1) > TRUSTED or len(self._groups) > 1
             return replace(
                 state,
                 vector_P=accepted.vector_P,
@@ -369,7 +370,8 @@ class Identifier:
         strength, dispersion = state.strength, state.dispersion
         if not dispersion:
             strength, dispersion = prior.first(self.prior), first_dispersion(model)
-        likelihood = self.target == "labels" and self.problem.loss.is_cross_entropy
+        labels = isinstance(self.samples.fitted.target, Tensor) and not self.samples.fitted.target.is_floating_point()
+        likelihood = labels and self.problem.loss.is_cross_entropy
         posterior = self._posterior(state, model, strength, dispersion)
         for _ in range(UPDATES if state.rounds < MOST_ROUNDS else 0):
             dispersion = dispersion_of(posterior, prior, strength, likelihood)
@@ -424,11 +426,11 @@ class Identifier:
     def _collapsed(self, vector_P: Tensor, start_P: Tensor) -> bool:
         """Return whether the outputs vary far less over the samples than those of the base, or of the start."""
         before = self.problem.outputs(start_P, self._few) if self.base is None else self.base.outputs(self._raw_few)
-        spreads = [
-            predictions(self.problem.loss, outputs).double().std(0).mean().item()
-            for outputs in (before, self.problem.outputs(vector_P, self._few))
-        ]
-        return not spreads[1] >= COLLAPSED * spreads[0]
+        after, target = self.problem.outputs(vector_P, self._few), self._few.target
+        least = predictions(self.problem.loss, before).double().std(0).mean().item()
+        if isinstance(target, Tensor) and has_labels(after, target) and self.problem.loss.is_cross_entropy:
+            least = max(least, SURE * one_hot(after, target).double().std(0).mean().item())
+        return not predictions(self.problem.loss, after).double().std(0).mean().item() >= COLLAPSED * least
 
     def _uncertainty(self, state: State) -> Uncertainty:
         prior = self._prior(state.mean_P)

@@ -13,7 +13,7 @@ from aafit.identification.prior import Strength
 from aafit.identification.uncertainty import Uncertainty
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.batches import as_batch
-from aafit.networks.running import watched
+from aafit.networks.running import evaluation_mode, watched
 from aafit.tables import fit_for_json
 from aafit.training.predictor import Predictor
 
@@ -223,7 +223,7 @@ class Identification:
             count[path] += u.numel()
 
         activations = {path: own for path, own in adaptive_activations(net).items() if path in self.ranges}
-        with watched(net, activations, see):
+        with evaluation_mode(net), watched(net, activations, see):
             for given in batches:
                 Predictor(net).forward(as_batch(given))
         shares = {path: outside[path] / count[path] for path in activations if count[path]}

@@ -17,6 +17,7 @@ from aafit.tables import fit_for_json, table
 
 NO_CURVATURE = 1e-7  # of the largest eigenvalue of a curvature with unit diagonal: float32 gradients are that accurate
 FROM_PRIOR = 0.5  # share of the prior variance above which the prior alone determines a parameter
+REACHED = 0.01  # share of a parameter's information that must be its own: less is what smoothness alone passes on
 SHOWN = 10
 ALIKE = 0.95
 
@@ -126,13 +127,14 @@ def uncertainty(
     prior_PP = prior.matrix(strength)
     middle_PP = scatter_PP + dispersion / samples * prior_PP
     covariance_PP = inverse_PP @ middle_PP @ inverse_PP / samples
+    own_P = posterior.model.curvature[0][0].diag() * inverse_PP.diag()
     if strength.weight > 0:
         prior_P = scaled_inverse(prior_PP, 1e-14)[0].diag()
         determined_P = dispersion / samples * inverse_PP.diag() < FROM_PRIOR * prior_P
     else:
         _, flat_PZ = scaled_inverse(posterior.curvature[0][0])
         determined_P = flat_PZ.square().sum(1) < 1e-2
-    determined_P &= covariance_PP.diag() > 0
+    determined_P &= (covariance_PP.diag() > 0) & (own_P > REACHED)
     pairs = _pairs(covariance_PP, coordinates.names, determined_P)
     covariance_PP = covariance_PP + torch.outer(shift_P, shift_P)
     derivatives_P, deviation_P = coordinates.derivatives(posterior.vector_P), covariance_PP.diag().clamp(min=0).sqrt()

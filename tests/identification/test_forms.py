@@ -70,7 +70,7 @@ def test_the_outputs_of_the_base_are_reached_without_labels() -> None:
     base, net = started()
     result = identify(net, batches(), base=base, target="logits", output=hidden, steps=5, batch_size=16)
     phases = [step.phase for step in result.steps]
-    assert phases[1:3] == ["steepness", "layers"]
+    assert phases[1:3] == ["slope", "layers"]
     # Mean squared errors of outputs, whose standard deviation over the samples is about 6.
     assert result.steps[0].heldout_loss > 1
     assert result.steps[-1].heldout_loss < 1e-4 * result.steps[0].heldout_loss
@@ -93,7 +93,7 @@ def test_a_bounded_memory_takes_fewer_samples() -> None:
     base, net = started()
     each = 2 * 6 * 8 + 6 * 20 * 4  # ids and mask, and the outputs of the base
     result = identify(net, batches(), base=base, target="logits", output=hidden, steps=0, memory=each * 45)
-    assert result.images + result.heldout_images == 40
+    assert result.samples + result.heldout_samples == 40
 
 
 def test_audit_and_importance_against_the_base() -> None:

