@@ -106,7 +106,7 @@ def uncertainty(
     With B the curvature of the objective over n samples, S the covariance of the samples' gradients, A the precision of
     the prior and phi the dispersion,
 
-        cov(t) = B^-1 (S + phi A / n) B^-1 / n + shift shift^T,
+        cov(t) = B^-1 (S + phi^2 A / n) B^-1 / n + shift shift^T,
 
     the sandwich (Huber 1967; White 1982, https://doi.org/10.2307/1912526) with the prior as one more source of
     information. It holds for noise of any distribution and is phi B^-1 / n, the Bayesian posterior's, if the loss is
@@ -125,7 +125,7 @@ def uncertainty(
     """
     inverse_PP, scatter_PP = posterior.inverse[0][0], posterior.model.scatter[0][0]
     prior_PP = prior.matrix(strength)
-    middle_PP = scatter_PP + dispersion / samples * prior_PP
+    middle_PP = scatter_PP + dispersion**2 / samples * prior_PP
     covariance_PP = inverse_PP @ middle_PP @ inverse_PP / samples
     own_P = posterior.model.curvature[0][0].diag() * inverse_PP.diag()
     if strength.weight > 0:
