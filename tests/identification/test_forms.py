@@ -72,10 +72,10 @@ def test_the_outputs_of_the_base_are_reached_without_labels() -> None:
     phases = [step.phase for step in result.steps]
     assert phases[1:3] == ["slope", "layers"]
     # Mean squared errors of outputs, whose standard deviation over the samples is about 6.
-    assert result.steps[0].heldout_loss > 1
-    assert result.steps[-1].heldout_loss < 1e-4 * result.steps[0].heldout_loss
+    assert result.steps[0].loss > 1
+    assert result.steps[-1].loss < 1e-4 * result.steps[0].loss
     assert result.uncertainty is not None
-    assert result.uncertainty.draws == 8
+    assert result.uncertainty.probes == 8
 
 
 def test_standard_errors_that_nobody_asked_for_are_not_computed() -> None:

@@ -82,7 +82,7 @@ def test_without_held_out_images_it_is_identified_on_augmented_train_images(tmp_
     execute(base)
     job = job_of(base, tmp_path / "found", holdout=0, epochs=1)
     execute(job)
-    assert load_json(job.folder / "identification.json")["images"] == 240
+    assert load_json(job.folder / "identification.json")["samples"] == 240
 
 
 def test_the_command_line(base, tmp_path):
