@@ -84,7 +84,7 @@ METHODS = {
             "gauss-newton",
             "gauss_newton",
             _check_identifies,
-            settings=("target", "heldout", "curvature", "ridge", "budget"),
+            settings=("target", "heldout", "curvature", "prior", "budget"),
             activations_only=True,
             ends_early=True,
             folder_mark="identified",
