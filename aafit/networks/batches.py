@@ -115,6 +115,8 @@ class Batch:
                 return _count(value)
             if tensors := tensors_in(value):
                 return tensors[0].shape[self.axis]
+        if any(isinstance(value, list) and not value for value in (*self.args, *self.kwargs.values())):
+            return 0  # a list of objects without any
         raise UserError("The batch has no tensor among its inputs.")
 
     @property

@@ -177,3 +177,9 @@ def test_samples_along_another_axis() -> None:
     assert len(Batch((x,), {}, labels, axis=1)) == 40
     with pytest.raises(UserError, match="has its samples along axis 3, which its first tensor does not have"):
         as_batch(Batch((x,), {}, labels, axis=3))
+
+
+def test_no_object_is_no_sample() -> None:
+    batch = Batch(([Graph(torch.randn(2, 3))],), {}, torch.zeros(1))
+    none = batch.part(0, 0)
+    assert (len(none), list(none.batches(4))) == (0, [])
