@@ -293,7 +293,8 @@ def _checked(path: Path, content: bytes) -> dict[str, Any]:
         raise _damaged(path, "its checksum is not that of its content")
     if version not in (2, FORMAT):
         raise _damaged(path, f"it is of format {version}, and this version reads formats 2 and {FORMAT}")
-    return from_format_2(found) if version == 2 else found
+    # Format 3 has none of the names that are replaced.
+    return from_format_2(found)
 
 
 def from_format_2(content: Any) -> Any:

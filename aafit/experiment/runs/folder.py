@@ -40,7 +40,6 @@ from aafit.experiment.runs.documents import (
     Result,
     StoredComparison,
     check_finished,
-    from_format_2,
 )
 from aafit.experiment.runs.job import Job
 from aafit.files import sha256_of, write_atomically
@@ -175,7 +174,7 @@ def load_run_state(job: Job, device: torch.device) -> dict[str, Any] | None:
         raise UserError(f"{path} belongs to a run with other settings; give --fresh to set its folder aside.")
     if state.get("format") == FORMAT:
         return state
-    return {**state, "identification": from_format_2(state.get("identification")), "metrics": None}
+    return {**state, "metrics": None}
 
 
 @contextmanager

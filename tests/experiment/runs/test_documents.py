@@ -146,7 +146,7 @@ def test_json_that_cannot_be_read(tmp_path: Path, where: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [{}, {"a": [1, 2.5, None, True, "\u03b3"], "b": {"c": 0.1 + 0.2}}, {"loss": 1e-300, "images": 10_000}],
+    [{}, {"a": [1, 2.5, None, True, "\u03b3"], "b": {"c": 0.1 + 0.2}}, {"loss": 1e-300, "samples": 10_000}],
 )
 def test_json_comes_back(tmp_path: Path, content: dict[str, Any]) -> None:
     save_json(tmp_path / "done.json", content)
