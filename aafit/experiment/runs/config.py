@@ -52,6 +52,12 @@ def _interval(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _prior(value: float | str) -> float | str:
+    if value not in ("auto", "none") and (isinstance(value, str) or not 0 < value < float("inf")):
+        raise UserError(f"prior = {_short(value)} is not valid: give a number above 0, 'auto' or 'none'.")
+    return value
+
+
 def _short(value: object) -> str:
     """Return `repr(value)`, cut to a length that fits into a sentence."""
     text = repr(value)
@@ -127,7 +133,7 @@ class RunConfig(Settings):
     """Gauss-Newton: the fraction of its images that the result is judged on."""
     curvature: Literal["exact", "sampled"] = "sampled"
     """Gauss-Newton: see `aafit.identify`, as for the next two."""
-    prior: Literal["auto", "none"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "auto"
+    prior: Annotated[float | str, AfterValidator(_prior)] = "auto"
     budget: float = Field(0.005, ge=0, allow_inf_nan=False)
     start_epoch: Count = 0
     epochs: Count

@@ -146,7 +146,7 @@ def test_the_command_line_has_all_settings_of_a_suite(base, tmp_path):
     [
         (["--fc", "F-Neuron as Tanh", "--interval", "3", "-3"], "interval = [3, -3] is empty"),
         (["--fc", "AHAF as ReLU", "--heldout-share", "1"], "heldout = 1.0 is not valid"),
-        (["--fc", "AHAF as ReLU", "--prior", "-1"], "prior"),
+        (["--fc", "AHAF as ReLU", "--prior", "-1"], "prior = -1.0 is not valid"),
         ([], "No activation to replace was given"),
         (["--fc", "LEAF as Tank"], "Tanh"),
         (["--fc", "AHAF as ReLU", "--steps", "0"], "--steps"),
