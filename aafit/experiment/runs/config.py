@@ -236,7 +236,8 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     if details["type"] == "missing":
         return f"the key {key!r} is missing."
     if details["type"] == "literal_error":
-        return f"{key} = {given} is not valid. {nearest(str(details['input']), choices(key))}"
+        valid = re.findall(r"'(.+?)'", details["ctx"]["expected"])
+        return f"{key} = {given} is not valid. {nearest(str(details['input']), valid)}"
     if details["type"] == "value_error":
         return f"{key}: {details['ctx']['error']}" if key else str(details["ctx"]["error"])
     return f"{key} = {given} is not valid: {details['msg'][0].lower()}{details['msg'][1:]}."

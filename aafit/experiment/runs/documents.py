@@ -307,9 +307,11 @@ def from_format_2(content: Any) -> Any:
         return [from_format_2(item) for item in content]
     if not isinstance(content, dict):
         return content
-    # Without a ridge, which no run there has: the prior took its place.
-    kept = {key: value for key, value in content.items() if key != "ridge"}
-    renamed = {names.get(key, key): from_format_2(value) for key, value in kept.items()}
+    renamed = {names.get(key, key): from_format_2(value) for key, value in content.items()}
+    # There was no prior, and no run there had a ridge.
+    if renamed.get("ridge") == 0:
+        del renamed["ridge"]
+        renamed |= {"prior": "none"} if renamed.get("method") == "gauss-newton" else {}
     if isinstance(renamed.get("pieces"), int):
         renamed["knots"] = renamed.pop("pieces") + 2
     return renamed

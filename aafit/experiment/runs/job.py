@@ -21,8 +21,15 @@ from aafit.training.tune import LEARNING_RATES
 NOT_IN_RESULT = {"name", "stage", "parent", "init_from", "lr"}
 """Settings that do not decide the result: labels, and what is hashed by its content or by its value in effect."""
 
-HASHED_IF_CHANGED = ("method", "heldout", "curvature", "prior", "budget", "resume_optimizer")
-"""Settings that count only where they are not at their defaults: they are newer than some run folders."""
+NOT_HASHED = {
+    "method": "gradient",
+    "heldout": 0.2,
+    "curvature": "sampled",
+    "prior": "none",
+    "budget": 0.005,
+    "resume_optimizer": False,
+}
+"""Settings that are newer than some run folders, with the values that those runs had: these do not count."""
 
 LOCKSTEP_SETTINGS = {"name", "stage", "fc", "sharing", "interval", "knots", "optimizer", "lr", "p24sl"}
 """Settings in which runs in lockstep may differ: how their activations are initialized and tuned."""
@@ -60,9 +67,7 @@ class Job(Settings):
         """
         run = self.config
         settings = run.model_dump(mode="json", exclude=NOT_IN_RESULT | run.unused())
-        for key in HASHED_IF_CHANGED:
-            if settings.get(key) == _default(key):
-                del settings[key]
+        settings = {key: value for key, value in settings.items() if key not in NOT_HASHED or value != NOT_HASHED[key]}
         # Run folders of format 2 counted the inner knots.
         settings["pieces"] = settings.pop("knots") - 2
         settings |= {"lr": self.learning_rate, "seed": self.seed, "parent": self.parent_hash}
@@ -74,10 +79,6 @@ class Job(Settings):
 def learning_rate(run: RunConfig) -> float:
     """Return the learning rate of the run; if it has none, the usual one of its optimizer."""
     return LEARNING_RATES[run.optimizer] if run.lr is None else run.lr
-
-
-def _default(key: str) -> Any:
-    return RunConfig.model_fields[key].default
 
 
 def content_of(checkpoint: Path) -> str:

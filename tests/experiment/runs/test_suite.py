@@ -74,7 +74,7 @@ def test_the_suites_behind_the_results_are_the_paper_with_held_out_images() -> N
     assert full.runs == tuple(run.model_copy(update={"holdout": 5000}) for run in paper.runs)
     for run, other in zip(full.runs, identified.runs, strict=True):
         # p24sl is a matter of gradient steps.
-        by_method = {"method", "epochs", "start_epoch", "p24sl"} if run.parent else set()
+        by_method = {"method", "epochs", "start_epoch", "p24sl", "prior"} if run.parent else set()
         assert run.model_dump(exclude=by_method) == other.model_dump(exclude=by_method)
         assert other.method == ("gauss-newton" if run.parent else run.method)
 
