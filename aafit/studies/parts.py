@@ -177,7 +177,8 @@ def _identified(
         loss=config.loss,
         output=config.output,
         steps=config.steps,
-        heldout=data.identification_share,
+        # A held-out set of the study's own evaluates the result.
+        heldout=0.0 if data.heldout else None,
         memory=config.memory,
         seed=config.seed,
         state=state,

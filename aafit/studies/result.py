@@ -151,7 +151,12 @@ def _tuning_sentence(study: Study) -> str:
 def _claim(study: Study, gain: PairedGain, better: bool) -> str:
     """Return what the gain shows: nothing on samples that were fitted."""
     if not study.scores.held_out:
-        return "on the samples that were fitted, which is no evidence of a gain: give others as heldout="
+        estimates = [one for one in study.identification.gains if one.judged_by == "leave-one-out estimate"]
+        estimate = "".join(
+            f" (leave-one-out estimate of the decrease of the loss: {one.gain:.2g} ± {one.error:.1g})"
+            for one in estimates
+        )
+        return f"on the samples that were fitted, which is no evidence of a gain{estimate}: give others as heldout="
     if gain.p is None:
         size, test = "more than two standard errors" if gain.significant else "within two standard errors", ""
     else:

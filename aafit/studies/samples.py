@@ -9,13 +9,10 @@ from typing import Any
 import torch
 
 from aafit.errors import UserError
-from aafit.identification.samples import LEAST_HELDOUT
+from aafit.identification.samples import ENOUGH_TO_HOLD_OUT, HELDOUT
 from aafit.networks.batches import Batch, as_batch
 
 EXAMPLE = 256
-ENOUGH = 500
-"""Samples from which a share is held out by default."""
-SHARE = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +55,13 @@ class StudySamples:
                 raise UserError("Give held-out batches (heldout=) or a share to hold out (heldout_share=), not both.")
             held = _loaded(heldout, "held-out batches", memory)
         else:
-            share = (SHARE if count >= ENOUGH else 0.0) if share is None else share
+            share = (HELDOUT if count >= ENOUGH_TO_HOLD_OUT else 0.0) if share is None else share
             if not 0 <= share < 1:
                 raise UserError(f"heldout_share={share} is no share: give a number from 0 to below 1, such as 0.2.")
             fitted, held = _split(fitted, share, seed)
         kept, out = sum(map(len, fitted)), sum(map(len, held))
-        if kept <= LEAST_HELDOUT:
-            raise UserError(f"There are {kept} samples to fit; a study needs at least {LEAST_HELDOUT + 1}.")
+        if kept < 2:
+            raise UserError("There is one sample to fit; a study needs at least 2.")
         log.info("%d samples are fitted, %d are held out to evaluate on", kept, out)
         return cls(fitted, held, (_sha256(fitted), _sha256(held)))
 
@@ -86,11 +83,6 @@ class StudySamples:
         """
         first = first_samples(self.fitted, EXAMPLE)[0]
         return first.without_target()
-
-    @property
-    def identification_share(self) -> float:
-        """Share of the fitted samples by which the identification chooses its steps, enough of few samples."""
-        return max(SHARE, LEAST_HELDOUT / sum(map(len, self.fitted)))
 
 
 def first_samples(batches: Iterable[Batch], count: int) -> list[Batch]:
