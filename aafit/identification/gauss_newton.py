@@ -27,6 +27,7 @@ MOST_DAMPED = 1e3
 LEAST_SHARE = 0.01  # of the predicted decrease: what a step must achieve
 POOR = 0.5  # of the predicted decrease: a step that achieves less has gone too far
 LONGEST_STEP = 2.0  # of a slope, in its own coordinate
+MOST_DISPERSED = 1e12
 LEAST_PRIOR = 1e-9  # of the curvature, on average: keeps directions without data where they are if nothing is noisy
 
 
@@ -170,6 +171,19 @@ class Posterior:
             return (self.gradient_P @ self.inverse[0][0] @ self.gradient_P).item() / 2
         return -(self.gradient_P @ self._krylov_steps()(0.0)).item() / 2
 
+    def bounded_penalty(self, worst: float) -> float:
+        """Return `penalty` with each sample's part, gradient^T inverse gradient / n, bounded by the loss `worst`."""
+        problem, samples, n = self._problem, self._samples, self.model.samples
+        derivatives_P, generator, total = problem.coordinates.derivatives(self.vector_P), torch.Generator(), 0.0
+        for batch in problem.predictor.batches(samples):
+            gradients_BP = problem.rows(self.vector_P, batch, 1, generator).gradients_BP * derivatives_P
+            parts_B = torch.zeros(len(gradients_BP), dtype=torch.float64)
+            for inverse_SQQ, index_SQ in zip(self.inverse, self.model.groups, strict=True):
+                rows_SBQ = gradients_BP[:, index_SQ].transpose(0, 1)
+                parts_B += ((rows_SBQ @ inverse_SQQ) * rows_SBQ).sum((0, 2))
+            total += (parts_B * n / self.model.labelled**2).clamp(max=worst).sum().item()
+        return total / n
+
     def covariances(self) -> list[Tensor]:
         """Return the posterior covariance of each parameter set, by the blocks of the prior."""
         if not self._dense:
@@ -227,6 +241,7 @@ def dispersion_of(posterior: Posterior, prior: Prior, strength: Strength, likeli
     data = sum(block.diagonal(dim1=1, dim2=2).sum().item() for block in model.curvature)
     held = sum(block.diagonal(dim1=1, dim2=2).sum().item() for block in prior.precisions(strength))
     least = model.samples / model.labelled if likelihood else 0.0
+    found = min(found, MOST_DISPERSED)  # saturated outputs have gradients without curvature
     return max(found, least, LEAST_PRIOR * model.samples * data / held if held > 0 else 0.0, 1e-300)
 
 
@@ -284,9 +299,13 @@ def inverse(matrix_SQQ: Tensor) -> Tensor:
     diagonal_SQ = matrix_SQQ.diagonal(dim1=1, dim2=2)
     root_SQ = torch.where(diagonal_SQ > 0, diagonal_SQ.clamp(min=torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
     outer_SQQ = root_SQ.unsqueeze(2) * root_SQ.unsqueeze(1)
-    factor_SQQ, failed_S = torch.linalg.cholesky_ex(matrix_SQQ * outer_SQQ)
-    if failed_S.any():
-        scaled_SQQ: Tensor = torch.linalg.pinv(matrix_SQQ * outer_SQQ, rtol=1e-12, hermitian=True)
-    else:
-        scaled_SQQ = torch.cholesky_inverse(factor_SQQ)
+    ones_SQQ = matrix_SQQ * outer_SQQ
+    factor_SQQ, failed_S = torch.linalg.cholesky_ex(ones_SQQ)
+    if not failed_S.any():
+        return torch.cholesky_inverse(factor_SQQ) * outer_SQQ
+    try:
+        scaled_SQQ: Tensor = torch.linalg.pinv(ones_SQQ, rtol=1e-12, hermitian=True)
+    except torch.linalg.LinAlgError:
+        # Eigenvalues that do not converge: the singular values of the symmetric matrix do.
+        scaled_SQQ = torch.linalg.pinv(ones_SQQ, rtol=1e-12)
     return scaled_SQQ * outer_SQQ

@@ -405,7 +405,15 @@ class Identifier:
         fitted, heldout = self.samples.fitted, self.samples.heldout
         at_P = state.vector_P
         before, after = (self._losses(vector_P, fitted) for vector_P in (state.start_P, at_P))
+        if after.isfinite().all() and not before.isfinite().all():
+            # Any network with finite outputs is better than a start without.
+            step = self._step(state.steps, "end", at_P, fitted, heldout=True)
+            return replace(state, phase="done", lightest_P=at_P, steps=(*state.steps, step))
         gains = [_gain("leave-one-out estimate", before - after, -posterior.penalty)]
+        if not gains[0].gain > 0:
+            # The estimate is linear in the left-out sample; for a few samples far off it can exceed any loss there is.
+            worst = max(before.max().item(), after.max().item())
+            gains = [_gain("leave-one-out estimate", before - after, -posterior.bounded_penalty(worst))]
         if len(heldout):
             before, after = (self._losses(vector_P, heldout) for vector_P in (state.start_P, at_P))
             gains.append(_gain("held-out set", before - after))

@@ -294,7 +294,8 @@ def _checked(path: Path, content: bytes) -> dict[str, Any]:
     if version not in (2, FORMAT):
         raise _damaged(path, f"it is of format {version}, and this version reads formats 2 and {FORMAT}")
     # Format 3 has none of the names that are replaced.
-    return from_format_2(found)
+    current: dict[str, Any] = from_format_2(found)
+    return current
 
 
 def from_format_2(content: Any) -> Any:
