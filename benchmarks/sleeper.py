@@ -36,7 +36,7 @@ def write_run(job: dict[str, Any], settings_hash: str, template: Path) -> None:
     """Write the folder of a finished run with made-up numbers."""
     run, folder = job["config"], Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"format": 2, "hash": settings_hash, "run": run, "seed": job["seed"], "parent_hash": job["parent_hash"]}
+    config = {"format": 3, "hash": settings_hash, "run": run, "seed": job["seed"], "parent_hash": job["parent_hash"]}
     config |= {"parent": None if job["parent"] is None else os.path.relpath(job["parent"], folder)}
     config |= {"data": {"sha256": "", "in_shape": [1, 28, 28], "classes": 10}, "environment": {"device": "none"}}
     write_document(folder / "config.json", config)
@@ -53,7 +53,7 @@ def write_run(job: dict[str, Any], settings_hash: str, template: Path) -> None:
     if run["parent"] is not None:
         result |= {"base_accuracy": 0.8, "replaced_accuracy": 0.6}
     sha256 = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in vouched}
-    done = {"format": 2, "hash": settings_hash, "sha256": sha256, "finished": "", "seconds": 1.0, "result": result}
+    done = {"format": 3, "hash": settings_hash, "sha256": sha256, "finished": "", "seconds": 1.0, "result": result}
     write_document(folder / "done.json", done)
 
 

@@ -5,6 +5,7 @@ says.
 `events.txt`, to which a line "<run> <start|end> <time> <process>" is added. Several jobs are done one after the other.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -27,6 +28,12 @@ def end_with_the_scheduler() -> None:
     for job in jobs:
         note("orphaned", job["config"]["name"])
     os._exit(9)
+
+
+def write_document(path: Path, content: dict) -> None:
+    text = json.dumps({"format": 3, **content, "checksum": ""}, indent=2) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    path.write_text(text.replace('"checksum": ""', f'"checksum": "{digest}"'))
 
 
 def do(job: dict) -> None:
@@ -66,7 +73,7 @@ def do(job: dict) -> None:
         sys.exit(0)
     config = {"hash": settings_hash, "run": run, "seed": job["seed"], "parent_hash": job["parent_hash"]}
     config["data"] = {"sha256": "", "in_shape": [1, 28, 28], "classes": 10}
-    (folder / "config.json").write_text(json.dumps(config))
+    write_document(folder / "config.json", config)
     rows = ["epoch,train_loss,test_loss,test_accuracy,seconds,evaluation_seconds"]
     for epoch in range(run["start_epoch"], run["start_epoch"] + run["epochs"] + 1):
         rows.append(f"{epoch},1.0,1.0,0.5,{'' if epoch == run['start_epoch'] else 2.0},0.5")
@@ -74,7 +81,7 @@ def do(job: dict) -> None:
         time.sleep(600 if behaviour in ("hang", "stubborn") else 0.02)
     done = {"hash": settings_hash, "sha256": {}, "finished": "", "seconds": 1.0}
     done["result"] = {"tuned_parameters": 1, "epochs": run["epochs"]}
-    (folder / "done.json").write_text(json.dumps(done))
+    write_document(folder / "done.json", done)
     note("end", run["name"])
 
 

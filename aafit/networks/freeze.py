@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,7 @@ class Table(nn.Module):
         slopes: The slopes below the first and above the last knot, (2, *shape).
     """
 
+    __jit_unused_properties__: ClassVar[list[str]] = ["shape"]
     limits: Tensor
     knots: Tensor
     segments: Tensor
@@ -134,15 +135,15 @@ class Table(nn.Module):
         dtype = torch.promote_types(input.dtype, torch.float32)
         values, slopes, cells = self.values.to(dtype), self.slopes.to(dtype), len(self.segments)
         left, right = self.limits.to(dtype).unbind()
-        largest = torch.finfo(dtype).max / 1024
-        u = input.to(dtype).clamp(-largest, largest)
+        # So that the straight tails stay finite in float32.
+        u = input.to(dtype).clamp(-3e35, 3e35)
         at = ((u - left) * (cells / (right - left))).clamp(0, cells)
         # A comparison with NaN is false: it takes cell 0, and its position stays NaN.
         cell = torch.where(at > 0, at, 0.0).floor().clamp(max=cells - 1).to(torch.int64)
         segment = self.segments[cell].to(torch.int64)
         begin, end = self.knots[segment], self.knots[segment + 1]
         size = self.values.shape[-1]
-        sets = torch.arange(values.numel() // size, device=values.device).mul(size).reshape(self.shape)
+        sets = torch.arange(values.numel() // size, device=values.device).mul(size).reshape(values.shape[:-1])
         first, last = values.reshape(-1)[segment + sets], values.reshape(-1)[segment + 1 + sets]
         inside = first + (at - begin) / (end - begin) * (last - first)
         below = (u - left).clamp(max=0) * slopes[0]
