@@ -457,7 +457,7 @@ class Identifier:
 
     def _model(self, vector_P: Tensor, samples: int, curved_P: Tensor) -> Model:
         """Return the quadratic model on the first samples, with the curvature at `curved_P`; remember the last one."""
-        key = (vector_P.numpy().tobytes(), samples)
+        key = (vector_P.numpy().tobytes(), samples, curved_P.numpy().tobytes())
         if key not in self._models:
             self._models.clear()
             whole = samples == len(self.samples.fitted)

@@ -80,4 +80,4 @@ def test_a_network_with_ragged_rows_is_identified() -> None:
     base, x = PerAtom().double(), atoms(80)
     net, _ = replace_activations(base, {"SiLU": LEAF.like("ReLU")}, sample=x)
     found = identify(net, [(x, None)], base=base, target="logits", errors=False)
-    assert found.steps[-1].heldout_loss < found.steps[0].heldout_loss
+    assert found.steps[-1].loss < found.steps[0].loss

@@ -96,6 +96,6 @@ def test_samples_along_a_declared_axis() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(7, 60, 4, generator=generator), torch.arange(60) % 2
     found = identify(Last(), [Batch((x,), {}, y, axis=1)], steps=1)
-    assert found.steps[-1].heldout_loss <= found.steps[0].heldout_loss
+    assert found.steps[-1].loss <= found.steps[0].loss
     with pytest.raises(UserError, match=r"declare another one of the inputs by aafit.Batch\(..., axis=1\)"):
         identify(Last(), [(x, torch.arange(7) % 2)])
