@@ -36,6 +36,6 @@ def batches(first: int, count: int = 256) -> list[tuple[torch.Tensor, torch.Tens
 
 def studied(folder: Path | None = None, replacements: Any = None, **options: Any) -> Study:
     """Return the study of `base`; with a folder its page is written as study.html."""
-    given = {"heldout": batches(768), "steps": 4, "samples": 96} | options
+    given = {"heldout": batches(768), "steps": 4, "samples": 256} | options
     report = None if folder is None else folder / "study.html"
     return aafit.study(base(), batches(512), replacements or REPLACEMENTS, report=report, **given)

@@ -236,8 +236,8 @@ def _samples(value: Any, purpose: str) -> list[Any]:
 
 
 def _like(value: Any, samples: list[Any]) -> Any:
-    """Return samples in the form of `value`: as a list, or as a batch of graphs."""
-    return samples if isinstance(value, list) else type(value).from_data_list(samples)
+    """Return samples in the form of `value`: as a list, or as a batch of graphs, of which there is none without one."""
+    return samples if isinstance(value, list) or not samples else type(value).from_data_list(samples)
 
 
 def as_batch(batch: Any) -> Batch:

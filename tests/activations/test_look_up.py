@@ -190,7 +190,8 @@ def test_without_them_compiled_loops_serve(
         look_up.library.cache_clear()
     assert len(loop_cache("cpu").loops) == 2
     reason = f"F-Neuron runs slower because its own loops could not be built: {message}"
-    assert [record.getMessage() for record in caplog.records] == ([reason] if message else [])
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("aafit")]
+    assert ours == ([reason] if message else [])
 
 
 def test_a_weight_on_another_device_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from aafit.experiment.data.datasets import Split
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.documents import save_json
 from aafit.experiment.runs.execute import execute
+from aafit.files import sha256_of
 from aafit.identification.samples import prepare
 from aafit.training.predictor import Predictor
 from benchmarks import identification, layers_alone
@@ -139,6 +140,10 @@ def test_what_cannot_be_compared(runs: Path, tmp_path: Path, key: str, value: An
     save_json(
         file, {name: own for name, own in read_json(file).items() if name not in ("format", "checksum")} | {key: value}
     )
+    done = {
+        name: own for name, own in read_json(file.parent / "done.json").items() if name not in ("format", "checksum")
+    }
+    save_json(file.parent / "done.json", done | {"sha256": done["sha256"] | {file.name: sha256_of(file)}})
     result = CliRunner().invoke(identification.main, ["--runs-dir", str(copy)])
     assert result.exit_code == 2
     assert says in " ".join(result.output.split())

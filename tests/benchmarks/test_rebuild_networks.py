@@ -67,10 +67,10 @@ def _others_activations(runs):
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (_no_activations, "child/seed42 has no activations.safetensors"),
+        (_no_activations, "child/seed42/activations.safetensors is missing, truncated or was altered"),
         (_no_base, "base/seed42 has no network.safetensors, and no base"),
         (_no_base, "base/seed42/network.safetensors is missing"),
-        (_others_activations, "child/seed42 is not its base's with other activations"),
+        (_others_activations, "child/seed42/activations.safetensors is missing, truncated or was altered"),
     ],
 )
 def test_what_is_not_the_runs_network_is_refused(archived, fault, said):

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, Histogram
 from aafit.activations.compiled import compiled_loops
+from aafit.identification.coordinates import Coordinates
 from aafit.identification.layerwise import match_layers
-from aafit.networks.adaptive import adaptive_parameters
+from aafit.identification.prior import Prior
+from aafit.networks.adaptive import adaptive_activations, adaptive_parameters
 from aafit.networks.batches import Batch, without_padding
 from aafit.networks.surgery import replace_activations
 from aafit.studies.inputs import input_distributions
@@ -111,13 +113,18 @@ def test_activations_are_fitted_to_what_is_no_padding() -> None:
         assert torch.equal(one.edges, other.edges)
 
 
+INPUTS = torch.linspace(-2, 2, 50, dtype=torch.float64)
+
+
 @pytest.mark.parametrize(("sharing", "inputs_of_base"), [("layer", False), ("channel", True)])
 def test_layers_are_matched_on_what_is_no_padding(sharing: Any, inputs_of_base: bool) -> None:
     base, found = Sequences().eval(), []
     for padded in (False, True):
         batch = sequences(padded)
         net = replace_activations(base, {"GELU": AHAF.like("SiLU")}, sharing, batch)[0].eval()
-        rows = match_layers(net, base, [batch], inputs_of_base=inputs_of_base)
+        coordinates = Coordinates(net)
+        prior = Prior(net, coordinates, coordinates.read(), dict.fromkeys(adaptive_activations(net), INPUTS))
+        rows = match_layers(net, base, [batch], prior, inputs_of_base=inputs_of_base)
         found.append(([row.after for row in rows], parameters(net)))
     (left, one), (same_left, other) = found
     assert max(left) < 0.05
