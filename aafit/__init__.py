@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aafit.version import __version__
 
 if TYPE_CHECKING:
-    from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron, Histogram
+    from aafit.activations import AHAF, LEAF, XIELU, AdaptiveActivation, FNeuron, Histogram
     from aafit.errors import UserError
     from aafit.experiment.authors_checkpoint import load_authors_checkpoint
     from aafit.experiment.runs.start import load_run
@@ -52,6 +52,7 @@ __all__ = [
     "CROSS_ENTROPY",
     "LEAF",
     "SQUARED_ERROR",
+    "XIELU",
     "AdaptiveActivation",
     "Audit",
     "Batch",
@@ -96,7 +97,7 @@ __all__ = [
 # Public names are imported when they are first used. Importing torch takes seconds: meanwhile a command must be able to
 # handle Ctrl-C, and `aafit --help` need not wait for it.
 _MODULES = {
-    "aafit.activations": ("AHAF", "AdaptiveActivation", "FNeuron", "Histogram", "LEAF"),
+    "aafit.activations": ("AHAF", "AdaptiveActivation", "FNeuron", "Histogram", "LEAF", "XIELU"),
     "aafit.errors": ("UserError",),
     "aafit.experiment.authors_checkpoint": ("load_authors_checkpoint",),
     "aafit.experiment.runs.start": ("load_run",),

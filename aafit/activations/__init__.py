@@ -1,11 +1,13 @@
-"""The adaptive activations AHAF, LEAF and F-Neuron, and the fixed functions that they start from.
+"""The adaptive activations, a file for each family, and the fixed functions that they start from.
 
 Begin with leaf.py, then base.py, the class of all adaptive activations. elementwise.py and piecewise_linear.py compute
 them, compiled.py makes that fast, fitting.py fits them to functions. A text form names each activation: "ReLU",
 "AHAF as SiLU", "LEAF random", "F-Neuron ramp".
 """
 
+import inspect
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from aafit.activations.fixed import FIXED, FUNCTIONS, SiLU
 from aafit.activations.fneuron import INTERVAL, KNOTS, FNeuron
 from aafit.activations.histogram import Histogram
 from aafit.activations.leaf import LEAF
+from aafit.activations.xielu import XIELU
 from aafit.errors import UserError, check_name, nearest
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "FIXED",
     "FUNCTIONS",
     "LEAF",
+    "XIELU",
     "AdaptiveActivation",
     "FNeuron",
     "Histogram",
@@ -37,7 +41,7 @@ __all__ = [
     "is_adaptive",
 ]
 
-ADAPTIVE: dict[str, type[AdaptiveActivation]] = {cls.family: cls for cls in (AHAF, LEAF, FNeuron)}
+ADAPTIVE: dict[str, type[AdaptiveActivation]] = {cls.family: cls for cls in (AHAF, LEAF, FNeuron, XIELU)}
 
 
 def check_text(text: str) -> None:
@@ -86,15 +90,11 @@ def from_text(
     if text in FIXED:
         return FIXED[text]()
     family, _, start = text.partition(" ")
-    options: dict[str, Any] = {"shape": shape}
-    if family == FNeuron.family:
-        options |= {"interval": interval, "knots": knots, "pieces": pieces}
-    if start == "random":
-        options["generator"] = generator
-    cls: Any = ADAPTIVE[family]
-    made: nn.Module = (
-        cls.like(start.removeprefix("as "), **options) if start.startswith("as ") else getattr(cls, start)(**options)
-    )
+    cls = ADAPTIVE[family]
+    given = {"shape": shape, "generator": generator, "interval": interval, "knots": knots, "pieces": pieces}
+    make: Any = partial(cls.like, start.removeprefix("as ")) if start.startswith("as ") else getattr(cls, start)
+    accepted = inspect.signature(make).parameters
+    made: nn.Module = make(**{name: value for name, value in given.items() if name in accepted})
     return made
 
 

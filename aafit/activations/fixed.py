@@ -42,6 +42,7 @@ class SiLU(nn.Module):
 FIXED: dict[str, type[nn.Module]] = {
     "ReLU": nn.ReLU,
     "SiLU": SiLU,
+    "GELU": nn.GELU,
     "Tanh": nn.Tanh,
     "Sigmoid": nn.Sigmoid,
     "HardTanh": nn.Hardtanh,
@@ -51,6 +52,7 @@ FIXED: dict[str, type[nn.Module]] = {
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "ReLU": torch.relu,
     "SiLU": F.silu,
+    "GELU": F.gelu,
     "Tanh": torch.tanh,
     "Sigmoid": torch.sigmoid,
     "HardTanh": F.hardtanh,
