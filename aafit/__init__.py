@@ -11,7 +11,7 @@ from aafit.version import __version__
 
 if TYPE_CHECKING:
     from aafit.activations import AHAF, LEAF, XIELU, AdaptiveActivation, FNeuron, Histogram
-    from aafit.errors import UserError
+    from aafit.errors import Stopped, UserError
     from aafit.experiment.authors_checkpoint import load_authors_checkpoint
     from aafit.experiment.runs.start import load_run
     from aafit.identification import (
@@ -66,6 +66,7 @@ __all__ = [
     "Importance",
     "Loss",
     "Replacement",
+    "Stopped",
     "Study",
     "UserError",
     "__version__",
@@ -98,7 +99,7 @@ __all__ = [
 # handle Ctrl-C, and `aafit --help` need not wait for it.
 _MODULES = {
     "aafit.activations": ("AHAF", "AdaptiveActivation", "FNeuron", "Histogram", "LEAF", "XIELU"),
-    "aafit.errors": ("UserError",),
+    "aafit.errors": ("Stopped", "UserError"),
     "aafit.experiment.authors_checkpoint": ("load_authors_checkpoint",),
     "aafit.experiment.runs.start": ("load_run",),
     "aafit.identification": (

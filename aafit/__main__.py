@@ -20,8 +20,8 @@ def main(command: str = "main", prog_name: str = "aafit") -> None:
         except ImportError as error:
             sys.exit(str(error))
         run(prog_name=prog_name)
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "Stopped.", file=sys.stderr)
         sys.exit(130)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
 
 
 class UserError(ValueError):
@@ -11,6 +12,25 @@ class UserError(ValueError):
     It is a ValueError, so that library users need not know this class. The command line prints the message without a
     traceback and exits with code 2.
     """
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C during `identify`, `tune` or `study`; the message says what was kept and how to resume.
+
+    Attributes:
+        state: The last state of an identification, for `identify(..., state=)`; None for the others.
+
+    Example:
+        >>> try:  # doctest: +SKIP
+        ...     found = aafit.identify(net, batches)
+        ... except aafit.Stopped as stopped:
+        ...     state = stopped.state
+        >>> found = aafit.identify(net, batches, state=state)  # doctest: +SKIP
+    """
+
+    def __init__(self, message: str, state: Any = None) -> None:
+        super().__init__(message)
+        self.state = state
 
 
 def nearest(value: str, valid: Iterable[str]) -> str:

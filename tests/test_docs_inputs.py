@@ -13,4 +13,6 @@ def test_the_examples_run(capsys) -> None:
     assert len(blocks) == 8
     exec("\n".join(blocks), {"__name__": "examples"})
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("amplification", "accuracy", "metric", "in reference", "Table with 514 knots"))
+    assert all(
+        word in printed for word in ("amplification", "accuracy", "metric", "in reference", "Table with 514 knots")
+    )

@@ -12,7 +12,7 @@ import aafit
 PACKAGE = Path(aafit.__file__).parent
 
 # From what knows nothing of the rest to what knows it all. A folder imports from itself and from those before it.
-ROOT = ["errors", "version", "files", "tables"]
+ROOT = ["errors", "version", "files", "tables", "progress"]
 LIBRARY = ["activations", "networks", "training", "identification", "plots", "studies"]
 EXPERIMENT = ["devices", "models", "authors_checkpoint", "data", "runs", "report", "scheduling", "cli"]
 FLOORS = [*ROOT, *LIBRARY, *(f"experiment.{name}" for name in EXPERIMENT), "__main__"]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aafit.errors import UserError, check_count, check_name
+from aafit.errors import Stopped, UserError, check_count, check_name
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.elements import calls_of, input_elements
 from aafit.identification.gauss_newton import (
@@ -41,6 +41,7 @@ from aafit.networks.adaptive import adaptive_activations, train_only_activations
 from aafit.networks.batches import Batch, Output
 from aafit.networks.running import own_modes
 from aafit.networks.surgery import with_matching_modules
+from aafit.progress import ShowProgress, progress
 from aafit.training.distance import Distance
 from aafit.training.losses import LossLike, as_loss, has_labels, one_hot, predictions
 from aafit.training.predictor import Predictor, unwrapped
@@ -89,6 +90,7 @@ def identify(
     errors: bool = True,
     state: State | None = None,
     after_step: Callable[[State], None] | None = None,
+    verbose: bool = True,
 ) -> Identification:
     """Identify the adaptive activations of `net`, in place, from a few hundred or thousand samples.
 
@@ -129,6 +131,7 @@ def identify(
         errors: whether to compute standard errors: one exact curvature of up to 4,000 samples.
         state: to resume from, as `after_step` received it; all other arguments must be the same.
         after_step: called with the state after each step.
+        verbose: whether to show the progress: a bar on a terminal and in a notebook, a line a step elsewhere.
 
     Returns:
         The steps, the gain, the parameters and their standard errors.
@@ -137,6 +140,7 @@ def identify(
         UserError: nothing to identify, a scripted network, no samples or too few held out, samples that are not finite
             or that the network refuses, labels that do not fit its outputs, an unknown word, a loss without a
             Hessian, a target that needs a base network where there is none, or a prior weight that is not above 0.
+        Stopped: Ctrl-C; the network has the parameters of the last step, and the error the state to resume from.
 
     Warns:
         UserWarning: `prior=None`, and fewer than two samples for each parameter.
@@ -161,7 +165,7 @@ def identify(
     coordinates = Coordinates(net)
     train_only_activations(net)
     began = time.perf_counter()
-    with own_modes(net, *([] if base is None else [base])):
+    with own_modes(net, *([] if base is None else [base])), progress("identify", steps, verbose) as show:
         net.eval()
         if base is not None:
             base = with_matching_modules(unwrapped(base), net).eval()
@@ -182,15 +186,33 @@ def identify(
         identifier = Identifier(
             net, of_base, target, samples, problem, prior, steps, curvature == "exact", budget, seed, errors
         )
-        if state is None:
-            state = identifier.start(began)
-        while True:
+        try:
+            if state is None:
+                state = identifier.start(began)
+            while True:
+                coordinates.write(state.vector_P)
+                _show(state, show, steps)
+                if after_step:
+                    after_step(state)
+                if state.phase == "done":
+                    return identifier.result(state)
+                state = identifier.advance(state)
+        except KeyboardInterrupt:
+            if state is None:
+                raise
             coordinates.write(state.vector_P)
-            if after_step:
-                after_step(state)
-            if state.phase == "done":
-                return identifier.result(state)
-            state = identifier.advance(state)
+            raise Stopped(
+                f"Stopped after step {state.steps[-1].number}: the network has the parameters of this step. The same "
+                "call with state=error.state resumes bit-identically, where error is this exception (in a notebook or "
+                "shell sys.last_value).",
+                state,
+            ) from None
+
+
+def _show(state: State, show: ShowProgress, steps: int) -> None:
+    last, joint = state.steps[-1], sum(step.phase == "joint" for step in state.steps)
+    done = steps if state.phase == "done" else min(joint, steps - 1)
+    show(done, f"step {last.number} ({last.phase}), {last.samples} samples: loss {last.loss:.5g}")
 
 
 def _check_prior(prior: float | str | None) -> None:

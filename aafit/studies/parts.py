@@ -183,6 +183,7 @@ def _identified(
         seed=config.seed,
         state=state,
         after_step=after_step,
+        verbose=False,
     )
     return result, tuple(trajectory)
 

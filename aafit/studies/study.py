@@ -1,22 +1,21 @@
 """`aafit.study`: all analyses of a network's activations, with their progress and their page."""
 
 import logging
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from aafit.activations import FNeuron
-from aafit.errors import UserError, check_count, needs_extra
+from aafit.errors import Stopped, UserError, check_count, needs_extra
 from aafit.networks.batches import Output
 from aafit.networks.build import NewActivation
 from aafit.networks.surgery import Sharing
+from aafit.progress import progress
 from aafit.studies.config import StudyConfig
 from aafit.studies.parts import PARTS, ProgressCallback, run_parts
 from aafit.studies.result import Study
@@ -44,6 +43,7 @@ def study(
     seed: int = 0,
     report: str | Path | None = None,
     command: str = "",
+    verbose: bool = True,
 ) -> Study:
     """Run all analyses of a network's activations, and write their page.
 
@@ -72,6 +72,7 @@ def study(
         seed: Of the held-out samples, the order of the samples, and the random probes of the curvature.
         report: The HTML file to write; None: no page is written and nothing is saved.
         command: The command that the page shows.
+        verbose: Whether to show the progress: a bar on a terminal and in a notebook, lines elsewhere.
 
     Returns:
         The results; prints as a verdict in three sentences and a table of the layers.
@@ -81,6 +82,7 @@ def study(
             many for the memory; `report` is no name of an HTML file, exists and is not the page of this study, or
             cannot be written.
         ImportError: A report is requested, and jinja2 is not installed.
+        Stopped: Ctrl-C; with a report the parts so far are saved.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 3))
@@ -106,48 +108,30 @@ def study(
         check_page(page, key)
     store = Store(None if page is None else page.with_suffix(".parts"), key)
     try:
-        with _progress() as progress:
-            found = run_parts(net, data, config, store, command, progress)
+        with _progress(verbose) as show:
+            found = run_parts(net, data, config, store, command, show)
     except KeyboardInterrupt:
-        if store.folder is not None:
-            log.warning("Stopped. The same call resumes from %s.", store.folder)
-        raise
+        kept = (
+            "Stopped; nothing was saved. With report= the parts are saved, and the same call resumes."
+            if store.folder is None
+            else f"Stopped. The same call resumes from {store.folder}."
+        )
+        raise Stopped(kept) from None
     return found if page is None else replace(found, page=write_study_page(found, page))
 
 
 @contextmanager
-def _progress() -> Iterator[ProgressCallback]:
-    """Show a bar on a terminal if rich is installed; elsewhere log a line for each part."""
-    if not (sys.stdout.isatty() and find_spec("rich")):
-        began = time.perf_counter()
+def _progress(verbose: bool) -> Iterator[ProgressCallback]:
+    """Show the parts and the steps of the identification; log a line for each part."""
+    began = time.perf_counter()
+    with progress("study", len(PARTS), verbose) as show:
 
-        def log_part(part: str, step: str) -> None:
+        def show_part(part: str, step: str) -> None:
+            show(PARTS.index(part), f"{part} {step}".rstrip())
             # The identification logs its steps itself.
             if not step:
                 log.info("%7.1f s  %s", time.perf_counter() - began, part)
 
-        yield log_part
-        log.info("%7.1f s  done", time.perf_counter() - began)
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description:10}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[step]}"))
-    with _silent(logging.getLogger("aafit")), Progress(*columns) as bars:
-        task = bars.add_task("", total=len(PARTS), step="")
-
-        def show_part(part: str, step: str) -> None:
-            bars.update(task, description=part, completed=PARTS.index(part), step=step)
-
         yield show_part
-        bars.update(task, description="done", completed=len(PARTS), step="")
-
-
-@contextmanager
-def _silent(logger: logging.Logger) -> Iterator[None]:
-    """Suppress the logger's lines within the block: they would break the bar."""
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+        show(len(PARTS), "done")
+        log.info("%7.1f s  done", time.perf_counter() - began)

@@ -3,9 +3,11 @@
 Read `tune` first, then `train_epoch`, which trains whatever its optimizers hold.
 """
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Adam, Optimizer, RMSprop
 
-from aafit.errors import UserError, check_count, check_name
+from aafit.errors import Stopped, UserError, check_count, check_name
 from aafit.networks.adaptive import (
     adaptive_activations,
     adaptive_parameters,
@@ -24,6 +26,7 @@ from aafit.networks.adaptive import (
 )
 from aafit.networks.batches import Batch, Output, as_batch, each_batch
 from aafit.networks.running import check_not_scripted, evaluation_mode, fork_rng, own_modes
+from aafit.progress import progress
 from aafit.tables import listed
 from aafit.training.distance import Distance
 from aafit.training.evaluate import Batches
@@ -47,6 +50,8 @@ OPTIMIZERS = ("adam", "rmsprop")
 LEARNING_RATES = {"adam": 1e-3, "rmsprop": 1e-4}
 # p24sl: the offsets p2 and p4 of LEAF learn slower, by a factor that depends on the optimizer.
 SLOWED = {"adam": 1000.0, "rmsprop": 10.0}
+
+log = logging.getLogger(__name__)
 
 BatchLoss = Callable[[Tensor, Batch], Tensor]
 """Returns the loss of the outputs for a batch, to minimize."""
@@ -181,6 +186,7 @@ def tune(
     output: Output | None = None,
     loss: LossLike | None = None,
     base: nn.Module | None = None,
+    verbose: bool = True,
 ) -> list[float]:
     """Tune the adaptive activations of `net` in place by gradient steps, with every other parameter frozen.
 
@@ -207,6 +213,7 @@ def tune(
         loss: as for `evaluate`; by default the cross-entropy, or with `base` the mean squared error.
         base: network whose outputs are the target in place of labels. With "cross-entropy" the target is its class
             probabilities.
+        verbose: whether to show the progress: a bar on a terminal and in a notebook, a line an epoch elsewhere.
 
     Returns:
         The mean training loss of each epoch over the labelled positions.
@@ -215,6 +222,7 @@ def tune(
         UserError: `net` has no adaptive activation or is scripted; the batches hold no sample, are an iterator that can
             be used only once, or have no target without `base`; the target does not fit the outputs; no position is
             labelled; or an option is out of range.
+        Stopped: Ctrl-C; the network keeps the parameters of the last step.
 
     Warns:
         UserWarning: with `base`, if the initial outputs are far from those of `base`; if the loss has no gradient with
@@ -243,14 +251,15 @@ def tune(
     parameters, predictor = trained_by([stepper])[0], Predictor(net, output, precision)
     _keep_float32_copies(stepper)
     initial = [parameter.detach().clone() for parameter in parameters]
-    history = []
-    with own_modes(net), torch.enable_grad():
+    history: list[float] = []
+    with own_modes(net), torch.enable_grad(), _resumable(history, epochs), progress("tune", epochs, verbose) as show:
         for epoch in range(epochs):
             training_mode(net)
             if base is not None:
                 net.eval()
             objective = _Objective(made, base is not None, first=epoch == 0)
-            for batch in each_batch(batches(epoch) if callable(batches) else batches):
+            for number, batch in enumerate(each_batch(batches(epoch) if callable(batches) else batches)):
+                show(epoch, f"epoch {epoch + 1} of {epochs}, batch {number + 1}{_last_loss(history)}")
                 if base is not None:
                     of_base = _base_outputs(predictor.of(base), batch)
                     objective.loss = with_class_axis(made, of_base, batch.target)
@@ -259,6 +268,8 @@ def tune(
                     raise UserError("The batches have no target to tune with; give (inputs, labels), or base=.")
                 objective.step(predictor, batch, stepper, parameters)
             history.append(objective.mean())
+            log.info("epoch %d of %d: loss %.5g", epoch + 1, epochs, history[-1])
+            show(epoch + 1, f"epoch {epoch + 1} of {epochs}{_last_loss(history)}")
             if epoch == 0:
                 _warn_of_missing_gradients(net, objective.without_gradient)
             if after_epoch:
@@ -266,6 +277,23 @@ def tune(
     if epochs:
         _warn_of_unchanged(net, parameters, initial)
     return history
+
+
+def _last_loss(history: Sequence[float]) -> str:
+    return f"; loss of epoch {len(history)}: {history[-1]:.5g}" if history else ""
+
+
+@contextmanager
+def _resumable(history: Sequence[float], epochs: int) -> Iterator[None]:
+    """Turn Ctrl-C within the block into a message that says how to continue; `history` has the completed epochs."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = epochs - len(history)
+        raise Stopped(
+            f"Stopped after {len(history)} of {epochs} epochs: the network keeps the parameters of the last step. To "
+            f"continue from there, call tune with epochs={left}; the optimizer begins anew."
+        ) from None
 
 
 def _keep_float32_copies(optimizer: Optimizer) -> None:

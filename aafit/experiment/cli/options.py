@@ -37,8 +37,8 @@ class Command(click.Command):
                 return super().invoke(ctx)
         except UserError as error:
             raise click.UsageError(str(error)) from error
-        except KeyboardInterrupt:
-            click.echo("Stopped.", err=True)
+        except KeyboardInterrupt as stopped:
+            click.echo(str(stopped) or "Stopped.", err=True)
             ctx.exit(130)
 
 

@@ -77,6 +77,7 @@ def train(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
             seed=run.job.seed,
             state=run.identification,
             after_step=after_step,
+            verbose=False,
         )
     run.save_identification(result.as_dict())
     log.info("%s", result)
