@@ -1,4 +1,4 @@
-"""The description on a package index: README.md with absolute links. Everything else is in pyproject.toml."""
+"""The description on a package index, made from README.md. Everything else is in pyproject.toml."""
 
 import re
 import tomllib
@@ -7,14 +7,19 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"].get("Repository")
 
 
-def with_absolute_links(text: str) -> str:
-    """Return the Markdown with links to files, and sources of images, in the repository."""
-    text = re.sub(r"(!\[[^\]]*\]\()(?!https?:|#)", rf"\1{REPOSITORY}/raw/main/", text)
-    return re.sub(r"((?<!!)\[[^\]]*\]\()(?!https?:|#)", rf"\1{REPOSITORY}/blob/main/", text)
+def description(text: str, repository: str | None) -> str:
+    """Return the Markdown with links to files, and sources of images, in the repository.
+
+    A package index cannot show relative ones: without a repository, images are left out and such links become text.
+    """
+    image = r"!\[([^\]]*)\]\((?!https?:|#)([^)]*)\)"
+    link = r"(?<!!)\[([^\]]*)\]\((?!https?:|#)([^)]*)\)"
+    text = re.sub(image, rf"![\1]({repository}/raw/main/\2)" if repository else "", text)
+    return re.sub(link, rf"[\1]({repository}/blob/main/\2)" if repository else r"\1", text)
 
 
 readme = (ROOT / "README.md").read_text(encoding="utf-8")
-setup(long_description=with_absolute_links(readme), long_description_content_type="text/markdown")
+setup(long_description=description(readme, REPOSITORY), long_description_content_type="text/markdown")

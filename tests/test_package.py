@@ -1,5 +1,7 @@
 """The wheel: what it holds, and that it works and is typed in an environment with the declared dependencies alone."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +32,20 @@ except ImportError as error:
     print(error)
 """
 
+NETWORK = """
+import torch
+from torch import nn
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 3))
+
+
+def batches():
+    return [(torch.randn(50, 4), torch.randint(3, (50,))) for _ in range(2)]
+"""
+
 
 def run(*words: object, **options: object) -> str:
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, **options)  # type: ignore[call-overload]
@@ -37,15 +53,32 @@ def run(*words: object, **options: object) -> str:
     return str(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(source: Path, out: Path, repository: str = "") -> Path:
+    """Build the wheel in a copy of the repository, with the address of the repository if it is given."""
     if Version(metadata.version("setuptools")) < Version("77"):
         pytest.skip("setuptools here is older than 77, which pyproject.toml needs")
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     shutil.copytree(ROOT / "aafit", source / "aafit", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
+    if repository:
+        settings = (source / "pyproject.toml").read_text()
+        urls = f'[project.urls]\nRepository = "{repository}"\n'
+        (source / "pyproject.toml").write_text(settings.replace("[project.urls]\n", urls))
     return out / run(sys.executable, "-c", BUILD, out, cwd=source).split()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that .ci/package has built from an sdist, or one built here."""
+    if given := os.environ.get("AAFIT_WHEEL"):
+        return Path(given)
+    return built(tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist"))
+
+
+def metadata_of(wheel: Path) -> str:
+    with zipfile.ZipFile(wheel) as content:
+        (about,) = [name for name in content.namelist() if name.endswith(".dist-info/METADATA")]
+        return content.read(about).decode()
 
 
 def installed(wheel: Path, folder: Path) -> tuple[Path, Path]:
@@ -56,44 +89,69 @@ def installed(wheel: Path, folder: Path) -> tuple[Path, Path]:
     return folder / "bin" / "python", site
 
 
-def test_the_wheel_works_with_its_declared_dependencies_alone(wheel: Path, tmp_path: Path) -> None:
-    python, site = installed(wheel, tmp_path / "environment")
+def with_dependencies(wheel: Path, folder: Path, extra: str = "") -> Path:
+    """Make an environment with the wheel and its declared dependencies alone; return its Python."""
+    python, site = installed(wheel, folder)
     (path,) = site.glob("aafit-*.dist-info")
     # Links to the dependencies, and to theirs, instead of a download.
-    waiting, seen = list(metadata.PathDistribution(path).requires or []), {"aafit"}
+    waiting, seen = [(text, extra) for text in metadata.PathDistribution(path).requires or []], {"aafit"}
     while waiting:
-        requirement = Requirement(waiting.pop())
-        needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        text, chosen = waiting.pop()
+        requirement = Requirement(text)
+        needed = requirement.marker is None or requirement.marker.evaluate({"extra": chosen})
         if not needed or requirement.name in seen:
             continue
         seen.add(requirement.name)
         found = metadata.distribution(requirement.name)
-        waiting += found.requires or []
+        waiting += [(text, "") for text in found.requires or []]
         for top in {Path(file).parts[0] for file in found.files or () if ".." not in Path(file).parts}:
             if top != "__pycache__" and not (site / top).exists():
                 (site / top).symlink_to(Path(str(found.locate_file(top))))
+    return python
+
+
+def test_the_wheel_works_with_its_declared_dependencies_alone(wheel: Path, tmp_path: Path) -> None:
+    python = with_dependencies(wheel, tmp_path / "environment")
     (tmp_path / "use.py").write_text(USE)
     assert "aafit[plots]" in run(python, "-I", "use.py", cwd=tmp_path)
+
+
+def test_a_study_needs_the_extra_cli_alone(wheel: Path, tmp_path: Path) -> None:
+    python = with_dependencies(wheel, tmp_path / "environment", "cli")
+    (tmp_path / "mynet.py").write_text(NETWORK)
+    absent = "import importlib.util as u; print([u.find_spec(name) for name in ('mlxtend', 'pooch', 'pydantic')])"
+    assert run(python, "-I", "-c", absent) == "[None, None, None]\n"
+    command = (python, "-m", "aafit", "study", "mynet.py:network", "mynet.py:batches", "--steps", "1")
+    assert "learned shape" in run(*command, cwd=tmp_path)
+    assert "Identification</h2>" in (tmp_path / "study.html").read_text(encoding="utf-8")
+    done = subprocess.run([python, "-m", "aafit", "run", "--dry-run"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "pip install 'aafit[experiment]'" in done.stderr
 
 
 def test_the_wheel_holds_all_files_and_says_what_it_is(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as content:
         names = set(content.namelist())
-        (about,) = [name for name in names if name.endswith(".dist-info/METADATA")]
-        text = content.read(about).decode()
     files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "aafit").rglob("*") if path.is_file()}
     assert {name for name in files if "__pycache__" not in name} == {
         name for name in names if name.startswith("aafit/")
     }
-    header = HeaderParser().parsestr(text)
+    header = HeaderParser().parsestr(metadata_of(wheel))
     assert header["Author"] or header["Author-Email"]
     assert header["Keywords"]
-    urls = dict(line.split(", ") for line in header.get_all("Project-URL", []))
-    assert {"Repository", "Documentation", "Changelog"} <= set(urls)
     assert "Typing :: Typed" in header.get_all("Classifier", [])
-    assert "](docs/" not in text
-    assert f"]({urls['Repository']}/raw/main/docs/" in text
-    assert f"repo_url: {urls['Repository']}\n" in (ROOT / "mkdocs.yml").read_text()
+
+
+def test_the_description_has_no_link_that_a_package_index_cannot_follow(wheel: Path, tmp_path: Path) -> None:
+    relative = re.compile(r"\]\((?!https?:|#)")
+    assert "error bars" in metadata_of(wheel)
+    assert not relative.search(metadata_of(wheel))
+    assert "example.org" not in metadata_of(wheel)
+    (tmp_path / "source").mkdir()
+    hosted = metadata_of(built(tmp_path / "source", tmp_path, "https://code.test/aafit"))
+    assert not relative.search(hosted)
+    assert "](https://code.test/aafit/raw/main/docs/figures/" in hosted
+    assert "](https://code.test/aafit/blob/main/docs/quickstart.md)" in hosted
 
 
 def test_the_types_are_seen_from_outside(wheel: Path, tmp_path: Path) -> None:

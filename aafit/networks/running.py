@@ -181,6 +181,16 @@ def probe_of(net: nn.Module) -> nn.Module:
     return copied(net, shared).eval()
 
 
+def sharing_copy(net: nn.Module) -> nn.Module:
+    """Return a copy of the modules of `net` that shares its parameters and buffers, so that they are held once.
+
+    Raises:
+        UserError: as `copied`.
+    """
+    tensors = (*net.parameters(), *net.buffers())
+    return copied(net, {id(tensor): tensor for tensor in tensors if not is_lazy(tensor)})
+
+
 def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Return a copy of `net`, with `memo` as for deepcopy.
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from aafit.activations.elementwise import broadcasts
-from aafit.errors import UserError, nearest
+from aafit.errors import UserError, check_name, nearest
 from aafit.networks.call_sites import SharedModuleProxy
 from aafit.networks.find import NOT_SAMPLED, Found, FoundActivation
 from aafit.networks.kinds import FUNCTIONS, function_name, is_activation
@@ -15,6 +15,8 @@ from aafit.networks.running import forward_of_sample, probe_of, receiving
 
 Sharing = Literal["layer", "channel", "neuron"]
 SHARINGS: tuple[Sharing, ...] = ("layer", "channel", "neuron")
+Sharings = Sharing | Mapping[Any, Sharing]
+"""One sharing for all activations, or one for each key of the replacements; "layer" for a key that is not in it."""
 
 Key = str | type[nn.Module] | Callable[[FoundActivation], bool]
 AFTER = "after "
@@ -23,6 +25,26 @@ KEYS = (
     'A key is a kind ("ReLU"), a class (nn.ReLU), a path ("act1"), a pattern of paths ("features.*"), the layer before '
     '("after conv"), or a function of a FoundActivation that returns whether it matches.'
 )
+
+
+def sharing_by_key(sharing: Sharings, keys: Iterable[Any]) -> dict[Any, Sharing]:
+    """Return the sharing of each key of the replacements.
+
+    Raises:
+        UserError: `sharing` has a key that the replacements do not have, or a value that is no sharing.
+    """
+    keys = list(keys)
+    if not isinstance(sharing, Mapping):
+        check_name("sharing", sharing, SHARINGS)
+        return dict.fromkeys(keys, sharing)
+    for key, value in sharing.items():
+        if key not in keys:
+            raise UserError(
+                f"The sharing names {describe_key(key)}, which is no key of the replacements: they have "
+                f"{', '.join(map(describe_key, keys))}."
+            )
+        check_name(f"sharing of {describe_key(key)}:", value, SHARINGS)
+    return {key: sharing.get(key, "layer") for key in keys}
 
 
 def parameter_shape(row: FoundActivation, sharing: Sharing, channel_axis: int | None) -> tuple[int, ...]:

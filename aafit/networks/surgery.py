@@ -17,22 +17,22 @@ import torch
 from torch import nn
 
 from aafit.activations import AdaptiveActivation
-from aafit.errors import UserError, check_name, nearest
+from aafit.errors import UserError, nearest
 from aafit.networks.batches import tensors_in
 from aafit.networks.build import NewActivation, input_histograms, is_fit, leave_out_unfittable, make_activation
 from aafit.networks.call_sites import ActivationCall, install_interceptors, intercepted_calls, remove_interceptors
 from aafit.networks.find import NOT_SAMPLED, Found, FoundActivation, check_network, found_in
 from aafit.networks.kinds import activation_name
-from aafit.networks.running import copied, forward_of_sample, probe_of
+from aafit.networks.running import copied, forward_of_sample, probe_of, sharing_copy
 from aafit.networks.select import (
-    SHARINGS,
-    Sharing,
+    Sharings,
     check_inputs_fit,
     check_keys,
     describe_key,
     named_modules_of,
     parameter_shape,
     select,
+    sharing_by_key,
     why_skipped,
 )
 from aafit.tables import table
@@ -132,10 +132,11 @@ class Replacement:
 def replace_activations(
     model: nn.Module,
     replacements: Mapping[Any, NewActivation],
-    sharing: Sharing = "layer",
+    sharing: Sharings = "layer",
     sample: Any = None,
     channel_axis: int | None = None,
     share_calls: bool = False,
+    copy: bool = True,
 ) -> tuple[nn.Module, Replacement]:
     """Return a copy of `model` with other activations, and the report of what was replaced and what was not.
 
@@ -171,7 +172,8 @@ def replace_activations(
               refused with any other key.
         sharing: what has parameters of its own: the whole "layer" (shape (1,)), each "channel" ((C, 1, 1) in
             (B, C, H, W), or (C,) in (B, H, W, C), (B, T, C) and (B, C)), or each "neuron" (the layer's input without
-            its batch axis).
+            its batch axis). A dictionary gives the sharing by the same keys as in `replacements`, as
+            {"after conv": "channel"}; the other keys then share by layer.
         sample: an input of the model: a tensor, a tuple if it takes several, a mapping of keyword inputs, an
             `aafit.Batch`, or what a tokenizer returns. No activation is fitted to padding, see
             `aafit.networks.batches`.
@@ -179,6 +181,9 @@ def replace_activations(
             layer before does not determine it: it is 1 after a convolution or a batch, group or instance norm and in an
             input with two axes, and the last after a linear layer.
         share_calls: let all calls of one module share one activation, instead of one for each.
+        copy: whether the new network has a copy of all parameters and buffers. With False it shares those of `model`,
+            so that a large network is held once: `model` keeps its activations and outputs as long as no shared
+            parameter is trained, but `train_only_activations`, `tune` and `identify` freeze the parameters of both.
 
     Returns:
         The network with the new activations, and the report.
@@ -193,24 +198,26 @@ def replace_activations(
         >>> net, report = aafit.replace_activations(base, {"ReLU": aafit.LEAF.like("ReLU")}, sample=images)
         >>> print(report)
     """
-    check_name("sharing", sharing, SHARINGS)
-    if sharing != "layer" and sample is None:
-        raise UserError(f"Sharing by {sharing} needs the layers' shapes: give an input of the network as sample=.")
-    if channel_axis is not None and (isinstance(channel_axis, bool) or not isinstance(channel_axis, int)):
-        raise UserError(f"channel_axis is the number of an axis, as 1 or -1; got {channel_axis!r}.")
     check_network(model)
     check_keys(replacements)
+    sharing_of = sharing_by_key(sharing, replacements)
+    for finer in set(sharing_of.values()) - {"layer"}:
+        if sample is None:
+            raise UserError(f"Sharing by {finer} needs the layers' shapes: give an input of the network as sample=.")
+    if channel_axis is not None and (isinstance(channel_axis, bool) or not isinstance(channel_axis, int)):
+        raise UserError(f"channel_axis is the number of an axis, as 1 or -1; got {channel_axis!r}.")
     found = found_in(model, sample, named_modules_of(model, replacements), share_calls)
     key_of = select(model, found, replacements)
     unfittable = {} if sample is None else leave_out_unfittable(found, key_of, replacements)
     chosen = [found[path] for path in key_of]
-    net, calls = _with_modules(model, found, chosen)
+    net = copied(model) if copy else sharing_copy(model)
+    calls = _give_modules(net, found, chosen)
     if sample is not None:
         _check_same_outputs(model, net, sample, chosen)
     originals = {row.path: net.get_submodule(row.path) for row in chosen}
     fits = [row.path for row in chosen if is_fit(replacements[key_of[row.path]])]
     histograms = input_histograms(net, sample, fits)
-    shapes = {row.path: parameter_shape(row, sharing, channel_axis) for row in chosen}
+    shapes = {row.path: parameter_shape(row, sharing_of[key_of[row.path]], channel_axis) for row in chosen}
     made = {
         row.path: make_activation(
             describe_key(key_of[row.path]),
@@ -223,7 +230,7 @@ def replace_activations(
         for row in chosen
     }
     adaptive = {path: new for path, new in made.items() if isinstance(new, AdaptiveActivation)}
-    if sharing != "layer":
+    if {*sharing_of.values()} != {"layer"}:
         check_inputs_fit(net, sample, {path: shapes[path] for path in adaptive})
     rows: list[Replaced] = []
     hooks: dict[str, int] = {}
@@ -359,15 +366,14 @@ def _device_and_dtype(net: nn.Module, path: str) -> tuple[torch.device | None, t
 # --- calls as modules -----------------------------------------------------------------------------------------------
 
 
-def _with_modules(
-    model: nn.Module, found: Found, chosen: Iterable[FoundActivation]
-) -> tuple[nn.Module, dict[str, tuple[ActivationCall, ...]]]:
-    """Return a copy of `model` in which each chosen activation is a module, and the calls that were given one.
+def _give_modules(
+    net: nn.Module, found: Found, chosen: Iterable[FoundActivation]
+) -> dict[str, tuple[ActivationCall, ...]]:
+    """Make each chosen activation a module of `net`, and return the calls that were given one.
 
     Raises:
-        UserError: it cannot be copied, or a call is in the program of torch.fx.
+        UserError: a call is in the program of torch.fx.
     """
-    net = copied(model)
     wanted: defaultdict[str, list[ActivationCall]] = defaultdict(list)
     for row in chosen:
         if row.needs_module:
@@ -377,14 +383,14 @@ def _with_modules(
     # All owners are intercepted then, so that no call of one is taken for a call of an owner around it.
     calls = {owner: tuple(wanted[owner]) for owner in (found.owners if wanted else ())}
     install_interceptors(net, calls)
-    return net, calls
+    return calls
 
 
 def with_matching_modules(base: nn.Module, net: nn.Module) -> nn.Module:
     """Return a copy of `base` in which the calls that have modules in `net` have modules too.
 
-    It computes what `base` does, and has an activation at every path at which `net`, made from it, has one. If all of
-    them are modules in `base` already, `base` itself is returned.
+    The copy shares the parameters and buffers of `base`. It computes what `base` does, and has an activation at every
+    path at which `net`, made from it, has one. If all of them are modules in `base` already, `base` itself is returned.
 
     Raises:
         UserError: `net` was made from another network.
@@ -392,7 +398,7 @@ def with_matching_modules(base: nn.Module, net: nn.Module) -> nn.Module:
     own, wanted = intercepted_calls(base), intercepted_calls(net)
     if all(own.get(path) == calls for path, calls in wanted.items()):
         return base
-    matching = deepcopy(base)
+    matching = sharing_copy(base)
     remove_interceptors(matching, own)
     install_interceptors(matching, wanted)
     for path in wanted:

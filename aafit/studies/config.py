@@ -11,7 +11,7 @@ from torch import nn
 
 from aafit.networks.batches import Output
 from aafit.networks.build import NewActivation
-from aafit.networks.surgery import Sharing
+from aafit.networks.surgery import Sharings
 from aafit.studies.samples import StudySamples
 from aafit.training.losses import LossLike
 from aafit.training.precision import device_name
@@ -23,7 +23,7 @@ class StudyConfig:
     """The arguments of `aafit.study` that the results depend on, as documented there."""
 
     replacements: Mapping[Any, NewActivation]
-    sharing: Sharing
+    sharing: Sharings
     target: str
     loss: LossLike | None
     output: Output | None

@@ -14,7 +14,7 @@ from aafit.activations import FNeuron
 from aafit.errors import Stopped, UserError, check_count, needs_extra
 from aafit.networks.batches import Output
 from aafit.networks.build import NewActivation
-from aafit.networks.surgery import Sharing
+from aafit.networks.surgery import Sharings
 from aafit.progress import progress
 from aafit.studies.config import StudyConfig
 from aafit.studies.parts import PARTS, ProgressCallback, run_parts
@@ -33,7 +33,7 @@ def study(
     *,
     heldout: Iterable[Any] | None = None,
     heldout_share: float | None = None,
-    sharing: Sharing = "layer",
+    sharing: Sharings = "layer",
     target: str | None = None,
     loss: LossLike | None = None,
     output: Output | None = None,
@@ -62,7 +62,7 @@ def study(
         heldout: Samples to evaluate on, which take no part in the identification.
         heldout_share: Share of `batches` to hold out where `heldout` is not given; by default 0.2 of 500 samples or
             more, and 0 of fewer. With 0 the networks are evaluated on the fitted samples, and no gain is claimed.
-        sharing: What has its own parameters: "layer", "channel" or "neuron".
+        sharing: As for `replace_activations`: "layer", "channel", "neuron", or a dictionary by key.
         target: As for `identify`; by default "labels" if the batches have them, else "logits".
         loss: As for `identify`.
         output: From what the network returns to its output tensor, as `lambda out: out.last_hidden_state`.

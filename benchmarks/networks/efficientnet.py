@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.identification import identify
-from aafit.networks.surgery import Sharing, replace_activations
+from aafit.networks.select import Sharing
+from aafit.networks.surgery import replace_activations
 from aafit.training.precision import arithmetic
 from aafit.training.tune import tune
 from benchmarks.harness import Command, Row, json_option, markdown_option, report

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.identification import identify
 from aafit.networks.batches import Batch, Output, as_inputs, run
-from aafit.networks.surgery import Sharing, replace_activations
+from aafit.networks.select import Sharing
+from aafit.networks.surgery import replace_activations
 from aafit.plots.activations import plot_activations
 from aafit.training.precision import arithmetic
 from aafit.training.tune import tune
