@@ -2,7 +2,7 @@
 
 Begin with leaf.py, then base.py, the class of all adaptive activations. elementwise.py and piecewise_linear.py compute
 them, compiled.py makes that fast, fitting.py fits them to functions. A text form names each activation: "ReLU",
-"AHAF as SiLU", "LEAF random", "F-Neuron ramp".
+"AHAF as SiLU", "LEAF random", "F-Neuron ramp", "Affine(ReLU) as SiLU".
 """
 
 import inspect
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from aafit.activations.affine import Affine, AffineActivation
 from aafit.activations.ahaf import AHAF
 from aafit.activations.base import AdaptiveActivation, check_shape
 from aafit.activations.fitting import Residual
@@ -31,6 +32,8 @@ __all__ = [
     "LEAF",
     "XIELU",
     "AdaptiveActivation",
+    "Affine",
+    "AffineActivation",
     "FNeuron",
     "Histogram",
     "Residual",
@@ -41,7 +44,10 @@ __all__ = [
     "is_adaptive",
 ]
 
-ADAPTIVE: dict[str, type[AdaptiveActivation]] = {cls.family: cls for cls in (AHAF, LEAF, FNeuron, XIELU)}
+ADAPTIVE: dict[str, type[AdaptiveActivation]] = {
+    cls.family: cls
+    for cls in (AHAF, LEAF, FNeuron, XIELU, *(Affine(name, offset) for offset in (True, False) for name in FIXED))
+}
 
 
 def check_text(text: str) -> None:
