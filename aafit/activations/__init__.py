@@ -44,10 +44,9 @@ __all__ = [
     "is_adaptive",
 ]
 
-ADAPTIVE: dict[str, type[AdaptiveActivation]] = {
-    cls.family: cls
-    for cls in (AHAF, LEAF, FNeuron, XIELU, *(Affine(name, offset) for offset in (True, False) for name in FIXED))
-}
+_FAMILIES: tuple[type[AdaptiveActivation], ...] = (AHAF, LEAF, FNeuron, XIELU)
+ADAPTIVE: dict[str, type[AdaptiveActivation]] = {cls.family: cls for cls in _FAMILIES}
+ADAPTIVE |= {cls.family: cls for offset in (True, False) for cls in (Affine(name, offset) for name in FIXED)}
 
 
 def check_text(text: str) -> None:

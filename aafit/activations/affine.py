@@ -34,12 +34,12 @@ class _Derivative(NamedTuple):
 
 
 def _silu_slope(v: Tensor) -> Tensor:
-    s = torch.special.expit(v)
+    s: Tensor = torch.special.expit(v)
     return s + v * (s * (1 - s))
 
 
 def _sigmoid_slope(v: Tensor) -> Tensor:
-    s = torch.special.expit(v)
+    s: Tensor = torch.special.expit(v)
     return s * (1 - s)
 
 
@@ -83,7 +83,7 @@ class AffineActivation(AdaptiveActivation):
         free: The names of the parameters, of a, b, c and d. A b that is none is 1, a d that is none is 0.
     """
 
-    function: ClassVar[str | Callable[[Tensor], Tensor]]
+    function: ClassVar[Any]
     free: ClassVar[tuple[str, ...]] = tuple(NEUTRAL)
 
     @classmethod
@@ -255,7 +255,7 @@ def _is_homogeneous(function: Any) -> bool:
 
 
 def _inner(u: Tensor, values: Mapping[str, Any]) -> Tensor:
-    v = values["b"] * u if "b" in values else u
+    v: Tensor = values["b"] * u if "b" in values else u
     return (v + values["c"]).clamp(min=-largest(u))
 
 
@@ -263,7 +263,9 @@ def _formula(function: Any, free: tuple[str, ...]) -> Callable[..., Tensor]:
     def forward(u: Tensor, *parameters: Tensor) -> Tensor:
         values = dict(zip(free, parameters, strict=True))
         y: Tensor = values["a"] * function(_inner(u.clamp(min=-largest(u)), values))
-        return y + values["d"] if "d" in values else y
+        if "d" in values:
+            y = y + values["d"]
+        return y
 
     return forward
 
