@@ -255,8 +255,8 @@ def _is_homogeneous(function: Any) -> bool:
 
 
 def _inner(u: Tensor, values: Mapping[str, Any]) -> Tensor:
-    v: Tensor = values["b"] * u if "b" in values else u
-    return (v + values["c"]).clamp(min=-largest(u))
+    v: Tensor = (values["b"] * u if "b" in values else u) + values["c"]
+    return v.clamp(min=-largest(u))
 
 
 def _formula(function: Any, free: tuple[str, ...]) -> Callable[..., Tensor]:
