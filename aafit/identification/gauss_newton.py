@@ -139,7 +139,7 @@ class Posterior:
         strength: Strength,
         dispersion: float,
     ) -> None:
-        self._problem, self._samples, self._prior, self._strength = problem, samples, prior, strength
+        self.problem, self.samples, self._prior, self._strength = problem, samples, prior, strength
         self.model, self.vector_P, self._share = model, vector_P, dispersion / model.samples
         self.objective = model.loss + self.penalized(vector_P)
         self.gradient_P = model.gradient_P + self._share * prior.product(strength, vector_P - prior.mean_P)
@@ -162,7 +162,7 @@ class Posterior:
             step_P = dense_step(self.gradient_P, self.curvature[0][0], damping)
         else:
             step_P = self._krylov_steps()(damping)
-        longest = torch.where(self._problem.coordinates.is_slope_P, step_P.abs(), 0.0).max().item()
+        longest = torch.where(self.problem.coordinates.is_slope_P, step_P.abs(), 0.0).max().item()
         return step_P * (LONGEST_STEP / longest) if longest > LONGEST_STEP else step_P
 
     def decrement(self) -> float:
@@ -170,19 +170,6 @@ class Posterior:
         if self._dense:
             return (self.gradient_P @ self.inverse[0][0] @ self.gradient_P).item() / 2
         return -(self.gradient_P @ self._krylov_steps()(0.0)).item() / 2
-
-    def bounded_penalty(self, worst: float) -> float:
-        """Return `penalty` with each sample's part, gradient^T inverse gradient / n, bounded by the loss `worst`."""
-        problem, samples, n = self._problem, self._samples, self.model.samples
-        derivatives_P, generator, total = problem.coordinates.derivatives(self.vector_P), torch.Generator(), 0.0
-        for batch in problem.predictor.batches(samples):
-            gradients_BP = problem.rows(self.vector_P, batch, 1, generator).gradients_BP * derivatives_P
-            parts_B = torch.zeros(len(gradients_BP), dtype=torch.float64)
-            for inverse_SQQ, index_SQ in zip(self.inverse, self.model.groups, strict=True):
-                rows_SBQ = gradients_BP[:, index_SQ].transpose(0, 1)
-                parts_B += ((rows_SBQ @ inverse_SQQ) * rows_SBQ).sum((0, 2))
-            total += (parts_B * n / self.model.labelled**2).clamp(max=worst).sum().item()
-        return total / n
 
     def covariances(self) -> list[Tensor]:
         """Return the posterior covariance of each parameter set, by the blocks of the prior."""
@@ -205,11 +192,42 @@ class Posterior:
                 diagonal_P[index_SQ] = block_SQQ.diagonal(dim1=1, dim2=2)
 
             def product(direction_P: Tensor) -> Tensor:
-                of_loss_P = self._problem.product(self.vector_P, self._samples, direction_P)
+                of_loss_P = self.problem.product(self.vector_P, self.samples, direction_P)
                 return of_loss_P + self._share * self._prior.product(self._strength, direction_P)
 
             self._krylov = KrylovSteps(self.gradient_P, product, diagonal_P)
         return self._krylov
+
+
+def left_out(posteriors: Sequence[Posterior], steps: Sequence[Tensor]) -> Tensor:
+    """Return the leave-one-out estimate of the change of each sample's loss by steps from one vector, (W, N).
+
+    With g_i the gradient of a sample's loss, B the curvature of the objective and H that of the loss, the loss of a
+    sample that is left out changes by g_i . step + step^T H step / 2 + g_i^T B^-1 g_i / n: the last term is how much
+    the sample itself has pulled the optimum. Scaled so that the mean over the samples is the change of the loss.
+
+    Args:
+        posteriors: of W priors, on the same samples and at the same vector.
+        steps: (P,) each, to the optimum of each posterior as far as its quadratic model is right; zeros if it is there.
+    """
+    problem, samples, model, vector_P = (
+        posteriors[0].problem,
+        posteriors[0].samples,
+        posteriors[0].model,
+        posteriors[0].vector_P,
+    )
+    derivatives_P, generator, parts = problem.coordinates.derivatives(vector_P), torch.Generator(), []
+    to_loss = model.samples / model.labelled
+    for batch in problem.predictor.batches(samples):
+        gradients_BP = problem.rows(vector_P, batch, 1, generator).gradients_BP * derivatives_P
+        changes_WB = torch.stack([gradients_BP @ step_P for step_P in steps]) * to_loss
+        for changes_B, posterior in zip(changes_WB, posteriors, strict=True):
+            for inverse_SQQ, index_SQ in zip(posterior.inverse, model.groups, strict=True):
+                rows_SBQ = gradients_BP[:, index_SQ].transpose(0, 1)
+                changes_B += ((rows_SBQ @ inverse_SQQ) * rows_SBQ).sum((0, 2)) * to_loss / model.labelled
+        parts.append(changes_WB)
+    curved_W = torch.tensor([model.curved(step_P) / 2 for step_P in steps], dtype=torch.float64)
+    return torch.cat(parts, 1) + curved_W[:, None]
 
 
 def first_dispersion(model: Model) -> float:

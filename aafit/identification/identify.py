@@ -28,6 +28,7 @@ from aafit.identification.gauss_newton import (
     descend,
     dispersion_of,
     first_dispersion,
+    left_out,
     model_at,
 )
 from aafit.identification.layerwise import match_layers
@@ -64,6 +65,7 @@ NOT_NOISY = 0.01  # of the remaining loss, if the targets are the base network's
 STEADY = 0.02  # relative change of the effective number of parameters
 UPDATES = 5  # of the prior's strength at one vector
 COLLAPSED = 0.05  # of the standard deviation of the outputs over the samples
+CLEARLY = 1.0  # standard errors by which the loss under a prior is above the least
 SURE = 0.4  # of the standard deviation of the labels: what the probabilities of a useful network have
 MOST_ROUNDS = 8  # vectors at which it is updated on one sample
 
@@ -411,16 +413,20 @@ class Identifier:
         return max(SETTLED, (SHARE_OF_NOISE if whole else SHARE_OF_PART) * posterior.effective)
 
     def _weight(self, model: Model, state: State) -> float:
-        """Return the prior's weight with the least leave-one-out estimate of the loss.
+        """Return the largest weight whose leave-one-out estimate of the loss is not clearly above the least.
 
-        The estimate at the optimum of each weight is that of the quadratic model.
+        The one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees, section 3.4.3), with the
+        standard error of the paired difference. The estimate at the optimum of each weight is that of the quadratic
+        model.
         """
-        estimates = {}
-        for weight in WEIGHTS:
-            posterior = self._posterior(state, model, replace(state.strength, weight=weight), state.dispersion)
-            step_P = posterior.block_step()
-            estimates[weight] = (model.gradient_P @ step_P).item() + model.curved(step_P) / 2 + posterior.penalty
-        return min(estimates, key=lambda weight: estimates[weight])
+        posteriors = [
+            self._posterior(state, model, replace(state.strength, weight=weight), state.dispersion)
+            for weight in WEIGHTS
+        ]
+        changes_WN = left_out(posteriors, [posterior.block_step() for posterior in posteriors])
+        excess_WN = changes_WN - changes_WN[changes_WN.mean(1).argmin()]
+        alike = excess_WN.mean(1) <= CLEARLY * excess_WN.std(1) / state.samples**0.5
+        return max(weight for weight, is_alike in zip(WEIGHTS, alike.tolist(), strict=True) if is_alike)
 
     def _judged(self, state: State, posterior: Posterior) -> State:
         """Return the final state: judge the result, which is the start if it is not better than that."""
@@ -431,11 +437,10 @@ class Identifier:
             # Any network with finite outputs is better than a start without.
             step = self._step(state.steps, "end", at_P, fitted, heldout=True)
             return replace(state, phase="done", lightest_P=at_P, steps=(*state.steps, step))
-        gains = [_gain("leave-one-out estimate", before - after, -posterior.penalty)]
-        if not gains[0].gain > 0:
-            # The estimate is linear in the left-out sample; for a few samples far off it can exceed any loss there is.
-            worst = max(before.max().item(), after.max().item())
-            gains = [_gain("leave-one-out estimate", before - after, -posterior.bounded_penalty(worst))]
+        # The estimate is linear in the left-out sample; for a sample far off it can exceed any loss there is.
+        worst = max(before.max().item(), after.max().item())
+        own_N = left_out([posterior], [torch.zeros_like(at_P)])[0].clamp(max=worst)
+        gains = [_gain("leave-one-out estimate", before - after - own_N)]
         if len(heldout):
             before, after = (self._losses(vector_P, heldout) for vector_P in (state.start_P, at_P))
             gains.append(_gain("held-out set", before - after))
@@ -600,6 +605,5 @@ class Identifier:
         return self.samples.raw.part(0, self._count_of(MOST_OUTPUTS))
 
 
-def _gain(judged_by: str, gain_N: Tensor, correction: float = 0.0) -> Gain:
-    error = (gain_N.std() / len(gain_N) ** 0.5).nan_to_num().item()
-    return Gain(judged_by, gain_N.mean().item() + correction, error, len(gain_N))
+def _gain(judged_by: str, gain_N: Tensor) -> Gain:
+    return Gain(judged_by, gain_N.mean().item(), (gain_N.std() / len(gain_N) ** 0.5).nan_to_num().item(), len(gain_N))
