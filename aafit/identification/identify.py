@@ -65,8 +65,9 @@ NOT_NOISY = 0.01  # of the remaining loss, if the targets are the base network's
 STEADY = 0.02  # relative change of the effective number of parameters
 UPDATES = 5  # of the prior's strength at one vector
 COLLAPSED = 0.05  # of the standard deviation of the outputs over the samples
-CLEARLY = 1.0  # standard errors by which the loss under a prior is above the least
+CLEARLY = 0.5  # standard errors by which the loss under a prior is above the least
 SURE = 0.4  # of the standard deviation of the labels: what the probabilities of a useful network have
+FEW_WEIGHT = 100.0  # the least weight of the prior for fewer than FIRST_SAMPLE samples
 MOST_ROUNDS = 8  # vectors at which it is updated on one sample
 
 logger = logging.getLogger(__name__)
@@ -380,9 +381,9 @@ class Identifier:
         elif not whole:
             larger = LARGER * state.samples
             return replace(state, samples=n if 1.5 * larger > n else larger, rounds=0, damping=0.0, curved_P=None)
-        elif self.prior == "auto" and state.lightest_P is None:
+        elif self.prior == "auto" and not state.weighed:
             weight = self._weight(model, state)
-            state = replace(state, lightest_P=state.vector_P)
+            state = replace(state, weighed=True)
             if weight != state.strength.weight:
                 message = f"joint: the prior weighs {weight:g} samples, by the leave-one-out estimate of the loss"
                 strength = replace(state.strength, weight=weight)
@@ -393,7 +394,7 @@ class Identifier:
         """Return the state with dispersion and smoothness updated at its vector, and the posterior there."""
         strength, dispersion = state.strength, state.dispersion
         if not dispersion:
-            strength, dispersion = prior.first(self.prior), first_dispersion(model)
+            strength, dispersion = prior.first(self._lightest), first_dispersion(model)
         labels = isinstance(self.samples.fitted.target, Tensor) and not self.samples.fitted.target.is_floating_point()
         likelihood = labels and self.problem.loss.is_cross_entropy
         posterior = self._posterior(state, model, strength, dispersion)
@@ -415,18 +416,19 @@ class Identifier:
     def _weight(self, model: Model, state: State) -> float:
         """Return the largest weight whose leave-one-out estimate of the loss is not clearly above the least.
 
-        The one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees, section 3.4.3), with the
-        standard error of the paired difference. The estimate at the optimum of each weight is that of the quadratic
-        model.
+        As the one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees, section 3.4.3), but
+        with half the standard error, of the paired difference: a whole one gives up much of the gain from few samples
+        (benchmarks/digits.py). The estimate at the optimum of each weight is that of the quadratic model.
         """
+        weights = [weight for weight in WEIGHTS if weight >= state.strength.weight]
         posteriors = [
             self._posterior(state, model, replace(state.strength, weight=weight), state.dispersion)
-            for weight in WEIGHTS
+            for weight in weights
         ]
         changes_WN = left_out(posteriors, [posterior.block_step() for posterior in posteriors])
         excess_WN = changes_WN - changes_WN[changes_WN.mean(1).argmin()]
         alike = excess_WN.mean(1) <= CLEARLY * excess_WN.std(1) / state.samples**0.5
-        return max(weight for weight, is_alike in zip(WEIGHTS, alike.tolist(), strict=True) if is_alike)
+        return max(weight for weight, is_alike in zip(weights, alike.tolist(), strict=True) if is_alike)
 
     def _judged(self, state: State, posterior: Posterior) -> State:
         """Return the final state: judge the result, which is the start if it is not better than that."""
@@ -436,7 +438,7 @@ class Identifier:
         if after.isfinite().all() and not before.isfinite().all():
             # Any network with finite outputs is better than a start without.
             step = self._step(state.steps, "end", at_P, fitted, heldout=True)
-            return replace(state, phase="done", lightest_P=at_P, steps=(*state.steps, step))
+            return replace(state, phase="done", steps=(*state.steps, step))
         # The estimate is linear in the left-out sample; for a sample far off it can exceed any loss there is.
         worst = max(before.max().item(), after.max().item())
         own_N = left_out([posterior], [torch.zeros_like(at_P)])[0].clamp(max=worst)
@@ -444,7 +446,7 @@ class Identifier:
         if len(heldout):
             before, after = (self._losses(vector_P, heldout) for vector_P in (state.start_P, at_P))
             gains.append(_gain("held-out set", before - after))
-        state = replace(state, phase="done", lightest_P=at_P if state.lightest_P is None else state.lightest_P)
+        state = replace(state, phase="done")
         if self._collapsed(at_P, state.start_P):
             message = "joint: the outputs hardly depend on the inputs any more"
             if self.base is None:
@@ -477,7 +479,7 @@ class Identifier:
         curvature = self._curvature(state.vector_P, n, self._probes)
         model = replace(self._model(state.vector_P, n, state.vector_P), curvature=curvature)
         posterior = self._posterior(state, model, strength, state.dispersion)
-        shift_P = state.vector_P - (state.vector_P if state.lightest_P is None else state.lightest_P)
+        shift_P = -posterior.block_step()  # from the optimum of that prior, as far as its quadratic model is right
         return uncertainty(
             posterior, prior, strength, state.dispersion, self.problem.coordinates, shift_P, n, self._probes
         )
@@ -552,6 +554,13 @@ class Identifier:
         if len(self._groups) > 1 and not self.exact:
             return 1
         return None if self.exact else probes_for(self.problem, self.problem.coordinates.read(), self.samples.fitted)
+
+    @property
+    def _lightest(self) -> float | None:
+        """The weight of the prior to begin with: few samples look better determined than they are."""
+        if isinstance(self.prior, str):
+            return FEW_WEIGHT if len(self.samples.fitted) < FIRST_SAMPLE else WEIGHTS[0]
+        return self.prior
 
     def _moved(
         self, state: State, phase: str, vector_P: Tensor, samples: Batch, message: str, heldout: bool = False

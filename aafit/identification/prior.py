@@ -87,11 +87,10 @@ class Prior:
             values_SQ = coordinates.values(mean_P)[index_SQ]
             self.blocks += (_block(path, activation, index_SQ, values_SQ, inputs.get(path)),)
 
-    def first(self, prior: float | str | None) -> Strength:
-        """Return the strength to begin with, from the argument of `identify`."""
-        weight = 0.0 if prior is None else WEIGHTS[0] if isinstance(prior, str) else float(prior)
-        smooth = 0.0 if prior is None else FIRST_SMOOTHNESS
-        return Strength(weight, tuple(0.0 if block.smooth_QQ is None else smooth for block in self.blocks))
+    def first(self, weight: float | None) -> Strength:
+        """Return the strength to begin with; 0 for no prior."""
+        smooth = 0.0 if weight is None else FIRST_SMOOTHNESS
+        return Strength(weight or 0.0, tuple(0.0 if block.smooth_QQ is None else smooth for block in self.blocks))
 
     def precisions(self, strength: Strength) -> list[Tensor]:
         """Return the blocks of A, (S, Q, Q) each."""

@@ -108,7 +108,7 @@ class State:
         samples: Number of samples of the next joint step.
         rounds: Updates of the prior's strength on these samples.
         curved_P: Where the curvature of the next step is computed; None: at `vector_P`.
-        lightest_P: The optimum under a prior of weight 1, from where its weight was raised; None before.
+        weighed: Whether the weight of the prior has been selected.
         steps: All steps so far.
         matched: How well the layers were matched.
         gains: The gain of the result; empty before the end, and where the result is the start.
@@ -125,7 +125,7 @@ class State:
     dispersion: float = 0.0
     damping: float = 0.0
     rounds: int = 0
-    lightest_P: Tensor | None = None
+    weighed: bool = False
     curved_P: Tensor | None = None
     matched: tuple[Matched, ...] = ()
     gains: tuple[Gain, ...] = ()
@@ -133,8 +133,10 @@ class State:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content for JSON; floats keep their bits."""
-        content = {name: getattr(self, name) for name in ("phase", "samples", "dispersion", "damping", "rounds")}
-        for name in ("vector_P", "start_P", "mean_P", "lightest_P", "curved_P"):
+        content = {
+            name: getattr(self, name) for name in ("phase", "samples", "dispersion", "damping", "rounds", "weighed")
+        }
+        for name in ("vector_P", "start_P", "mean_P", "curved_P"):
             vector_P = getattr(self, name)
             content[name.removesuffix("_P")] = None if vector_P is None else vector_P.tolist()
         for name in ("steps", "matched", "gains"):
@@ -146,11 +148,10 @@ class State:
         """Return the state that `as_dict` made the content of."""
         strength = content["strength"]
         return cls(
-            **{name: content[name] for name in ("phase", "samples", "dispersion", "damping", "rounds")},
+            **{name: content[name] for name in ("phase", "samples", "dispersion", "damping", "rounds", "weighed")},
             vector_P=_vector(content["vector"]),
             start_P=_vector(content["start"]),
             mean_P=_vector(content["mean"]),
-            lightest_P=_vector(content["lightest"]),
             curved_P=_vector(content["curved"]),
             strength=Strength(strength["weight"], tuple(strength["smoothness"])),
             steps=tuple(Step(**row) for row in content["steps"]),

@@ -119,7 +119,7 @@ def uncertainty(
         strength: of `posterior`.
         dispersion: of the loss.
         coordinates: of the parameters.
-        shift_P: the result less the optimum under a prior of weight 1.
+        shift_P: the result less the optimum under that prior.
         samples: number of all samples, n.
         probes: of the curvature, for the report.
     """
