@@ -8,7 +8,7 @@ standard errors. Read `Identifier.advance` and `_joint` first.
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
@@ -65,9 +65,10 @@ NOT_NOISY = 0.01  # of the remaining loss, if the targets are the base network's
 STEADY = 0.02  # relative change of the effective number of parameters
 UPDATES = 5  # of the prior's strength at one vector
 COLLAPSED = 0.05  # of the standard deviation of the outputs over the samples
-CLEARLY = 0.5  # standard errors by which the loss under a prior is above the least
+CLEARLY = 0.5  # standard errors by which the loss under a prior exceeds the least
+SURELY = 2.0  # the same, for a weight below FEW_WEIGHT
 SURE = 0.4  # of the standard deviation of the labels: what the probabilities of a useful network have
-FEW_WEIGHT = 100.0  # the least weight of the prior for fewer than FIRST_SAMPLE samples
+FEW_WEIGHT = 100.0  # of the prior, for fewer than FIRST_SAMPLE samples
 MOST_ROUNDS = 8  # vectors at which it is updated on one sample
 
 logger = logging.getLogger(__name__)
@@ -420,15 +421,22 @@ class Identifier:
         with half the standard error, of the paired difference: a whole one gives up much of the gain from few samples
         (benchmarks/digits.py). The estimate at the optimum of each weight is that of the quadratic model.
         """
-        weights = [weight for weight in WEIGHTS if weight >= state.strength.weight]
         posteriors = [
             self._posterior(state, model, replace(state.strength, weight=weight), state.dispersion)
-            for weight in weights
+            for weight in WEIGHTS
         ]
         changes_WN = left_out(posteriors, [posterior.block_step() for posterior in posteriors])
-        excess_WN = changes_WN - changes_WN[changes_WN.mean(1).argmin()]
-        alike = excess_WN.mean(1) <= CLEARLY * excess_WN.std(1) / state.samples**0.5
-        return max(weight for weight, is_alike in zip(weights, alike.tolist(), strict=True) if is_alike)
+
+        def alike(errors: float, weights: Sequence[float]) -> list[float]:
+            rows_WN = changes_WN[[WEIGHTS.index(weight) for weight in weights]]
+            excess_WN = rows_WN - rows_WN[rows_WN.mean(1).argmin()]
+            within = excess_WN.mean(1) <= errors * excess_WN.std(1) / state.samples**0.5
+            return [weight for weight, is_within in zip(weights, within.tolist(), strict=True) if is_within]
+
+        # Few samples begin with a heavier prior, and leave it only if that is clearly better.
+        heavy = [weight for weight in WEIGHTS if weight >= state.strength.weight]
+        unclear = set(heavy) & set(alike(SURELY, WEIGHTS))
+        return max(alike(CLEARLY, heavy if unclear else WEIGHTS))
 
     def _judged(self, state: State, posterior: Posterior) -> State:
         """Return the final state: judge the result, which is the start if it is not better than that."""
