@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from aafit.networks.batches import Batch
     from aafit.networks.find import find_activations
+    from aafit.networks.fold import Fold, fold_activations
     from aafit.networks.freeze import Freeze, freeze_activations
     from aafit.networks.surgery import Replacement, replace_activations, restore_activations
     from aafit.plots.activations import plot_activations
@@ -61,6 +62,7 @@ __all__ = [
     "CurveError",
     "Evaluation",
     "FNeuron",
+    "Fold",
     "Freeze",
     "Histogram",
     "Identification",
@@ -78,6 +80,7 @@ __all__ = [
     "curve_errors",
     "evaluate",
     "find_activations",
+    "fold_activations",
     "freeze_activations",
     "identify",
     "importance",
@@ -135,6 +138,7 @@ _MODULES = {
     "aafit.training.curve_errors": ("CurveError", "curve_errors"),
     "aafit.training.evaluate": ("Evaluation", "evaluate"),
     "aafit.training.tune": ("tune",),
+    "aafit.networks.fold": ("Fold", "fold_activations"),
 }
 _FOLDERS = ("activations", "identification", "networks", "studies", "training")
 _EXTRAS = {
