@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from aafit.version import __version__
 
 if TYPE_CHECKING:
-    from aafit.activations import AHAF, LEAF, XIELU, AdaptiveActivation, Affine, FNeuron, Histogram
+    from aafit.activations import (
+        AHAF,
+        LEAF,
+        XIELU,
+        AdaptiveActivation,
+        Affine,
+        FNeuron,
+        Histogram,
+        Polynomial,
+        Rational,
+    )
     from aafit.errors import Stopped, UserError
     from aafit.experiment.authors_checkpoint import load_authors_checkpoint
     from aafit.experiment.runs.start import load_run
@@ -68,6 +78,8 @@ __all__ = [
     "Identification",
     "Importance",
     "Loss",
+    "Polynomial",
+    "Rational",
     "Replacement",
     "Stopped",
     "Study",
@@ -102,7 +114,17 @@ __all__ = [
 # Public names are imported when they are first used. Importing torch takes seconds: meanwhile a command must be able to
 # handle Ctrl-C, and `aafit --help` need not wait for it.
 _MODULES = {
-    "aafit.activations": ("AHAF", "AdaptiveActivation", "Affine", "FNeuron", "Histogram", "LEAF", "XIELU"),
+    "aafit.activations": (
+        "AHAF",
+        "AdaptiveActivation",
+        "Affine",
+        "FNeuron",
+        "Histogram",
+        "LEAF",
+        "Polynomial",
+        "Rational",
+        "XIELU",
+    ),
     "aafit.errors": ("Stopped", "UserError"),
     "aafit.experiment.authors_checkpoint": ("load_authors_checkpoint",),
     "aafit.experiment.runs.start": ("load_run",),

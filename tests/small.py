@@ -13,10 +13,10 @@ Batches = list[tuple[Tensor, Tensor]]
 LEAF_AND_AHAF = {"act1": LEAF.like("SiLU"), "act2": AHAF.like("SiLU")}
 
 
-class Rational(AdaptiveActivation):
-    """Rational(u) = (a0 + a1 u + a2 u^2) / (1 + |b u|)."""
+class Quotient(AdaptiveActivation):
+    """Quotient(u) = (a0 + a1 u + a2 u^2) / (1 + |b u|)."""
 
-    family = "Rational"
+    family = "Quotient"
     starts = {"Identity": (0.0, 1.0, 0.0, 0.0), "ReLU": (0.2, 0.5, 0.5, 0.9)}  # noqa: RUF012
 
     @staticmethod

@@ -18,9 +18,12 @@ from aafit.activations.ahaf import AHAF
 from aafit.activations.base import AdaptiveActivation, check_shape
 from aafit.activations.fitting import Residual
 from aafit.activations.fixed import FIXED, FUNCTIONS, SiLU
-from aafit.activations.fneuron import INTERVAL, KNOTS, FNeuron
+from aafit.activations.fneuron import KNOTS, FNeuron
 from aafit.activations.histogram import Histogram
+from aafit.activations.interval import INTERVAL, IntervalActivation
 from aafit.activations.leaf import LEAF
+from aafit.activations.polynomial import Polynomial
+from aafit.activations.rational import Rational
 from aafit.activations.xielu import XIELU
 from aafit.errors import UserError, check_name, nearest
 
@@ -36,6 +39,9 @@ __all__ = [
     "AffineActivation",
     "FNeuron",
     "Histogram",
+    "IntervalActivation",
+    "Polynomial",
+    "Rational",
     "Residual",
     "SiLU",
     "check_text",
@@ -44,7 +50,7 @@ __all__ = [
     "is_adaptive",
 ]
 
-_FAMILIES: tuple[type[AdaptiveActivation], ...] = (AHAF, LEAF, FNeuron, XIELU)
+_FAMILIES: tuple[type[AdaptiveActivation], ...] = (AHAF, LEAF, FNeuron, Polynomial, Rational, XIELU)
 ADAPTIVE: dict[str, type[AdaptiveActivation]] = {cls.family: cls for cls in _FAMILIES}
 ADAPTIVE |= {cls.family: cls for offset in (True, False) for cls in (Affine(name, offset) for name in FIXED)}
 

@@ -47,14 +47,14 @@ class AdaptiveActivation(nn.Module):
             called) they do not fit the input. For a class: its starts do not fit its formula.
 
     Example:
-        >>> class Rational(aafit.AdaptiveActivation):
-        ...     family = "Rational"
+        >>> class Quotient(aafit.AdaptiveActivation):
+        ...     family = "Quotient"
         ...     starts = {"Identity": (0.0, 1.0, 0.0, 0.0), "ReLU": (0.2, 0.5, 0.5, 0.9)}
         ...
         ...     @staticmethod
         ...     def formula(u, a0, a1, a2, b):
         ...         return (a0 + a1 * u + a2 * u * u) / (1 + (b * u).abs())
-        >>> Rational.like("Identity")(torch.tensor([-1.0, 2.0])).tolist()
+        >>> Quotient.like("Identity")(torch.tensor([-1.0, 2.0])).tolist()
         [-1.0, 2.0]
     """
 
@@ -72,7 +72,7 @@ class AdaptiveActivation(nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if {"family", "starts", "formula"} & vars(cls).keys() and "likes" not in vars(cls):
+        if {"family", "starts", "formula"} & vars(cls).keys() and not hasattr(cls, "likes"):
             cls._check_complete()
         if "starts" in vars(cls):
             cls.likes = tuple(cls.starts)
@@ -97,7 +97,7 @@ class AdaptiveActivation(nn.Module):
             )
         for name in names:
             setattr(self, name, _as_parameter(given[name], f"{self.family}'s {name}"))
-        shapes = [tuple(p.shape) for p in self.parameters()]
+        shapes = [tuple(p.shape[: p.ndim - self._own_dims]) for p in self.parameters()]
         if len(set(shapes)) > 1:
             raise UserError(f"{self.family}'s {', '.join(names)} need one shape; got {', '.join(map(str, shapes))}.")
 

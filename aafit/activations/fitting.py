@@ -8,6 +8,7 @@ Axes in names: E input, S start or parameter set, Q parameter of a set, N knot.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -280,9 +281,26 @@ class LeastSquares:
 
     def normal(self, at_SQ: Tensor) -> tuple[Tensor, Tensor]:
         """Return half the gradient of the cost (S, Q) and half its Gauss-Newton matrix (S, Q, Q)."""
-        columns = []
+        y_ES, jacobian_QES = self._linearized(at_SQ)
+        jacobian_QES = jacobian_QES.nan_to_num(0.0, 0.0, 0.0)
+        error_ES = (y_ES - self.y_ES).nan_to_num(0.0, 0.0, 0.0)
+        weighted_QES = jacobian_QES if self.weight_E is None else jacobian_QES * self.weight_E[:, None]
+        total = len(self.u_ES) if self.weight_E is None else 1
+        gradient_SQ = torch.einsum("qes,es->sq", weighted_QES, error_ES) / total
+        matrix_SQQ = torch.einsum("qes,pes->sqp", weighted_QES, jacobian_QES) / total
+        return gradient_SQ + self._pull(at_SQ), matrix_SQQ + self.precision_SQQ
+
+    def _linearized(self, at_SQ: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the outputs (E, S) and their derivatives with respect to the coordinates, (Q, E, S)."""
         scale_SQ = coordinate_derivative(at_SQ, self.is_slope_Q)
         values = self.parameters(at_SQ)
+        # A family may have them in closed form, which is much faster than forward-mode AD.
+        derivatives: Any = getattr(self.activation, "parameter_derivatives", None)
+        if derivatives is not None:
+            with torch.no_grad():
+                found_QES: Tensor = derivatives(self.u_ES, values)
+            return self.outputs(at_SQ), found_QES * scale_SQ.T.unsqueeze(1)
+        columns = []
         for q in range(len(self.is_slope_Q)):
             tangent_SQ = torch.zeros_like(scale_SQ)
             tangent_SQ[:, q] = scale_SQ[:, q]
@@ -291,13 +309,7 @@ class LeastSquares:
                 duals = {name: forward_ad.make_dual(x, tangents[name]) for name, x in values.items()}
                 y_ES, column_ES = forward_ad.unpack_dual(functional_call(self.activation, duals, self.u_ES))
                 columns.append(torch.zeros_like(y_ES) if column_ES is None else column_ES)
-        jacobian_QES = torch.stack(columns).nan_to_num(0.0, 0.0, 0.0)
-        error_ES = (y_ES - self.y_ES).nan_to_num(0.0, 0.0, 0.0)
-        weighted_QES = jacobian_QES if self.weight_E is None else jacobian_QES * self.weight_E[:, None]
-        total = len(self.u_ES) if self.weight_E is None else 1
-        gradient_SQ = torch.einsum("qes,es->sq", weighted_QES, error_ES) / total
-        matrix_SQQ = torch.einsum("qes,pes->sqp", weighted_QES, jacobian_QES) / total
-        return gradient_SQ + self._pull(at_SQ), matrix_SQQ + self.precision_SQQ
+        return y_ES, torch.stack(columns)
 
     def _pull(self, at_SQ: Tensor) -> Tensor:
         return (self.precision_SQQ * (at_SQ - self.prior_SQ).unsqueeze(1)).sum(2)

@@ -1,6 +1,5 @@
 """The F-Neuron activation: a piecewise-linear function whose values at evenly spaced knots are trainable."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
@@ -12,14 +11,12 @@ from aafit.activations.elementwise import check_input
 from aafit.activations.fitting import FitTarget, fit_interval, fit_linear_spline, function_name, function_values
 from aafit.activations.fixed import FUNCTIONS
 from aafit.activations.histogram import Histogram
+from aafit.activations.interval import INTERVAL, check_interval
 from aafit.activations.piecewise_linear import Line
 from aafit.errors import UserError, check_count, check_name
 
-INTERVAL = (-4.0, 4.0)
 KNOTS = 18
 MOST_KNOTS = 1 << 16
-LARGEST, SMALLEST, PRECISION = 1e30, 1e-30, 1e-5
-"""Bounds of the ends of an interval and of its width, absolute and relative to the ends."""
 OUTSIDE = ("flat", "linear")
 
 
@@ -83,7 +80,7 @@ class FNeuron(AdaptiveActivation):
         outside: str = "flat",
     ) -> None:
         super().__init__(weight, start=start)
-        self.interval = _check_interval(interval)
+        self.interval = check_interval(interval, "F-Neuron")
         self.outside = check_name("outside", outside, OUTSIDE)
         if self.weight.ndim < 2 or self.weight.shape[-1] < 3:
             raise UserError(
@@ -271,7 +268,7 @@ class FNeuron(AdaptiveActivation):
             UserError: It is not such a tensor.
         """
         values = state.tolist() if isinstance(state, Tensor) and state.shape == (3,) else [0.0, 0.0, 0.0]
-        self.interval = _check_interval((values[0], values[1]))
+        self.interval = check_interval((values[0], values[1]), "F-Neuron")
         self.outside = OUTSIDE[int(values[2] != 0)]
 
     def is_outside(self, u: Tensor) -> Tensor:
@@ -302,23 +299,7 @@ def knot_positions(interval: tuple[float, float], knots: int, pieces: int | None
             f"F-Neuron counts its knots, the values between which it is linear: write knots={inner + 2} instead of "
             f"pieces={pieces!r}."
         )
-    left, right = _check_interval(interval)
+    left, right = check_interval(interval, "F-Neuron")
     if check_count("number of knots of F-Neuron", knots, 3) > MOST_KNOTS:
         raise UserError(f"The number of knots of F-Neuron must be at most {MOST_KNOTS:,}; got {knots:,}.")
     return torch.linspace(left, right, knots, dtype=torch.float64)
-
-
-def _check_interval(interval: tuple[float, float]) -> tuple[float, float]:
-    try:
-        left, right = (float(end) for end in interval)
-    except (TypeError, ValueError):
-        raise UserError(f"F-Neuron's interval must be two numbers (left, right); got {interval!r}.") from None
-    if not (math.isfinite(left) and math.isfinite(right) and left < right):
-        raise UserError(f"F-Neuron's interval needs finite ends with left < right; got ({left:g}, {right:g}).")
-    width, size = right - left, max(abs(left), abs(right))
-    if size > LARGEST or width < max(SMALLEST, PRECISION * size):
-        raise UserError(
-            f"F-Neuron's interval ({left:g}, {right:g}) is not usable in float32: the ends must be at most {LARGEST:g}"
-            f", and at least {SMALLEST:g} and {PRECISION:g} of their size apart."
-        )
-    return left, right

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aafit.activations import AdaptiveActivation, FNeuron
+from aafit.activations import AdaptiveActivation, FNeuron, IntervalActivation
 from aafit.errors import UserError, check_count
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.hessian import wide_target
@@ -84,8 +84,8 @@ class ParameterAudit:
         spacings: Distance from the value to the next one, away from 0, that the dtype can represent.
         states: A key of `STATES` for each element, in flat order.
         verdict: The states in words.
-        interval: Of an F-Neuron; None for other activations.
-        outside: Share of an F-Neuron's inputs outside its interval; None for others and without inputs.
+        interval: Of an F-Neuron or another activation that has one; otherwise None.
+        outside: Share of the inputs outside the interval; None without one and without inputs.
         unreached: Elements, in flat order, of an F-Neuron that the layer shares to which no input gives any membership.
     """
 
@@ -177,7 +177,9 @@ class Audit:
                 layer = row.name.rpartition(".")[0] or "the network"
                 reached = f"; none reaches the weights {ranges(row.unreached)}" if row.unreached else ""
                 low, high = row.interval
-                lines.append(f"{layer}: {row.outside:.2%} of the inputs are outside [{low:g}, {high:g}]{reached}")
+                line = f"{layer}: {row.outside:.2%} of the inputs are outside [{low:g}, {high:g}]{reached}"
+                # An activation may have several parameters.
+                lines += [line] if line not in lines else []
         for dtype in SMALLER_TYPES:
             named = [row.name for row in self.rows if type_name(dtype) in row.too_large_for]
             if named:
@@ -314,7 +316,7 @@ def _optimizer_groups(
 
 
 class _Inputs:
-    """The inputs of one activation: their number, and for an F-Neuron where they lie."""
+    """The inputs of one activation: their number, and where they lie if it has an interval."""
 
     def __init__(self, activation: AdaptiveActivation) -> None:
         self.activation, self.count, self.outside = activation, 0, 0
@@ -323,10 +325,11 @@ class _Inputs:
     def add(self, u: Tensor) -> None:
         activation = self.activation
         self.count += u.numel()
+        if isinstance(activation, (FNeuron, IntervalActivation)):
+            self.outside += int(activation.is_outside(u).sum())
         if not isinstance(activation, FNeuron):
             return
         left, right = activation.interval
-        self.outside += int(((u < left) | (u > right)).sum())
         # Outside an interval with linear extrapolation the memberships have either sign and may cancel.
         line = activation.line
         sides = [u <= left, (u > left) & (u < right), u >= right] if line.extrapolates else [torch.ones_like(u)]
@@ -426,7 +429,8 @@ def _audited(
         dtype=type_name(dtype),
         optimizer={"adam": "Adam", "rmsprop": "RMSprop"}[optimizer],
     )
-    neuron, membership, unreached = inputs.activation, inputs.membership, torch.zeros(0)
+    activation, membership, unreached = inputs.activation, inputs.membership, torch.zeros(0)
+    interval = activation.interval if isinstance(activation, (FNeuron, IntervalActivation)) else None
     if membership is not None and membership.shape[:-1].numel() == 1:
         unreached = membership.flatten() == 0
     return ParameterAudit(
@@ -439,8 +443,8 @@ def _audited(
         spacings=spacings,
         states=states,
         verdict=verdict,
-        interval=neuron.interval if isinstance(neuron, FNeuron) else None,
-        outside=inputs.outside / inputs.count if isinstance(neuron, FNeuron) and inputs.count else None,
+        interval=interval,
+        outside=inputs.outside / inputs.count if interval is not None and inputs.count else None,
         unreached=tuple(unreached.nonzero().flatten().tolist()),
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from aafit.activations import AdaptiveActivation, FNeuron, Histogram
+from aafit.activations import AdaptiveActivation, FNeuron, Histogram, IntervalActivation
 from aafit.activations.base import curve_values
 
 LABELS = {
@@ -80,8 +80,8 @@ def curves_of(
 
 
 def drawn_range(activation: nn.Module) -> tuple[float, float]:
-    """Return the inputs over which an activation is drawn: an F-Neuron's interval and a little more, else [-6, 6]."""
-    if not isinstance(activation, FNeuron):
+    """Return the inputs over which an activation is drawn: its interval and a little more, else [-6, 6]."""
+    if not isinstance(activation, (FNeuron, IntervalActivation)):
         return -6.0, 6.0
     left, right = activation.interval
     beyond = 0.12 * (right - left)

@@ -37,6 +37,22 @@ def xielu(u: float, values: dict[str, list[float]]) -> float:
     return a_p * u * u + 0.5 * u if u > 0 else a_n * (math.exp(min(u, -1e-6)) - 1 - u) + 0.5 * u
 
 
+def polynomial(u: float, values: dict[str, list[float]]) -> float:
+    """On [-3, 5]."""
+    return float(np.polynomial.Chebyshev(values["coefficients"], domain=[-3, 5])(u))
+
+
+def rational(u: float, values: dict[str, list[float]]) -> float:
+    """On [-3, 5]: z = u / 5."""
+    above = np.polynomial.polynomial.polyval(u / 5, values["numerator"])
+    below = np.polynomial.polynomial.polyval(u / 5, [0.0, *values["denominator"]])
+    return float(above / (1 + abs(below)))
+
+
+def repeated(values: list[float], shape: tuple[int, ...]) -> Tensor:
+    return torch.tensor(values).expand(*shape, -1)
+
+
 @dataclass(frozen=True)
 class Case:
     """A family.
@@ -60,6 +76,20 @@ CASES = {
         xielu,
         0.13,
         ("XIELU as ReLU", "XIELU as SiLU", "XIELU as GELU", "XIELU initial"),
+    ),
+    "Polynomial": Case(
+        lambda shape: aafit.Polynomial(repeated([1.0, 2.0, 0.7, -0.3, 0.2], shape), (-3.0, 5.0)),
+        polynomial,
+        0.02,
+        ("Polynomial as ReLU", "Polynomial as GELU", "Polynomial as Tanh"),
+    ),
+    "Rational": Case(
+        lambda shape: aafit.Rational(
+            repeated([0.3, 1.0, 0.5, 2.0], shape), repeated([0.4, -1.5, 0.6], shape), (-3.0, 5.0)
+        ),
+        rational,
+        0.002,
+        ("Rational as ReLU", "Rational as SiLU", "Rational as HardSigmoid"),
     ),
 }
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -1,4 +1,4 @@
-"""An adaptive activation of one's own is a small class, and works everywhere: a rational function as the example."""
+"""An adaptive activation of one's own is a small class, and works everywhere: a quotient as the example."""
 
 import copy
 import pickle
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import Rational, problem
+from small import Quotient, problem
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,8 +35,8 @@ def base() -> nn.Module:
 
 def test_its_whole_life_in_a_network(tmp_path: Path) -> None:
     batches: Any = problem(count=48)
-    net, swap = replace_activations(base(), {"ReLU": Rational.like("ReLU")}, sharing="channel", sample=batches[0][0])
-    assert "Rational as ReLU" in str(swap)
+    net, swap = replace_activations(base(), {"ReLU": Quotient.like("ReLU")}, sharing="channel", sample=batches[0][0])
+    assert "Quotient as ReLU" in str(swap)
     assert net[1].shape == (3, 1, 1)
     before = {name: p.detach().clone() for name, p in adaptive_parameters(net).items()}
     tune(net, batches, epochs=1)
@@ -48,20 +48,20 @@ def test_its_whole_life_in_a_network(tmp_path: Path) -> None:
     found = identify(net, problem(count=400))
     assert "1.a2" in str(found)
 
-    file = tmp_path / "rational.safetensors"
+    file = tmp_path / "quotient.safetensors"
     save_activations(net, file, start=before)
-    for again in (load_activations(base(), file, families=[Rational]), load_activations(net, file)):
-        assert isinstance(again[1], Rational)
+    for again in (load_activations(base(), file, families=[Quotient]), load_activations(net, file)):
+        assert isinstance(again[1], Quotient)
         assert torch.equal(again(batches[0][0]), net(batches[0][0]))
-    (saved,) = read_activations(file, families=[Rational])
-    assert isinstance(saved.tuned, Rational)
-    with pytest.raises(UserError, match=r"Unknown family of activations 'Rational'.*give the class, as families="):
+    (saved,) = read_activations(file, families=[Quotient])
+    assert isinstance(saved.tuned, Quotient)
+    with pytest.raises(UserError, match=r"Unknown family of activations 'Quotient'.*give the class, as families="):
         load_activations(base(), file)
     assert torch.equal(swap.restore(net)(batches[0][0]), base()(batches[0][0]))
 
 
 def test_gradients_shapes_and_copies() -> None:
-    activation = Rational(0.1, 0.6, 0.4, 0.8).double().reshaped((3, 1))
+    activation = Quotient(0.1, 0.6, 0.4, 0.8).double().reshaped((3, 1))
     u = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     inputs = [u, *activation.parameters()]
     names = [name for name, _ in activation.named_parameters()]
@@ -72,16 +72,16 @@ def test_gradients_shapes_and_copies() -> None:
     assert torch.autograd.gradcheck(call, inputs)
     for same in (copy.deepcopy(activation), pickle.loads(pickle.dumps(activation))):
         assert torch.equal(same(u), activation(u))
-    assert Rational.like("Identity")(u.bfloat16()).dtype == torch.bfloat16
-    assert repr(Rational.like("Identity")) == "Rational(Identity, a0=0, a1=1, a2=0, b=0)"
+    assert Quotient.like("Identity")(u.bfloat16()).dtype == torch.bfloat16
+    assert repr(Quotient.like("Identity")) == "Quotient(Identity, a0=0, a1=1, a2=0, b=0)"
 
 
 def test_it_is_fitted_to_any_function() -> None:
     histogram = Histogram.of(torch.randn(5000, generator=torch.Generator().manual_seed(0)))
-    exact = Rational.fit(lambda u: (1 - 2 * u) / (1 + (3 * u).abs()), histogram)
+    exact = Quotient.fit(lambda u: (1 - 2 * u) / (1 + (3 * u).abs()), histogram)
     assert exact.residual is not None
     assert exact.residual.rms < 1e-6
-    near = Rational.fit(F.gelu, histogram)
+    near = Quotient.fit(F.gelu, histogram)
     assert near.residual is not None
     assert near.residual.rms < 0.12
 
@@ -89,12 +89,12 @@ def test_it_is_fitted_to_any_function() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Rational(1.0, 2.0), "takes a0, a1, a2, b, each once; got 2 values"),
-        (lambda: Rational(1.0, 2.0, 3.0, c=1.0), "got 3 values and c"),
-        (lambda: Rational.like("Relu"), "Did you mean 'ReLU'"),
-        (lambda: Rational.like("ReLU")(torch.arange(3)), "Rational needs a floating-point input"),
-        (lambda: type("Short", (Rational,), {"starts": {"ReLU": (1.0,)}}), "a value for each of a0, a1, a2, b"),
-        (lambda: Rational.like(F.gelu), r"Rational starts as a name \(Identity, ReLU\), not as gelu: give the class"),
+        (lambda: Quotient(1.0, 2.0), "takes a0, a1, a2, b, each once; got 2 values"),
+        (lambda: Quotient(1.0, 2.0, 3.0, c=1.0), "got 3 values and c"),
+        (lambda: Quotient.like("Relu"), "Did you mean 'ReLU'"),
+        (lambda: Quotient.like("ReLU")(torch.arange(3)), "Quotient needs a floating-point input"),
+        (lambda: type("Short", (Quotient,), {"starts": {"ReLU": (1.0,)}}), "a value for each of a0, a1, a2, b"),
+        (lambda: Quotient.like(F.gelu), r"Quotient starts as a name \(Identity, ReLU\), not as gelu: give the class"),
         (lambda: type("Own", (AdaptiveActivation,), {"family": "Own"}), "it has no starts and no formula"),
         (lambda: type("Own", (AdaptiveActivation,), {"starts": {"ReLU": ()}}), "it has no family and no formula"),
         (
@@ -103,7 +103,7 @@ def test_it_is_fitted_to_any_function() -> None:
         ),
         (lambda: type("Own", (AdaptiveActivation,), {})(), "it has no family and no starts and no formula"),
         (lambda: type("Own", (AdaptiveActivation,), {}).like("ReLU"), "Own needs family, starts and formula"),
-        (lambda: from_settings(Rational.like("ReLU").settings()), "Unknown family of activations 'Rational'"),
+        (lambda: from_settings(Quotient.like("ReLU").settings()), "Unknown family of activations 'Quotient'"),
         (
             lambda: from_settings(LEAF.like("ReLU").settings(), [type("Other", (LEAF,), {})]),
             "Two different classes are called 'LEAF'",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import Rational, Small, problem
+from small import Quotient, Small, problem
 
 from aafit.activations import AdaptiveActivation, FNeuron
 from aafit.activations.compiled import compiled_loops
@@ -21,7 +21,7 @@ def _not_compiled() -> Iterator[None]:
 
 
 OWN = [
-    (Rational.like("ReLU"), Rational(0.1, 0.8, 0.4, 0.6)),
+    (Quotient.like("ReLU"), Quotient(0.1, 0.8, 0.4, 0.6)),
     (
         FNeuron.like("Tanh", interval=(-0.5, 0.5), knots=5, outside="linear"),
         FNeuron.like("ReLU", interval=(-0.5, 0.5), knots=5, outside="linear"),
@@ -30,7 +30,7 @@ OWN = [
 
 
 @pytest.mark.parametrize("target", ["logits", "activations"])
-@pytest.mark.parametrize(("start", "truth"), OWN, ids=["Rational", "F-Neuron"])
+@pytest.mark.parametrize(("start", "truth"), OWN, ids=["Quotient", "F-Neuron"])
 def test_what_the_base_computes_is_found(start: AdaptiveActivation, truth: AdaptiveActivation, target: str) -> None:
     torch.manual_seed(0)
     small, batches = Small().double(), problem(torch.float64, count=200, size=50)
@@ -44,7 +44,7 @@ def test_what_the_base_computes_is_found(start: AdaptiveActivation, truth: Adapt
     assert len(result.names) == len(adaptive_activations(net)) * sum(p.numel() for p in start.parameters())
 
 
-@pytest.mark.parametrize(("start", "truth"), OWN, ids=["Rational", "F-Neuron"])
+@pytest.mark.parametrize(("start", "truth"), OWN, ids=["Quotient", "F-Neuron"])
 def test_audit_and_importance(start: AdaptiveActivation, truth: AdaptiveActivation) -> None:
     torch.manual_seed(0)
     batches = problem(torch.float64)
