@@ -55,10 +55,12 @@ LEAST_FEW = 8
 OUTPUTS_FOR_SLOPES = 1 << 18
 FIRST_SAMPLE = 500
 LARGER = 8  # times the sample, once the parameters are as good as it allows
-PROBES = 2  # random probes of the curvature on a part of the samples
+EXACT_SAMPLES = 1000  # up to which the curvature of the last steps is exact
+PROBES = 2  # random probes of the curvature for each sample in the other steps
 TRUSTED = 0.25  # relative error of the predicted decrease up to which a curvature is kept for the next step
 CURVATURE_SAMPLES = 4000  # at most, for a curvature
 SETTLED = 0.05  # Newton decrement of the log-posterior at which the search ends: a third of a standard error
+STALLED = 0.02  # decrease of the negative log-posterior by each of two steps below which they end too
 SHARE_OF_NOISE = 0.02  # the same for each effective parameter
 SHARE_OF_PART = 0.25  # and at which a part of the samples is exhausted
 NOT_NOISY = 0.01  # of the remaining loss, if the targets are the base network's
@@ -346,8 +348,12 @@ class Identifier:
                 "network that it was made from as base=, so that they can be matched to it."
             )
         state, posterior = self._adapted(state, prior, model)
-        decrement = posterior.decrement() * state.samples / state.dispersion
-        done = sum(step.phase == "joint" for step in state.steps) >= self.steps
+        per_sample = state.samples / state.dispersion
+        decrement = posterior.decrement() * per_sample
+        last = [step.gained or 0.0 for step in state.steps[-2:]]
+        # A direction in which the quadratic model is wrong, as of a slope as steep as ReLU's, never settles.
+        stalled = whole and state.rounds > 2 and max(last) * per_sample < STALLED
+        done = stalled or sum(step.phase == "joint" for step in state.steps) >= self.steps
         accepted = None
         if not done and decrement >= self._enough(posterior, whole):
 
@@ -377,7 +383,7 @@ class Identifier:
                 damping=accepted.damping,
                 steps=(*state.steps, step),
             )
-        if done:
+        if done and not stalled:
             state = replace(state, messages=(*state.messages, f"joint: stopped after {self.steps} steps"))
         elif not whole:
             larger = LARGER * state.samples
@@ -498,7 +504,9 @@ class Identifier:
         if key not in self._models:
             self._models.clear()
             whole = samples == len(self.samples.fitted)
-            curvature = self._curvature(curved_P, samples, self._probes if whole else PROBES)
+            # Many samples make up for few probes.
+            few = whole and (self.exact or samples <= EXACT_SAMPLES)
+            curvature = self._curvature(curved_P, samples, self._probes if few else PROBES)
             sample = self.samples.fitted.part(0, samples)
             self._models[key] = model_at(self.problem, vector_P, sample, self._groups, curvature)
         return self._models[key]

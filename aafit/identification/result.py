@@ -17,7 +17,7 @@ from aafit.networks.running import evaluation_mode, watched
 from aafit.tables import fit_for_json
 from aafit.training.predictor import Predictor
 
-OUTSIDE = 0.01
+OUTSIDE = 0.05
 """Share of a layer's inputs outside the identified range from which `Identification.check_inputs` warns."""
 
 
@@ -205,7 +205,7 @@ class Identification:
         return self.steps[-1].seconds
 
     def check_inputs(self, net: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
-        """Return the share of each activation's inputs outside the identified range, by path, and warn above 1%.
+        """Return the share of each activation's inputs outside the identified range, by path, and warn above 5%.
 
         Outside its range an activation was not identified: its values come from the prior alone.
 
@@ -214,7 +214,7 @@ class Identification:
             batches: of inputs, as for `identify`.
 
         Warns:
-            UserWarning: more than 1% of a layer's inputs are outside.
+            UserWarning: more than 5% of a layer's inputs are outside.
         """
         outside, count = dict.fromkeys(self.ranges, 0), dict.fromkeys(self.ranges, 0)
 

@@ -19,6 +19,10 @@ NO_CURVATURE = 1e-7  # of the largest eigenvalue of a curvature with unit diagon
 FROM_PRIOR = 0.5  # share of the prior variance above which the prior alone determines a parameter
 REACHED = 0.01  # share of a parameter's information that must be its own: less is what smoothness alone passes on
 SHOWN = 10
+STEEP = (
+    "An activation as steep as ReLU depends on its slope at inputs near 0 only, and few samples determine it. "
+    'To learn the shape there, start from a smooth function such as LEAF.like("SiLU"), or take F-Neurons.'
+)
 ALIKE = 0.95
 
 
@@ -86,6 +90,8 @@ class Uncertainty:
             lines += [f"  {pair.correlation:+.3f}  {pair.first} and {pair.second}" for pair in self.pairs[:SHOWN]]
             if len(self.pairs) > SHOWN:
                 lines.append(f"  and {len(self.pairs) - SHOWN} more pairs")
+        if any(row.factor > math.e or (row.factor > 1 and not row.determined) for row in self.rows):
+            lines.append(STEEP)
         probes = "" if self.probes is None else f", with {self.probes} random probes of the curvature for each"
         lines.append(f"{self.effective:.1f} effective parameters from {self.samples} samples{probes}")
         return "\n".join(lines)

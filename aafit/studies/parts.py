@@ -79,6 +79,8 @@ def run_parts(
     )
     tuned = deepcopy(initial)
     Coordinates(tuned).write(identification.state.vector_P)
+    if data.heldout:
+        identification.check_inputs(tuned, data.heldout)
     progress("compare", "")
     # The loss of the identification; where its target were the outputs of the base network, that of the targets.
     loss = (config.loss or "cross-entropy") if labels else None

@@ -154,3 +154,17 @@ def test_many_outputs_take_random_probes() -> None:
     assert (sampled.probes, exact.probes) == (8, None)
     assert "8 random probes" in str(sampled)
     assert [row.error for row in sampled.rows] == pytest.approx([row.error for row in exact.rows], rel=0.4)
+
+
+def test_a_slope_as_steep_as_relu_is_explained() -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(600, 4)
+    smooth = nn.Sequential(base[0], nn.SiLU(), base[2])
+    printed = {}
+    for start, truth in (("ReLU", base), ("SiLU", smooth)):
+        net, _ = aafit.replace_activations(base, {"ReLU": aafit.AHAF.like(start)}, sample=x[:2])
+        y = truth(x).detach() + 0.05 * torch.randn(600, 3)
+        printed[start] = str(aafit.identify(net, [(x, y)], loss="mean squared error"))
+    assert "few samples determine it" in printed["ReLU"]
+    assert "few samples determine it" not in printed["SiLU"]
