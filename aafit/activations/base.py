@@ -226,6 +226,15 @@ class AdaptiveActivation(nn.Module):
             setattr(copied, name, nn.Parameter(repeated, requires_grad=parameter.requires_grad))
         return copied
 
+    def by_column(self, u_ES: Tensor, read: Callable[[Tensor], Tensor]) -> tuple[Self, Tensor]:
+        """Return an activation and inputs for calls with a parameter set for each column: (S, *own) and (E, S).
+
+        Args:
+            u_ES: Inputs of each parameter set.
+            read: From a tensor (*shape, n) to the rows of the columns' sets, (S, n).
+        """
+        return self, u_ES
+
     def extra_repr(self) -> str:
         if self.shape != (1,) or self._own_dims:
             return f"{self.start}, shape={self.shape}"

@@ -1,9 +1,9 @@
 """Least-squares fits of activations to a function or to given outputs, all in float64.
 
-`LeastSquares` fits any activation by Levenberg-Marquardt, for many starts or parameter sets at once;
-`fit_linear_spline` and `fit_interval` fit an F-Neuron, which is linear in its weights.
+`LeastSquares` fits any activation by Levenberg-Marquardt, for many starts or parameter sets at once. splines.py fits
+F-Neurons, which are linear in their weights.
 
-Axes in names: E input, S start or parameter set, Q parameter of a set, N knot.
+Axes in names: E input, S start or parameter set, Q parameter of a set.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +17,6 @@ from torch.func import functional_call
 
 from aafit.activations.fixed import FUNCTIONS
 from aafit.activations.histogram import Histogram
-from aafit.activations.piecewise_linear import Line
 from aafit.errors import UserError, check_name
 
 FIRST_DAMPING = 1e-2
@@ -31,12 +30,6 @@ POINTS = 500
 FIRST, LAST = 40, 200  # iterations on few points from all starts, then on all points from the best
 CONVERGED = 1e-12  # relative decrease of the squared error
 MATCHED = 1e-28  # squared error relative to the variance of the function
-
-PRIOR = 1e-6
-"""Weight of all of the function's own values at the knots together, relative to the inputs."""
-TAILS = (0.0, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-"""Shares of the inputs that `fit_interval` tries to leave out at either end."""
-SHRINKS = 12
 
 
 @dataclass(frozen=True)
@@ -359,94 +352,3 @@ def _fit_from(
     mean = target.weight_E @ target.y_E
     cost_S = problem.minimise(iterations, CONVERGED, MATCHED * (target.weight_E @ (target.y_E - mean).square()))
     return problem.parameters(), cost_S
-
-
-def fit_linear_spline(u_E: Tensor, y_E: Tensor, weight_E: Tensor, line: Line, own_N: Tensor) -> Tensor:
-    """Return the values at the knots (N,) with the least weighted squared error.
-
-    Args:
-        u_E: Inputs.
-        y_E: The function's values there.
-        weight_E: The shares of the inputs.
-        line: The positions of the knots.
-        own_N: The function's values at the knots, which a knot without inputs keeps (a weak prior).
-    """
-    place_E, part_E = _segments(u_E, line, len(own_N))
-    ends_2E = torch.stack([1 - part_E, part_E])
-    rows_2E = torch.stack([place_E, place_E + 1])
-    size = len(own_N)
-    # The matrix is tridiagonal, but too small for that to matter.
-    matrix = torch.zeros(size * size, dtype=torch.float64)
-    for one in range(2):
-        for other in range(2):
-            matrix.index_add_(0, rows_2E[one] * size + rows_2E[other], weight_E * ends_2E[one] * ends_2E[other])
-    right_N = torch.zeros(size, dtype=torch.float64).index_add_(
-        0, rows_2E.flatten(), (ends_2E * (weight_E * (y_E - _interpolated(place_E, part_E, own_N)))).flatten()
-    )
-    prior = PRIOR / size * torch.eye(size, dtype=torch.float64)
-    change_N: Tensor = torch.linalg.solve(matrix.reshape(size, size) + prior, right_N)
-    return own_N + change_N
-
-
-def fit_interval(u_E: Tensor, y_E: Tensor, weight_E: Tensor, size: int, extrapolates: bool) -> tuple[float, float]:
-    """Return the interval, within the inputs, on which `size` evenly spaced knots leave the least squared error.
-
-    Intervals without some share of the inputs at either end are tried first; then the ends move in shrinking steps.
-    """
-    below_E, above_E = weight_E.cumsum(0), weight_E.flip(0).cumsum(0)
-    last = len(u_E) - 1
-    lefts = {u_E[min(last, int((below_E <= share).sum()))].item() for share in TAILS}
-    rights = {u_E[max(0, last - int((above_E <= share).sum()))].item() for share in TAILS}
-    width = (u_E[-1] - u_E[0]).item()
-
-    def error(interval: tuple[float, float]) -> float:
-        left, right = interval
-        if right - left < 1e-3 * width:
-            return float("inf")
-        line = Line(left, right, extrapolates)
-        place_E, part_E = _segments(u_E, line, size)
-        own_N = _known_values(u_E, y_E, torch.linspace(left, right, size, dtype=torch.float64))
-        values_N = fit_linear_spline(u_E, y_E, weight_E, line, own_N)
-        return (weight_E * (_interpolated(place_E, part_E, values_N) - y_E).square()).sum().item()
-
-    tried = {(left, right): error((left, right)) for left in lefts for right in rights if left < right}
-    if not tried:
-        return u_E[0].item(), u_E[-1].item()
-    best = min(tried, key=tried.__getitem__)
-    least = tried[best]
-    step = (best[1] - best[0]) / size
-    for _ in range(SHRINKS):
-        # One end, both outwards or inwards, or both in one direction.
-        for move in ((step, 0.0), (0.0, step), (step, step), (step, -step)):
-            for sign in (1, -1):
-                trial = best[0] + sign * move[0], best[1] + sign * move[1]
-                if (trial_error := error(trial)) < least:
-                    best, least = trial, trial_error
-        step /= 2
-    # Most functions with a kink have it at 0: try a knot there.
-    left, right = best
-    radius = (right - left) / (size - 1)
-    offset = -round(-left / radius) * radius - left
-    at_zero = left + offset, right + offset
-    return at_zero if left < 0 < right and error(at_zero) < least else best
-
-
-def _segments(u_E: Tensor, line: Line, size: int) -> tuple[Tensor, Tensor]:
-    """Return the segment of each input, and the position in it from 0 to 1 (beyond, if the line extrapolates)."""
-    at_E = (u_E - line.left) * ((size - 1) / (line.right - line.left))
-    if not line.extrapolates:
-        at_E = at_E.clamp(0, size - 1)
-    place_E = at_E.floor().clamp(0, size - 2).to(torch.int64)
-    return place_E, at_E - place_E
-
-
-def _interpolated(place_E: Tensor, part_E: Tensor, values_N: Tensor) -> Tensor:
-    return values_N[place_E] * (1 - part_E) + values_N[place_E + 1] * part_E
-
-
-def _known_values(u_E: Tensor, y_E: Tensor, at_N: Tensor) -> Tensor:
-    """Return the function's values at `at_N`, interpolated linearly between the inputs."""
-    above_N = torch.searchsorted(u_E, at_N).clamp(1, len(u_E) - 1)
-    low_N, high_N = u_E[above_N - 1], u_E[above_N]
-    part_N = ((at_N - low_N) / (high_N - low_N)).clamp(0, 1)
-    return y_E[above_N - 1] + part_N * (y_E[above_N] - y_E[above_N - 1])

@@ -88,7 +88,7 @@ class Histogram:
         if low == high:
             half = max(abs(low), 1.0) * NARROWEST
             return cls(torch.tensor([low - half, low + half], dtype=torch.float64), torch.tensor([float(u.numel())]))
-        inner = _bulk(*(x.cpu() for x in _some(u).double().sort().values.unique(return_counts=True)))
+        inner = bulk_of(*(x.cpu() for x in _some(u).double().sort().values.unique(return_counts=True)))
         grid = _grid(low, high, inner, bins)
         edges = grid.edges(low, high)
         first, number = grid.bin_of(torch.tensor([low], dtype=torch.float64)).item(), len(edges) - 1
@@ -112,7 +112,7 @@ class Histogram:
         values, order = torch.cat([self.points()[0], other.points()[0]]).sort()
         counts = torch.cat([self.counts[self.counts > 0], other.counts[other.counts > 0]])[order]
         bins = max(BINS, len(self.counts), len(other.counts))
-        edges = _grid(low, high, _bulk(values, counts), bins, narrowest).edges(low, high)
+        edges = _grid(low, high, bulk_of(values, counts), bins, narrowest).edges(low, high)
         return Histogram(edges, _onto(self, edges) + _onto(other, edges))
 
     def coarser(self, bins: int) -> "Histogram":
@@ -141,7 +141,7 @@ class Histogram:
         of a normal distribution with the same 2.5% and 97.5% quantiles. Without outliers it is the range of the inputs.
         """
         values, weights = self.points()
-        left, right = _bulk(values, weights)
+        left, right = bulk_of(values, weights)
         inside = (values >= left) & (values <= right)
         filled = self.counts > 0
         return self.edges[:-1][filled][inside][0].item(), self.edges[1:][filled][inside][-1].item()
@@ -188,8 +188,8 @@ def _grid(low: float, high: float, bulk: tuple[float, float], bins: int, narrowe
     return _Grid(width, max(LEAST_BITS, math.ceil(math.log2(max(reach, 1.0)))))
 
 
-def _bulk(values: Tensor, weights: Tensor) -> tuple[float, float]:
-    """Return the interval of the bulk of ascending values, see `Histogram.bulk`."""
+def bulk_of(values: Tensor, weights: Tensor) -> tuple[float, float]:
+    """Return the interval of the bulk of ascending values with these weights, see `Histogram.bulk`."""
     below = weights.double().cumsum(0) / weights.sum()
 
     def quantile(share: float) -> float:

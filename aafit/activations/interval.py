@@ -1,7 +1,7 @@
 """The interval of inputs for which an activation is made, and the base class of the families that have one."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -143,7 +143,7 @@ def _as_tensors(constants: tuple[float, ...], u: Tensor, *values: Tensor) -> lis
     return [torch.full((1,), value, dtype=dtype, device=own.device).expand(own.shape) for value in constants]
 
 
-def check_interval(interval: tuple[float, float], family: str) -> tuple[float, float]:
+def check_interval(interval: Iterable[Any], family: str) -> tuple[float, float]:
     """Return the ends of an interval.
 
     Raises:

@@ -84,7 +84,8 @@ class ParameterAudit:
         spacings: Distance from the value to the next one, away from 0, that the dtype can represent.
         states: A key of `STATES` for each element, in flat order.
         verdict: The states in words.
-        interval: Of an F-Neuron or another activation that has one; otherwise None.
+        interval: Of an F-Neuron or another activation that has one; None for others, and where each parameter set has
+            an interval of its own.
         outside: Share of the inputs outside the interval; None without one and without inputs.
         unreached: Elements, in flat order, of an F-Neuron that the layer shares to which no input gives any membership.
     """
@@ -173,11 +174,11 @@ class Audit:
         if any(row.elements > 1 for row in self.rows):
             lines.append("Several elements: smallest to largest value; smallest / median absolute gradient, curvature.")
         for row in self.rows:
-            if row.outside is not None and row.interval is not None:
+            if row.outside is not None:
                 layer = row.name.rpartition(".")[0] or "the network"
                 reached = f"; none reaches the weights {ranges(row.unreached)}" if row.unreached else ""
-                low, high = row.interval
-                line = f"{layer}: {row.outside:.2%} of the inputs are outside [{low:g}, {high:g}]{reached}"
+                where = "[{:g}, {:g}]".format(*row.interval) if row.interval else "the interval of their parameter set"
+                line = f"{layer}: {row.outside:.2%} of the inputs are outside {where}{reached}"
                 # An activation may have several parameters.
                 lines += [line] if line not in lines else []
         for dtype in SMALLER_TYPES:
@@ -329,9 +330,9 @@ class _Inputs:
             self.outside += int(activation.is_outside(u).sum())
         if not isinstance(activation, FNeuron):
             return
-        left, right = activation.interval
         # Outside an interval with linear extrapolation the memberships have either sign and may cancel.
-        line = activation.line
+        line, u = activation.line, activation.on_line(u)
+        left, right = line.left, line.right
         sides = [u <= left, (u > left) & (u < right), u >= right] if line.extrapolates else [torch.ones_like(u)]
         for side in sides:
             with torch.enable_grad():
@@ -443,7 +444,7 @@ def _audited(
         spacings=spacings,
         states=states,
         verdict=verdict,
-        interval=interval,
+        interval=interval if getattr(activation, "intervals", None) is None else None,
         outside=inputs.outside / inputs.count if interval is not None and inputs.count else None,
         unreached=tuple(unreached.nonzero().flatten().tolist()),
     )

@@ -40,7 +40,7 @@ from aafit.identification.slope import outputs_changed, smoothest
 from aafit.identification.uncertainty import Uncertainty, uncertainty
 from aafit.networks.adaptive import adaptive_activations, train_only_activations
 from aafit.networks.batches import Batch, Output
-from aafit.networks.running import own_modes
+from aafit.networks.running import OutsideShares, own_modes
 from aafit.networks.surgery import with_matching_modules
 from aafit.progress import ShowProgress, progress
 from aafit.training.distance import Distance
@@ -283,6 +283,7 @@ class Identifier:
             samples=len(self.samples.fitted),
             heldout_samples=len(self.samples.heldout),
             memory=self.samples.memory,
+            outside=self._outside(),
         )
 
     def _slope(self, state: State) -> State:
@@ -546,6 +547,14 @@ class Identifier:
         activations = {path: own for path, own in adaptive_activations(self.net).items() if path in calls}
         found = input_elements(net, activations, calls, raw, self.seed)
         return {path: own.elements_ES.flatten().double().cpu() for path, own in found.items()}
+
+    def _outside(self) -> dict[str, float]:
+        """Return the share of the first samples' inputs outside the interval of each F-Neuron, by path."""
+        outside = OutsideShares(self.net)
+        with outside.counting():
+            for batch in self.problem.predictor.batches(self._raw_few):
+                self.problem.predictor.of(self.net).forward(batch)
+        return outside.shares()
 
     @cached_property
     def _models(self) -> dict[Any, Model]:

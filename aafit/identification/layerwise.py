@@ -79,7 +79,8 @@ def _fit(
         return layout.read_parameter(x.detach().double()).reshape(S, *x.shape[len(activation.shape) :])
 
     start = {name: read(parameter) for name, parameter in activation.named_parameters()}
-    squares = LeastSquares(activation, start, u_ES, y_ES)
+    called, u_ES = activation.by_column(u_ES, read)
+    squares = LeastSquares(called, start, u_ES, y_ES)
     before = squares.errors(squares.at_SQ).mean().item()
     mean_SQ, function_SQQ = mean_P[block.index_SQ], block.function_SQQ * block.variance / len(u_ES)
     squares.at_SQ = squares.prior_SQ = read(mean_SQ.to(u_ES.device).reshape(*activation.shape, -1))

@@ -172,11 +172,13 @@ def original_activations(
         activation = adaptive_activations(net)[path]
         if path not in inputs:
             continue
-        u_E = activation.knot_positions if isinstance(activation, FNeuron) else _reference(inputs[path])
+        is_fneuron = isinstance(activation, FNeuron)
+        # Knots may differ from set to set, (*shape, N).
+        u_E = activation.knot_positions.movedim(-1, 0) if is_fneuron else _reference(inputs[path])
         y_ES = _values(base.get_submodule(path), u_E, activation.shape)
         if y_ES is None:
             continue
-        if isinstance(activation, FNeuron):
+        if is_fneuron:
             mean_P[index_SQ] = y_ES.T
         else:
             start = parameters_of(activation, coordinates.values(vector_P)[index_SQ])
@@ -218,9 +220,10 @@ def _block(
         return Block(path, index_SQ, torch.eye(Q, dtype=torch.float64).expand(S, Q, Q), None, 1.0)
     own, u_E = _double(activation), _reference(inputs_E)
     blocks, variances = [], []
-    for part_SQ in values_SQ.split(max(1, MOST_ELEMENTS // (len(u_E) * Q))):
-        u_ES = u_E[:, None].expand(-1, len(part_SQ)).contiguous()
-        squares = LeastSquares(own, parameters_of(own, part_SQ), u_ES, torch.zeros_like(u_ES))
+    for part in torch.arange(S).split(max(1, MOST_ELEMENTS // (len(u_E) * Q))):
+        u_ES = u_E[:, None].expand(-1, len(part)).contiguous()
+        called, u_ES = own.by_column(u_ES, lambda x, part=part: x.reshape(S, -1)[part])  # type: ignore[misc]
+        squares = LeastSquares(called, parameters_of(own, values_SQ[part]), u_ES, torch.zeros_like(u_ES))
         blocks.append(squares.normal(squares.at_SQ)[1])
         variances.append(squares.outputs(squares.at_SQ)[:POINTS].var(0))
     variance = max(torch.cat(variances).mean().item(), 1e-12)
@@ -266,9 +269,12 @@ def _double(activation: AdaptiveActivation) -> AdaptiveActivation:
 
 
 def _values(original: nn.Module, u_E: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """Return the outputs of an original activation for each parameter set, (E, S); None if it cannot be evaluated."""
+    """Return the outputs of an original activation for each parameter set, (E, S); None if it cannot be evaluated.
+
+    The inputs are of shape (E,), or (E, *shape) with others for each set.
+    """
     own = deepcopy(original).cpu().double()
-    u = u_E.reshape(-1, *[1] * len(shape)).expand(-1, *shape).clone()
+    u = (u_E if u_E.ndim > 1 else u_E.reshape(-1, *[1] * len(shape))).expand(-1, *shape).clone()
     try:
         with torch.no_grad():
             y = own(u)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import torch
@@ -13,7 +13,7 @@ from aafit.identification.prior import Strength
 from aafit.identification.uncertainty import Uncertainty
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.batches import as_batch
-from aafit.networks.running import evaluation_mode, watched
+from aafit.networks.running import evaluation_mode, outside_text, watched
 from aafit.tables import fit_for_json
 from aafit.training.predictor import Predictor
 
@@ -177,6 +177,7 @@ class Identification:
         ranges: The range of the inputs of each activation, without the outermost 0.1% on both sides, by path.
         samples, heldout_samples: Numbers of samples fitted and held out.
         memory: Bytes of all tensors held.
+        outside: The share of the first samples' inputs outside the interval of each activation that has one, by path.
     """
 
     state: State
@@ -188,6 +189,7 @@ class Identification:
     samples: int
     heldout_samples: int
     memory: int
+    outside: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -249,6 +251,7 @@ class Identification:
         for name in ("steps", "matched", "gains", "messages", "strength", "dispersion"):
             content[name] = state[name]
         content["ranges"] = {path: list(ends) for path, ends in self.ranges.items()}
+        content["outside"] = dict(self.outside)
         content["uncertainty"] = None if self.uncertainty is None else self.uncertainty.as_dict()
         whole: dict[str, Any] = fit_for_json(content)
         return whole
@@ -259,4 +262,6 @@ class Identification:
         lines.append(
             f"{len(self.names)} parameters from {self.samples} samples{heldout}, {self.memory / 2**20:.0f} MiB held"
         )
+        if self.outside:
+            lines.append(outside_text(self.outside))
         return "\n".join(lines if self.uncertainty is None else [*lines, "", str(self.uncertainty)])

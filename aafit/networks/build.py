@@ -1,18 +1,19 @@
 """Build the module that replaces an activation: a copy, one made for its shape, or one fitted to it.
 
-Axes in names: E input, S set of parameters of the original activation (a PReLU may have one for each channel).
+Axes in names: E input, C channel, S set of parameters of the original activation (a PReLU may have one a channel).
 """
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aafit.activations import ADAPTIVE, AdaptiveActivation, Histogram, Residual, from_text
+from aafit.activations import ADAPTIVE, AdaptiveActivation, FNeuron, Histogram, Residual, from_text
 from aafit.activations.base import curve_values, parameter_shape
 from aafit.errors import UserError
 from aafit.networks.batches import as_inputs, without_padding
@@ -26,6 +27,11 @@ VALUES = (
     "give a text, as 'LEAF as ReLU', a module, as LEAF.like('ReLU') or nn.SiLU(), a class that is fitted, as LEAF, a "
     "function of (function, histogram) that fits, as LEAF.fit, or a function that is called as make(shape=...)"
 )
+
+SAMPLED = 4096
+"""Inputs of a channel, of each call, that its interval is determined from, at most."""
+QUANTILES = 512
+"""Evenly spaced quantiles of them to which an activation is fitted."""
 
 
 def is_fit(replacement: NewActivation) -> bool:
@@ -73,6 +79,7 @@ def make_activation(
     shape: tuple[int, ...],
     old: nn.Module,
     histogram: Histogram | None,
+    inputs_CE: Tensor | None = None,
 ) -> nn.Module:
     """Return the module that replaces `old`, with parameters of the shape `shape` if it is adaptive.
 
@@ -83,6 +90,7 @@ def make_activation(
         shape: shape of one parameter.
         old: the original activation.
         histogram: its inputs in the sample, for a fit.
+        inputs_CE: inputs of each channel, for a fit with an interval for each channel.
 
     Raises:
         UserError: the replacement has another form, or a function returned no module; a fit has no histogram, or fails.
@@ -93,9 +101,10 @@ def make_activation(
                 f"{key} is to be fitted, which needs the inputs of that layer: give an input of the network that "
                 "reaches it as sample=."
             )
-        replacement = ADAPTIVE[replacement] if isinstance(replacement, str) else replacement
-        fit: Any = getattr(replacement, "fit", None) if isinstance(replacement, type) else replacement
         try:
+            if inputs_CE is not None and (fit_each := fit_by_channel(replacement)) is not None:
+                return _fitted_by_channel(fit_each, row, shape, old, inputs_CE)
+            fit = _fit_of(replacement)
             return _fitted(key, fit, row, shape, old, histogram)
         except UserError as error:
             raise UserError(f"{row.path!r} cannot be replaced by a fit. {error}") from error
@@ -113,6 +122,23 @@ def make_activation(
     if not isinstance(made, nn.Module):
         raise UserError(f"The function given for {key} returned {made!r} for shape={shape}: let it return a module.")
     return made
+
+
+def fit_by_channel(replacement: NewActivation) -> Callable[..., FNeuron] | None:
+    """Return the fit that gives each channel an interval of its own: of F-Neurons whose interval is not given."""
+    fit, options = _fit_of(replacement), {}
+    if isinstance(fit, partial) and not fit.args:
+        fit, options = fit.func, fit.keywords
+    family = getattr(fit, "__self__", None)
+    if not (isinstance(family, type) and issubclass(family, FNeuron)) or fit != family.fit or "interval" in options:
+        return None
+    return partial(family.fit_each, **options)
+
+
+def _fit_of(replacement: NewActivation) -> Any:
+    """Return the fit that a family, by its class or name, or a function asks for."""
+    replacement = ADAPTIVE.get(replacement) if isinstance(replacement, str) else replacement
+    return getattr(replacement, "fit", None) if isinstance(replacement, type) else replacement
 
 
 def as_functions(module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -164,6 +190,53 @@ def input_histograms(net: nn.Module, sample: Any, paths: Collection[str]) -> dic
 
     forward_of_sample(probe, sample, receiving(probe, paths, see))
     return histograms
+
+
+def channel_inputs(net: nn.Module, sample: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return inputs of each channel of modules in a forward of the sample, (C, E) by path, without padding.
+
+    Args:
+        net: the network.
+        sample: an input.
+        shapes: shape of a parameter for each channel, by path of the module.
+    """
+    if not shapes:
+        return {}
+    received: dict[str, list[Tensor]] = {}
+    probe, batch = probe_of(net), as_inputs(sample)
+
+    def see(path: str, u: Tensor) -> None:
+        shape = shapes[path]
+        inputs_Cn = without_padding(u, batch, shape).detach().movedim(-len(shape), 0).reshape(shape[0], -1)
+        if inputs_Cn.shape[1] > SAMPLED:
+            chosen = torch.randint(inputs_Cn.shape[1], (SAMPLED,), generator=torch.Generator().manual_seed(0))
+            inputs_Cn = inputs_Cn[:, chosen.to(u.device)]
+        received.setdefault(path, []).append(inputs_Cn.double().cpu())
+
+    forward_of_sample(probe, sample, receiving(probe, shapes, see))
+    return {path: _quantiles(torch.cat(parts, 1)) for path, parts in received.items()}
+
+
+def _quantiles(inputs_CE: Tensor) -> Tensor:
+    count = inputs_CE.shape[1]
+    at = torch.linspace(0, count - 1, min(count, QUANTILES), dtype=torch.float64).round().long()
+    return inputs_CE.sort(1).values[:, at]
+
+
+def _fitted_by_channel(
+    fit_each: Callable[..., FNeuron], row: FoundActivation, shape: tuple[int, ...], old: nn.Module, inputs_CE: Tensor
+) -> FNeuron:
+    """Fit an F-Neuron to the function that `old` computes, for each channel to its inputs."""
+    functions, sets = as_functions(old), torch.Size(parameter_shape(old)).numel()
+    which = [0] * len(inputs_CE) if sets == 1 else _set_of_each(old, row, shape).flatten().tolist()
+
+    def function(u_CE: Tensor) -> Tensor:
+        if sets == 1:
+            return functions(u_CE)[..., 0]
+        return torch.stack([functions(u_E)[..., at] for u_E, at in zip(u_CE, which, strict=True)])
+
+    function.__name__ = activation_name(old)
+    return fit_each(function, inputs_CE, shape)
 
 
 def _fitted(

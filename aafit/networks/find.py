@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from aafit.activations import FNeuron
+from aafit.activations.interval import INTERVAL, IntervalActivation
 from aafit.errors import UserError, nearest
 from aafit.networks.batches import Batch, tensors_in
 from aafit.networks.call_sites import (
@@ -44,6 +46,11 @@ from aafit.networks.signals import Signal, Signals
 from aafit.tables import table
 
 KEPT_ELEMENTS = 1 << 16  # at most, of the input of a module that may be an activation
+SETS = "sets: layer/channel/neuron"
+OUTSIDE_OF = (
+    "outside: share of the inputs outside the interval: the activation's own, or [{:g}, {:g}], the default of families "
+    "that have one."
+)
 NOT_SAMPLED = (
     "No sample was given: activations called as functions (F.relu), and modules called more than once, were not looked "
     "for."
@@ -63,6 +70,7 @@ class FoundActivation:
         calls: Number of calls in one forward of the sample.
         shape: Shape of its input, the batch first.
         range: Smallest and largest value of its input; None too if the values are not known.
+        outside: Share of its inputs outside the interval: its own, or for activations without one the default.
         after: Layer before it, as ("Conv2d", "conv1").
         channel_axis: Axis of the channels in its input; None if the layer before does not determine it.
         gate: Why only its path, or a function as the key, replaces it (a gate); empty for all others.
@@ -80,6 +88,7 @@ class FoundActivation:
     calls: int | None = None
     shape: tuple[int, ...] | None = None
     range: tuple[float, float] | None = None
+    outside: float | None = None
     after: tuple[str, str] | None = None
     channel_axis: int | None = field(default=None, repr=False)
     gate: str = ""
@@ -105,14 +114,23 @@ class FoundActivation:
         channels = None if self.channel_axis is None else self.shape[self.channel_axis]
         return {"layer": 1, "channel": channels, "neuron": torch.Size(self.shape[1:]).numel()}
 
-    def add_call(self, u: Tensor, signal: Signal) -> None:
-        """Count a call with the input `u`."""
-        self.calls = (self.calls or 0) + 1
+    def add_call(self, u: Tensor, signal: Signal, module: nn.Module | None = None) -> None:
+        """Count a call of `module`, or of a function, with the input `u`."""
+        before = self.calls or 0
+        self.calls = before + 1
         self.shape, self.device, self.dtype = tuple(u.shape), u.device, u.dtype
         self.channel_axis, self.after = 1 if u.dim() == 2 else signal.axis, signal.layer
         if u.numel() and u.is_floating_point() and not u.is_meta:
             low, high = (end.item() for end in u.detach().aminmax())
             self.range = _union(self.range, (low, high) if low <= high else None)
+            is_outside = (
+                module.is_outside(u)
+                if isinstance(module, (FNeuron, IntervalActivation))
+                else (u < INTERVAL[0]) | (u > INTERVAL[1])
+            )
+            share = (is_outside & u.isfinite()).double().mean().item()
+            # Calls of one activation have inputs of about one size.
+            self.outside = share if self.outside is None else (before * self.outside + share) / self.calls
 
 
 def _union(one: tuple[float, float] | None, other: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -151,8 +169,10 @@ class Found:
         raise UserError(f"The network has no activation at {path!r}. {nearest(path, [row.path for row in self.rows])}")
 
     def __str__(self) -> str:
-        header = ("path", "kind", "calls", "input", "range", "after", "sets: layer/channel/neuron", "what can be done")
+        header = ("path", "kind", "calls", "input", "range", "outside", "after", SETS, "what can be done")
         text = table(header, [_cells(row) for row in self.rows], numbers=False)
+        if any(row.outside is not None for row in self.rows):
+            text += "\n" + OUTSIDE_OF.format(*INTERVAL)
         lines = [(row.path, row.line) for row in self.rows if row.line is not None]
         if lines:
             text += "\n\n" + table(("path", "called in"), lines, numbers=False)
@@ -168,6 +188,7 @@ def _cells(row: FoundActivation) -> tuple[str, ...]:
         "" if row.calls is None else str(row.calls),
         "" if row.shape is None else "x".join(map(str, row.shape)),
         "" if row.range is None else f"{row.range[0]:.3g} to {row.range[1]:.3g}",
+        "" if row.outside is None else f"{row.outside:.2%}",
         "" if row.after is None else " ".join(row.after),
         sets,
         possible + " (the sample does not reach it)" * (row.calls == 0),
@@ -513,7 +534,7 @@ class _Observer(TorchFunctionMode):
             self._rows[key] = row
             if isinstance(u if u._base is None else u._base, nn.Parameter):
                 row.gate = "it is given a parameter, not a signal"
-        row.add_call(u, self._signals.of(u))
+        row.add_call(u, self._signals.of(u), module)
         if module is not None and getattr(module, "num_parameters", 1) > 1:
             # The slopes of an nn.PReLU lie along axis 1, whatever layer comes before it.
             row.channel_axis = 1

@@ -354,7 +354,7 @@ def _values(activation: AdaptiveActivation, u_U: Tensor) -> Tensor:
 
 def _table(activation: AdaptiveActivation, histogram: Histogram, span: tuple[float, float], size: int) -> Table:
     """Return a table of an activation: an F-Neuron's own knots, or those that `_chosen_knots` finds."""
-    if isinstance(activation, FNeuron):
+    if isinstance(activation, FNeuron) and activation.intervals is None:
         ends, cells = activation.interval, activation.knots - 1
         knots = torch.arange(activation.knots)
         values = activation.weight.detach()

@@ -3,7 +3,7 @@
 Everything here is undone at the end of a block, or happens on a copy: a user's network stays as it was.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
@@ -17,8 +17,13 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from aafit.activations import FNeuron
+from aafit.activations.interval import IntervalActivation
 from aafit.errors import UserError
 from aafit.networks.batches import as_inputs, call
+
+WORTH_NAMING = 1e-3
+"""Share of inputs outside an interval from which a layer is named."""
 
 
 def check_network(net: nn.Module) -> None:
@@ -160,6 +165,46 @@ def receiving(net: nn.Module, paths: Iterable[str], see: Callable[[str, Tensor],
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+
+
+class OutsideShares:
+    """Counts the inputs of F-Neurons and other families with an interval that are outside of it.
+
+    Those of a mask, minus infinity, do not count.
+
+    Args:
+        net: A network that is run within the block of `counting`.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._net = net
+        with_interval = (FNeuron, IntervalActivation)
+        self._neurons = {path: module for path, module in net.named_modules() if isinstance(module, with_interval)}
+        self._counts: dict[str, list[int]] = {}
+
+    def counting(self) -> AbstractContextManager[None]:
+        """Within the block, count the inputs that these activations receive."""
+        return receiving(self._net, self._neurons, self._see)
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of the inputs outside the interval, by path, of those that were called."""
+        return {path: outside / max(1, finite) for path, (outside, finite) in self._counts.items()}
+
+    def _see(self, path: str, u: Tensor) -> None:
+        finite = u.isfinite()
+        count = self._counts.setdefault(path, [0, 0])
+        count[0] += int((self._neurons[path].is_outside(u) & finite).sum())
+        count[1] += int(finite.sum())
+
+
+def outside_text(shares: Mapping[str, float]) -> str:
+    """Return a sentence on the shares of inputs outside the intervals of activations; empty if there is none."""
+    named = ", ".join(f"{path} {share:.2%}" for path, share in shares.items() if share >= WORTH_NAMING)
+    if not shares:
+        return ""
+    return (
+        f"Inputs outside the interval of an activation: {named or f'at most {max(shares.values()):.2%} in each layer'}."
+    )
 
 
 @contextmanager

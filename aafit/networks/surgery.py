@@ -19,11 +19,19 @@ from torch import nn
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError, nearest
 from aafit.networks.batches import tensors_in
-from aafit.networks.build import NewActivation, input_histograms, is_fit, leave_out_unfittable, make_activation
+from aafit.networks.build import (
+    NewActivation,
+    channel_inputs,
+    fit_by_channel,
+    input_histograms,
+    is_fit,
+    leave_out_unfittable,
+    make_activation,
+)
 from aafit.networks.call_sites import ActivationCall, install_interceptors, intercepted_calls, remove_interceptors
 from aafit.networks.find import NOT_SAMPLED, Found, FoundActivation, check_network, found_in
 from aafit.networks.kinds import activation_name
-from aafit.networks.running import copied, forward_of_sample, probe_of, sharing_copy
+from aafit.networks.running import OutsideShares, copied, forward_of_sample, outside_text, probe_of, sharing_copy
 from aafit.networks.select import (
     Sharings,
     check_inputs_fit,
@@ -86,6 +94,7 @@ class Replacement:
         calls: The calls that were given modules, by path of the module whose forward makes them.
         residuals: By path, the RMS error of each fit relative to the standard deviation of the original activation: on
             the bulk of the sample's inputs or on all of them, whichever is larger.
+        outside: By path, the share of the sample's inputs outside the interval of an activation.
     """
 
     rows: tuple[Replaced, ...]
@@ -96,6 +105,7 @@ class Replacement:
     sampled: bool = True
     calls: Mapping[str, tuple[ActivationCall, ...]] = field(default_factory=dict, repr=False, compare=False)
     residuals: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
+    outside: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     def restore(self, net: nn.Module) -> nn.Module:
         """Return `restore_activations(net, self)`."""
@@ -118,6 +128,8 @@ class Replacement:
                 f"\n\nPoor fits, with an RMS error on the sample above {POOR_FIT:.0%} of the standard deviation of the "
                 f"original activation: {', '.join(poor)}."
             )
+        if self.outside:
+            text += f"\n\n{outside_text(self.outside)}"
         if self.sampled:
             return text
         in_place = [path for path, module in self.originals.items() if getattr(module, "inplace", False)]
@@ -173,7 +185,8 @@ def replace_activations(
         sharing: what has parameters of its own: the whole "layer" (shape (1,)), each "channel" ((C, 1, 1) in
             (B, C, H, W), or (C,) in (B, H, W, C), (B, T, C) and (B, C)), or each "neuron" (the layer's input without
             its batch axis). A dictionary gives the sharing by the same keys as in `replacements`, as
-            {"after conv": "channel"}; the other keys then share by layer.
+            {"after conv": "channel"}; the other keys then share by layer. An F-Neuron that is fitted by channel has an
+            interval for each channel, from its inputs.
         sample: an input of the model: a tensor, a tuple if it takes several, a mapping of keyword inputs, an
             `aafit.Batch`, or what a tokenizer returns. No activation is fitted to padding, see
             `aafit.networks.batches`.
@@ -218,6 +231,15 @@ def replace_activations(
     fits = [row.path for row in chosen if is_fit(replacements[key_of[row.path]])]
     histograms = input_histograms(net, sample, fits)
     shapes = {row.path: parameter_shape(row, sharing_of[key_of[row.path]], channel_axis) for row in chosen}
+    channels = channel_inputs(
+        net,
+        sample,
+        {
+            path: shapes[path]
+            for path in fits
+            if sharing_of[key_of[path]] == "channel" and fit_by_channel(replacements[key_of[path]])
+        },
+    )
     made = {
         row.path: make_activation(
             describe_key(key_of[row.path]),
@@ -226,6 +248,7 @@ def replace_activations(
             shapes[row.path],
             originals[row.path],
             histograms.get(row.path),
+            channels.get(row.path),
         )
         for row in chosen
     }
@@ -245,7 +268,7 @@ def replace_activations(
     for position, row in enumerate(found):
         if isinstance(modules.get(row.path), AdaptiveActivation):
             setattr(modules[row.path], POSITION, position)
-    _check_forward(net, sample)
+    outside = _check_forward(net, sample)
     return net, Replacement(
         tuple(rows),
         tuple(
@@ -259,6 +282,7 @@ def replace_activations(
         sample is not None,
         calls,
         {path: new.residual.worst for path, new in adaptive.items() if path in histograms and new.residual},
+        outside,
     )
 
 
@@ -435,18 +459,23 @@ def _check_same_outputs(model: nn.Module, net: nn.Module, sample: Any, chosen: I
         raise UserError(f"With its activations as modules the network gives other outputs for the sample: {why}.")
 
 
-def _check_forward(net: nn.Module, sample: Any) -> None:
+def _check_forward(net: nn.Module, sample: Any) -> dict[str, float]:
     """Run the finished network on the sample; without one, warn of forwards that may not use the new activations.
+
+    Returns:
+        The share of the inputs outside the interval of each activation that has one, by path.
 
     Raises:
         UserError: the network fails with its new activations.
     """
     if sample is not None:
+        probe = probe_of(net)
+        outside = OutsideShares(probe)
         try:
-            forward_of_sample(probe_of(net), sample)
+            forward_of_sample(probe, sample, outside.counting())
         except UserError as error:
             raise UserError(f"With the new activations the network no longer runs. {error}") from error
-        return
+        return outside.shares()
     for path, module in net.named_modules():
         # A method is bound to the copy; a function keeps the objects that it was defined with.
         if isinstance(vars(module).get("forward"), FunctionType):
@@ -455,6 +484,7 @@ def _check_forward(net: nn.Module, sample: Any) -> None:
                 "network instead of those of the copy: give a sample (sample=), with which that is noticed.",
                 stacklevel=3,
             )
+    return {}
 
 
 def disable_fast_path(net: nn.Module, path: str) -> None:
