@@ -16,7 +16,7 @@ if [ "${1-}" = --torch ]; then
         rm -rf "$venv"
         "${PYTHON:-python3}" -m venv "$venv"
         # The pinned versions of what the library and its tests import; onnx has versions for one torch only.
-        pins=$(grep -hE '^(numpy|safetensors|matplotlib|jinja2|pytest|pytest-timeout|hypothesis|scipy)==' requirements*.txt)
+        pins=$(grep -hE '^(numpy|safetensors|matplotlib|jinja2|pydantic|pooch|click|rich|filelock|tqdm|mlxtend|selenium|axe-core-python|pytest|pytest-timeout|hypothesis|scipy)==' requirements*.txt)
         # shellcheck disable=SC2086
         "$venv/bin/pip" install --quiet --disable-pip-version-check "torch==$version" setuptools $pins
         touch "$venv/complete"

@@ -19,7 +19,8 @@ def knots_between(ends_2S: Tensor, size: int) -> Tensor:
     """Return evenly spaced knots from the left to the right end of each set, (S, N)."""
     left_S, right_S = ends_2S
     part_N = torch.linspace(0, 1, size, dtype=torch.float64)
-    return left_S[:, None] + (right_S - left_S)[:, None] * part_N
+    knots_SN: Tensor = left_S[:, None] + (right_S - left_S)[:, None] * part_N
+    return knots_SN
 
 
 def fit_linear_spline(

@@ -172,13 +172,13 @@ def original_activations(
         activation = adaptive_activations(net)[path]
         if path not in inputs:
             continue
-        is_fneuron = isinstance(activation, FNeuron)
         # Knots may differ from set to set, (*shape, N).
-        u_E = activation.knot_positions.movedim(-1, 0) if is_fneuron else _reference(inputs[path])
+        knots = activation.knot_positions.movedim(-1, 0) if isinstance(activation, FNeuron) else None
+        u_E = _reference(inputs[path]) if knots is None else knots
         y_ES = _values(base.get_submodule(path), u_E, activation.shape)
         if y_ES is None:
             continue
-        if is_fneuron:
+        if isinstance(activation, FNeuron):
             mean_P[index_SQ] = y_ES.T
         else:
             start = parameters_of(activation, coordinates.values(vector_P)[index_SQ])

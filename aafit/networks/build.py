@@ -126,9 +126,9 @@ def make_activation(
 
 def fit_by_channel(replacement: NewActivation) -> Callable[..., FNeuron] | None:
     """Return the fit that gives each channel an interval of its own: of F-Neurons whose interval is not given."""
-    fit, options = _fit_of(replacement), {}
+    fit, options = _fit_of(replacement), dict[str, Any]()
     if isinstance(fit, partial) and not fit.args:
-        fit, options = fit.func, fit.keywords
+        options, fit = fit.keywords, fit.func
     family = getattr(fit, "__self__", None)
     if not (isinstance(family, type) and issubclass(family, FNeuron)) or fit != family.fit or "interval" in options:
         return None
@@ -137,7 +137,8 @@ def fit_by_channel(replacement: NewActivation) -> Callable[..., FNeuron] | None:
 
 def _fit_of(replacement: NewActivation) -> Any:
     """Return the fit that a family, by its class or name, or a function asks for."""
-    replacement = ADAPTIVE.get(replacement) if isinstance(replacement, str) else replacement
+    if isinstance(replacement, str):
+        replacement = ADAPTIVE[replacement]
     return getattr(replacement, "fit", None) if isinstance(replacement, type) else replacement
 
 
