@@ -35,9 +35,6 @@ def slots(device: str = "auto", jobs: int | None = None) -> list[Slot]:
         jobs: number of processes. On the CPU, by default one for each core that this process may use; each has a single
             thread, so that a run is bit-identical however many others there are. On CUDA, the number for each GPU, by
             default one.
-
-    Raises:
-        UserError: fewer than one job, or a device that is not available.
     """
     if jobs is not None:
         check_count("number of --jobs", jobs)
@@ -48,11 +45,7 @@ def slots(device: str = "auto", jobs: int | None = None) -> list[Slot]:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of this name: "auto" (the GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", ...
-
-    Raises:
-        UserError: it is not available.
-    """
+    """Return the device of this name: "auto" (the GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", ..."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -34,9 +34,6 @@ class KerasNet(nn.Module):
         classes: number of logits.
         cnn: name of the fixed activation after each convolution (act1, act2, act4, act5).
         fc: name of the fixed activation after the first fully connected layer (act7).
-
-    Raises:
-        UserError: an unknown activation, or an image too small for the two poolings.
     """
 
     cnn_activations = ("act1", "act2", "act4", "act5")
@@ -84,9 +81,6 @@ class LeNet5(nn.Module):
         classes: number of logits.
         cnn: name of the fixed activation after each convolution (act1, act2).
         fc: name of the fixed activation after the first fully connected layer (act3).
-
-    Raises:
-        UserError: an unknown activation, or an image too small for the two poolings.
     """
 
     cnn_activations = ("act1", "act2")
@@ -122,9 +116,6 @@ def build(name: str, in_shape: Shape, classes: int, cnn: str = "ReLU", fc: str =
     """Return the network of that name with fixed activations and PyTorch's default initial weights.
 
     The weights depend on the state of torch's random generator only, never on the activations.
-
-    Raises:
-        UserError: an unknown network or activation, or an image too small for the network.
     """
     return NETWORKS[check_name("network", name, NETWORKS)](in_shape, classes, cnn=cnn, fc=fc)
 

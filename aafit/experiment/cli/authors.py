@@ -86,9 +86,6 @@ def find_checkpoint(
     Args:
         folders: where to look, subfolders included.
         marks: whether the name must or must not contain `patched`, `tuned`, `dspu4` and `p24sl`.
-
-    Raises:
-        UserError: more than one file matches.
     """
     family = FAMILIES[words.kind.removesuffix("_shared")]
     if family == "F-Neuron" and words.act_cnn is None and words.base != words.act:

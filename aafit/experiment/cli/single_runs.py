@@ -68,11 +68,7 @@ class Launcher:
         )
 
     def check(self, job: Job) -> None:
-        """Check that the job's folder does not hold another run, unless that is moved aside.
-
-        Raises:
-            UserError: it does.
-        """
+        """Check that the job's folder does not hold another run, unless that is moved aside."""
         if not self.fresh:
             check_same_settings(job)
 
@@ -173,11 +169,7 @@ def finished_runs(runs_dir: Path, seed: int) -> list[Finished]:
 
 
 def read_finished(folder: Path) -> Finished:
-    """Return the finished run in a folder; its network is checked when a run resumes from it.
-
-    Raises:
-        UserError: there is none, it has diverged, or one of its documents or of its ancestors' is damaged.
-    """
+    """Return the finished run in a folder; its network is checked when a run resumes from it."""
     if not (folder / DONE).exists():
         raise UserError(f"There is no finished run in {folder}; run it first.")
     done = Done.of(folder)
@@ -201,12 +193,7 @@ def differences(facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 
 
 def find_runs(runs_dir: Path, seed: int, wanted: Mapping[str, Any], suite: str) -> list[Finished]:
-    """Return the finished runs that `wanted` describes, which all end with the same network; those of `suite` first.
-
-    Raises:
-        UserError: there is none, or there are several with different networks; the message lists those that come
-            closest.
-    """
+    """Return the finished runs that `wanted` describes, which all end with the same network; those of `suite` first."""
     runs = [run for run in finished_runs(runs_dir, seed) if not run.only_evaluated]
     fitting = [run for run in runs if not differences(run.facts(), wanted)]
     if len({run.digest for run in fitting}) == 1:

@@ -112,11 +112,7 @@ class Flags:
         return Words(self.kind, self.acts, self.act_cnn, self.base)
 
     def check(self) -> None:
-        """Check that the flags do not contradict each other.
-
-        Raises:
-            UserError: they do.
-        """
+        """Check that the flags do not contradict each other."""
         if self.end_ep < self.start_ep:
             raise UserError(f"--end_ep {self.end_ep} is before --start_ep {self.start_ep}.")
         if self.init_from is not None and self.from_run is not None:
@@ -187,11 +183,7 @@ class Flags:
 
 
 def plan(flags: Flags, launcher: Launcher) -> list[Job]:
-    """Return the jobs that the flags describe, each after the imports that it needs, before one of them begins.
-
-    Raises:
-        UserError: one of them cannot be done as described.
-    """
+    """Return the jobs that the flags describe, each after the imports that it needs, before one of them begins."""
     flags.check()
     networks = list(NETWORKS) if flags.net == "all" else [flags.net]
     data_sets = list(DATASETS)[:2] if flags.ds == "all" else [flags.ds]

@@ -48,9 +48,6 @@ def training_batches(
             along y, with m a tenth of the side (3.2 for 32 pixels), filled with black.
         shuffle: draw a new order; otherwise the images keep the order of the split.
         dtype: data type of x.
-
-    Raises:
-        UserError: batch_size < 1.
     """
     check_count("batch size", batch_size)
     count, device = len(split), split.images_BHWC.device
@@ -77,9 +74,6 @@ def evaluation_batches(
     """Return the split once, in its order and not augmented: (x_BCHW in [0, 1], y_B) as in `training_batches`.
 
     Larger batches are no faster on a CPU: their arrays do not fit its caches, and the system takes their memory back.
-
-    Raises:
-        UserError: batch_size < 1.
     """
     check_count("batch size", batch_size)
     pairs = zip(split.images_BHWC.split(batch_size), split.labels_B.split(batch_size), strict=True)

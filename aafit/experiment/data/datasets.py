@@ -128,10 +128,6 @@ def load_dataset(name: str, folder: Path | None = None, holdout: int = 0, train_
             is ignored.
         holdout: number of train images to hold out: the same ones for all seeds, evenly from every class.
         train_images: for short checks, the number of the other images to train on, chosen in the same way.
-
-    Raises:
-        UserError: unknown name; a folder that is missing, unreadable or without the data set; a damaged file; no
-            network; holdout or train_images out of range.
     """
     check_name("data set", name, DATASETS)
     try:

@@ -49,9 +49,6 @@ def fetch(remote: Iterable[RemoteFile], folder: Path, what: str) -> list[Path]:
         remote: the files.
         folder: where they are put.
         what: name of the data set, for messages ("CIFAR-10").
-
-    Raises:
-        UserError: no mirror gave one of the files with the right checksum, or `folder` cannot be written.
     """
     with _locked(folder, what):
         return [_fetch_one(one, folder, what) for one in remote]
@@ -61,9 +58,6 @@ def fetch_and_unpack(archive: RemoteFile, folder: Path, subfolder: str, what: st
     """Return `folder / subfolder`, unpacked from a tar archive that is downloaded if the subfolder is missing.
 
     The subfolder appears as a whole or not at all, and the archive is removed.
-
-    Raises:
-        UserError: as `fetch`; or the archive is no tar archive with that subfolder.
     """
     target = folder / subfolder
     if target.is_dir():

@@ -41,9 +41,6 @@ def animate(run: RunRecord, out: Path, name: str, video: bool = False) -> Path:
 
     Returns:
         The file.
-
-    Raises:
-        UserError: No activation of the run is shared by its layer, `out` cannot be written to, or there is no ffmpeg.
     """
     file = run.folder / ACTIVATIONS
     layers = [saved for saved in read_activations(file) if saved.tuned.shape == (1,)] if file.exists() else []

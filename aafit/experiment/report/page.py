@@ -52,9 +52,6 @@ def write_report(suite_folder: Path) -> Report:
 
     Args:
         suite_folder: The folder of a suite's runs, finished or not.
-
-    Raises:
-        UserError: If there are no runs, a file of theirs is damaged, or the folder cannot be written to.
     """
     suite = read_suite(suite_folder)
     folder = make_folder(suite_folder / "report")
@@ -88,12 +85,7 @@ def write_report(suite_folder: Path) -> Report:
 
 
 def draw_activations(run_folder: Path, out: Path) -> list[Path]:
-    """Draw the activations of one finished run before and after tuning, and return the paths of the files.
-
-    Raises:
-        UserError: If the folder is not a run folder, the run is not finished or has no adaptive activation, a file is
-            damaged, or `out` cannot be written to.
-    """
+    """Draw the activations of one finished run before and after tuning, and return the paths of the files."""
     return _draw_activations(read_run(run_folder), out)[2]
 
 

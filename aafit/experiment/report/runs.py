@@ -109,11 +109,7 @@ class SuiteRuns:
 
 
 def read_suite(folder: Path) -> SuiteRuns:
-    """Read every folder `<run>/seed<k>` of a suite.
-
-    Raises:
-        UserError: If there is none, or a file in them is damaged.
-    """
+    """Read every folder `<run>/seed<k>` of a suite."""
     found = list(_run_folders(folder))
     if not any((path / CONFIG).exists() for path in found):
         suites = sorted({path.parents[1].name for path in folder.glob("*/*/seed*")})
@@ -126,12 +122,7 @@ def read_suite(folder: Path) -> SuiteRuns:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read one run folder, finished or not.
-
-    Raises:
-        UserError: If it is not a run folder, a file in it is damaged or was altered since the run ended, or it holds
-            another run than its name says.
-    """
+    """Read one run folder, finished or not."""
     config, done = Config.of(folder), Done.read(folder)
     check_place(folder, config)
     if done is not None:

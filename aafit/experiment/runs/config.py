@@ -16,11 +16,7 @@ from aafit.experiment.runs.method import METHODS, Method
 
 
 def folder_name(value: str) -> str:
-    """Return `value` if it can be the name of a folder on every system.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Return `value` if it can be the name of a folder on every system."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", value):
         raise UserError(
             f"The name {_short(value)} cannot be a folder's name: use up to 100 letters, digits and . _ + -, "
@@ -87,9 +83,6 @@ class Settings(BaseModel):
         Args:
             values: the settings by name.
             where: begins the sentence of an error.
-
-        Raises:
-            UserError: a key is unknown or missing, or a value is not valid; the message names both.
         """
         try:
             # Through JSON, so that strict checking still accepts a list for a tuple and a text for a path.

@@ -52,11 +52,7 @@ class Document(BaseModel, frozen=True):
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Return the document in a run folder, None if there is none.
-
-        Raises:
-            UserError: the document is damaged; the message says where.
-        """
+        """Return the document in a run folder, None if there is none."""
         path = folder / cls.file
         try:
             content = path.read_bytes()
@@ -74,11 +70,7 @@ class Document(BaseModel, frozen=True):
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """Return the document in a run folder, which has to be there.
-
-        Raises:
-            UserError: the document is missing or damaged.
-        """
+        """Return the document in a run folder, which has to be there."""
         found = cls.read(folder)
         if found is None:
             raise UserError(f"{folder} is not a run folder: it has no {cls.file}. Give <suite>/<run>/seed<k>.")
@@ -195,11 +187,7 @@ class Done(Document):
 
 
 def check_finished(folder: Path) -> Done:
-    """Return the `done.json` of a run folder after checking every file that it vouches for.
-
-    Raises:
-        UserError: the run is not finished, it diverged, or one of its files was altered since.
-    """
+    """Return the `done.json` of a run folder after checking every file that it vouches for."""
     done = Done.read(folder)
     if done is None:
         raise UserError(f"The run in {folder} is not finished; run it first.")
@@ -216,9 +204,6 @@ def check_files(folder: Path, done: Done, may_lack: Collection[str] = ()) -> Non
         folder: the run folder.
         done: its `done.json`.
         may_lack: files that may be missing, but not altered.
-
-    Raises:
-        UserError: a file is missing or was altered; the message names it.
     """
     if done.sha256.keys() - VOUCHED:
         raise _damaged(folder / DONE, f"it vouches for {min(done.sha256.keys() - VOUCHED)!r}, which no run writes")
@@ -236,11 +221,7 @@ def check_files(folder: Path, done: Done, may_lack: Collection[str] = ()) -> Non
 
 
 def check_place(folder: Path, config: Config) -> None:
-    """Raise a UserError if `folder`, named `<run>/seed<k>`, holds another run or another seed.
-
-    Raises:
-        UserError: it does, as a copy under another name does; a report would count it as one more seed.
-    """
+    """Raise a UserError if `folder`, named `<run>/seed<k>`, holds another run or another seed."""
     folder = folder.absolute()
     if re.fullmatch(r"seed-?\d+", folder.name) and folder.parts[-2:] != (config.run.name, f"seed{config.seed}"):
         raise UserError(
@@ -258,11 +239,7 @@ def diverged(folder: Path, epoch: int) -> str:
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object that `save_json` wrote into a file.
-
-    Raises:
-        UserError: the file is missing, does not hold a JSON object, or was altered since it was written.
-    """
+    """Return the JSON object that `save_json` wrote into a file."""
     try:
         content = path.read_bytes()
     except OSError as error:

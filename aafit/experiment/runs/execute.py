@@ -43,10 +43,6 @@ def execute(*jobs: Job, data: Dataset | None = None, patience: float = 0.0) -> N
         jobs: the runs.
         data: the images, if they are loaded already; otherwise the first job's data set is loaded.
         patience: how long to wait for a folder that another process works in, in seconds.
-
-    Raises:
-        UserError: another process works in a folder; it holds a run with other settings; the data, the parent's
-            network or the saved state cannot be used; a run diverged, now or before. The other runs are done then.
     """
     first = jobs[0]
     log_of = printing_to_log if len(jobs) > 1 else nullcontext

@@ -71,11 +71,7 @@ OptimizerState = Mapping[str, Mapping[str, Any]]
 
 
 def write_config(job: Job, device: torch.device, data: Dataset) -> None:
-    """Write the settings before the first epoch; in a folder that has them, check that the images are the same.
-
-    Raises:
-        UserError: the run was begun on another copy of the data set.
-    """
+    """Write the settings before the first epoch; in a folder that has them, check that the images are the same."""
     known = Config.read(job.folder)
     if known is not None:
         if known.data.sha256 != data.fingerprint:
@@ -116,11 +112,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """Return the state that `save_state` saved.
-
-    Raises:
-        UserError: the file is missing, was truncated or altered, or does not hold tensors and plain values only.
-    """
+    """Return the state that `save_state` saved."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -161,11 +153,7 @@ def save_run_state(job: Job, values: Mapping[str, Any]) -> None:
 
 
 def load_run_state(job: Job, device: torch.device) -> dict[str, Any] | None:
-    """Return what `save_run_state` wrote, None if nothing; "metrics" is None in a state of format 2.
-
-    Raises:
-        UserError: the state was truncated or altered, or belongs to other settings.
-    """
+    """Return what `save_run_state` wrote, None if nothing; "metrics" is None in a state of format 2."""
     path = job.folder / STATE
     if not path.exists():
         return None
@@ -188,9 +176,6 @@ def row_writers(
         net: its network, for the names of the adaptive parameters.
         last_epoch: the last one that the saved state includes; later rows are dropped.
         digest: SHA-256 of `metrics.csv` at that time, None if it is not known.
-
-    Raises:
-        UserError: a row up to `last_epoch` is missing or was altered.
     """
     measured = range(0) if last_epoch is None else range(job.config.start_epoch, last_epoch + 1)
     columns = [*COLUMNS, *shared_values(net)]
@@ -227,11 +212,7 @@ def save_network(path: Path, net: nn.Module) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, by name.
-
-    Raises:
-        UserError: the file is missing, was truncated, or is of another kind.
-    """
+    """Return the tensors of a safetensors file, by name."""
     try:
         return tensors_from_bytes(path.read_bytes())
     except OSError as error:
@@ -255,11 +236,7 @@ def has_optimizer(folder: Path) -> bool:
 
 
 def parents_optimizer(job: Job) -> OptimizerState | None:
-    """Return the optimizer state that the job continues with, None if its optimizer starts anew.
-
-    Raises:
-        UserError: it has to continue with one that is not there or is of another kind.
-    """
+    """Return the optimizer state that the job continues with, None if its optimizer starts anew."""
     if not job.config.resume_optimizer:
         return None
     if job.parent is None:

@@ -82,11 +82,7 @@ def learning_rate(run: RunConfig) -> float:
 
 
 def content_of(checkpoint: Path) -> str:
-    """Return the SHA-256 of a checkpoint's content.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """Return the SHA-256 of a checkpoint's content."""
     try:
         now = checkpoint.stat()
         return _hashed(checkpoint, now.st_mtime_ns, now.st_size)
@@ -131,11 +127,7 @@ def jobs_of(
 
 
 def is_done(job: Job) -> bool:
-    """Return whether the job's folder holds its finished result; a run that diverged has none.
-
-    Raises:
-        UserError: the folder holds a run with other settings, or a file of the finished run was altered.
-    """
+    """Return whether the job's folder holds its finished result; a run that diverged has none."""
     check_same_settings(job)
     done = Done.read(job.folder)
     if done is None or done.hash != job.settings_hash or done.result.diverged is not None:
@@ -153,11 +145,7 @@ def verdict(job: Job) -> str | None:
 
 
 def check_same_settings(job: Job) -> None:
-    """Raise a UserError if the folder holds a run with other settings.
-
-    Raises:
-        UserError: it does; the message says which setting differs, and what to do.
-    """
+    """Raise a UserError if the folder holds a run with other settings."""
     path = job.folder / CONFIG
     # Not as `Config`: a run of another version may have settings that this one does not have.
     if is_file(path) and (different := differences(load_json(path), job)):

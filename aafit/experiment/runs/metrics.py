@@ -36,9 +36,6 @@ def metrics_file(
         columns: names of the columns.
         measured: epochs that the saved state of a stopped run includes.
         digest: SHA-256 of the file when that state was saved, None if the state does not have it.
-
-    Raises:
-        UserError: a row of these epochs is missing or was altered, or the file cannot be written.
     """
     header = io.StringIO()
     csv.DictWriter(header, columns, lineterminator="\n").writeheader()
@@ -94,11 +91,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Return the columns of a metrics file, with NaN for an empty cell; empty if the file is missing or empty.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Return the columns of a metrics file, with NaN for an empty cell; empty if the file is missing or empty."""
     try:
         text = path.read_text()
     except (FileNotFoundError, NotADirectoryError):
@@ -127,11 +120,7 @@ def read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
 
 @contextmanager
 def tensorboard(folder: Path, last_epoch: int | None = None) -> Iterator[WriteRow]:
-    """Write scalars for `tensorboard --logdir <run folder>`; what is there beyond `last_epoch` is dropped.
-
-    Raises:
-        UserError: the extra `aafit[tensorboard]` is not installed.
-    """
+    """Write scalars for `tensorboard --logdir <run folder>`; what is there beyond `last_epoch` is dropped."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -153,11 +142,7 @@ def tensorboard(folder: Path, last_epoch: int | None = None) -> Iterator[WriteRo
 
 @contextmanager
 def wandb(folder: Path, name: str, settings: Mapping[str, Any]) -> Iterator[WriteRow]:
-    """Log to a Weights & Biases run; without a login or with WANDB_MODE=offline it stays in the folder.
-
-    Raises:
-        UserError: the extra `aafit[wandb]` is not installed.
-    """
+    """Log to a Weights & Biases run; without a login or with WANDB_MODE=offline it stays in the folder."""
     try:
         import wandb
     except ImportError as error:

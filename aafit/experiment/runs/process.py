@@ -39,9 +39,6 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
         folder: the run folder; it is created if it is missing.
         patience: how long to wait for a process that has the folder, in seconds; if that process is on another machine,
             at least until it is known whether it is alive.
-
-    Raises:
-        UserError: another process has the folder, or the folder cannot be created or written to.
     """
     lock = SoftFileLease(
         make_folder(folder) / LEASE,
@@ -102,11 +99,7 @@ def printing_to_log(job: Job) -> Iterator[None]:
 
 @contextmanager
 def logged(job: Job) -> Iterator[None]:
-    """Write what this program logs in this block to the run's log.txt as well.
-
-    Raises:
-        UserError: the folder cannot be created.
-    """
+    """Write what this program logs in this block to the run's log.txt as well."""
     to_file = logging.FileHandler(make_folder(job.folder) / LOG)
     to_file.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(to_file)

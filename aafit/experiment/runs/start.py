@@ -33,10 +33,6 @@ def starting_network(
 
     Returns:
         The network; if activations were replaced, also the base network and the report of the replacement.
-
-    Raises:
-        UserError: the parent is not finished or its files were altered; the checkpoint is for another network, or has
-            other activations than the settings say.
     """
     net, base, replacement = _starting_network(job, data)
     for placed in (net, base):
@@ -169,11 +165,7 @@ def _finished(folder: Path) -> tuple[RunConfig, nn.Module]:
 
 
 def parent_folder(folder: Path) -> Path:
-    """Return the folder of the parent of the run in `folder`.
-
-    Raises:
-        UserError: the run has no parent.
-    """
+    """Return the folder of the parent of the run in `folder`."""
     parent = Config.of(folder).parent_of(folder)
     if parent is None:
         raise UserError(f"The run in {folder} has no base to compare with; name a second run folder.")
@@ -181,11 +173,7 @@ def parent_folder(folder: Path) -> Path:
 
 
 def compare_runs(first: Path, second: Path, data_dir: Path | None, device: str) -> Comparison:
-    """Compare the networks of two run folders on the test images of the first one's data set, in float32.
-
-    Raises:
-        UserError: a run is not finished, or the data or the device are not available.
-    """
+    """Compare the networks of two run folders on the test images of the first one's data set, in float32."""
     place = choose_device(device)
     base, net = (load_run(folder).float().to(place) for folder in (first, second))
     data = load_dataset(Config.of(first).run.dataset, data_dir).to(place)
@@ -193,11 +181,7 @@ def compare_runs(first: Path, second: Path, data_dir: Path | None, device: str) 
 
 
 def load_for_study(folder: Path, data_dir: Path | None, device: torch.device) -> tuple[nn.Module, Batches, Batches]:
-    """Return the network of a finished run in float32, batches that it was not trained on, and test batches.
-
-    Raises:
-        UserError: the run is not finished or was altered, or its data set is not available.
-    """
+    """Return the network of a finished run in float32, batches that it was not trained on, and test batches."""
     net = load_run(folder).float().to(device)
     config = Config.of(folder)
     run = config.run.model_copy(update={"precision": "float32"})

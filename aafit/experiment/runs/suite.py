@@ -32,12 +32,7 @@ SAME_AS_PARENT = ("network", "dataset", "holdout")
 
 
 class Suite(Settings):
-    """Runs, each repeated for every seed; a parent stands before its children.
-
-    Raises:
-        UserError: from `checked`: no run or no seed, a name used twice, a parent that is missing or its own descendant,
-            a child with another network or other data than its parent's.
-    """
+    """Runs, each repeated for every seed; a parent stands before its children."""
 
     name: Name
     runs: tuple[RunConfig, ...]
@@ -69,19 +64,11 @@ class Suite(Settings):
         return next(run for run in self.runs if run.name == name)
 
     def with_(self, **changes: Any) -> "Suite":
-        """Return the suite with other values of these fields.
-
-        Raises:
-            UserError: the changed suite is not valid.
-        """
+        """Return the suite with other values of these fields."""
         return Suite.checked({**dict(self), **changes}, f"Suite {self.name!r}")
 
     def only(self, names: Iterable[str]) -> "Suite":
-        """Return the suite with the runs of these names or stages ("base-relu", "stage4", "4") and their ancestors.
-
-        Raises:
-            UserError: a name matches no run.
-        """
+        """Return the suite with the runs of these names or stages ("base-relu", "stage4", "4") and their ancestors."""
         chosen: set[str] = set()
         for name in names:
             matched = {run.name for run in self.runs if name in (run.name, run.stage, f"stage{run.stage}")}
@@ -159,11 +146,7 @@ def shipped_suites() -> list[str]:
 
 
 def load_suite(path_or_name: str | Path) -> Suite:
-    """Return the suite of a TOML file, or the one of that name that comes with the package ("paper", "cpu", ...).
-
-    Raises:
-        UserError: there is none, it is not TOML, or something in it is not valid; the message says where.
-    """
+    """Return the suite of a TOML file, or the one of that name that comes with the package ("paper", "cpu", ...)."""
     file = Path(path_or_name)
     if not is_file(file):
         shipped = shipped_suites()

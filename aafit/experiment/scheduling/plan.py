@@ -243,9 +243,6 @@ def estimate(
     Args:
         device, jobs, fresh: as in `aafit.experiment.scheduling.schedule.RunOptions`.
         measure: called once for each kind of run without a measured epoch.
-
-    Raises:
-        UserError: a folder holds a run with other settings, or this machine does not have the device.
     """
     places = slots(device, jobs)
     costs = Costs.measured(runs_dir, device_name(choose_device(places[0].device)))

@@ -109,11 +109,7 @@ class Summary:
 
 
 def open_engine(options: RunOptions) -> Engine:
-    """Return the engine that the options name.
-
-    Raises:
-        UserError: there is no such engine, its package is not installed, or its cluster cannot be used.
-    """
+    """Return the engine that the options name."""
     name, device, jobs = options.engine, options.device, options.jobs
     check_name("engine", name, ENGINES)
     if options.address is not None and name != "ray":
@@ -148,10 +144,6 @@ def run_suite(
     Args:
         console: where the progress is shown.
         engine: starts the worker processes instead of the engine that the options name; it is left open.
-
-    Raises:
-        UserError: before anything has started, if a folder holds a run with other settings or cannot be written to,
-            the data or the device is missing, or the engine cannot be used.
     """
     with ExitStack() as opened:
         if engine is None:

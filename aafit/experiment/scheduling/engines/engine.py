@@ -59,11 +59,7 @@ class Engine(Protocol):
         """Name of the processes' device, as in a run's config.json; valid after `check`."""
 
     def check(self, jobs: Sequence[Job]) -> None:
-        """Check, before anything starts, that the jobs can be done.
-
-        Raises:
-            UserError: data or a folder is missing, or a machine cannot run the jobs.
-        """
+        """Check, before anything starts, that the jobs can be done."""
 
     def start(self, jobs: Sequence[Job]) -> Process:
         """Start the process of one job, or of several in lockstep; its output goes to the log of the first.

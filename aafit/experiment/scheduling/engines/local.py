@@ -36,9 +36,6 @@ class LocalEngine:
     Args:
         device, jobs: as in `aafit.experiment.scheduling.schedule.RunOptions`.
         command: the command of a worker process.
-
-    Raises:
-        UserError: this machine does not have the device.
     """
 
     def __init__(self, device: str = "auto", jobs: int | None = None, command: Sequence[str] = WORKER) -> None:

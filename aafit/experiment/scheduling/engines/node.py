@@ -103,11 +103,7 @@ def inspect_node(request: NodeRequest) -> NodeReport:
 
 @contextmanager
 def node_request(jobs: Sequence[Job], device: str) -> Iterator[NodeRequest]:
-    """Yield the request for these jobs; its file is in the runs folder until the context ends.
-
-    Raises:
-        UserError: the runs folder cannot be written to.
-    """
+    """Yield the request for these jobs; its file is in the runs folder until the context ends."""
     folder = make_folder(jobs[0].folder.parents[2])
     content = uuid4().hex
     checkpoints = dict.fromkeys(job.config.init_from for job in jobs if job.config.init_from is not None)
@@ -127,9 +123,6 @@ def check_report(name: str, ended: tuple[int, str, str], runs: Path, *, own_disk
     Args:
         ended: exit code, output and standard error of the command.
         own_disks: the machine does not have to see the runs folder.
-
-    Raises:
-        UserError: it cannot; the message says why and what to do.
     """
     code, output, stderr = ended
     aafit_version, torch_version = versions()

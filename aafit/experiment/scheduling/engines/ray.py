@@ -113,9 +113,6 @@ class RayEngine:
         jobs: processes at the same time, by default one for each core; with GPUs, the number that shares each.
         command: the command of a worker process.
         own_disks: the nodes do not share the runs folder: runs are done on their own disks, see remote.py.
-
-    Raises:
-        UserError: there is no cluster at the address, it has another version of Ray or Python, or it has no GPU.
     """
 
     def __init__(

@@ -25,9 +25,6 @@ class ResumedProcess:
     Args:
         submit: starts the process on another machine.
         lock: hold the run folders meanwhile, since a process that does not see them cannot.
-
-    Raises:
-        UserError: another process works in one of the folders.
     """
 
     def __init__(self, jobs: Sequence[Job], submit: Callable[[], Process], *, lock: bool = False) -> None:
@@ -89,11 +86,7 @@ def required_files(jobs: Sequence[Job]) -> Files:
 
 
 def write_files(runs: Path, files: Files) -> None:
-    """Write files into the runs folder: a state after the rows that it counts on, `done.json` last.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
+    """Write files into the runs folder: a state after the rows that it counts on, `done.json` last."""
     for name in sorted(files, key=lambda name: (name.endswith(DONE), name.endswith(STATE))):
         make_folder((runs / name).parent)
         write_atomically(runs / name, files[name])

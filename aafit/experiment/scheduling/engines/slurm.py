@@ -59,9 +59,6 @@ class SlurmEngine:
         jobs: Slurm jobs at the same time, including those that wait.
         command: the command of a worker process.
         cluster: "slurm", or another executor of submitit: "local" runs processes on this machine.
-
-    Raises:
-        UserError: there is no Slurm on this machine.
     """
 
     def __init__(
