@@ -55,8 +55,8 @@ ADAPTIVE: dict[str, type[AdaptiveActivation]] = {cls.family: cls for cls in _FAM
 ADAPTIVE |= {cls.family: cls for offset in (True, False) for cls in (Affine(name, offset) for name in FIXED)}
 
 
-def check_text(text: str) -> None:
-    """Check that `text` is the text form of an activation.
+def check_text(text: str) -> str:
+    """Return `text` if it is the text form of an activation.
 
     Raises:
         UserError: It is not; the message suggests the nearest valid one.
@@ -70,6 +70,7 @@ def check_text(text: str) -> None:
         check_name("activation", text, _texts(name))
     elif len(words) > 1:
         raise UserError(f"Activation {text!r}: {name} is a fixed function and takes no start; write {name!r}.")
+    return text
 
 
 def from_text(

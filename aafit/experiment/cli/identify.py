@@ -9,17 +9,11 @@ from aafit.errors import UserError
 from aafit.experiment.cli.options import (
     Command,
     activation_options,
-    data_dir_option,
     device_option,
-    fresh_option,
     given,
     identification_options,
+    launch_options,
     precision_option,
-    runs_dir_option,
-    seed_option,
-    tensorboard_option,
-    threads_option,
-    wandb_option,
     with_options,
 )
 from aafit.experiment.cli.single_runs import Launcher, run_name
@@ -43,14 +37,8 @@ INHERITED = {"network", "dataset", "interval", "knots", "batch_size", "precision
 @precision_option(help="Arithmetic [default: as the run].")
 @click.option("--no-augment", is_flag=True, help="If no images are held out: do not augment the train images.")
 @click.option("--no-shuffle", is_flag=True, help="If no images are held out: take the first of the train images.")
-@seed_option
 @device_option
-@threads_option
-@data_dir_option
-@runs_dir_option
-@fresh_option
-@tensorboard_option
-@wandb_option
+@with_options(*launch_options)
 def identify(
     base_folder: Path,
     cnn: str | None,
@@ -58,14 +46,6 @@ def identify(
     steps: int,
     no_augment: bool,
     no_shuffle: bool,
-    seed: int,
-    device: str,
-    threads: int | None,
-    data_dir: Path | None,
-    runs_dir: Path,
-    fresh: bool,
-    tensorboard: bool,
-    wandb: bool,
     **options: Any,
 ) -> None:
     """Replace activations of the finished run in BASE_FOLDER by adaptive ones and identify them by Gauss-Newton.
@@ -78,6 +58,7 @@ def identify(
     check_finished(base_folder)
     base = Config.of(base_folder).run
     activations = {"cnn": cnn or base.cnn, "fc": fc or base.fc}
+    launcher = Launcher.of(options)
     settings = given(options)
     words = [base.name, *activations.values()]
     words += [settings["sharing"]] if settings.get("sharing", "layer") != "layer" else []
@@ -101,7 +82,6 @@ def identify(
             "parent": base.name,
         }
     )
-    launcher = Launcher(runs_dir, seed, data_dir, device, fresh, threads, tensorboard=tensorboard, wandb=wandb)
     folder = launcher.run(launcher.job(config, base_folder.absolute()))
     result = Done.of(folder).result
     accuracies = (result.base_accuracy, result.replaced_accuracy, result.last_accuracy)

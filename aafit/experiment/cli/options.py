@@ -42,16 +42,14 @@ class Command(click.Command):
             ctx.exit(130)
 
 
-class RunsDir(click.Path):
-    """A folder. An address such as s3://bucket/runs is refused; it would become a folder called "s3:"."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if "://" in str(value):
-            self.fail(
-                f"{value} is an address, but runs need a folder: give one of this machine, with --engine ray "
-                "--own-disks if the others do not share it, and copy it to the store afterwards."
-            )
-        return super().convert(value, param, ctx)
+def _runs_dir(context: click.Context, option: click.Parameter, value: str) -> Path:
+    """Return a folder; an address such as s3://bucket/runs is refused: it would become a folder called "s3:"."""
+    if "://" in value:
+        raise click.BadParameter(
+            f"{value} is an address, but runs need a folder: give one of this machine, with --engine ray "
+            "--own-disks if the others do not share it, and copy it to the store afterwards."
+        )
+    return Path(value)
 
 
 def _precision(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -86,23 +84,26 @@ def precision_option(**settings: Any) -> Callable[[Decorated], Decorated]:
     return click.option("--precision", metavar=f"[{'|'.join(PRECISIONS)}]", callback=_precision, **settings)
 
 
-def renamed_option(old: str, new: Callable[[Any], str], kind: type = int) -> Callable[[Decorated], Decorated]:
-    """Return the former name of an option, which is refused in a sentence that names the new one."""
+def _pieces(context: click.Context, option: click.Parameter, value: int | None) -> None:
+    if value is not None:
+        raise click.BadParameter(f"--pieces {value} is now --knots {value + 2}, the number of values of an F-Neuron.")
 
-    def refuse(context: click.Context, option: click.Parameter, value: Any) -> None:
-        if value is not None:
-            raise click.BadParameter(f"{old} {value} is now {new(value)}.")
 
-    name = f"former_{old.strip('-')}"  # its own, since the parser keeps the values of options by their names
-    return click.option(old, name, type=kind, hidden=True, expose_value=False, callback=refuse)
+def _number(context: click.Context, option: click.Parameter, text: str | None) -> str | float | None:
+    """Return the number that the text is, or the text."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 runs_dir_option = click.option(
     "--runs-dir",
-    type=RunsDir(path_type=Path, file_okay=False),
+    type=click.Path(file_okay=False),
     envvar=["AAFIT_RUNS", "SRGK_RUNS_PATH"],
-    default=Path("runs"),
+    default="runs",
     show_default=True,
+    callback=_runs_dir,
     help="Folder of all results (environment: AAFIT_RUNS, SRGK_RUNS_PATH).",
 )
 data_dir_option = click.option(
@@ -132,8 +133,12 @@ seed_option = click.option(
     help="Seed of all random numbers; -N is the same as 2^64 - N, as in PyTorch.",
 )
 fresh_option = click.option("--fresh", is_flag=True, help="Move an earlier result of the same run aside, start again.")
-tensorboard_option = click.option("--tensorboard", is_flag=True, help="Also write TensorBoard files.")
-wandb_option = click.option("--wandb", is_flag=True, help="Also write to Weights & Biases.")
+log_options = (
+    click.option("--tensorboard", is_flag=True, help="Also write TensorBoard files."),
+    click.option("--wandb", is_flag=True, help="Also write to Weights & Biases."),
+)
+launch_options = (seed_option, data_dir_option, runs_dir_option, threads_option, fresh_option, *log_options)
+"""How a single run is done."""
 
 activation_options = (
     click.option("--sharing", type=click.Choice(SHARINGS), help="What has its own parameters."),
@@ -145,22 +150,9 @@ activation_options = (
         help="F-Neuron: first and last knot [default: -4 4].",
     ),
     click.option("--knots", type=click.IntRange(min=3), help="F-Neuron: number of knots [default: 18]."),
-    renamed_option("--pieces", lambda pieces: f"--knots {pieces + 2}, the number of values of an F-Neuron"),
+    click.option("--pieces", type=int, hidden=True, expose_value=False, callback=_pieces),
 )
 """How adaptive activations are made."""
-
-
-class PriorType(click.ParamType):
-    """The text "auto" or "none", or a number."""
-
-    name = "WEIGHT"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
-        """Return the text or the number."""
-        try:
-            return value if value in ("auto", "none") else float(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number, auto or none.", param, ctx)
 
 
 identification_options = (
@@ -170,7 +162,6 @@ identification_options = (
         help="What is fitted: the labels [default], or the base network's logits or activations, which need no labels.",
     ),
     click.option("--heldout-share", "heldout", type=float, help="Share of the images that is held out [default: 0.2]."),
-    renamed_option("--heldout", lambda share: f"--heldout-share {share}", float),
     click.option(
         "--curvature",
         type=click.Choice(CURVATURES),
@@ -178,7 +169,8 @@ identification_options = (
     ),
     click.option(
         "--prior",
-        type=PriorType(),
+        metavar="WEIGHT",
+        callback=_number,
         help="Weight of the prior in samples, none, or auto: by the leave-one-out estimate [default: auto].",
     ),
     click.option("--budget", type=float, help="How far the slope of a stalled activation may be lowered; 0: not."),

@@ -14,10 +14,10 @@ from aafit.experiment.cli.options import (
     data_dir_option,
     device_option,
     fresh_option,
+    log_options,
     precision_option,
     runs_dir_option,
-    tensorboard_option,
-    wandb_option,
+    with_options,
 )
 from aafit.experiment.devices import slots
 from aafit.experiment.report.page import write_report
@@ -61,8 +61,7 @@ def _integers(context: click.Context, option: click.Parameter, text: str | None)
 @click.option("--dry-run", is_flag=True, help="Print the plan and its cost; run nothing.")
 @click.option("--print-commands", is_flag=True, help="Print a command for each run, to be run by hand; run nothing.")
 @fresh_option
-@tensorboard_option
-@wandb_option
+@with_options(*log_options)
 @click.pass_context
 def run(
     context: click.Context,
@@ -97,7 +96,7 @@ def run(
     device = slots(chosen.device, chosen.jobs)[0].device
     bf16 = None if begun else time_bf16(suite.runs, device, seconds_an_epoch)
     if bf16 is not None:
-        _print(console, bf16[0])
+        console.print(bf16[0], soft_wrap=True)
     summary = run_suite(suite, runs_dir, chosen, console=console)
     console.print(summary)
     if not summary.stopped:
@@ -137,18 +136,13 @@ def _console() -> Console:
     return console if console.is_terminal else Console(markup=False, width=max(120, console.width))
 
 
-def _print(console: Console, text: str) -> None:
-    """Print a text of any content on one line."""
-    console.print(text, markup=False, soft_wrap=True)
-
-
 def _report(suite_folder: Path, console: Console) -> None:
     report = write_report(suite_folder)
     console.print(report.table.terminal())
-    _print(console, f"report   {report.page}")
-    for table in report.tables:
-        _print(console, f"table    {table}")
-    _print(console, f"figures  {report.page.parent / 'figures'} ({len(report.figures)} files)")
+    paths = [f"report   {report.page}", *(f"table    {table}" for table in report.tables)]
+    paths += [f"figures  {report.page.parent / 'figures'} ({len(report.figures)} files)"]
+    for line in paths:
+        console.print(line, soft_wrap=True)
 
 
 @click.command(cls=Command)

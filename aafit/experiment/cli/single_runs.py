@@ -14,9 +14,9 @@ from typing import Any
 
 from aafit.errors import UserError
 from aafit.experiment.runs.config import RunConfig
-from aafit.experiment.runs.documents import DONE, NETWORK, Config, Done, diverged
+from aafit.experiment.runs.documents import DONE, NETWORK, Config, read_done
 from aafit.experiment.runs.execute import execute
-from aafit.experiment.runs.job import Job, check_same_settings, learning_rate, set_aside
+from aafit.experiment.runs.job import Job, learning_rate, set_aside
 from aafit.experiment.runs.process import logged
 
 log = logging.getLogger("aafit")
@@ -38,17 +38,25 @@ DESCRIBED = (*TRAINING, *DATA, *ACTIVATIONS)
 
 @dataclass(frozen=True)
 class Launcher:
-    """Does single runs in this process; its fields are all options that are not settings of the run."""
+    """Does single runs in this process.
+
+    Attributes:
+        fresh: move earlier folders of the same runs aside.
+        options: fields of the jobs that are the same for all runs.
+        suite: the folder in `runs_dir` that the runs are in.
+    """
 
     runs_dir: Path
     seed: int
-    data_dir: Path | None
-    device: str
     fresh: bool
-    threads: int | None = None
-    tensorboard: bool = False
-    wandb: bool = False
+    options: dict[str, Any]
     suite: str = INDIVIDUAL
+
+    @classmethod
+    def of(cls, options: dict[str, Any], suite: str = INDIVIDUAL) -> "Launcher":
+        """Return the launcher for the options of a command, which are removed from them."""
+        of_jobs = {key: options.pop(key) for key in ("data_dir", "device", "threads", "tensorboard", "wandb")}
+        return cls(options.pop("runs_dir"), options.pop("seed"), options.pop("fresh"), of_jobs, suite)
 
     def job(self, config: RunConfig, parent: Path | None = None, parent_hash: str | None = None) -> Job:
         """Return the job in `<runs_dir>/<suite>/<name>/seed<k>`; a missing hash is read from the parent's folder."""
@@ -60,17 +68,8 @@ class Launcher:
             folder=self.runs_dir.absolute() / self.suite / config.name / f"seed{self.seed}",
             parent=parent,
             parent_hash=parent_hash,
-            data_dir=self.data_dir,
-            device=self.device,
-            threads=self.threads,
-            tensorboard=self.tensorboard,
-            wandb=self.wandb,
+            **self.options,
         )
-
-    def check(self, job: Job) -> None:
-        """Check that the job's folder does not hold another run, unless that is moved aside."""
-        if not self.fresh:
-            check_same_settings(job)
 
     def has_begun(self, job: Job) -> bool:
         """Return whether the job's folder holds this very job, finished or not."""
@@ -158,23 +157,9 @@ def activations_of(run: RunConfig) -> tuple[object, ...]:
     return run.cnn, run.fc, *((run.sharing, run.interval, run.knots) if run.adaptive else ())
 
 
-def finished_runs(runs_dir: Path, seed: int) -> list[Finished]:
-    """Return all runs with this seed under `runs_dir` that have a result, ordered by folder."""
-    found = []
-    for file in sorted(runs_dir.absolute().glob(f"*/*/seed{seed}/{DONE}")):
-        # A run that is damaged or has diverged is reported where it is named.
-        with suppress(UserError):
-            found.append(read_finished(file.parent))
-    return found
-
-
 def read_finished(folder: Path) -> Finished:
     """Return the finished run in a folder; its network is checked when a run resumes from it."""
-    if not (folder / DONE).exists():
-        raise UserError(f"There is no finished run in {folder}; run it first.")
-    done = Done.of(folder)
-    if done.result.diverged is not None:
-        raise UserError(diverged(folder, done.result.diverged))
+    done = read_done(folder)
     configs, place = [Config.of(folder)], folder
     while (parent := configs[-1].parent_of(place)) is not None:
         configs.append(Config.of(parent))
@@ -192,23 +177,29 @@ def differences(facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     ]
 
 
-def find_runs(runs_dir: Path, seed: int, wanted: Mapping[str, Any], suite: str) -> list[Finished]:
-    """Return the finished runs that `wanted` describes, which all end with the same network; those of `suite` first."""
-    runs = [run for run in finished_runs(runs_dir, seed) if not run.only_evaluated]
+def find_runs(launcher: Launcher, wanted: Mapping[str, Any]) -> list[Finished]:
+    """Return the finished runs that `wanted` describes, which all end with the same network; the suite's own first."""
+    runs: list[Finished] = []
+    for file in sorted(launcher.runs_dir.absolute().glob(f"*/*/seed{launcher.seed}/{DONE}")):
+        # A run that is damaged or has diverged is reported where it is named.
+        with suppress(UserError):
+            runs.append(read_finished(file.parent))
+    runs = [run for run in runs if not run.only_evaluated]
     fitting = [run for run in runs if not differences(run.facts(), wanted)]
     if len({run.digest for run in fitting}) == 1:
-        return sorted(fitting, key=lambda run: run.folder.parent.parent.name != suite)
+        return sorted(fitting, key=lambda run: run.folder.parent.parent.name != launcher.suite)
     if fitting:
         names = ", ".join(run.name for run in fitting)
         raise UserError(
             f"The flags describe several finished runs, with different networks: {names}. Choose one by --from."
         )
     kind = "trained from its beginning" if wanted["base"] is None else "with replaced activations"
-    text = f"No finished run {kind} in {runs_dir} ends at epoch {wanted['end_epoch']} and matches the other flags. "
+    where = f"in {launcher.runs_dir} ends at epoch {wanted['end_epoch']} and matches the other flags"
+    text = f"No finished run {kind} {where}. With seed {launcher.seed} there"
     near = [run for run in runs if (run.run.network, run.run.dataset) == (wanted["network"], wanted["dataset"])]
     near.sort(key=lambda run: len(differences(run.facts(), wanted)))
     if not near:
-        raise UserError(f"{text}There is none of {wanted['network']} on {wanted['dataset']} with seed {seed}.")
+        raise UserError(f"{text} is none of {wanted['network']} on {wanted['dataset']}.")
     listed = "; ".join(f"{run.name} ({', '.join(differences(run.facts(), wanted))})" for run in near[:LISTED])
     more = f"; and {len(near) - LISTED} more" if len(near) > LISTED else ""
-    raise UserError(f"{text}With seed {seed} there are: {listed}{more}. Change the flags, or choose one by --from.")
+    raise UserError(f"{text} are: {listed}{more}. Change the flags, or choose one by --from.")

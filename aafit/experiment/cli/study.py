@@ -5,7 +5,6 @@ import shlex
 import sys
 from collections.abc import Iterable
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +14,7 @@ from torch import nn
 
 from aafit.activations import ADAPTIVE, AdaptiveActivation, from_text
 from aafit.errors import UserError, check_name, nearest, needs_extra
-from aafit.experiment.cli.options import SHARINGS, Command, data_dir_option, device_option, renamed_option
+from aafit.experiment.cli.options import SHARINGS, Command, data_dir_option, device_option
 from aafit.experiment.devices import choose_device
 from aafit.identification.identify import TARGETS
 from aafit.studies.figure import KINDS, write_figure
@@ -52,7 +51,6 @@ from aafit.studies.study import study as study_of
     show_default=True,
     help="Samples for the audit and the predicted gains.",
 )
-@renamed_option("--images", lambda value: f"--samples {value}")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--report",
@@ -164,40 +162,29 @@ def _object(text: str) -> Any:
     place, _, name = text.rpartition(":")
     if not place or not name:
         raise UserError(f"{text} is neither the folder of a run nor module:function.")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    module = _file_module(Path(place)) if place.endswith(".py") else _module(place)
+    module = _module(place)
     if not hasattr(module, name):
         names = [one for one in vars(module) if not one.startswith("_")]
         raise UserError(f"The module {place!r} has no {name!r}. {nearest(name, names)}")
     return getattr(module, name)
 
 
-def _module(name: str) -> ModuleType:
+def _module(place: str) -> ModuleType:
+    """Return the module of a name or a Python file, which can import the files next to it."""
+    file = Path(place).absolute() if place.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise UserError(f"There is no file {place}.")
+    folder, name = (os.getcwd(), place) if file is None else (str(file.parent), file.stem)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    if file is not None and getattr(sys.modules.get(name), "__file__", "") != str(file):
+        sys.modules.pop(name, None)
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         if error.name and name.startswith(error.name):
             raise UserError(f"There is no module {name!r} in this folder or among the installed ones.") from error
         raise
-
-
-def _file_module(file: Path) -> ModuleType:
-    """Return the module of a Python file, which is executed once and can import the files next to it."""
-    known = sys.modules.get(file.stem)
-    if known is not None and getattr(known, "__file__", None) == str(file.absolute()):
-        return known
-    if not file.is_file():
-        raise UserError(f"There is no file {file}.")
-    if str(file.absolute().parent) not in sys.path:
-        sys.path.insert(0, str(file.absolute().parent))
-    spec = spec_from_file_location(file.stem, file.absolute())
-    assert spec is not None
-    assert spec.loader is not None
-    # Registered under its name, so that classes of the file can be pickled by the workers of a DataLoader.
-    module = sys.modules[file.stem] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _replacement(text: str) -> tuple[str, type[AdaptiveActivation] | nn.Module]:

@@ -18,17 +18,11 @@ from aafit.experiment.cli.authors import ACTS, DATASETS, FUNCTIONS, NETWORKS, ST
 from aafit.experiment.cli.options import (
     Command,
     activation_options,
-    data_dir_option,
-    fresh_option,
     given,
     identification_options,
+    launch_options,
     precision_option,
-    runs_dir_option,
-    seed_option,
-    tensorboard_option,
-    threads_option,
     to_torch_device,
-    wandb_option,
     with_options,
 )
 from aafit.experiment.cli.single_runs import (
@@ -45,7 +39,7 @@ from aafit.experiment.cli.single_runs import (
 from aafit.experiment.runs.config import RunConfig, folder_name
 from aafit.experiment.runs.documents import Done
 from aafit.experiment.runs.folder import has_optimizer
-from aafit.experiment.runs.job import Job, content_of, learning_rate
+from aafit.experiment.runs.job import Job, check_same_settings, content_of, learning_rate
 from aafit.experiment.runs.method import METHODS
 
 log = logging.getLogger("aafit")
@@ -53,19 +47,22 @@ log = logging.getLogger("aafit")
 SETTINGS = ("cnn", "fc", "sharing", "interval", "knots", "target", "heldout", "curvature", "prior", "budget")
 """Flags that are settings of the same name, where they are given."""
 
-IN_NAME = (*SETTINGS, "lr", "train", "train_images", "from_run")
-"""Flags that are part of the run's name where they are given."""
+IN_NAME = ("lr", "train", "train_images", "from_run")
+"""Other flags that are part of the run's name where they are given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """The flags of one command; the fields are the options of `aafit train`."""
+    """The flags of one command; the fields are the options of `aafit train`.
+
+    Attributes:
+        given: those of `SETTINGS` that are given.
+    """
 
     kind: str
     net: str
     ds: str
     opt: str
-    seed: int
     bs: int
     acts: str
     act_cnn: str | None
@@ -82,17 +79,8 @@ class Flags:
     precision: str
     init_from: Path | None
     from_run: str | None
-    cnn: str | None
-    fc: str | None
-    sharing: str | None
-    interval: tuple[float, float] | None
-    knots: int | None
     method: str
-    target: str | None
-    heldout: float | None
-    curvature: str | None
-    prior: str | float | None
-    budget: float | None
+    given: dict[str, Any]
     lr: float | None
     holdout: int
     train_images: int | None
@@ -142,7 +130,7 @@ class Flags:
         words += [word for word, on in marks.items() if on]
         words += [self.opt, f"bs{self.bs}"] + [self.precision] * (self.precision != "float32")
         words += [f"holdout{self.holdout}"] * (self.holdout > 0)
-        values = given({key: getattr(self, key) for key in IN_NAME})
+        values = self.given | given({key: getattr(self, key) for key in IN_NAME})
         words += [f"{key}_{_plain(value)}" for key, value in values.items()]
         return run_name([*words, f"{self.start_ep}-{self.end_ep}"])
 
@@ -169,7 +157,7 @@ class Flags:
         return {
             **self.shared_settings(),
             **self.words.settings(),
-            **given({key: getattr(self, key) for key in SETTINGS}),
+            **self.given,
             "name": self.name(),
             "stage": self.stage,
             "method": self.method,
@@ -212,7 +200,7 @@ def _jobs(flags: Flags, launcher: Launcher) -> list[Job]:
     wanted = {key: getattr(run, key) for key in DESCRIBED} | {"end_epoch": flags.start_ep, "lr": learning_rate(run)}
     wanted |= {"base": flags.base if flags.patched else None, "tuned": flags.tuned, "dspu4": flags.dspu4}
     try:
-        found = find_runs(launcher.runs_dir, flags.seed, wanted, launcher.suite)
+        found = find_runs(launcher, wanted)
     except UserError as error:
         marks = {key: getattr(flags, key) for key in ("patched", "tuned", "dspu4", "p24sl")}
         return [_resume_from_file(settings, _checkpoint(flags, flags.words, marks, launcher, error), launcher)]
@@ -222,7 +210,7 @@ def _jobs(flags: Flags, launcher: Launcher) -> list[Job]:
 def _named(flags: Flags, launcher: Launcher) -> Finished:
     """Return the finished run that --from names."""
     name = str(flags.from_run)
-    folder = launcher.runs_dir.absolute() / name / f"seed{flags.seed}"
+    folder = launcher.runs_dir.absolute() / name / f"seed{launcher.seed}"
     found = read_finished(folder if folder.exists() else Path(name).absolute())
     shared = flags.shared_settings()
     wanted = {key: shared[key] for key in ("network", "dataset", "holdout")} | {"end_epoch": flags.start_ep}
@@ -242,7 +230,7 @@ def _replace(flags: Flags, settings: dict[str, Any], launcher: Launcher) -> list
         wanted = {key: getattr(described, key) for key in DESCRIBED}
         wanted |= {"end_epoch": flags.start_ep, "base": None, "tuned": False}
         try:
-            found = find_runs(launcher.runs_dir, flags.seed, wanted, launcher.suite)
+            found = find_runs(launcher, wanted)
         except UserError as error:
             marks = dict.fromkeys(("patched", "tuned", "dspu4", "p24sl"), False)
             file = _checkpoint(flags, Words("base", flags.base, None, flags.base), marks, launcher, error)
@@ -308,7 +296,6 @@ def _plain(value: object) -> str:
     help="Data set; all: F-MNIST and CIFAR-10.",
 )
 @click.option("--opt", type=click.Choice(["rmsprop", "adam"]), default="rmsprop", show_default=True, help="Optimizer.")
-@seed_option
 @click.option(
     "--bs", "--batch-size", "bs", type=click.IntRange(min=1), default=64, show_default=True, help="Batch size."
 )
@@ -344,8 +331,6 @@ def _plain(value: object) -> str:
 @click.option("--p24sl", is_flag=True, help="LEAF's p2 and p4 have a small learning rate.")
 @click.option("--dspu4", is_flag=True, help="2SPU-4: each step updates the activations, then all other parameters.")
 @precision_option(default="float32", show_default=True)
-@wandb_option
-@tensorboard_option
 @click.option(
     "--init-from",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -376,21 +361,8 @@ def _plain(value: object) -> str:
 @click.option("--new-optimizer", is_flag=True, help="Do not restore the optimizer of the run that this one resumes.")
 @click.option("--folder", metavar="SUITE/RUN", help="Folder of the result [default: individual/ and all flags].")
 @click.option("--stage", default="", help="Stage of the experiment, for tables.")
-@data_dir_option
-@runs_dir_option
-@threads_option
-@fresh_option
-def train(
-    dev: str,
-    device: str | None,
-    wandb: bool,
-    tensorboard: bool,
-    data_dir: Path | None,
-    runs_dir: Path,
-    threads: int | None,
-    fresh: bool,
-    **options: Any,
-) -> None:
+@with_options(*launch_options)
+def train(dev: str, device: str | None, folder: str | None, **options: Any) -> None:
     """Train or tune one network (or several), as the authors' train_individual.py does.
 
     \b
@@ -408,22 +380,14 @@ def train(
       base --acts ReLU --net LeNet-5 --ds F-MNIST --opt adam --end_ep 2
       leaf_shared --acts ReLU --net LeNet-5 --ds F-MNIST --opt adam --start_ep 2 --end_ep 4 --patch_base --tune_aaf
     """
-    flags = Flags(**options)
-    launcher = Launcher(
-        runs_dir,
-        flags.seed,
-        data_dir,
-        device or ("cpu" if dev == "cpu" else "auto"),
-        fresh,
-        threads,
-        tensorboard=tensorboard,
-        wandb=wandb,
-        suite=INDIVIDUAL if flags.folder is None else flags.folder.split("/")[0],
-    )
+    options["device"] = device or ("cpu" if dev == "cpu" else "auto")
+    launcher = Launcher.of(options, INDIVIDUAL if folder is None else folder.split("/")[0])
+    settings = given({key: options.pop(key) for key in SETTINGS})
+    flags = Flags(folder=folder, given=settings, **options)
     jobs = plan(flags, launcher)
+    for job in jobs if not launcher.fresh else ():
+        check_same_settings(job)
     for job in jobs:
-        launcher.check(job)
-    for job in jobs:
-        folder = launcher.run(job)
-        result = Done.of(folder).result
-        log.info("test accuracy %.2f%%, loss %.4f: %s", 100 * (result.last_accuracy or 0), result.last_loss, folder)
+        place = launcher.run(job)
+        result = Done.of(place).result
+        log.info("test accuracy %.2f%%, loss %.4f: %s", 100 * (result.last_accuracy or 0), result.last_loss, place)

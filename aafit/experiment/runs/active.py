@@ -3,8 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from aafit.experiment.data.batches import evaluation_batches
 from aafit.experiment.data.datasets import Split
 from aafit.experiment.runs import folder
-from aafit.experiment.runs.documents import IDENTIFICATION, OPTIMIZER, STATE, save_json
 from aafit.experiment.runs.folder import OptimizerState
 from aafit.experiment.runs.job import Job
 from aafit.experiment.runs.metrics import WriteRow
@@ -72,25 +71,8 @@ class ActiveRun:
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
         """Return the state that the run was stopped in, its tensors on `device`; None if it has not begun."""
         state = folder.load_run_state(self.job, device)
-        self._metrics_digest = None if state is None else state["metrics"]
+        self._metrics_digest = None if state is None else state.get("metrics")
         return state
-
-    def reading_state(self) -> AbstractContextManager[None]:
-        """Turn any error in this block into a sentence about the saved state."""
-        return folder.readable_state(self.job.folder / STATE)
-
-    def save_state(self, values: Mapping[str, Any]) -> None:
-        """Save what a stopped run resumes from."""
-        folder.save_run_state(self.job, values)
-
-    def resume_parents_optimizer(self) -> None:
-        """Put the optimizers into the state of the parent's, if the run continues with it."""
-        if self.parents_optimizer is not None and self.job.parent is not None:
-            with folder.readable_state(self.job.parent / OPTIMIZER):
-                folder.resume_optimizers(self.net, self.optimizers, self.parents_optimizer)
-
-    def save_identification(self, values: Mapping[str, Any]) -> None:
-        save_json(self.job.folder / IDENTIFICATION, values)
 
     @contextmanager
     def recording(self, test: Split, heldout: Split | None = None) -> Iterator[None]:

@@ -1,12 +1,12 @@
 """The settings of one run: typed values; an unknown key or an invalid value is refused in one sentence."""
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import to_json
 
 from aafit.activations import check_text, is_adaptive
 from aafit.errors import UserError, check_line, check_name, nearest
@@ -25,21 +25,8 @@ def folder_name(value: str) -> str:
     return value
 
 
-def _network(value: str) -> str:
-    return check_name("network", value, NETWORKS)
-
-
-def _dataset(value: str) -> str:
-    return check_name("data set", value, DATASETS)
-
-
-def _method(value: str) -> str:
-    return check_name("method", value, METHODS)
-
-
-def _activation(value: str) -> str:
-    check_text(value)
-    return value
+def _one_of(what: str, valid: Iterable[str]) -> AfterValidator:
+    return AfterValidator(lambda value: check_name(what, value, valid))
 
 
 def _interval(value: tuple[float, float]) -> tuple[float, float]:
@@ -66,7 +53,7 @@ MOST = 10**9
 End = Annotated[float, Field(ge=-1e6, le=1e6)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Positive = Annotated[int, Field(ge=1, le=MOST)]
-Activation = Annotated[str, AfterValidator(_activation)]
+Activation = Annotated[str, AfterValidator(check_text)]
 Line = Annotated[str, AfterValidator(check_line)]
 Name = Annotated[str, AfterValidator(folder_name)]
 
@@ -86,7 +73,7 @@ class Settings(BaseModel):
         """
         try:
             # Through JSON, so that strict checking still accepts a list for a tuple and a text for a path.
-            return cls.model_validate_json(json.dumps(dict(values), default=_for_json))
+            return cls.model_validate_json(to_json(dict(values)))
         except ValidationError as error:
             raise UserError(": ".join(filter(None, [where, _sentence(error, cls)]))) from None
 
@@ -101,8 +88,8 @@ class RunConfig(Settings):
     name: Name
     stage: Line = ""
     """The step of the paper's experiment, "1" to "7", or any label."""
-    network: Annotated[str, AfterValidator(_network)] = "KerasNet"
-    dataset: Annotated[str, AfterValidator(_dataset)] = "CIFAR-10"
+    network: Annotated[str, _one_of("network", NETWORKS)] = "KerasNet"
+    dataset: Annotated[str, _one_of("data set", DATASETS)] = "CIFAR-10"
     parent: Line | None = None
     init_from: Path | None = None
 
@@ -117,7 +104,7 @@ class RunConfig(Settings):
     """F-Neuron: the number of its knots, which are its values; one less is its number of segments."""
 
     train: Literal["all", "activations", "none"] = "all"
-    method: Annotated[str, AfterValidator(_method)] = "gradient"
+    method: Annotated[str, _one_of("method", METHODS)] = "gradient"
     """How the parameters are found: "gradient", by epochs of gradient steps on the train images, or "gauss-newton", by
     `aafit.identify` on the held-out images, where an epoch is one of its steps."""
     target: Literal["labels", "logits", "activations"] = "labels"
@@ -203,15 +190,6 @@ class RunConfig(Settings):
         if self.train == "none" and self.epochs:
             raise UserError(f"train = 'none' trains nothing, but epochs = {self.epochs}: set epochs = 0.")
         return self
-
-
-def choices(key: str) -> tuple[str, ...]:
-    """Return the values of a setting that has only a few: "sharing", "target", "precision", ..."""
-    return get_args(RunConfig.model_fields[key].annotation)
-
-
-def _for_json(value: Any) -> Any:
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
 
 
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:

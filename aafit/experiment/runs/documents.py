@@ -186,13 +186,19 @@ class Done(Document):
     result: Result
 
 
-def check_finished(folder: Path) -> Done:
-    """Return the `done.json` of a run folder after checking every file that it vouches for."""
+def read_done(folder: Path) -> Done:
+    """Return the `done.json` of a run folder; a run that is not finished or diverged is refused."""
     done = Done.read(folder)
     if done is None:
         raise UserError(f"The run in {folder} is not finished; run it first.")
     if done.result.diverged is not None:
         raise UserError(diverged(folder, done.result.diverged))
+    return done
+
+
+def check_finished(folder: Path) -> Done:
+    """Return the `done.json` of a run folder after checking every file that it vouches for."""
+    done = read_done(folder)
     check_files(folder, done)
     return done
 

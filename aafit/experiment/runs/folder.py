@@ -153,16 +153,14 @@ def save_run_state(job: Job, values: Mapping[str, Any]) -> None:
 
 
 def load_run_state(job: Job, device: torch.device) -> dict[str, Any] | None:
-    """Return what `save_run_state` wrote, None if nothing; "metrics" is None in a state of format 2."""
+    """Return what `save_run_state` wrote, None if nothing."""
     path = job.folder / STATE
     if not path.exists():
         return None
     state = load_state(path, device)
     if state.get("hash") != job.settings_hash:
         raise UserError(f"{path} belongs to a run with other settings; give --fresh to set its folder aside.")
-    if state.get("format") == FORMAT:
-        return state
-    return {**state, "metrics": None}
+    return state
 
 
 @contextmanager
@@ -171,11 +169,8 @@ def row_writers(
 ) -> Iterator[list[metrics.WriteRow]]:
     """Open what the measurements of an epoch are written to: `metrics.csv` and what the job asks for besides.
 
-    Args:
-        job: the run.
-        net: its network, for the names of the adaptive parameters.
-        last_epoch: the last one that the saved state includes; later rows are dropped.
-        digest: SHA-256 of `metrics.csv` at that time, None if it is not known.
+    Rows after `last_epoch`, the last one that the saved state includes, are dropped; `digest` is the SHA-256 of
+    `metrics.csv` at that time, None if it is not known.
     """
     measured = range(0) if last_epoch is None else range(job.config.start_epoch, last_epoch + 1)
     columns = [*COLUMNS, *shared_values(net)]
@@ -219,15 +214,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is truncated or not a safetensors file ({error}).") from error
-
-
-def save_optimizers(folder: Path, net: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Write `optimizer.pt`: the optimizers' state of each parameter of `net`, by its name."""
-    states: dict[str, dict[str, Any]] = {}
-    for optimizer in optimizers:
-        state = optimizer.state_dict()["state"]
-        states |= {name: state[index] for index, name in _names(net, optimizer).items() if index in state}
-    save_state(folder / OPTIMIZER, {"parameters": states})
 
 
 def has_optimizer(folder: Path) -> bool:
@@ -283,7 +269,11 @@ def finish(run: "ActiveRun") -> None:
         save_network(folder / NETWORK, net)
         files.append(NETWORK)
         if run.optimizers:
-            save_optimizers(folder, net, run.optimizers)
+            states: dict[str, dict[str, Any]] = {}
+            for optimizer in run.optimizers:
+                state = optimizer.state_dict()["state"]
+                states |= {name: state[index] for index, name in _names(net, optimizer).items() if index in state}
+            save_state(folder / OPTIMIZER, {"parameters": states})
             files.append(OPTIMIZER)
         if run.initial_values:
             replaced = {row.path: row.old for row in run.replacement.rows} if run.replacement else {}

@@ -13,6 +13,8 @@ import torch
 
 from aafit.experiment.data.batches import evaluation_batches, training_batches
 from aafit.experiment.data.datasets import Dataset
+from aafit.experiment.runs import folder
+from aafit.experiment.runs.documents import IDENTIFICATION, STATE, save_json
 from aafit.experiment.runs.method import LogOf
 from aafit.identification import State, identify
 from aafit.training.evaluate import Batches
@@ -41,7 +43,7 @@ def prepare(run: "ActiveRun") -> None:
     """Restore the state that a run was stopped in."""
     saved = run.load_state(torch.device("cpu"))
     if saved is not None:
-        with run.reading_state():
+        with folder.readable_state(run.job.folder / STATE):
             run.identification = State.from_dict(saved["identification"])
             last = run.identification.steps[-1]
             run.epoch, run.seconds = run.job.config.start_epoch + last.number, last.seconds
@@ -59,7 +61,7 @@ def train(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
             # The time of rejected steps counts for the next accepted one.
             run.measure(epoch, loss=last.loss, seconds=last.seconds - run.seconds, heldout_loss=last.heldout_loss)
             run.seconds = last.seconds
-        run.save_state({"identification": state.as_dict()})
+        folder.save_run_state(run.job, {"identification": state.as_dict()})
 
     with run.recording(data.test):
         result = identify(
@@ -79,6 +81,6 @@ def train(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
             after_step=after_step,
             verbose=False,
         )
-    run.save_identification(result.as_dict())
+    save_json(run.job.folder / IDENTIFICATION, result.as_dict())
     log.info("%s", result)
     run.seconds = result.seconds

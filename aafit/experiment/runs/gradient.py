@@ -19,6 +19,8 @@ from torch.optim import Optimizer
 
 from aafit.experiment.data.batches import derived_seed, evaluation_batches, training_batches
 from aafit.experiment.data.datasets import Dataset
+from aafit.experiment.runs import folder
+from aafit.experiment.runs.documents import OPTIMIZER, STATE
 from aafit.experiment.runs.method import LogOf
 from aafit.networks.adaptive import training_mode
 from aafit.networks.batches import Batch, as_batch
@@ -43,9 +45,11 @@ def prepare(run: "ActiveRun") -> None:
     log.info("%d parameters to train for %d epochs on %s", run.tuned, settings.epochs, run.device)
     saved = run.load_state(run.device)
     if saved is None:
-        run.resume_parents_optimizer()
+        if run.parents_optimizer is not None and run.job.parent is not None:
+            with folder.readable_state(run.job.parent / OPTIMIZER):
+                folder.resume_optimizers(run.net, run.optimizers, run.parents_optimizer)
         return
-    with run.reading_state():
+    with folder.readable_state(run.job.folder / STATE):
         run.net.load_state_dict(saved["net"])
         for optimizer, state in zip(run.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -77,14 +81,9 @@ def _train_to_the_end(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf)
             with log_of(run.job):
                 run.measure(epoch + 1, loss=loss, variance=variance, seconds=seconds)
             if run.diverged is None:
-                run.save_state(
-                    {
-                        "epoch": epoch + 1,
-                        "seconds": run.seconds,
-                        "net": run.net.state_dict(),
-                        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
-                    }
-                )
+                state = {"epoch": epoch + 1, "seconds": run.seconds, "net": run.net.state_dict()}
+                state["optimizers"] = [optimizer.state_dict() for optimizer in run.optimizers]
+                folder.save_run_state(run.job, state)
 
 
 def _train_epoch(

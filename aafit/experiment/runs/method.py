@@ -62,10 +62,6 @@ class Method:
         return cast(Implementation, import_module(f"{__package__}.{self.module}"))
 
 
-def _accept(run: "RunConfig") -> None:
-    """Accept every run: gradient steps can train whatever `train` names."""
-
-
 def _check_identifies(run: "RunConfig") -> None:
     if run.train != "activations":
         raise UserError(
@@ -79,7 +75,7 @@ def _check_identifies(run: "RunConfig") -> None:
 METHODS = {
     method.name: method
     for method in (
-        Method("gradient", "gradient", _accept, takes_gradient_steps=True),
+        Method("gradient", "gradient", lambda run: None, takes_gradient_steps=True),
         Method(
             "gauss-newton",
             "gauss_newton",

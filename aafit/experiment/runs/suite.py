@@ -6,6 +6,7 @@ A suite file has `name`, `description`, `seeds`, a table `[defaults]` with setti
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,8 +44,7 @@ class Suite(Settings):
     def _is_consistent(self) -> Self:
         if not self.runs:
             raise UserError("it has no runs.")
-        valid = all(0 <= seed < SEEDS for seed in self.seeds)
-        if not self.seeds or not valid or len(set(self.seeds)) < len(self.seeds):
+        if not self.seeds or len({seed for seed in self.seeds if 0 <= seed < SEEDS}) < len(self.seeds):
             raise UserError(f"seeds = {list(self.seeds)} must be different whole numbers from 0 to 2^64 - 1.")
         names = [run.name for run in self.runs]
         for name in names:
@@ -107,22 +107,18 @@ class Suite(Settings):
 
 
 def _parents_first(parents: Mapping[str, str | None]) -> list[str]:
-    """Return the names, each after its parent, and otherwise in the given order."""
-    order: list[str] = []
-    for name in parents:
-        path: list[str] = []
-        current: str | None = name
-        while current is not None and current not in order:
-            if current in path:
-                circle = " -> ".join([*path[path.index(current) :], current])
-                raise UserError(f"the parents of run {current!r} form a circle: {circle}.")
-            if current not in parents:
-                hint = nearest(current, [known for known in parents if known != path[-1]])
-                raise UserError(f"run {path[-1]!r} has the parent {current!r}, which is missing. {hint}")
-            path.append(current)
-            current = parents[current]
-        order += reversed(path)
-    return order
+    """Return the names, each after its parent."""
+    for name, parent in parents.items():
+        if parent is not None and parent not in parents:
+            hint = nearest(parent, [known for known in parents if known != name])
+            raise UserError(f"run {name!r} has the parent {parent!r}, which is missing. {hint}")
+    try:
+        return [
+            *TopologicalSorter({name: [parent] if parent else [] for name, parent in parents.items()}).static_order()
+        ]
+    except CycleError as error:
+        circle = error.args[1][::-1]
+        raise UserError(f"the parents of run {circle[0]!r} form a circle: {' -> '.join(circle)}.") from None
 
 
 def _check_child(run: RunConfig, parent: RunConfig) -> None:

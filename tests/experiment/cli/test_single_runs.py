@@ -68,7 +68,7 @@ def test_a_run_resumes_from_the_base_that_the_flags_name(call, tmp_path):
         (("--acts ReLU", "--acts ReLU --precision fp64"), "precision: float32 there, float64 here"),
         (("--start_ep 2", "--start_ep 3"), "end_epoch: 2 there, 3 here"),
         (("leaf_shared", "leaf"), "sharing: layer there, neuron here"),
-        (("--acts ReLU", "--acts ReLU --seed 1"), "There is none of LeNet-5 on Fashion-MNIST with seed 1"),
+        (("--acts ReLU", "--acts ReLU --seed 1"), "With seed 1 there is none of LeNet-5 on Fashion-MNIST"),
     ],
 )
 def test_if_no_run_matches_the_flags_the_finished_ones_are_listed(call, change, said):

@@ -111,7 +111,6 @@ def test_a_finished_run(tmp_path):
         (["own_program:network", "own_program:fit", "--replace", "ReLU=LEAF as Relu"], "Did you mean 'LEAF as ReLU'?"),
         (["own_program:network", "own_program:fit", "--output", "own_program:number"], "must be a function"),
         (["own_program:network", "own_program:fit", "--figure", "a.gif"], "Unknown kind of figure 'gif'"),
-        (["own_program:network", "own_program:fit", "--images", "9"], "--images 9 is now --samples 9."),
         (["own_program.py:netwrok", "own_program:fit"], "Did you mean 'network'?"),
         (["absent.py:network", "own_program:fit"], "There is no file absent.py."),
         ([".", "own_program:fit"], "which has its own batches: leave own_program:fit out"),
