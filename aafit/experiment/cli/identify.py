@@ -30,9 +30,7 @@ INHERITED = {"network", "dataset", "interval", "knots", "batch_size", "precision
 @click.option("--cnn", help='Activation of the convolutional layers, as "AHAF as ReLU" [default: unchanged].')
 @click.option("--fc", help='Activation of the fully connected layers, as "F-Neuron random" [default: unchanged].')
 @with_options(*activation_options, *identification_options)
-@click.option(
-    "--steps", type=click.IntRange(min=1), default=30, show_default=True, help="At most this many joint steps."
-)
+@click.option("--steps", type=click.IntRange(min=1), default=30, help="At most this many joint steps.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images at the same time [default: as the run].")
 @precision_option(help="Arithmetic [default: as the run].")
 @click.option("--no-augment", is_flag=True, help="If no images are held out: do not augment the train images.")

@@ -28,7 +28,8 @@ class Command(click.Command):
     """A command whose `UserError`s end in one sentence and exit code 2, without a traceback."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **{"context_settings": {"help_option_names": ["-h", "--help"]}, **settings})
+        shown = {"help_option_names": ["-h", "--help"], "show_default": True}
+        super().__init__(*arguments, **{"context_settings": shown, **settings})
 
     def invoke(self, ctx: click.Context) -> Any:
         logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout, force=True)
@@ -102,7 +103,6 @@ runs_dir_option = click.option(
     type=click.Path(file_okay=False),
     envvar=["AAFIT_RUNS", "SRGK_RUNS_PATH"],
     default="runs",
-    show_default=True,
     callback=_runs_dir,
     help="Folder of all results (environment: AAFIT_RUNS, SRGK_RUNS_PATH).",
 )
@@ -115,7 +115,6 @@ data_dir_option = click.option(
 device_option = click.option(
     "--device",
     default="auto",
-    show_default=True,
     callback=to_torch_device,
     help="auto (a GPU if there is one), cpu, gpu, or one of several GPUs: gpu:1, ...",
 )
@@ -128,7 +127,6 @@ seed_option = click.option(
     "--seed",
     type=int,
     default=42,
-    show_default=True,
     callback=_seed,
     help="Seed of all random numbers; -N is the same as 2^64 - N, as in PyTorch.",
 )
@@ -143,11 +141,7 @@ launch_options = (seed_option, data_dir_option, runs_dir_option, threads_option,
 activation_options = (
     click.option("--sharing", type=click.Choice(SHARINGS), help="What has its own parameters."),
     click.option(
-        "--interval",
-        type=float,
-        nargs=2,
-        metavar="LEFT RIGHT",
-        help="F-Neuron: first and last knot [default: -4 4].",
+        "--interval", type=float, nargs=2, metavar="LEFT RIGHT", help="F-Neuron: first and last knot [default: -4 4]."
     ),
     click.option("--knots", type=click.IntRange(min=3), help="F-Neuron: number of knots [default: 18]."),
     click.option("--pieces", type=int, hidden=True, expose_value=False, callback=_pieces),

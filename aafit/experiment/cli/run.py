@@ -36,13 +36,7 @@ def _integers(context: click.Context, option: click.Parameter, text: str | None)
 
 
 @click.command(cls=Command)
-@click.option(
-    "--suite",
-    "suite_name",
-    default="paper",
-    show_default=True,
-    help=f"One of {', '.join(shipped_suites())}, or a TOML file.",
-)
+@click.option("--suite", "suite_name", default="paper", help=f"One of {', '.join(shipped_suites())}, or a TOML file.")
 @click.option("--seeds", callback=_integers, help="Seeds instead of the suite's, for example 42,100.")
 @click.option("--only", help="Only these runs or stages, and their parents: stage4,base-relu.")
 @click.option(
@@ -50,7 +44,7 @@ def _integers(context: click.Context, option: click.Parameter, text: str | None)
     type=click.IntRange(min=1),
     help="Processes at the same time [default: one for each core, or for each GPU].",
 )
-@click.option("--engine", type=click.Choice(ENGINES), default="local", show_default=True, help="Where the runs go.")
+@click.option("--engine", type=click.Choice(ENGINES), default="local", help="Where the runs go.")
 @click.option("--address", help="The Ray cluster, host:port [default: the one that this machine belongs to].")
 @click.option("--own-disks", is_flag=True, help="The Ray nodes do not share the runs folder: copy their files back.")
 @device_option

@@ -39,26 +39,14 @@ from aafit.studies.study import study as study_of
     "--heldout-share", type=float, help="Share of BATCHES to hold out without --heldout [default: 0.2 of 500 or more]."
 )
 @click.option("--output", "outputs", help="module:function that selects the output tensor of what the network returns.")
-@click.option("--sharing", type=click.Choice(SHARINGS), default="layer", show_default=True)
+@click.option("--sharing", type=click.Choice(SHARINGS), default="layer")
 @click.option("--target", type=click.Choice(TARGETS), help="[default: the labels if there are some, else logits]")
+@click.option("--steps", type=click.IntRange(min=0), default=30, help="Largest number of identification steps.")
 @click.option(
-    "--steps", type=click.IntRange(min=0), default=30, show_default=True, help="Largest number of identification steps."
+    "--samples", type=click.IntRange(min=2), default=1024, help="Samples for the audit and the predicted gains."
 )
-@click.option(
-    "--samples",
-    type=click.IntRange(min=2),
-    default=1024,
-    show_default=True,
-    help="Samples for the audit and the predicted gains.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option(
-    "--report",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("study.html"),
-    show_default=True,
-    help="The page.",
-)
+@click.option("--seed", type=click.IntRange(min=0), default=0)
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), default=Path("study.html"), help="The page.")
 @click.option(
     "--figure",
     type=click.Path(path_type=Path, dir_okay=False),

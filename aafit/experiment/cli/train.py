@@ -287,41 +287,22 @@ def _plain(value: object) -> str:
 
 @click.command(cls=Command, short_help="One run, by the authors' command line.")
 @click.argument("kind", metavar="TYPE", type=click.Choice(TYPES))
-@click.option("--net", type=click.Choice([*NETWORKS, "all"]), default="all", show_default=True, help="Network.")
-@click.option(
-    "--ds",
-    type=click.Choice([*DATASETS, "all"]),
-    default="all",
-    show_default=True,
-    help="Data set; all: F-MNIST and CIFAR-10.",
-)
-@click.option("--opt", type=click.Choice(["rmsprop", "adam"]), default="rmsprop", show_default=True, help="Optimizer.")
-@click.option(
-    "--bs", "--batch-size", "bs", type=click.IntRange(min=1), default=64, show_default=True, help="Batch size."
-)
-@click.option(
-    "--dev",
-    type=click.Choice(["cpu", "gpu"]),
-    default="gpu",
-    show_default=True,
-    help="gpu: the CPU if there is none.",
-)
+@click.option("--net", type=click.Choice([*NETWORKS, "all"]), default="all", help="Network.")
+@click.option("--ds", type=click.Choice([*DATASETS, "all"]), default="all", help="Data set; all: F-MNIST and CIFAR-10.")
+@click.option("--opt", type=click.Choice(["rmsprop", "adam"]), default="rmsprop", help="Optimizer.")
+@click.option("--bs", "--batch-size", "bs", type=click.IntRange(min=1), default=64, help="Batch size.")
+@click.option("--dev", type=click.Choice(["cpu", "gpu"]), default="gpu", help="gpu: the CPU if there is none.")
 @click.option("--device", callback=to_torch_device, help="Instead of --dev: auto, cpu, gpu, gpu:1, ...")
 @click.option(
     "--acts",
     type=click.Choice(list(ACTS)),
     default="all_lus",
-    show_default=True,
     help="Activation, or the one that an adaptive activation starts as.",
 )
 @click.option("--act_cnn", type=click.Choice(STARTS), help="The same for the CNN layers, if it differs.")
-@click.option("--start_ep", type=click.IntRange(min=0), default=0, show_default=True, help="Epoch to start from.")
+@click.option("--start_ep", type=click.IntRange(min=0), default=0, help="Epoch to start from.")
 @click.option(
-    "--end_ep",
-    type=click.IntRange(min=0),
-    default=100,
-    show_default=True,
-    help="Last epoch; equal to --start_ep: only evaluate.",
+    "--end_ep", type=click.IntRange(min=0), default=100, help="Last epoch; equal to --start_ep: only evaluate."
 )
 @click.option("--patch_base", is_flag=True, help="Load the base network at --start_ep and replace its activations.")
 @click.option("--patched", is_flag=True, help="Resume from a network whose activations were replaced.")
@@ -330,7 +311,7 @@ def _plain(value: object) -> str:
 @click.option("--tuned", is_flag=True, help="Resume from a network trained with --tune_aaf.")
 @click.option("--p24sl", is_flag=True, help="LEAF's p2 and p4 have a small learning rate.")
 @click.option("--dspu4", is_flag=True, help="2SPU-4: each step updates the activations, then all other parameters.")
-@precision_option(default="float32", show_default=True)
+@precision_option(default="float32")
 @click.option(
     "--init-from",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -344,7 +325,6 @@ def _plain(value: object) -> str:
     "--method",
     type=click.Choice(list(METHODS)),
     default="gradient",
-    show_default=True,
     help="gauss-newton: the activations are identified; an epoch is one step.",
 )
 @with_options(*identification_options)
@@ -354,13 +334,13 @@ def _plain(value: object) -> str:
     help="What is trained [default: all; with --tune_aaf activations; without an epoch none].",
 )
 @click.option("--lr", type=float, help="Learning rate [default: 1e-3 with adam, 1e-4 with rmsprop].")
-@click.option("--holdout", type=click.IntRange(min=0), default=0, help="Train images that are held out [default: 0].")
+@click.option("--holdout", type=click.IntRange(min=0), default=0, help="Train images that are held out.")
 @click.option("--train-images", type=click.IntRange(min=1), help="Train on this many images only.")
 @click.option("--no-augment", is_flag=True, help="Do not augment the train images.")
 @click.option("--no-shuffle", is_flag=True, help="Do not shuffle the train images.")
 @click.option("--new-optimizer", is_flag=True, help="Do not restore the optimizer of the run that this one resumes.")
 @click.option("--folder", metavar="SUITE/RUN", help="Folder of the result [default: individual/ and all flags].")
-@click.option("--stage", default="", help="Stage of the experiment, for tables.")
+@click.option("--stage", default="", show_default=False, help="Stage of the experiment, for tables.")
 @with_options(*launch_options)
 def train(dev: str, device: str | None, folder: str | None, **options: Any) -> None:
     """Train or tune one network (or several), as the authors' train_individual.py does.

@@ -26,6 +26,14 @@ MOST_STRIPS = 60
 DIVERGED = "diverged"
 NONE = "–"  # noqa: RUF001  an en dash, as in printed tables
 Lines = tuple[str, ...]
+ACCURACIES = {"base": "base_accuracy", "replaced": "replaced_accuracy", "tuned": "last_accuracy"}
+"""The accuracies that the page begins with."""
+COMPARED = ("base_accuracy", "replaced_accuracy")
+SELECTED = ("heldout_selected_accuracy", "heldout_epoch", "best_test_accuracy", "best_test_epoch")
+CSV_NAMES = {
+    "best_test_accuracy": "best_test_accuracy_selected_on_test",
+    "recovered": "share_of_drop_recovered",
+}
 
 
 # The rows
@@ -50,22 +58,15 @@ class SeedMean:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run over its finished seeds; if no seed is finished, the values so far. Accuracies are fractions, 0 to 1.
+    """One run over its finished seeds; if no seed is finished, the values so far.
 
     Attributes:
         settings: The configuration of the run.
         status: Empty if every seed is finished, else the progress of the others.
         seeds: The seeds that the means are over.
-        base: Test accuracy of the base network.
-        replaced: Test accuracy before tuning, right after the replacement.
-        last: Test accuracy after the last epoch.
-        heldout: Test accuracy of the epoch with the best accuracy on the held-out images.
-        heldout_epoch: That epoch.
-        best: Best test accuracy over the epochs, selected on the test images.
-        best_epoch: Its epoch.
-        recovered: (last - replaced) / (base - replaced), for drops of at least `LEAST_DROP`.
+        means: Test accuracies (0 to 1) and epochs as in `Result`; "recovered", the recovered share of the drop,
+            (last - replaced) / (base - replaced), for drops of at least `LEAST_DROP`; "seconds", the training time.
         tuned_parameters: The number of trained parameters.
-        seconds: Training time without evaluation.
         diverged: The seeds whose final loss was not finite; they are not counted in the means.
         replaced_diverged: Whether the loss before tuning was not finite.
     """
@@ -73,16 +74,8 @@ class RunSummary:
     settings: RunConfig
     status: str
     seeds: tuple[int, ...]
-    base: SeedMean | None
-    replaced: SeedMean | None
-    last: SeedMean | None
-    heldout: SeedMean | None
-    heldout_epoch: SeedMean | None
-    best: SeedMean | None
-    best_epoch: SeedMean | None
-    recovered: SeedMean | None
+    means: Mapping[str, SeedMean | None]
     tuned_parameters: int | None
-    seconds: SeedMean | None
     diverged: tuple[int, ...]
     replaced_diverged: bool
 
@@ -114,25 +107,19 @@ def status(run: RunRecord) -> str:
 def _summary(runs: Sequence[RunRecord]) -> RunSummary:
     finished = [run for run in runs if run.done is not None and run.diverged is None]
     counted = finished or list(runs)
-    results = [run.done.result for run in finished if run.done is not None]
-    base = [_measured(run, "base_accuracy") for run in counted]
-    replaced = [_measured(run, "replaced_accuracy") for run in counted]
-    last = [_last(run) for run in counted]
+    done = [run.done for run in finished if run.done is not None]
+    values: dict[str, list[float | None]] = {name: [_measured(run, name) for run in counted] for name in COMPARED}
+    values["last_accuracy"] = [_last(run) for run in counted]
+    values |= {name: [getattr(one.result, name) for one in done] for name in SELECTED}
+    values["recovered"] = list(map(_recovered, *list(values.values())[:3])) if finished else []
+    values["seconds"] = [one.seconds for one in done]
     unfinished = [f"seed {run.seed} {status(run)}" for run in runs if status(run)]
     return RunSummary(
         settings=runs[0].settings,
         status=status(runs[0]) if len(runs) == 1 else "; ".join(unfinished),
         seeds=tuple(run.seed for run in counted),
-        base=SeedMean.of(base),
-        replaced=SeedMean.of(replaced),
-        last=SeedMean.of(last),
-        heldout=SeedMean.of([result.heldout_selected_accuracy for result in results]),
-        heldout_epoch=SeedMean.of([result.heldout_epoch for result in results]),
-        best=SeedMean.of([result.best_test_accuracy for result in results]),
-        best_epoch=SeedMean.of([result.best_test_epoch for result in results]),
-        recovered=SeedMean.of(list(map(_recovered, base, replaced, last))) if finished else None,
-        tuned_parameters=results[0].tuned_parameters if results else None,
-        seconds=SeedMean.of([run.done.seconds for run in finished if run.done is not None]),
+        means={name: SeedMean.of(of_seeds) for name, of_seeds in values.items()},
+        tuned_parameters=done[0].result.tuned_parameters if done else None,
         diverged=tuple(run.seed for run in runs if run.diverged is not None),
         replaced_diverged=any(run.comparison is not None and run.comparison.replaced_accuracy is None for run in runs),
     )
@@ -232,21 +219,21 @@ def results_table(suite: SuiteRuns) -> ResultsTable:
     rows = tuple(summarise(suite))
     networks = sorted({f"{row.settings.network} on {row.settings.dataset}" for row in rows})
     several_seeds = any(len(row.seeds) > 1 for row in rows)
-    heldout = any(row.heldout is not None for row in rows)
+    heldout = any(row.means["heldout_selected_accuracy"] is not None for row in rows)
     columns = [
         Column(("stage",), lambda row: (row.settings.stage or NONE,), numeric=False),
         Column(("run",), _run, numeric=False),
         Column(("network,", "data set"), lambda row: (row.settings.network, row.settings.dataset), numeric=False),
         Column(("activations",), lambda row: activations(row.settings), numeric=False),
         Column(("n",), lambda row: (str(len(row.seeds)),)),
-        Column(("base",), lambda row: _percent(row.base)),
-        Column(("before", "tuning"), lambda row: _percent(row.replaced, diverged=row.replaced_diverged)),
-        Column(("last", "epoch"), lambda row: _percent(row.last, diverged=bool(row.diverged))),
-        Column(("chosen", "on", "held-out"), lambda row: _percent(row.heldout, row.heldout_epoch)),
-        Column(("best,", "selected", "on test"), lambda row: _percent(row.best, row.best_epoch)),
-        Column(("drop", "recovered"), lambda row: _percent(row.recovered, digits=1)),
+        Column(("base",), lambda row: _percent(row, "base_accuracy")),
+        Column(("before", "tuning"), lambda row: _percent(row, "replaced_accuracy", diverged=row.replaced_diverged)),
+        Column(("last", "epoch"), lambda row: _percent(row, "last_accuracy", diverged=bool(row.diverged))),
+        Column(("chosen", "on", "held-out"), lambda row: _percent(row, "heldout_selected_accuracy", "heldout_epoch")),
+        Column(("best,", "selected", "on test"), lambda row: _percent(row, "best_test_accuracy", "best_test_epoch")),
+        Column(("drop", "recovered"), lambda row: _percent(row, "recovered", digits=1)),
         Column(("trained", "params"), _parameters),
-        Column(("time,", "h:mm:ss"), lambda row: (duration(row.seconds.mean) if row.seconds else NONE,)),
+        Column(("time,", "h:mm:ss"), _time),
     ]
     left_out = {"network,": len(networks) == 1, "n": not several_seeds, "chosen": not heldout}
     columns = [column for column in columns if not left_out.get(column.heading[0], False)]
@@ -259,22 +246,15 @@ def csv_rows(suite: SuiteRuns) -> str:
     table: list[dict[str, Any]] = []
     for row in summarise(suite):
         run = row.settings
-        means = {
-            "base_accuracy": row.base,
-            "replaced_accuracy": row.replaced,
-            "last_accuracy": row.last,
-            "heldout_selected_accuracy": row.heldout,
-            "heldout_epoch": row.heldout_epoch,
-            "best_test_accuracy_selected_on_test": row.best,
-            "best_test_epoch": row.best_epoch,
-            "share_of_drop_recovered": row.recovered,
-        }
         names = ("stage", "name", "network", "dataset", "parent", "cnn", "fc", "sharing", "train", "dspu4")
         cells = {"run" if name == "name" else name: _no_formula(getattr(run, name)) for name in names}
         cells |= {"status": row.status or "finished", "seeds": " ".join(map(str, row.seeds))}
-        for name, value in means.items():
-            cells |= _mean_and_std(name, value)
-        table.append({**cells, "tuned_parameters": row.tuned_parameters, **_mean_and_std("seconds", row.seconds)})
+        for name, value in row.means.items():
+            if name == "seconds":
+                cells["tuned_parameters"] = row.tuned_parameters
+            named = CSV_NAMES.get(name, name)
+            cells |= {named: value and value.mean, f"{named}_std": value and value.std}
+        table.append(cells)
     text = io.StringIO()
     writer = csv.DictWriter(text, table[0], lineterminator="\n")
     writer.writeheader()
@@ -293,14 +273,20 @@ def _run(row: RunSummary) -> Lines:
     return (row.settings.name, *origin, *(row.status.replace(": ", ":\n").splitlines()))
 
 
-def _percent(value: SeedMean | None, epoch: SeedMean | None = None, diverged: bool = False, digits: int = 2) -> Lines:
+def _percent(row: RunSummary, name: str, epoch_name: str = "", diverged: bool = False, digits: int = 2) -> Lines:
     """Return a fraction in percent, with its standard deviation over the seeds or the epoch it was measured in."""
+    value, epoch = row.means[name], row.means.get(epoch_name)
     if value is None:
         return (DIVERGED if diverged else NONE,)
     mean = f"{100 * value.mean:.{digits}f}"
     if value.std is not None:
         return (mean, f"±{100 * value.std:.{digits}f}")
     return (mean, f"@{epoch.mean:.0f}") if epoch is not None else (mean,)
+
+
+def _time(row: RunSummary) -> Lines:
+    seconds = row.means["seconds"]
+    return (NONE if seconds is None else duration(seconds.mean),)
 
 
 def _parameters(row: RunSummary) -> Lines:
@@ -310,7 +296,7 @@ def _parameters(row: RunSummary) -> Lines:
 
 def _notes(suite: SuiteRuns, rows: Sequence[RunSummary], several_seeds: bool) -> Lines:
     notes = ["Base, before tuning: test accuracy before and right after the activations were replaced."]
-    if any(row.heldout is not None for row in rows):
+    if any(row.means["heldout_selected_accuracy"] for row in rows):
         notes.append("Chosen on held-out: test accuracy of the epoch with the best accuracy on the held-out images.")
     notes.append(
         "Best, selected on test: the best epoch on the test images themselves; biased upwards, for comparison only."
@@ -321,7 +307,7 @@ def _notes(suite: SuiteRuns, rows: Sequence[RunSummary], several_seeds: bool) ->
     )
     if several_seeds:
         notes.append("Mean ± sample standard deviation over n seeds.")
-    elif any(row.best_epoch is not None for row in rows):
+    elif any(row.means["best_test_epoch"] for row in rows):
         notes.append("@: the epoch, counted from the start of the base network's training.")
     notes.append("Time: training without evaluation.")
     if any(row.diverged or row.replaced_diverged for row in rows):
@@ -331,12 +317,6 @@ def _notes(suite: SuiteRuns, rows: Sequence[RunSummary], several_seeds: bool) ->
     if suite.no_config:
         notes.append(f"Not started: {', '.join(f'{path.parent.name} ({path.name})' for path in suite.no_config)}.")
     return tuple(notes)
-
-
-def _mean_and_std(name: str, value: SeedMean | None) -> dict[str, float | None]:
-    if value is None:
-        return {name: None, f"{name}_std": None}
-    return {name: value.mean, f"{name}_std": value.std}
 
 
 def _no_formula(value: Any) -> Any:
@@ -361,25 +341,26 @@ def verdict(suite: SuiteRuns, rows: Sequence[RunSummary]) -> list[str]:
     """Return the sentences at the top of the page: the cost of replacing, what tuning recovered, and the other runs."""
     done = sum(run.done is not None for run in suite.runs)
     sentences = [f"{done} of {len(suite.runs) + len(suite.no_config)} runs are finished."]
-    tuned = [row for row in rows if row.base is not None and row.replaced is not None and row.last is not None]
-    lost = [row for row in tuned if row.recovered is not None and not row.status]
+    tuned = [row for row in rows if all(row.means[name] for name in ACCURACIES.values())]
+    lost = [row for row in tuned if row.means["recovered"] and not row.status]
     frozen = all(row.settings.train == "activations" for row in lost)
     if lost:
-        drops = sorted(100 * (_mean(row.base) - _mean(row.replaced)) for row in lost)
-        largest = max(lost, key=lambda row: _mean(row.base) - _mean(row.replaced))
+        drops = sorted(100 * _drop(row) for row in lost)
+        largest = max(lost, key=_drop)
         sentences.append(
             f"In {_count(len(lost), len(tuned))} the replacement alone lowered the test accuracy by "
             f"{_range(drops, '.2f')} points, and tuning "
             f"{'only the activation parameters' if frozen else 'the network'} recovered "
-            f"{_median([100 * _mean(row.recovered) for row in lost])} of this drop."
+            f"{_median([100 * _mean(row, 'recovered') for row in lost])} of this drop."
         )
         sentences.append(
-            f"The largest drop is that of {largest.settings.name}: base network {_mean(largest.base):.2%}, "
-            f"before tuning {_mean(largest.replaced):.2%}, after tuning {_mean(largest.last):.2%}{_seeds(largest)}."
+            f"The largest drop is that of {largest.settings.name}: base network {_mean(largest, 'base_accuracy'):.2%}, "
+            f"before tuning {_mean(largest, 'replaced_accuracy'):.2%}, after tuning "
+            f"{_mean(largest, 'last_accuracy'):.2%}{_seeds(largest)}."
         )
-    near = [row for row in tuned if not row.status and _mean(row.base) - _mean(row.replaced) < LEAST_DROP]
+    near = [row for row in tuned if not row.status and _drop(row) < LEAST_DROP]
     if near:
-        gains = sorted(100 * (_mean(row.last) - _mean(row.base)) for row in near)
+        gains = sorted(100 * (_mean(row, "last_accuracy") - _mean(row, "base_accuracy")) for row in near)
         sentences.append(
             f"In {_count(len(near), len(tuned))} the replacement alone cost less than {100 * LEAST_DROP:g} points; "
             f"after tuning the test accuracy differs from the base network's by {_range(gains, '+.2f')} points."
@@ -387,8 +368,13 @@ def verdict(suite: SuiteRuns, rows: Sequence[RunSummary]) -> list[str]:
     return sentences
 
 
-def _mean(value: SeedMean | None) -> float:
+def _mean(row: RunSummary, name: str) -> float:
+    value = row.means[name]
     return math.nan if value is None else value.mean
+
+
+def _drop(row: RunSummary) -> float:
+    return _mean(row, "base_accuracy") - _mean(row, "replaced_accuracy")
 
 
 def _count(some: int, of: int) -> str:
@@ -455,5 +441,5 @@ def strips(rows: Sequence[RunSummary], anchors: Mapping[str, str]) -> dict[str, 
 
 
 def _accuracies(row: RunSummary) -> dict[str, float]:
-    found = {"base": row.base, "replaced": row.replaced, "tuned": row.last}
-    return {kind: 100 * value.mean for kind, value in found.items() if value is not None and math.isfinite(value.mean)}
+    found = {kind: 100 * _mean(row, name) for kind, name in ACCURACIES.items()}
+    return {kind: accuracy for kind, accuracy in found.items() if math.isfinite(accuracy)}

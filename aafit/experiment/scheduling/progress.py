@@ -7,9 +7,9 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -22,9 +22,6 @@ from aafit.experiment.runs.documents import LOG, METRICS
 from aafit.experiment.runs.job import Job
 from aafit.experiment.runs.metrics import read_columns
 from aafit.experiment.scheduling.plan import START_SECONDS, Costs, Key, clock, parents_of, wall_seconds
-
-DRAWING_SHARE = 0.02
-"""The share of its time that a schedule may spend on showing its runs."""
 
 
 class Status(StrEnum):
@@ -124,36 +121,19 @@ def overall(states: Mapping[Key, RunState], costs: Costs, slots: int) -> str:
 
 
 class LiveTable:
-    """A table of all runs, redrawn in place, with a summary line below it."""
+    """A table of all runs, redrawn in place, with a summary line below it. It is shown while `live` is entered."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.live = Live(console=console, auto_refresh=False, transient=True)
         self.began = time.monotonic()
-        self.due = self.affordable = 0.0
 
-    def __enter__(self) -> Self:
-        self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
-
-    def started(self, state: RunState) -> None:
-        """Show the run that was started at the next update."""
-        self.due = 0.0
-
-    def ended(self, state: RunState) -> None:
-        """Show the run that has ended at the next update."""
-        self.due = 0.0
+    def changed(self, state: RunState) -> None:
+        """Do nothing: the next update shows the run."""
 
     def update(self, states: Mapping[Key, RunState], costs: Costs, slots: int) -> None:
-        """Draw the table anew if a second has passed or a run has started or ended."""
-        began = time.monotonic()
-        if began >= max(self.due, self.affordable):
-            self.live.update(self.table(states, costs, slots), refresh=True)
-            self.due = began + 1
-            self.affordable = began + (time.monotonic() - began) / DRAWING_SHARE
+        """Draw the table anew."""
+        self.live.update(self.table(states, costs, slots), refresh=True)
 
     def table(self, states: Mapping[Key, RunState], costs: Costs, slots: int) -> Group:
         table = Table("run", "seed", "status", "epoch", "test accuracy", "time left")
@@ -182,31 +162,21 @@ class PlainLines:
 
     def __init__(self, console: Console, every: float = 10.0) -> None:
         self.console, self.every = console, every
+        self.live = nullcontext()
         self.printed: dict[Key, tuple[float, int | None]] = {}
-        self.affordable = 0.0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def started(self, state: RunState) -> None:
-        """Print that a run was started."""
-        self.printed[state.key] = (time.monotonic(), state.epoch)
-        self._line(state, f"started; log: {state.job.folder / LOG}")
-
-    def ended(self, state: RunState) -> None:
-        """Print how a run has ended."""
+    def changed(self, state: RunState) -> None:
+        """Print that a run was started, or how it has ended."""
+        if state.status is Status.RUNNING:
+            self.printed[state.key] = (time.monotonic(), state.epoch)
+            self._line(state, f"started; log: {state.job.folder / LOG}")
+            return
         accuracy = "" if state.accuracy is None else f", test accuracy {state.accuracy:.2%}"
         spent = f" after {clock(state.seconds)}" if state.seconds else ""
         self._line(state, f"{state.status}{spent}{accuracy}{': ' if state.message else ''}{state.message}")
 
     def update(self, states: Mapping[Key, RunState], costs: Costs, slots: int) -> None:
         """Print the last epoch of each run with a new one, unless its last line is too recent."""
-        began = time.monotonic()
-        if began < self.affordable:
-            return
         for key, state in states.items():
             printed_at, printed = self.printed.get(key, (0.0, None))
             new = state.status is Status.RUNNING and state.epoch is not None and state.epoch != printed
@@ -216,7 +186,6 @@ class PlainLines:
                 accuracy = "diverged" if state.accuracy is None else f"test accuracy {state.accuracy:.2%}"
                 rest = "" if left is None else f", {clock(left)} left"
                 self._line(state, f"epoch {state.epoch}/{state.job.config.end_epoch}, {accuracy}{rest}")
-        self.affordable = began + (time.monotonic() - began) / DRAWING_SHARE
 
     def _line(self, state: RunState, text: str) -> None:
         line = f"{time.strftime('%H:%M:%S')} {state.title}: {text}"

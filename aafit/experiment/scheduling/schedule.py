@@ -37,8 +37,8 @@ ENGINES = ("local", "ray", "slurm")
 POLL_SECONDS = 0.1
 REFRESH_SECONDS = 1.0
 """How often the folders of the running runs are read."""
-RANKING_SHARE = 0.02
-"""The share of its time that a schedule may spend on ranking its runs anew as their costs become known."""
+SHARE = 0.02
+"""The share of its time that a schedule may spend on ranking its runs, and on showing them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,13 @@ def run_suite(
         )
         states = {key: RunState(job) for key, job in table.items()}
         if options.fresh:
-            _set_aside([job.folder for job in table.values() if job.folder.exists()])
+            folders = [job.folder for job in table.values() if job.folder.exists()]
+            # None is moved if another process works in one of them.
+            for folder in folders:
+                with locked(folder):
+                    pass
+            for folder in folders:
+                set_aside(folder)
         for state in states.values():
             if is_done(state.job):
                 state.status = Status.ALREADY_DONE
@@ -165,17 +171,9 @@ def run_suite(
             engine.check(missing)
         costs = Costs.measured(runs_dir, engine.device)
         console = console or Console()
-        with LiveTable(console) if console.is_terminal else PlainLines(console) as view:
+        view = LiveTable(console) if console.is_terminal else PlainLines(console)
+        with view.live:
             return _Schedule(states, costs, engine, view).run()
-
-
-def _set_aside(folders: list[Path]) -> None:
-    """Move run folders aside; if another process works in one of them, none is moved."""
-    for folder in folders:
-        with locked(folder):
-            pass
-    for folder in folders:
-        set_aside(folder)
 
 
 class Order:
@@ -201,7 +199,7 @@ class Order:
         began = time.monotonic()
         if began >= self.rank_again:
             self.longest = self._critical_paths()
-            self.rank_again = time.monotonic() + (time.monotonic() - began) / RANKING_SHARE
+            self.rank_again = time.monotonic() + (time.monotonic() - began) / SHARE
         keys = tuple(key for key in self._group(max(self.ready, key=self.longest.__getitem__)) if key in self.ready)
         for key in keys:
             del self.ready[key]
@@ -255,6 +253,7 @@ class _Schedule:
         self.order = Order(states, costs)
         self.running: dict[tuple[Key, ...], Process] = {}
         self.refreshed = -REFRESH_SECONDS
+        self.show_at = self.show_again = 0.0
         self.lost = ""
 
     def run(self) -> Summary:
@@ -266,7 +265,7 @@ class _Schedule:
                 while not (signals or self.lost) and (self.running or self.order.ready):
                     self._start_ready()
                     self._watch()
-                    self.view.update(self.states, self.costs, self.engine.slots)
+                    self._show()
                     if self.running or self.order.ready:
                         time.sleep(POLL_SECONDS)
             finally:
@@ -290,7 +289,7 @@ class _Schedule:
             return
         for state in states:
             state.began, state.status = time.monotonic(), Status.RUNNING
-            self.view.started(state)
+            self._changed(state)
 
     def _watch(self) -> None:
         """Handle the processes that have ended and, every second, read the progress of the others."""
@@ -329,7 +328,18 @@ class _Schedule:
 
     def _set_ended(self, state: RunState, status: Status, message: str = "") -> None:
         state.status, state.message = status, message
-        self.view.ended(state)
+        self._changed(state)
+
+    def _changed(self, state: RunState) -> None:
+        self.view.changed(state)
+        self.show_at = 0.0
+
+    def _show(self) -> None:
+        """Update the view if a second has passed or a run has started or ended."""
+        began = time.monotonic()
+        if began >= max(self.show_at, self.show_again):
+            self.view.update(self.states, self.costs, self.engine.slots)
+            self.show_at, self.show_again = began + 1, began + (time.monotonic() - began) / SHARE
 
     def _stop(self, signals: list[int]) -> None:
         """Terminate every running process; kill those left after the grace period or at another signal."""

@@ -13,7 +13,7 @@ from fake_runs import write_run
 from rich.console import Console
 
 from aafit.experiment.report.runs import read_suite
-from aafit.experiment.report.summary import csv_rows, duration, results_table, strips, summarise, verdict
+from aafit.experiment.report.summary import ACCURACIES, csv_rows, duration, results_table, strips, summarise, verdict
 from aafit.experiment.runs.documents import load_json, save_json
 
 
@@ -172,7 +172,7 @@ def test_each_run_has_its_accuracies_in_their_places(suite: Path) -> None:
     (one, left), (other, right) = found["scale"][0], found["scale"][-1]
     point = (right - left) / (float(other[:-1]) - float(one[:-1]))
     for strip, row in zip(found["rows"], rows, strict=True):
-        values = [value for value in (row.base, row.replaced, row.last) if value is not None]
+        values = [value for value in (row.means[name] for name in ACCURACIES.values()) if value is not None]
         places = [place for _, place in strip["marks"]]
         assert [left + point * (100 * value.mean - float(one[:-1])) for value in values] == pytest.approx(
             places, abs=0.02
