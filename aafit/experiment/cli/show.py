@@ -7,9 +7,13 @@ import click
 
 from aafit.errors import UserError
 from aafit.experiment.cli.options import Command, data_dir_option, device_option, runs_dir_option
+from aafit.experiment.data.batches import evaluation_batches
+from aafit.experiment.data.datasets import load_dataset
+from aafit.experiment.devices import choose_device
 from aafit.experiment.report.page import animate_activations, draw_activations, draw_time_axis
-from aafit.experiment.runs.documents import ACTIVATIONS, DONE
-from aafit.experiment.runs.start import compare_runs, parent_folder
+from aafit.experiment.runs.documents import ACTIVATIONS, DONE, Config
+from aafit.experiment.runs.start import load_run
+from aafit.training.compare import compare as compare_networks
 
 
 @click.command(cls=Command)
@@ -82,7 +86,12 @@ def compare(run_folder: Path, other: Path | None, data_dir: Path | None, device:
 
     With RUN_FOLDER alone, the run's tuned network is compared with its base network.
     """
-    first, second = (parent_folder(run_folder), run_folder) if other is None else (run_folder, other)
-    comparison = compare_runs(first, second, data_dir, device)
+    config, place = Config.of(run_folder), choose_device(device)
+    first, second = (config.parent_of(run_folder), run_folder) if other is None else (run_folder, other)
+    if first is None:
+        raise UserError(f"The run in {run_folder} has no base to compare with; name a second run folder.")
+    base, net = (load_run(folder).float().to(place) for folder in (first, second))
+    data = load_dataset(config.run.dataset, data_dir).to(place)
+    comparison = compare_networks(base, net, evaluation_batches(data.test))
     click.echo(f"{first}  compared with  {second}")
     click.echo(str(comparison))

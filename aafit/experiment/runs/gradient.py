@@ -64,26 +64,26 @@ def train(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
             if run.epoch is None:
                 with log_of(run.job):
                     run.measure(run.job.config.start_epoch)
-        _train_to_the_end(runs, data, log_of)
-
-
-def _train_to_the_end(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
-    lockstep = _lockstep(runs, data)
-    while left := [at for at, run in enumerate(runs) if run.has_epochs_left]:
-        epoch = min(runs[at].epoch or 0 for at in left)
-        together = [at for at in left if runs[at].epoch == epoch]
-        began = time.perf_counter()
-        losses = _train_epoch(runs, together, lockstep, epoch, data)
-        seconds = (time.perf_counter() - began) / len(together)
-        for at, (loss, variance) in zip(together, losses, strict=True):
-            run = runs[at]
-            run.seconds += seconds
-            with log_of(run.job):
-                run.measure(epoch + 1, loss=loss, variance=variance, seconds=seconds)
-            if run.diverged is None:
-                state = {"epoch": epoch + 1, "seconds": run.seconds, "net": run.net.state_dict()}
-                state["optimizers"] = [optimizer.state_dict() for optimizer in run.optimizers]
-                folder.save_run_state(run.job, state)
+        lockstep = None
+        if len(runs) > 1:
+            dtype = data_type(runs[0].job.config.precision)
+            few_images, _ = next(evaluation_batches(data.test, batch_size=2, dtype=dtype))
+            lockstep = Lockstep.of([run.net for run in runs], few_images)
+        while left := [at for at, run in enumerate(runs) if run.has_epochs_left]:
+            epoch = min(runs[at].epoch or 0 for at in left)
+            together = [at for at in left if runs[at].epoch == epoch]
+            began = time.perf_counter()
+            losses = _train_epoch(runs, together, lockstep, epoch, data)
+            seconds = (time.perf_counter() - began) / len(together)
+            for at, (loss, variance) in zip(together, losses, strict=True):
+                run = runs[at]
+                run.seconds += seconds
+                with log_of(run.job):
+                    run.measure(epoch + 1, loss=loss, variance=variance, seconds=seconds)
+                if run.diverged is None:
+                    state = {"epoch": epoch + 1, "seconds": run.seconds, "net": run.net.state_dict()}
+                    state["optimizers"] = [optimizer.state_dict() for optimizer in run.optimizers]
+                    folder.save_run_state(run.job, state)
 
 
 def _train_epoch(
@@ -103,14 +103,6 @@ def _train_epoch(
     if lockstep is None or len(together) == 1:
         return [train_epoch(run.net, batches(), run.optimizers, config.precision) for run in trained]
     return lockstep.part(together).train_epoch(batches(), [run.optimizers for run in trained], config.precision)
-
-
-def _lockstep(runs: Sequence["ActiveRun"], data: Dataset) -> "Lockstep | None":
-    """Return what the runs have in common, None for a single run."""
-    if len(runs) == 1:
-        return None
-    few_images, _ = next(evaluation_batches(data.test, batch_size=2, dtype=data_type(runs[0].job.config.precision)))
-    return Lockstep.of([run.net for run in runs], few_images)
 
 
 @dataclass(frozen=True)
@@ -137,9 +129,12 @@ class Lockstep:
                 if prefix is None or len(prefix(x_B)) != 1:
                     return None
                 parts.append((prefix, rest))
-        first, *others = (prefix for prefix, _ in parts)
-        same = all(_same(first, other) for other in others)
-        return cls(tuple(nets), first, tuple(rest for _, rest in parts)) if same else None
+        prefixes, rests = zip(*parts, strict=True)
+        weights = [prefix.state_dict() for prefix in prefixes]
+        same = {str(prefix) for prefix in prefixes} == {str(prefixes[0])} and all(
+            torch.equal(tensor, other[name]) for name, tensor in weights[0].items() for other in weights[1:]
+        )
+        return cls(tuple(nets), prefixes[0], rests) if same else None
 
     def part(self, indices: Sequence[int]) -> "Lockstep":
         """Return the networks at these indices only."""
@@ -165,9 +160,3 @@ class Lockstep:
                 with torch.random.fork_rng(devices, enabled=at < last):
                     losses[at].append(train_step(predictor, between, optimizers[at], trained[at]))
         return [mean_and_variance(own) for own in losses]
-
-
-def _same(one: nn.Module, other: nn.Module) -> bool:
-    """Return whether two prefixes are the same program with the same weights."""
-    ours, theirs = one.state_dict(), other.state_dict()
-    return str(one) == str(other) and all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -12,7 +12,6 @@ from aafit.errors import UserError
 from aafit.experiment.authors_checkpoint import load_authors_checkpoint
 from aafit.experiment.data.batches import derived_seed, evaluation_batches
 from aafit.experiment.data.datasets import CLASSES, SIZES, Dataset, load_dataset
-from aafit.experiment.devices import choose_device
 from aafit.experiment.models import NETWORKS, Shape, build
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.documents import ACTIVATIONS, CONFIG, NETWORK, Config, check_finished
@@ -21,7 +20,6 @@ from aafit.experiment.runs.gauss_newton import unseen_batches
 from aafit.experiment.runs.job import Job
 from aafit.networks.adaptive import adaptive_activations, adaptive_parameters, load_activations
 from aafit.networks.surgery import Replacement, replace_activations
-from aafit.training.compare import Comparison, compare
 from aafit.training.evaluate import Batches
 from aafit.training.precision import data_type
 
@@ -34,37 +32,32 @@ def starting_network(
     Returns:
         The network; if activations were replaced, also the base network and the report of the replacement.
     """
-    net, base, replacement = _starting_network(job, data)
+    run, base, replacement = job.config, None, None
+    one_image, _ = next(iter(evaluation_batches(data.test.to("cpu").at(torch.tensor([0])))))
+    if job.parent is not None:
+        parent, net = _finished(job.parent)
+        if changed := _changed_activations(run, parent):
+            base = net
+            net, replacement = _with_activations(base, run, job.seed, changed, one_image)
+    elif run.init_from is not None:
+        net = _imported(run, run.init_from, data)
+    else:
+        torch.manual_seed(job.seed)
+        net = _fixed_network(run, data.in_shape, data.classes)
+        if adaptive := _adaptive_texts(run):
+            net, _ = _with_activations(net, run, job.seed, adaptive, one_image)
     for placed in (net, base):
         if placed is not None:
             # In the memory format in which convolutions are fastest.
-            placed.to(device, data_type(job.config.precision))
+            placed.to(device, data_type(run.precision))
             placed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net, base, replacement
 
 
-def _starting_network(job: Job, data: Dataset) -> tuple[nn.Module, nn.Module | None, Replacement | None]:
-    run = job.config
-    if job.parent is not None:
-        parent, base = _finished(job.parent)
-        changed = _changed_activations(run, parent)
-        if not changed:
-            return base, None, None
-        net, replacement = _replaced(base, run, job.seed, changed, data)
-        return net, base, replacement
-    if run.init_from is not None:
-        fixed = next((text for text in (run.cnn, run.fc) if not is_adaptive(text)), "ReLU")
-        imported = load_authors_checkpoint(run.init_from, run.network, data.in_shape, data.classes, base=fixed)
-        _check_activations(imported, run, run.init_from)
-        return imported, None, None
-    torch.manual_seed(job.seed)
-    net = _fixed_network(run, data.in_shape, data.classes)
-    adaptive = _adaptive_texts(run)
-    return _replaced(net, run, job.seed, adaptive, data)[0] if adaptive else net, None, None
-
-
-def _check_activations(net: nn.Module, run: RunConfig, file: Path) -> None:
-    """Raise a UserError unless an imported network has the activations that the settings name."""
+def _imported(run: RunConfig, file: Path, data: Dataset) -> nn.Module:
+    """Return the network of an authors' checkpoint, which must have the activations that the settings name."""
+    fixed = next((text for text in (run.cnn, run.fc) if not is_adaptive(text)), "ReLU")
+    net = load_authors_checkpoint(file, run.network, data.in_shape, data.classes, base=fixed)
     found = {path: activation.family for path, activation in adaptive_activations(net).items()}
     if found != {path: text.split()[0] for path, text in _adaptive_texts(run).items()}:
         listed = ", ".join(f"{path} {family}" for path, family in found.items()) or "no adaptive ones"
@@ -72,6 +65,7 @@ def _check_activations(net: nn.Module, run: RunConfig, file: Path) -> None:
             f"{file} has other activations than cnn = {run.cnn!r} and fc = {run.fc!r} say: it has {listed}. Give "
             "another checkpoint, or the settings that fit this one."
         )
+    return net
 
 
 def activation_texts(run: RunConfig) -> dict[str, str]:
@@ -111,13 +105,6 @@ def trained_parameters(run: RunConfig) -> int:
         net, _ = _with_activations(net, run, 0, adaptive, torch.zeros(1, *size.in_shape))
     trained = net.parameters() if run.train == "all" else adaptive_parameters(net).values()
     return sum(parameter.numel() for parameter in trained)
-
-
-def _replaced(
-    net: nn.Module, run: RunConfig, seed: int, texts: Mapping[str, str], data: Dataset
-) -> tuple[nn.Module, Replacement]:
-    one_image, _ = next(iter(evaluation_batches(data.test.to("cpu").at(torch.tensor([0])))))
-    return _with_activations(net, run, seed, texts, one_image)
 
 
 def _with_activations(
@@ -162,22 +149,6 @@ def _finished(folder: Path) -> tuple[RunConfig, nn.Module]:
     except (RuntimeError, TypeError) as error:
         raise UserError(f"{folder / NETWORK} is not the network that {folder / CONFIG} describes.") from error
     return config.run, net
-
-
-def parent_folder(folder: Path) -> Path:
-    """Return the folder of the parent of the run in `folder`."""
-    parent = Config.of(folder).parent_of(folder)
-    if parent is None:
-        raise UserError(f"The run in {folder} has no base to compare with; name a second run folder.")
-    return parent
-
-
-def compare_runs(first: Path, second: Path, data_dir: Path | None, device: str) -> Comparison:
-    """Compare the networks of two run folders on the test images of the first one's data set, in float32."""
-    place = choose_device(device)
-    base, net = (load_run(folder).float().to(place) for folder in (first, second))
-    data = load_dataset(Config.of(first).run.dataset, data_dir).to(place)
-    return compare(base, net, evaluation_batches(data.test))
 
 
 def load_for_study(folder: Path, data_dir: Path | None, device: torch.device) -> tuple[nn.Module, Batches, Batches]:
