@@ -158,7 +158,7 @@ def as_functions(module: nn.Module) -> Callable[[Tensor], Tensor]:
             return curve_values(module, inputs.flatten()).reshape(*inputs.shape, -1)
         except UserError as error:
             raise UserError(f"Only an elementwise function of a tensor can be fitted; {name} is none.") from error
-        # Of any type: the module's program is the user's.
+        # The error may be of any type: the module's program is the user's.
         except Exception as error:
             raise UserError(
                 f"The {name} there fails for a vector of {inputs.numel()} inputs ({type(error).__name__}: {error}): "

@@ -2,7 +2,7 @@
 
 A network may call an activation as a function (F.relu(x)), or one module at several places. `install_interceptors` adds
 a module for each such call as a child of the module whose forward makes it, the owner. While the owner's forward runs,
-an `Interceptor` passes the call to that child. Read `ActivationCall` first: it tells one call from another.
+an `Interceptor` passes the call to that child. Read `ActivationCall` first, which identifies a call.
 """
 
 import dis
@@ -66,7 +66,7 @@ class ActivationCall:
         called: Name of the function, or path of the module, that is called.
         of_module: Whether a module is called.
         kind: Kind of the activation, as "ReLU".
-        path: Where the call stands; the innermost frame alone if only one way leads there.
+        path: Its call path; the innermost frame alone if the sample reaches that by one path only.
         options: Arguments of the function beside its input.
         name: Name of the owner's child that takes the call; "" if it has none.
     """
@@ -207,7 +207,7 @@ def _instruction(code: CodeType, offset: int) -> int:
 
 @lru_cache(maxsize=4096)
 def digest(code: CodeType) -> str:
-    """Return 16 digits that tell one program from another by its instructions, with the names and constants they use.
+    """Return 16 digits that identify a program by its instructions, with the names and constants they use.
 
     Comments and docstrings do not count.
     """
@@ -236,25 +236,10 @@ def check_same_program(frame: Frame, code: CodeType) -> None:
         )
 
 
-def find_call(
-    calls: Iterable[ActivationCall], frames: list[FrameType], called: str, options: Mapping[str, Any], of_module: bool
-) -> str | None:
-    """Return the child's name of the call that these frames are making; None if it is none of `calls`.
-
-    Raises:
-        UserError: the frames run another program than that of `calls`.
-    """
-    return _find(calls, [(frame.f_code, frame.f_lasti) for frame in frames], called, options, of_module)
-
-
 def find_compiled_call(described: str, called: str, options: Mapping[str, Any], of_module: bool) -> str | None:
-    """Do the same as `find_call` within torch.compile, which follows a program without making its frames.
+    """Do the same as `find_call` within torch.compile, which follows a program without creating its frames.
 
-    Args:
-        described: the calls as JSON: the compiler reuses its result wherever the text is the same.
-        called: name of the function, or path of the module.
-        options: arguments of the function.
-        of_module: whether a module is called.
+    The calls are given as JSON text: the compiler reuses its result wherever the text is the same.
     """
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
@@ -267,7 +252,7 @@ def find_compiled_call(described: str, called: str, options: Mapping[str, Any], 
         elif at and file in _CALLS_FORWARDS:
             break
         frame = getattr(frame, "parent", None)
-    return _find(_calls_from(described), at, called, options, of_module) if at else None
+    return find_call(_calls_from(described), at, called, options, of_module) if at else None
 
 
 # This is what torch.compiler.assume_constant_result does, without the second that importing the compiler takes.
@@ -279,13 +264,25 @@ def _calls_from(described: str) -> tuple[ActivationCall, ...]:
     return tuple(map(ActivationCall.from_dict, json.loads(described)))
 
 
-def _find(
+def find_call(
     calls: Iterable[ActivationCall],
     at: list[tuple[CodeType, int]],
     called: str,
     options: Mapping[str, Any],
     of_module: bool,
 ) -> str | None:
+    """Return the child's name of the call that is being made; None if it is none of `calls`.
+
+    Args:
+        calls: the calls.
+        at: codes and offsets of the frames that are running, from the innermost to the owner's forward.
+        called: name of the function, or path of the module.
+        options: arguments of the function.
+        of_module: whether a module is called.
+
+    Raises:
+        UserError: the frames run another program than that of `calls`.
+    """
     (code, offset), *_ = at
     there = [call for call in calls if call.path[0].function == code.co_qualname]
     if not there:
@@ -438,7 +435,8 @@ class Interceptor(TorchFunctionMode):
         if torch.compiler.is_dynamo_compiling():
             return find_compiled_call(self.owner._described, called, options, of_module)
         frames = calling_frames(self.owner)
-        name = find_call(self.owner._calls, frames, called, options, of_module) if frames else None
+        at = [(frame.f_code, frame.f_lasti) for frame in frames]
+        name = find_call(self.owner._calls, at, called, options, of_module) if at else None
         if name is not None and through_checkpoint(frames):
             raise UserError(
                 f"The call of {name!r} in {type(self.owner).__name__} is recomputed in the backward pass by "
@@ -449,7 +447,7 @@ class Interceptor(TorchFunctionMode):
 
 
 class _Intercepted(nn.Module):
-    """Base of the class that an owner gets in place of its own, which is the other base."""
+    """First base of an intercepted owner's class; the owner's original class is the second."""
 
     _base: Any
     _calls: tuple[ActivationCall, ...] = ()
@@ -513,7 +511,7 @@ def _run(base: Any, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 # A forward is compiled as a whole, as a part of what calls it, or not at all: where the compiler gives up on it, it
-# would go on with pieces of it, whose instructions have other offsets.
+# would resume with pieces of it, whose instructions have other offsets.
 try:
     _compiler = torch._C._dynamo.eval_frame
     _compiler.set_code_exec_strategy(

@@ -1,7 +1,7 @@
 """Find the activations of a network, modules and calls of functions: the dry run of a replacement.
 
 `find_activations` runs one forward of a sample in a copy of the network; `_Observer` sees every call of a module and of
-a torch function in it, and notes a `FoundActivation` for each call of an activation. signals.py tells gates apart.
+a torch function in it, and notes a `FoundActivation` for each call of an activation. signals.py recognizes gates.
 """
 
 from collections import Counter, defaultdict
@@ -59,7 +59,7 @@ NOT_SAMPLED = (
 
 @dataclass
 class FoundActivation:
-    """An activation of a network. All that a sample shows is None if none was given, or its forward does not call it.
+    """An activation of a network. Fields that need a sample are None without one, or if its forward does not call it.
 
     Attributes:
         path: Path of the module, or the path that the module of a call gets: "act1", "block.relu_1".
@@ -345,9 +345,9 @@ def _rows_of_calls(
         numbers[call.owner, base] += 1
         while hasattr(owner, f"{base}_{numbers[call.owner, base]}"):
             numbers[call.owner, base] += 1
-        # Where the sample shows one way to a place, any other way to it counts as the same call.
-        way = call.path if places[call.owner, call.path[0]] > 1 else call.path[:1]
-        row.call = replace(call, name=f"{base}_{numbers[call.owner, base]}", path=way)
+        # If the sample reaches a frame by one path only, any other path to it counts as the same call.
+        path = call.path if places[call.owner, call.path[0]] > 1 else call.path[:1]
+        row.call = replace(call, name=f"{base}_{numbers[call.owner, base]}", path=path)
         row.path = row.call.module_path
         row.class_name = type(net.get_submodule(call.called)).__name__ if call.of_module else f"{call.called}()"
         plain = is_plain(call.options)
@@ -398,7 +398,7 @@ class _Observer(TorchFunctionMode):
         self._running: list[tuple[str, Signal | None]] = []
         self._signals = Signals()
         modules = dict(probe.named_modules())
-        # What a proxy stands for counts as being at the proxy's path.
+        # The module behind a proxy counts as being at the proxy's path.
         proxied = {f"{path}.original" for path, module in modules.items() if isinstance(module, SharedModuleProxy)}
         self._modules = {
             path: module.original if isinstance(module, SharedModuleProxy) else module

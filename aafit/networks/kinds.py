@@ -63,7 +63,7 @@ KNOWN: Mapping[str, nn.Module] = MappingProxyType(
 """The elementwise activations of torch with their usual settings, by name."""
 
 _CLAMPS = ("clamp", "clamp_min")
-# The names that functions have: their own, that of the in-place variant (x.relu_()), and torch's internal ones.
+# Names of a function: the public one, that of the in-place variant (x.relu_()), and torch's internal ones.
 _NAMES = {
     **{name: name for name in (*FUNCTIONS, *_CLAMPS)},
     **{f"{name}_": name for name in (*FUNCTIONS, *_CLAMPS)},
@@ -173,7 +173,7 @@ def elementwise_kind(module: nn.Module, u: Tensor) -> str | None:
         with torch.no_grad():
             own = deepcopy(module).double()
             full, mixed, bent = own(u.double().clone()), own(few[shuffled].clone()), own(line.clone())
-    # Of any type: a module that refuses such inputs computes no elementwise function.
+    # The error may be of any type; a module that refuses these inputs computes no elementwise function.
     except Exception:
         return None
     if not all(isinstance(y, Tensor) for y in (full, mixed, bent)):

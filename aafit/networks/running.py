@@ -253,7 +253,7 @@ def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
                 memo[id(value)] = value.detach().clone()
     try:
         return deepcopy(net, memo)
-    # Of any type: the objects that a network holds are the user's.
+    # The error may be of any type: the objects that a network holds are the user's.
     except Exception as error:
         what = next(filter(None, (_uncopyable(path, module) for path, module in net.named_modules())), "something")
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]

@@ -250,7 +250,7 @@ def _module_of(row: FoundActivation, net: nn.Module) -> nn.Module | None:
 def _call_key(key: Callable[[FoundActivation], bool], row: FoundActivation) -> bool:
     try:
         return bool(key(row))
-    # Of any type: it is the user's function, or none of a FoundActivation.
+    # The error may be of any type: the function is the user's, and may not take a FoundActivation.
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"As a key, {describe_key(key)} failed for {row.path!r} ({what}). {KEYS}") from error

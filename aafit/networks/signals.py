@@ -15,8 +15,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from aafit.networks.batches import tensors_in
 
-OF_ANOTHER = "a gate: it multiplies another signal"
-OF_ITS_OWN = "it multiplies its own input: put the product into a module, to replace it as a whole"
+OTHER_SIGNAL = "a gate: it multiplies another signal"
+OWN_INPUT = "it multiplies its own input: put the product into a module, to replace it as a whole"
 
 _MOVES_AXES = (
     "permute", "transpose", "swap", "movedim", "moveaxis", "view", "reshape", "flatten", "squeeze", "unsqueeze",
@@ -53,7 +53,7 @@ class Gate:
 
 @dataclass
 class Signal:
-    """What is known of a tensor.
+    """Properties of a tensor.
 
     Attributes:
         source: The same for all that elementwise arithmetic makes of one tensor.
@@ -153,9 +153,9 @@ class Signals:
                 if gate.name in signals[other].origins:
                     continue
                 if gate.source == signals[other].source:
-                    self.gates[gate.name] = OF_ITS_OWN
+                    self.gates[gate.name] = OWN_INPUT
                 elif gate.of_others:
-                    self.gates[gate.name] = OF_ANOTHER
+                    self.gates[gate.name] = OTHER_SIGNAL
 
 
 def plain_name(func: Callable[..., Any]) -> str:

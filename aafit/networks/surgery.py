@@ -364,7 +364,7 @@ def put_activation(net: nn.Module, path: str, new: nn.Module, like: FoundActivat
 
 
 def _move_hooks(old: nn.Module, new: nn.Module) -> int:
-    """Move the hooks of a module to the one that replaces it; return their number."""
+    """Move the hooks of a module to its replacement, and return their number."""
     count = 0
     for name in ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks"):
         own, moved = getattr(new, name), getattr(old, name)

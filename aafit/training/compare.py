@@ -92,7 +92,7 @@ class LayerDifference(Difference):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a replacement of activations changed; prints as a table.
+    """The effect of a replacement of activations; prints as a table.
 
     NaN stands for what is not defined: agreement and accuracies without classes, losses without a target, metrics
     without a metric. Outputs that are NaN or infinite count as wrong, and as no agreement.
@@ -319,7 +319,7 @@ class _Layer:
         self.exact, self.base_rounding, self.replaced_rounding = Gap(), Gap(), Gap()
 
     def add_exact(self, base: Tensor, net: Tensor, fine_base: Tensor, fine_net: Tensor) -> None:
-        """Add outputs of both networks in their own and in the reference precision."""
+        """Add outputs of both networks in the network's and in the reference precision."""
         self.exact.add(fine_base, fine_net)
         self.base_rounding.add(fine_base, base)
         self.replaced_rounding.add(fine_net, net)
@@ -391,7 +391,7 @@ class _Layers:
         of_net: dict[str, list[Tensor]] = {path: [] for path in group}
 
         def of_base(path: str) -> tuple[Tensor, Tensor] | None:
-            """What the base's activation received and returned in the same call, if there was one."""
+            """Return the input and output of the base's activation in the same call, if there was one."""
             pairs = recorded[path][calls[path] :][:1]
             return pairs[0] if pairs and pairs[0][0].numel() else None
 
@@ -409,7 +409,7 @@ class _Layers:
                 layer = self.layers[path]
                 layer.outputs.add(y, z)
                 with fork_rng(None):  # The network itself draws the random numbers that come next.
-                    # Its forward, past the hooks.
+                    # The forward is called directly, so that no hook runs.
                     layer.local.add(y, self.net.net.get_submodule(path).forward(u))
             if self.reference is not None:
                 of_net[path].append(z.clone())

@@ -40,8 +40,8 @@ class Loss:
         name: Name of the loss.
         value: (outputs_RK, targets) -> loss_R; with `whole`, (outputs, targets) -> (B,) or (B, ...).
         factor: (outputs_RK, targets) -> F_RKC with F F^T the Hessian of each row's loss with respect to its outputs.
-        sampled: (outputs_RK, targets, columns, generator) -> F_RKC with that many random columns, such that F F^T has
-            the Hessian as its expectation; None if there is no cheap sampler.
+        sampled: (outputs_RK, targets, probes, generator) -> F_RKC with a random column for each probe, such that the
+            Hessian is the expectation of F F^T; None if there is no cheap sampler.
         whole: Whether the loss takes the outputs of a sample as the network returns them; K then counts all of them.
         axis: Class axis of the outputs; None to infer it, see `class_axis`.
     """
@@ -170,24 +170,24 @@ def _cross_entropy_factor(outputs_RK: Tensor, targets: Tensor) -> Tensor:
     return torch.diag_embed(root_RK) - p_RK.unsqueeze(2) * root_RK.unsqueeze(1)
 
 
-def _cross_entropy_sampled(outputs_RK: Tensor, targets: Tensor, columns: int, generator: torch.Generator) -> Tensor:
+def _cross_entropy_sampled(outputs_RK: Tensor, targets: Tensor, probes: int, generator: torch.Generator) -> Tensor:
     """Return gradients e_k - p of random labels k, scaled so that their outer products average diag(p) - p p^T.
 
     A label is drawn with probability proportional to p_k |e_k - p|^2, and its gradient is scaled to the square root of
     the Hessian's trace, so that every draw has the right trace. With probability p_k instead, a confident network
-    would hardly ever draw another label than its own, although nearly all of the curvature comes from those.
+    would hardly ever draw another label than the predicted one, although nearly all of the curvature comes from those.
     """
     p_RK = outputs_RK.softmax(1)
     square_RK = 1 - 2 * p_RK + p_RK.square().sum(1, keepdim=True)
     share_RK = (p_RK * square_RK.clamp(min=0)).double()
     trace_R1 = share_RK.sum(1, keepdim=True)
     # Drawn on the CPU from uniform numbers, so that every device draws the same labels.
-    uniform_RC = torch.rand(len(p_RK), columns, generator=generator, dtype=torch.float64).to(p_RK.device)
+    uniform_RC = torch.rand(len(p_RK), probes, generator=generator, dtype=torch.float64).to(p_RK.device)
     labels_RC = torch.searchsorted(share_RK.cumsum(1), uniform_RC * trace_R1).clamp(max=p_RK.shape[1] - 1)
     gradient_RCK = F.one_hot(labels_RC, p_RK.shape[1]).to(p_RK.dtype) - p_RK.unsqueeze(1)
     length_RC1 = gradient_RCK.square().sum(2, keepdim=True).sqrt()
     unit_RCK = torch.where(length_RC1 > 0, gradient_RCK / length_RC1, 0)
-    factor_RKC: Tensor = unit_RCK.mT * (trace_R1.to(p_RK) / columns).sqrt().unsqueeze(2)
+    factor_RKC: Tensor = unit_RCK.mT * (trace_R1.to(p_RK) / probes).sqrt().unsqueeze(2)
     return factor_RKC
 
 
@@ -204,10 +204,10 @@ def _squared_error_factor(outputs_RK: Tensor, targets_RK: Tensor) -> Tensor:
     )
 
 
-def _squared_error_sampled(outputs_RK: Tensor, targets_RK: Tensor, columns: int, generator: torch.Generator) -> Tensor:
+def _squared_error_sampled(outputs_RK: Tensor, targets_RK: Tensor, probes: int, generator: torch.Generator) -> Tensor:
     R, K = outputs_RK.shape
-    signs_RKC = torch.randint(0, 2, (R, K, columns), generator=generator) * 2 - 1
-    scale: float = (2 / K / columns) ** 0.5
+    signs_RKC = torch.randint(0, 2, (R, K, probes), generator=generator) * 2 - 1
+    scale: float = (2 / K / probes) ** 0.5
     return signs_RKC.to(outputs_RK) * scale
 
 
@@ -221,7 +221,7 @@ LOSSES = {loss.name: loss for loss in (CROSS_ENTROPY, SQUARED_ERROR)}
 
 
 def class_axis(shape: Size, labels: Size | None = None) -> int | None:
-    """Return the class axis of outputs: the one that their shape has and that of the labels has not; None without one.
+    """Return the class axis of outputs, which the labels' shape lacks; None without one.
 
     It is the last axis of (B, K) and (B, T, K), and axis 1 of (B, C, H, W) and of outputs with more axes, or the other
     one of these two if only that one fits the labels. Without labels the first rule alone decides.

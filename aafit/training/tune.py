@@ -292,7 +292,7 @@ def _resumable(history: Sequence[float], epochs: int) -> Iterator[None]:
         left = epochs - len(history)
         raise Stopped(
             f"Stopped after {len(history)} of {epochs} epochs: the network keeps the parameters of the last step. To "
-            f"continue from there, call tune with epochs={left}; the optimizer begins anew."
+            f"continue from there, call tune with epochs={left}; the optimizer starts from its initial state."
         ) from None
 
 

@@ -4,7 +4,7 @@
 """
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -94,15 +94,12 @@ def find_checkpoint(
     head = [NETWORKS[network], *_tokens(data_set.replace("-", "")), words.act.lower(), *cnn]
     tail = [*words.kind.split("_"), optimizer, f"{epoch}ep", "checkp", *(mark for mark, on in marks.items() if on)]
     base = words.base.lower() if marks["patched"] else ""
-    found = [file for file in _checkpoints(folders) if _matches(file, head, tail, base)]
+    files = sorted({file.absolute() for folder in folders for file in folder.rglob("*_checkp.bin")})
+    found = [file for file in files if _matches(file, head, tail, base)]
     if len(found) > 1:
         names = ", ".join(map(str, found))
         raise UserError(f"More than one of the authors' checkpoints matches: {names}. Choose one by --init-from.")
     return found[0] if found else None
-
-
-def _checkpoints(folders: list[Path]) -> Iterator[Path]:
-    yield from sorted({file.absolute() for folder in folders for file in folder.rglob("*_checkp.bin")})
 
 
 def _tokens(name: str) -> list[str]:

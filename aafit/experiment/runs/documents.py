@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from aafit.errors import UserError
 from aafit.experiment.runs.config import RunConfig
-from aafit.files import sha256_of, write_atomically
+from aafit.files import is_file, sha256_of, write_atomically
 from aafit.tables import fit_for_json
 
 FORMAT = 3
@@ -54,15 +54,11 @@ class Document(BaseModel, frozen=True):
     def read(cls, folder: Path) -> Self | None:
         """Return the document in a run folder, None if there is none."""
         path = folder / cls.file
-        try:
-            content = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        if not is_file(path):
             return None
-        except OSError as error:
-            raise UserError(f"Cannot read {path}: {error.strerror}.") from error
         try:
             # Through JSON again, so that strict settings still accept a list for a tuple and a text for a path.
-            return cls.model_validate_json(json.dumps(_checked(path, content)))
+            return cls.model_validate_json(json.dumps(load_json(path)))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "its content"
@@ -204,13 +200,7 @@ def check_finished(folder: Path) -> Done:
 
 
 def check_files(folder: Path, done: Done, may_lack: Collection[str] = ()) -> None:
-    """Raise a UserError unless the files that `done` vouches for are those that it saw.
-
-    Args:
-        folder: the run folder.
-        done: its `done.json`.
-        may_lack: files that may be missing, but not altered.
-    """
+    """Raise a UserError if a file that `done` vouches for was altered, or is missing and not in `may_lack`."""
     if done.sha256.keys() - VOUCHED:
         raise _damaged(folder / DONE, f"it vouches for {min(done.sha256.keys() - VOUCHED)!r}, which no run writes")
     for name, digest in done.sha256.items():
@@ -245,27 +235,12 @@ def diverged(folder: Path, epoch: int) -> str:
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object that `save_json` wrote into a file."""
+    """Return the JSON object that `save_json` wrote into a file, with the names of format 3."""
     try:
         content = path.read_bytes()
+        found = json.loads(content)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    return _checked(path, content)
-
-
-def save_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object with its format and checksum; a number that is not finite becomes null."""
-    document = {"format": FORMAT, **fit_for_json(dict(content)), "checksum": ""}
-    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    before, _, after = text.rpartition('"checksum": ""')
-    write_atomically(path, f'{before}"checksum": "{digest}"{after}')
-
-
-def _checked(path: Path, content: bytes) -> dict[str, Any]:
-    """Return the JSON object of a file as format 3 names its fields."""
-    try:
-        found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it is not JSON ({error})") from error
     if not isinstance(found, dict):
@@ -279,6 +254,15 @@ def _checked(path: Path, content: bytes) -> dict[str, Any]:
     # Format 3 has none of the names that are replaced.
     current: dict[str, Any] = from_format_2(found)
     return current
+
+
+def save_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object with its format and checksum; a number that is not finite becomes null."""
+    document = {"format": FORMAT, **fit_for_json(dict(content)), "checksum": ""}
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    before, _, after = text.rpartition('"checksum": ""')
+    write_atomically(path, f'{before}"checksum": "{digest}"{after}')
 
 
 def from_format_2(content: Any) -> Any:

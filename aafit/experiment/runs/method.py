@@ -5,31 +5,19 @@ that it alone reads are fields of `RunConfig`. The files are imported when a run
 without what trains them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 from aafit.errors import UserError
 
 if TYPE_CHECKING:
-    from aafit.experiment.data.datasets import Dataset
-    from aafit.experiment.runs.active import ActiveRun
     from aafit.experiment.runs.config import RunConfig
     from aafit.experiment.runs.job import Job
 
 LogOf = Callable[["Job"], AbstractContextManager[object]]
-
-
-class Implementation(Protocol):
-    """What the file of a training method provides."""
-
-    def prepare(self, run: "ActiveRun") -> None:
-        """Make the run's optimizers, if any, and restore the state that the run was stopped in."""
-
-    def train(self, runs: Sequence["ActiveRun"], data: "Dataset", log_of: LogOf) -> None:
-        """Train the runs to their end, each measured after every epoch; `log_of` redirects output to a run's log."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +26,9 @@ class Method:
 
     Attributes:
         name: as the setting `method` spells it.
-        module: name of its file, beside this one.
+        module: name of its file, beside this one. Its `prepare(run)` makes the run's optimizers, if any, and restores
+            the state that the run was stopped in. Its `train(runs, data, log_of)` trains the runs to their end, each
+            measured after every epoch; `log_of` redirects output to a run's log.
         check: raises a UserError if the method cannot train a run with these settings.
         settings: settings that this method alone reads.
         takes_gradient_steps: whether an optimizer of `RunConfig.optimizer` trains on the train images.
@@ -57,9 +47,9 @@ class Method:
     folder_mark: str = ""
 
     @property
-    def implementation(self) -> Implementation:
-        """The functions of the method's file."""
-        return cast(Implementation, import_module(f"{__package__}.{self.module}"))
+    def implementation(self) -> Any:
+        """The module of the method's file."""
+        return import_module(f"{__package__}.{self.module}")
 
 
 def _check_identifies(run: "RunConfig") -> None:

@@ -172,7 +172,7 @@ class Planned:
         if self.done:
             return 0.0
         run = self.job.config
-        # Runs in lockstep share their epochs, but each is compared with the base on its own.
+        # Runs in lockstep share their epochs, but each is compared with the base separately.
         compared = self.job.parent is not None and self.epochs_left == run.epochs
         epochs = self.epochs_left + (COMPARISON_EPOCHS * self.lockstep if compared else 0.0)
         ratio = bf16_ratio if can_train_in_bf16(run) else 1.0

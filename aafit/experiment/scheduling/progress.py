@@ -132,7 +132,7 @@ class LiveTable:
         """Do nothing: the next update shows the run."""
 
     def update(self, states: Mapping[Key, RunState], costs: Costs, slots: int) -> None:
-        """Draw the table anew."""
+        """Redraw the table."""
         self.live.update(self.table(states, costs, slots), refresh=True)
 
     def table(self, states: Mapping[Key, RunState], costs: Costs, slots: int) -> Group:

@@ -210,7 +210,7 @@ class Order:
         self.ready |= dict.fromkeys(self._waiting_children(key))
 
     def add_alone(self, key: Key) -> None:
-        """Add a run again that failed in lockstep: on its own, so that it does not end the others too."""
+        """Add a run that failed in lockstep again, to run alone, so that it cannot end the other runs."""
         self.alone.add(key)
         self.ready[key] = None
 
@@ -233,7 +233,7 @@ class Order:
         for key, state in self.states.items():
             if state.status is Status.WAITING:
                 left = state.seconds_left(self.costs)
-                # Where no cost is known, the longest chain is the one of most runs.
+                # Without a known cost, the longest chain is that with the most runs.
                 cost[key] = START_SECONDS if left is None else left
         of_process = {key: sum(cost[other] for other in self._group(key) if other in cost) for key in cost}
         return critical_paths(of_process, self.parents)

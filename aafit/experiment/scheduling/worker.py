@@ -32,15 +32,6 @@ def _exit_with_input() -> None:
     os._exit(128 + signal.SIGTERM)
 
 
-def _read_jobs(line: str) -> list[Job]:
-    try:
-        return TypeAdapter(Annotated[list[Job], Field(min_length=1)]).validate_json(line)
-    except ValidationError as error:
-        raise UserError(
-            f"This is not a list of jobs: {error.errors()[0]['msg']}. `aafit run` and `aafit train` make jobs."
-        ) from error
-
-
 def main() -> int:
     """Do the jobs on standard input.
 
@@ -54,8 +45,13 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=0.0)
     patience = parser.parse_args().patience
     try:
-        jobs = _read_jobs(sys.stdin.readline())
-        threading.Thread(target=_exit_with_input, daemon=True).start()
+        jobs = TypeAdapter(Annotated[list[Job], Field(min_length=1)]).validate_json(sys.stdin.readline())
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
+        print(f"This is not a list of jobs: {why}. `aafit run` and `aafit train` make jobs.", file=sys.stderr)
+        return 2
+    threading.Thread(target=_exit_with_input, daemon=True).start()
+    try:
         with compilation_from_environment():
             execute(*jobs, patience=patience)
     except UserError as error:

@@ -23,7 +23,7 @@ class End:
         ok: whether it succeeded.
         why: why it did not, as a sentence.
         lost: what died under the process, which is no fault of its runs: its "machine", so that the runs can be
-            restarted elsewhere, or the "engine", so that nothing can be started any more; `why` then says what to do.
+            restarted elsewhere, or the "engine", so that nothing can be started any more; `why` then states what to do.
     """
 
     ok: bool

@@ -1,4 +1,4 @@
-"""Whether a machine of a cluster can run the jobs: asked before anything starts.
+"""Check whether a machine of a cluster can run the jobs, before anything starts.
 
 `python -m aafit.experiment.scheduling.engines.node` reads a `NodeRequest` as JSON from standard input and prints a
 `NodeReport`; `run_short` of process.py is the code that starts it there.
@@ -31,7 +31,7 @@ Data = tuple[str, Path | None, int, int | None]
 
 
 class NodeRequest(BaseModel):
-    """What to check: a file of the runs folder and its content, the data, imported checkpoints, the device."""
+    """The request to check a machine: a file of the runs folder and its content, data, checkpoints and device."""
 
     file: Path
     content: str
@@ -41,7 +41,7 @@ class NodeRequest(BaseModel):
 
 
 class NodeReport(BaseModel):
-    """What a machine reports.
+    """The report of a machine.
 
     Attributes:
         aafit, torch: versions, see `versions`.

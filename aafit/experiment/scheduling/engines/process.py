@@ -28,7 +28,7 @@ RUNS_DIR = "{runs}"
 """In a worker's input: the temporary folder that is the runs folder on a machine that does not share it."""
 
 SYNC_SECONDS = 10.0
-"""How often the files of such a folder are copied back."""
+"""Time between two copies of the files of that folder to the schedule's machine."""
 
 Files = dict[str, bytes]
 """Contents of files by their paths relative to the runs folder."""
