@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,25 +31,6 @@ class PageTable:
     columns: tuple[tuple[str, str], ...]
     rows: tuple[tuple[Cell, ...], ...]
     search: str = ""
-
-    @classmethod
-    def filled(
-        cls,
-        anchor: str,
-        caption: str,
-        columns: Sequence[tuple[str, str]],
-        rows: Sequence[Sequence[Cell]],
-        search: str = "",
-    ) -> "PageTable":
-        """Return a table without the columns in which every cell is empty."""
-        kept = [at for at in range(len(columns)) if not rows or any(row[at] != "" for row in rows)]
-        return cls(
-            anchor,
-            caption,
-            tuple(columns[at] for at in kept),
-            tuple(tuple(row[at] for at in kept) for row in rows),
-            search,
-        )
 
 
 def rendered(template: str, **values: Any) -> str:

@@ -26,7 +26,9 @@ def page_table(
 ) -> PageTable:
     """Return a table without the columns in which every cell is empty."""
     cells = [tuple(cell(row) for _, _, cell in columns) for row in rows]
-    return PageTable.filled(anchor, caption, [(heading, kind) for heading, kind, _ in columns], cells, search)
+    kept = [at for at in range(len(columns)) if not cells or any(row[at] != "" for row in cells)]
+    headings = tuple(columns[at][:2] for at in kept)
+    return PageTable(anchor, caption, headings, tuple(tuple(row[at] for at in kept) for row in cells), search)
 
 
 def anchor(path: str) -> str:

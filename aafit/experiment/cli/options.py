@@ -5,18 +5,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import click
 
 from aafit.errors import UserError, nearest
 from aafit.experiment.devices import compilation_from_environment
 from aafit.identification.identify import CURVATURES, TARGETS
-from aafit.networks.select import Sharing
+from aafit.networks.select import SHARINGS
 from aafit.training.precision import PRECISIONS
 
 SEEDS = 2**64
-SHARINGS = get_args(Sharing)
 SYNONYMS = {"fp32": "float32", "fp64": "float64", "bfloat16": "bf16"}
 HALF = ("fp16", "float16", "fp16rpr", "float16rpr")
 """Precisions of the authors' program that are not supported."""

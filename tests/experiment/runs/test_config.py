@@ -6,7 +6,7 @@ import pytest
 
 from aafit.experiment.runs.config import RunConfig
 from aafit.identification.identify import TARGETS
-from aafit.networks.surgery import SHARINGS
+from aafit.networks.select import SHARINGS
 from aafit.training.precision import PRECISIONS
 
 
