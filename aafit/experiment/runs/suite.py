@@ -107,18 +107,23 @@ class Suite(Settings):
 
 
 def _parents_first(parents: Mapping[str, str | None]) -> list[str]:
-    """Return the names, each after its parent."""
+    """Return the names, each after its parent, and otherwise in the given order."""
     for name, parent in parents.items():
         if parent is not None and parent not in parents:
             hint = nearest(parent, [known for known in parents if known != name])
             raise UserError(f"run {name!r} has the parent {parent!r}, which is missing. {hint}")
     try:
-        return [
-            *TopologicalSorter({name: [parent] if parent else [] for name, parent in parents.items()}).static_order()
-        ]
+        TopologicalSorter({name: [] if parent is None else [parent] for name, parent in parents.items()}).prepare()
     except CycleError as error:
         circle = error.args[1][::-1]
         raise UserError(f"the parents of run {circle[0]!r} form a circle: {' -> '.join(circle)}.") from None
+    order: dict[str, None] = {}
+    for name in parents:
+        chain = [name]
+        while (parent := parents[chain[-1]]) is not None:
+            chain.append(parent)
+        order |= dict.fromkeys(reversed(chain))
+    return [*order]
 
 
 def _check_child(run: RunConfig, parent: RunConfig) -> None:
