@@ -158,12 +158,29 @@ class Posterior:
 
     def step(self, damping: float) -> Tensor:
         """Return the damped step, (P,); the step of a slope is bounded."""
-        if self._dense:
-            step_P = dense_step(self.gradient_P, self.curvature[0][0], damping)
-        else:
+        is_slope_P = self.problem.coordinates.is_slope_P
+        if not self._dense:
             step_P = self._krylov_steps()(damping)
-        longest = torch.where(self.problem.coordinates.is_slope_P, step_P.abs(), 0.0).max().item()
-        return step_P * (LONGEST_STEP / longest) if longest > LONGEST_STEP else step_P
+            longest = torch.where(is_slope_P, step_P.abs(), 0.0).max().item()
+            return step_P * (LONGEST_STEP / longest) if longest > LONGEST_STEP else step_P
+        curvature_PP = self.curvature[0][0]
+        step_P, free_P = dense_step(self.gradient_P, curvature_PP, damping), torch.ones_like(is_slope_P)
+        # The others follow a slope at its bound; shortened together, all would wait for one that is left open.
+        while (beyond_P := is_slope_P & free_P & (step_P.abs() > LONGEST_STEP)).any():
+            free_P &= ~beyond_P
+            bounded_P = torch.where(free_P, 0.0, step_P.clamp(-LONGEST_STEP, LONGEST_STEP))
+            if not free_P.any():
+                return bounded_P
+            gradient_P = self.gradient_P + curvature_PP @ bounded_P
+            step_P = bounded_P
+            step_P[free_P] = dense_step(gradient_P[free_P], curvature_PP[free_P][:, free_P], damping)
+        return step_P
+
+    def predicted(self, step_P: Tensor) -> float:
+        """Return the decrease of the objective that the quadratic model predicts."""
+        slope = -(self.gradient_P @ step_P).item()
+        # Of a Newton step, as Krylov steps nearly are, it is half the slope.
+        return slope - (step_P @ self.curvature[0][0] @ step_P).item() / 2 if self._dense else slope / 2
 
     def decrement(self) -> float:
         """Return half the squared Newton decrement: the decrease of the objective that an undamped step predicts."""
@@ -290,11 +307,11 @@ def descend(
 
     while damping <= most:
         step_P = posterior.step(damping)
-        slope = -(posterior.gradient_P @ step_P).item()
+        slope, predicted = -(posterior.gradient_P @ step_P).item(), posterior.predicted(step_P)
         model, gained = tried(step_P)
         # NaN fails every comparison, so that it is never accepted.
-        if slope > 0 and gained > LEAST_SHARE * slope / 2:
-            if gained < POOR * slope / 2:
+        if predicted > 0 and gained > LEAST_SHARE * predicted:
+            if gained < POOR * predicted and slope > gained:
                 # The parabola through both objectives and the slope has its minimum at this share of the step.
                 share = slope / (2 * (slope - gained))
                 nearer, better = tried(share * step_P)
@@ -302,7 +319,7 @@ def descend(
                     step_P, model, gained = share * step_P, nearer, better
             easier = damping / STRONGER
             damping = easier if easier >= FIRST_DAMPING / STRONGER else 0.0
-            return Accepted(model, posterior.vector_P + step_P, damping, slope / 2, gained)
+            return Accepted(model, posterior.vector_P + step_P, damping, predicted, gained)
         damping = max(FIRST_DAMPING, STRONGER * damping)
     return None
 
