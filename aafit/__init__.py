@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from aafit.networks.freeze import Freeze, freeze_activations
     from aafit.networks.surgery import Replacement, replace_activations, restore_activations
     from aafit.plots.activations import plot_activations
+    from aafit.studies.families import FamilyComparison, compare_families
+    from aafit.studies.families_figure import plot_families
     from aafit.studies.figure import plot_study
     from aafit.studies.result import Study
     from aafit.studies.study import study
@@ -72,6 +74,7 @@ __all__ = [
     "CurveError",
     "Evaluation",
     "FNeuron",
+    "FamilyComparison",
     "Fold",
     "Freeze",
     "Histogram",
@@ -89,6 +92,7 @@ __all__ = [
     "adaptive_parameters",
     "audit",
     "compare",
+    "compare_families",
     "curve_errors",
     "evaluate",
     "find_activations",
@@ -101,6 +105,7 @@ __all__ = [
     "load_run",
     "loss_with_hessian",
     "plot_activations",
+    "plot_families",
     "plot_study",
     "replace_activations",
     "restore_activations",
@@ -161,12 +166,15 @@ _MODULES = {
     "aafit.training.evaluate": ("Evaluation", "evaluate"),
     "aafit.training.tune": ("tune",),
     "aafit.networks.fold": ("Fold", "fold_activations"),
+    "aafit.studies.families": ("FamilyComparison", "compare_families"),
+    "aafit.studies.families_figure": ("plot_families",),
 }
 _FOLDERS = ("activations", "identification", "networks", "studies", "training")
 _EXTRAS = {
     "aafit.experiment.authors_checkpoint": "experiment",
     "aafit.experiment.runs.start": "experiment",
     "aafit.plots.activations": "plots",
+    "aafit.studies.families_figure": "plots",
     "aafit.studies.figure": "plots",
 }
 """The extra that installs what a module needs besides torch, numpy and safetensors."""

@@ -384,11 +384,12 @@ class Identifier:
                 damping=accepted.damping,
                 steps=(*state.steps, step),
             )
+        if not whole:
+            # A result is judged on all samples, also where the steps ran out on a part of them.
+            larger = n if done else LARGER * state.samples
+            return replace(state, samples=n if 1.5 * larger > n else larger, rounds=0, damping=0.0, curved_P=None)
         if done and not stalled:
             state = replace(state, messages=(*state.messages, f"joint: stopped after {self.steps} steps"))
-        elif not whole:
-            larger = LARGER * state.samples
-            return replace(state, samples=n if 1.5 * larger > n else larger, rounds=0, damping=0.0, curved_P=None)
         elif self.prior == "auto" and not state.weighed:
             weight = self._weight(model, state)
             state = replace(state, weighed=True)

@@ -31,6 +31,11 @@ class StudyConfig:
     samples: int
     memory: int
     seed: int
+    families: tuple[Any, ...] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments by name; the families only if some are compared."""
+        return {name: value for name, value in vars(self).items() if name != "families" or value is not None}
 
 
 def provenance(net: nn.Module, data: StudySamples, config: StudyConfig, command: str) -> dict[str, str]:
@@ -43,7 +48,7 @@ def provenance(net: nn.Module, data: StudySamples, config: StudyConfig, command:
         "network": f"{type(net).__name__}, {parameters:,} parameters",
         "data": f"{fitted}, SHA-256 {data.sha256[0]}",
         "held-out set": f"{heldout}, SHA-256 {data.sha256[1]}" if data.heldout else "none",
-        "arguments": ", ".join(f"{name} = {_short(value)}" for name, value in vars(config).items()),
+        "arguments": ", ".join(f"{name} = {_short(value)}" for name, value in config.arguments().items()),
         "aafit": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -56,5 +61,7 @@ def provenance(net: nn.Module, data: StudySamples, config: StudyConfig, command:
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {_short(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple):
+        return ", ".join(map(_short, value))
     name = getattr(value, "__name__", getattr(value, "name", None))
     return name if isinstance(name, str) else str(value)

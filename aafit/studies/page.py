@@ -1,5 +1,7 @@
 """The page of a study: its results as texts, tables and pictures for the template study.html."""
 
+import base64
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ from aafit.files import make_folder, write_atomically
 from aafit.plots.curves import LABELS
 from aafit.plots.html import embedded_json, rendered
 from aafit.plots.pictures import curves_picture, thumbnail
+from aafit.plots.style import look
 from aafit.plots.svg import line_picture
 from aafit.studies import page_tables as tables
+from aafit.studies.families_figure import plot_families
 from aafit.studies.result import Study, evaluated_on
 from aafit.studies.shapes import LearnedShape
 
@@ -77,6 +81,8 @@ def study_page(study: Study) -> str:
         compared_on=f"{study.tuned.samples:,} of the {evaluated_on(study).removeprefix('the ')}",
         score_table=tables.score_table(study),
         difference_table=tables.difference_table(study),
+        families=_families(study),
+        family_table=tables.family_table(study),
         optimizer=study.audit.optimizer,
         audited=study.audit.samples,
         audit_table=tables.audit_table(study),
@@ -212,6 +218,25 @@ def _identification(study: Study) -> dict[str, Any]:
         if len(shown) > 1
         else None,
         "messages": (*found.state.messages, *map(str, found.gains)),
+    }
+
+
+def _families(study: Study) -> dict[str, str] | None:
+    """Return the picture and the text of the comparison of families; None if there is none."""
+    if study.families is None:
+        return None
+    found = study.families
+    content = io.BytesIO()
+    with look():
+        plot_families(found).savefig(content, format="svg", metadata={"Date": None})
+    judged = f"{found.heldout_samples:,} {'held-out' if found.held_out else 'of the fitted'} samples"
+    return {
+        "picture": f"data:image/svg+xml;base64,{base64.b64encode(content.getvalue()).decode()}",
+        "label": "Held-out gain of each family against its number of parameters, in each layer and in all",
+        "text": f"Each family was fitted to the original activations and identified from {found.samples:,} samples. "
+        f"Gain: decrease of {found.loss} against the base network on {judged}, paired, with its standard error. p: "
+        f"{found.correction}; * significant. Time: of the activations over that of the original ones, forward only.",
+        "skipped": f"Not tried, as the time was up: {', '.join(found.skipped)}." if found.skipped else "",
     }
 
 

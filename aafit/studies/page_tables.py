@@ -164,6 +164,23 @@ def difference_table(study: Study) -> PageTable:
     return page_table("difference-table", "Differences of each layer's output", columns, rows, "Filter these layers")
 
 
+def family_table(study: Study) -> PageTable | None:
+    """Return a row for each family in each place; None if none were compared."""
+    if study.families is None:
+        return None
+    columns: list[Column] = [
+        ("place", "", lambda row: row.place),
+        ("family", "", lambda row: row.family),
+        ("parameters", NUMBER, lambda row: row.parameters),
+        ("fit error", OPTIONAL, lambda row: share(row.fit_error)),
+        ("gain", NUMBER, lambda row: (f"{row.gain:+.2g} ± {row.error:.1g}", row.gain)),
+        ("p (Holm)", NUMBER, lambda row: (f"{row.p:.2g}{' *' * row.significant}", row.p)),
+        ("time", NUMBER, lambda row: (f"{row.relative_time:.1f} x", row.relative_time)),
+        ("exports to", OPTIONAL, lambda row: ", ".join(row.operators)),
+    ]
+    return page_table("family-table", "Families in each layer and in all", columns, study.families.rows, "Filter rows")
+
+
 def audit_table(study: Study) -> PageTable:
     """Return the audit, a row for each parameter tensor."""
     columns: list[Column] = [

@@ -15,6 +15,7 @@ from aafit.networks.batches import Batch
 from aafit.networks.find import found_in
 from aafit.networks.surgery import Replaced, Skipped, replace_activations, with_matching_modules
 from aafit.studies.config import StudyConfig, provenance
+from aafit.studies.families import FamilyComparison, compare_families
 from aafit.studies.inputs import InputDistribution, input_distributions
 from aafit.studies.result import Study
 from aafit.studies.samples import StudySamples, first_samples
@@ -23,7 +24,7 @@ from aafit.studies.shapes import LearnedShape, learned_shapes
 from aafit.studies.store import Store
 from aafit.training.compare import Comparison, compare
 
-PARTS = ("find", "replace", "inputs", "audit", "importance", "identify", "compare", "shapes")
+PARTS = ("find", "replace", "inputs", "audit", "importance", "identify", "compare", "shapes", "families")
 AUDITED = 512
 """Samples that the audit looks at, at most."""
 
@@ -105,6 +106,11 @@ def run_parts(
         tuple[LearnedShape, ...],
         lambda: learned_shapes(initial, base, identification, vectors, inputs),
     )
+    progress("families", "")
+    families = None
+    if config.families is not None:
+        compared = config.families
+        families = store.value("families", FamilyComparison, lambda: _families(net, paths, compared, data, config))
     facts = store.value("provenance", dict[str, str], lambda: provenance(net, data, config, command))
     if store.folder is not None and not (store.folder / "tuned.safetensors").exists():
         save_activations(tuned, store.folder / "tuned.safetensors")
@@ -122,6 +128,7 @@ def run_parts(
         shapes=shapes,
         provenance={**facts, "study": store.key},
         seconds={name: seconds for name, seconds in store.seconds.items() if seconds},
+        families=families,
         net=tuned,
         base=base,
         folder=store.folder,
@@ -188,6 +195,30 @@ def _identified(
         verbose=False,
     )
     return result, tuple(trajectory)
+
+
+def _families(
+    net: nn.Module, paths: list[str], families: tuple[Any, ...], data: StudySamples, config: StudyConfig
+) -> FamilyComparison:
+    """Compare the families in the replaced layers, on the samples of the study."""
+    return compare_families(
+        net,
+        data.fitted,
+        # Without a held-out set the fitted samples judge, and the comparison says so.
+        heldout=data.heldout or None,
+        heldout_share=None if data.heldout else 0.0,
+        families=families,
+        layers=paths,
+        # A sharing by key is that of the replacements.
+        sharing=config.sharing if isinstance(config.sharing, str) else "layer",
+        target=config.target,
+        loss=config.loss,
+        output=config.output,
+        samples=config.samples,
+        memory=config.memory,
+        seed=config.seed,
+        verbose=False,
+    )
 
 
 def _has_classes(batch: Batch) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from aafit.identification import Audit, Identification, Importance
 from aafit.networks.find import FoundActivation
 from aafit.networks.surgery import Replaced, Skipped
+from aafit.studies.families import FamilyComparison
 from aafit.studies.inputs import InputDistribution
 from aafit.studies.scores import PairedGain, StudyScores
 from aafit.studies.shapes import NEAR, LearnedShape
@@ -36,6 +37,7 @@ class Study:
         tuned: Comparison of the base network with the tuned network.
         scores: Loss and accuracy of the three networks, and the gain of the tuned one.
         shapes: The learned shape of each layer, with the nearest known functions.
+        families: Comparison of families of activations; None: none was requested.
         provenance: Network, data, arguments, versions and machine, by name.
         seconds: Time by part.
         net: The tuned network.
@@ -65,6 +67,7 @@ class Study:
     seconds: dict[str, float]
     net: nn.Module = field(repr=False, compare=False)
     base: nn.Module = field(repr=False, compare=False)
+    families: FamilyComparison | None = None
     page: Path | None = None
     folder: Path | None = None
 
@@ -85,6 +88,7 @@ class Study:
                 "inputs": [_lists(row) for row in self.inputs],
                 **{name: getattr(self, name).as_dict() for name in parts},
                 "shapes": [{**_lists(row), "nearest": [vars(near) for near in row.nearest]} for row in self.shapes],
+                "families": None if self.families is None else self.families.as_dict(),
                 "provenance": self.provenance,
                 "seconds": self.seconds,
             }
@@ -100,7 +104,8 @@ class Study:
             expected = "" if gain is None else f"{gain.gain:.4f} ± {gain.error:.4f}"
             rows.append((row.path, f"{row.old} -> {row.new}", expected, *cells))
         layers = table(("layer", "replaced", "expected gain", "changed", "nearest"), rows, numbers=False)
-        return "\n".join([*self.verdict, "", layers])
+        compared = [] if self.families is None else ["", str(self.families)]
+        return "\n".join([*self.verdict, "", layers, *compared])
 
 
 def _lists(row: Any) -> dict[str, Any]:

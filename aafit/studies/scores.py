@@ -141,7 +141,7 @@ def study_scores(
             outputs = [predictor(batch).double() for predictor in predictors]
             target = wide_target(batch.target)
             for own, found in zip(outputs, values, strict=True):
-                found.append(_values(loss, own, outputs[0], target))
+                found.append(sample_values(loss, own, outputs[0], target))
             sums = [outputs[0].sum(0), outputs[0].square().sum(0), torch.ones_like(outputs[0]).sum(0)]
             before = totals.get(outputs[0].shape[1:], [torch.zeros_like(one) for one in sums])
             totals[outputs[0].shape[1:]] = [one + other for one, other in zip(before, sums, strict=True)]
@@ -156,12 +156,12 @@ def study_scores(
         base=_score(by_net[0], std),
         initial=_score(by_net[1], std),
         tuned=_score(by_net[2], std),
-        accuracy_gain=_gain(by_net[2], by_net[0], "correct", "with class"),
-        loss_gain=_gain(by_net[2], by_net[0], "loss", "labelled"),
+        accuracy_gain=paired_gain(by_net[2], by_net[0], "correct", "with class"),
+        loss_gain=paired_gain(by_net[2], by_net[0], "loss", "labelled"),
     )
 
 
-def _values(given: LossLike | None, outputs: Tensor, base_outputs: Tensor, target: Any) -> Tensor:
+def sample_values(given: LossLike | None, outputs: Tensor, base_outputs: Tensor, target: Any) -> Tensor:
     """Return what is counted of each sample, (V, B) on the CPU; NaN for what does not exist."""
     values = dict.fromkeys(VALUES, torch.full((len(outputs),), torch.nan, dtype=torch.float64))
     loss = _loss_of(given, outputs, target)
@@ -209,7 +209,7 @@ def _mean(totals_N: Tensor, counts_N: Tensor) -> float | None:
     return None if counts == 0 else (totals_N.sum() / counts).item()
 
 
-def _gain(own: dict[str, Tensor], base: dict[str, Tensor], total: str, count: str) -> PairedGain | None:
+def paired_gain(own: dict[str, Tensor], base: dict[str, Tensor], total: str, count: str) -> PairedGain | None:
     """Return the paired difference of two ratios of sums, with its standard error by the delta method."""
     counts_N, difference_N = base[count], own[total] - base[total]
     if len(counts_N) < 2 or counts_N.nansum() == 0:

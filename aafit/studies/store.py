@@ -147,7 +147,7 @@ def study_key(net: nn.Module, samples: StudySamples, config: StudyConfig) -> str
         "version": __version__,
         "network": [str(net), fingerprint(net, ())],
         "data": samples.sha256,
-        "arguments": {name: _identity(value) for name, value in vars(config).items()},
+        "arguments": {name: _identity(value) for name, value in config.arguments().items()},
     }
     return _sha256(content)
 
@@ -156,6 +156,8 @@ def _identity(value: Any) -> Any:
     """Return what identifies an argument, of JSON's types and the same in every process."""
     if isinstance(value, Mapping):
         return [[_identity(key), _identity(item)] for key, item in value.items()]
+    if isinstance(value, tuple):
+        return list(map(_identity, value))
     if isinstance(value, nn.Module):
         return [str(value), fingerprint(value, ())]
     if isinstance(value, type):

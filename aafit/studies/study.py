@@ -41,6 +41,7 @@ def study(
     samples: int = 1024,
     memory: int = 2 << 30,
     seed: int = 0,
+    families: Iterable[Any] | None = None,
     report: str | Path | None = None,
     command: str = "",
     verbose: bool = True,
@@ -70,6 +71,7 @@ def study(
         samples: Number of samples for input distributions, audit, importance and the comparison of layers.
         memory: Bytes that the batches may take.
         seed: Of the held-out samples, the order of the samples, and the random probes of the curvature.
+        families: Families that are compared in each replaced layer and in all, as for `compare_families`; None: none.
         report: The HTML file to write; None: no page is written and nothing is saved.
         command: The command that the page shows.
         verbose: Whether to show the progress: a bar on a terminal and in a notebook, lines elsewhere.
@@ -103,6 +105,8 @@ def study(
         raise UserError("The batches have no labels: give batches of (inputs, labels), or target='logits'.")
     replacements = {"*": FNeuron} if replacements is None else replacements
     config = StudyConfig(replacements, sharing, target, loss, output, steps, samples, memory, seed)
+    if families is not None:
+        config = replace(config, families=tuple(families))
     key = study_key(net, data, config)
     if page is not None:
         check_page(page, key)

@@ -292,3 +292,13 @@ def test_a_parameter_that_is_not_finite() -> None:
         net.act2.gamma.fill_(math.inf)
     with pytest.raises(UserError, match=r"act2\.gamma has values that are NaN or infinite"):
         identify(net, problem())
+
+
+def test_steps_that_run_out_on_a_part_of_the_samples_are_judged_on_all() -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Linear(16, 3))
+    x = torch.randn(900, 4)
+    net, _ = replace_activations(base, {"SiLU": LEAF.like("Tanh")}, sharing="channel", sample=x)
+    found = identify(net, [(x, (3 * base(x)).argmax(1))], steps=1, heldout=0.0, errors=False, verbose=False)
+    assert [step.samples for step in found.steps][-2:] == [500, 900]
+    assert found.gains[0].samples == 900

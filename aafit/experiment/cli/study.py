@@ -17,6 +17,7 @@ from aafit.errors import UserError, check_name, nearest, needs_extra
 from aafit.experiment.cli.options import SHARINGS, Command, data_dir_option, device_option
 from aafit.experiment.devices import choose_device
 from aafit.identification.identify import TARGETS
+from aafit.studies.families import FAMILIES
 from aafit.studies.figure import KINDS, write_figure
 from aafit.studies.study import study as study_of
 
@@ -39,6 +40,13 @@ from aafit.studies.study import study as study_of
     "--heldout-share", type=float, help="Share of BATCHES to hold out without --heldout [default: 0.2 of 500 or more]."
 )
 @click.option("--output", "outputs", help="module:function that selects the output tensor of what the network returns.")
+@click.option(
+    "--families",
+    multiple=True,
+    metavar="NAME",
+    help="Also compare families in each layer and in all: names such as LEAF, module:name of your own class, or "
+    "'default'; may be repeated.",
+)
 @click.option("--sharing", type=click.Choice(SHARINGS), default="layer")
 @click.option("--target", type=click.Choice(TARGETS), help="[default: the labels if there are some, else logits]")
 @click.option("--steps", type=click.IntRange(min=0), default=30, help="Largest number of identification steps.")
@@ -61,6 +69,7 @@ def study(
     replaced: tuple[str, ...],
     heldout_share: float | None,
     outputs: str | None,
+    families: tuple[str, ...],
     sharing: Any,
     target: str | None,
     steps: int,
@@ -109,6 +118,7 @@ def study(
         steps=steps,
         samples=samples,
         seed=seed,
+        families=[one for name in families for one in _families(name)] or None,
         report=report,
         command=shlex.join(["aafit", *sys.argv[1:]]),
     )
@@ -173,6 +183,12 @@ def _module(place: str) -> ModuleType:
         if error.name and name.startswith(error.name):
             raise UserError(f"There is no module {name!r} in this folder or among the installed ones.") from error
         raise
+
+
+def _families(name: str) -> Iterable[Any]:
+    if name == "default":
+        return FAMILIES
+    return [_object(name) if ":" in name else ADAPTIVE[check_name("family", name, ("default", *ADAPTIVE))]]
 
 
 def _replacement(text: str) -> tuple[str, type[AdaptiveActivation] | nn.Module]:
