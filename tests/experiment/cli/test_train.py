@@ -164,7 +164,7 @@ def test_a_base_checkpoint_of_the_authors_is_imported(call, tmp_path, named):
         ("base --acts ReLU --folder ../base", "'..' cannot be a folder's name"),
         ("ahaf --acts ReLU --start_ep 1 --patched --patch_base", "give one"),
         ("ahaf --acts ReLU --patched", "give the epoch that it ended with, by --start_ep"),
-        ("ahaf --acts ReLU --start_ep 1 --from mine/none", "mine/none/seed42 is not finished; run it first"),
+        ("ahaf --acts ReLU --start_ep 1 --from mine/none", "mine/none is not finished; run it first"),
         (
             "leaf --acts ReLU --start_ep 7 --end_ep 9 --patch_base",
             "ends at epoch 7 and matches the other flags",
