@@ -28,6 +28,7 @@ class Recurrent(nn.Module):
 
 @pytest.mark.parametrize("function", [identify, audit, importance])
 def test_rows_that_depend_on_each_other_are_refused(function: object) -> None:
+    torch.manual_seed(0)
     data = [(torch.randn(60, 4), torch.arange(60) % 2)]
     with pytest.raises(UserError, match=r"depend on the other samples of the batch.* Axis 0 .* sample axis"):
         function(Recurrent(), data)  # type: ignore[operator]
@@ -99,3 +100,42 @@ def test_samples_along_a_declared_axis() -> None:
     assert found.steps[-1].loss <= found.steps[0].loss
     with pytest.raises(UserError, match=r"declare another one of the inputs by aafit.Batch\(..., axis=1\)"):
         identify(Last(), [(x, torch.arange(7) % 2)])
+
+
+class Trimmed(nn.Module):
+    """Leaves out positions that are 0 in all samples of the batch; its outputs are those of each position or a mean."""
+
+    def __init__(self, mean: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.act, self.out, self.mean = nn.Linear(3, 8), LEAF.like("SiLU"), nn.Linear(8, 2), mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = int((x.abs().sum(2) > 0).any(0).sum())
+        y: Tensor = self.out(self.act(self.first(x[:, :length]) + 1))
+        return y.mean(1) if self.mean else y
+
+
+def of_lengths() -> Tensor:
+    torch.manual_seed(0)
+    x = torch.randn(40, 6, 3)
+    for row in range(40):
+        x[row, 1 + row % 4 :] = 0
+    x[0, :6] = 1
+    return x
+
+
+@pytest.mark.parametrize("function", [identify, audit, importance])
+def test_ragged_outputs_are_refused_with_a_sentence(function: object) -> None:
+    x = of_lengths()
+    with pytest.raises(UserError, match=r"ragged: .*\(8, 6, 2\), \(4, 6, 2\), \(4, 4, 2\)\. .*batch_size=1"):
+        function(Trimmed(mean=False), [(x, torch.zeros(40, 6).long())])  # type: ignore[operator]
+
+
+def test_samples_that_differ_with_their_batch_run_one_at_a_time() -> None:
+    x, y = of_lengths(), torch.arange(40) % 2
+    with pytest.raises(UserError, match="set batch_size=1"):
+        identify(Trimmed(mean=True), [(x, y)])
+    found = identify(Trimmed(mean=True), [(x, y)], batch_size=1, steps=2, errors=False)
+    one_by_one = [nn.functional.cross_entropy(Trimmed(mean=True)(x[at : at + 1]), y[at : at + 1]) for at in range(40)]
+    assert found.steps[0].loss == pytest.approx(torch.stack(one_by_one).mean().item(), rel=1e-5)
