@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Affine,
         FNeuron,
         Histogram,
+        PiecewiseLinear,
         Polynomial,
         Rational,
     )
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from aafit.networks.find import find_activations
     from aafit.networks.fold import Fold, fold_activations
     from aafit.networks.freeze import Freeze, freeze_activations
+    from aafit.networks.polynomials import PolynomialExport, export_polynomials
     from aafit.networks.surgery import Replacement, replace_activations, restore_activations
     from aafit.plots.activations import plot_activations
     from aafit.studies.families import FamilyComparison, compare_families
@@ -81,7 +83,9 @@ __all__ = [
     "Identification",
     "Importance",
     "Loss",
+    "PiecewiseLinear",
     "Polynomial",
+    "PolynomialExport",
     "Rational",
     "Replacement",
     "Stopped",
@@ -95,6 +99,7 @@ __all__ = [
     "compare_families",
     "curve_errors",
     "evaluate",
+    "export_polynomials",
     "find_activations",
     "fold_activations",
     "freeze_activations",
@@ -126,6 +131,7 @@ _MODULES = {
         "FNeuron",
         "Histogram",
         "LEAF",
+        "PiecewiseLinear",
         "Polynomial",
         "Rational",
         "XIELU",
@@ -156,6 +162,7 @@ _MODULES = {
     "aafit.networks.batches": ("Batch",),
     "aafit.networks.find": ("find_activations",),
     "aafit.networks.freeze": ("Freeze", "freeze_activations"),
+    "aafit.networks.polynomials": ("PolynomialExport", "export_polynomials"),
     "aafit.networks.surgery": ("Replacement", "replace_activations", "restore_activations"),
     "aafit.plots.activations": ("plot_activations",),
     "aafit.studies.figure": ("plot_study",),

@@ -24,6 +24,7 @@ from aafit.activations.interval import INTERVAL, IntervalActivation
 from aafit.activations.leaf import LEAF
 from aafit.activations.polynomial import Polynomial
 from aafit.activations.rational import Rational
+from aafit.activations.segments import PiecewiseLinear
 from aafit.activations.xielu import XIELU
 from aafit.errors import UserError, check_name, nearest
 
@@ -40,6 +41,7 @@ __all__ = [
     "FNeuron",
     "Histogram",
     "IntervalActivation",
+    "PiecewiseLinear",
     "Polynomial",
     "Rational",
     "Residual",
@@ -50,7 +52,7 @@ __all__ = [
     "is_adaptive",
 ]
 
-_FAMILIES: tuple[type[AdaptiveActivation], ...] = (AHAF, LEAF, FNeuron, Polynomial, Rational, XIELU)
+_FAMILIES: tuple[type[AdaptiveActivation], ...] = (AHAF, LEAF, FNeuron, PiecewiseLinear, Polynomial, Rational, XIELU)
 ADAPTIVE: dict[str, type[AdaptiveActivation]] = {cls.family: cls for cls in _FAMILIES}
 ADAPTIVE |= {cls.family: cls for offset in (True, False) for cls in (Affine(name, offset) for name in FIXED)}
 

@@ -71,13 +71,12 @@ class IntervalActivation(AdaptiveActivation):
         return made
 
     @classmethod
-    def _made(
-        cls, values: dict[str, Tensor], shape: tuple[int, ...], interval: tuple[float, float], target: FitTarget
-    ) -> Self:
+    def _made(cls, values: dict[str, Tensor], shape: tuple[int, ...], target: FitTarget, **settings: Any) -> Self:
         """Return the activation with fitted parameters (N,) in float64 by name, and its residual."""
         shape, dtype = check_shape(shape), torch.get_default_dtype()
         cast = {name: cast_parameter(x, dtype, f"{cls.family}'s {name}") for name, x in values.items()}
-        made = cls(*(x.unsqueeze(0) for x in cast.values()), interval=interval, start=target.name)
+        make: Any = cls
+        made: Self = make(*(x.unsqueeze(0) for x in cast.values()), start=target.name, **settings)
         made.residual = target.residual(made)
         return made.reshaped(shape)
 

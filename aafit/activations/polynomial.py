@@ -153,7 +153,7 @@ class Polynomial(IntervalActivation):
         root_E = weight_E.sqrt()
         basis_EN = torch.from_numpy(np.polynomial.chebyshev.chebvander(_unit(u_E, left, right).numpy(), degree))
         found_N = torch.linalg.lstsq(basis_EN * root_E[:, None], (y_E * root_E)[:, None], driver="gelsd").solution[:, 0]
-        return cls._made({"coefficients": found_N}, shape, (left, right), target)
+        return cls._made({"coefficients": found_N}, shape, target, interval=(left, right))
 
     @classmethod
     def blank(cls, settings: Mapping[str, Any]) -> Self:

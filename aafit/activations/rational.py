@@ -199,7 +199,7 @@ class Rational(IntervalActivation):
         squares = least_squares({name: x[best_S] for name, x in starts.items()})
         cost_S = squares.minimise(ITERATIONS, 1e-6, torch.full((len(best_S),), 1e-26, dtype=torch.float64))
         found = {name: x[cost_S.argmin()] for name, x in squares.parameters().items()}
-        return cls._made(found, shape, (left, right), target)
+        return cls._made(found, shape, target, interval=(left, right))
 
     @classmethod
     def blank(cls, settings: Mapping[str, Any]) -> Self:

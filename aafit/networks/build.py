@@ -260,8 +260,9 @@ def _fitted(
         made.residual = _residual(made, functions, histogram)
         return made
     which = _set_of_each(old, row, shape)
-    # All share one interval: an F-Neuron has one only.
-    same = {"interval": made.interval} if hasattr(made, "interval") and "interval" in _arguments(fit) else {}
+    # All share one interval and its knots: an activation has one only.
+    shared = [name for name in ("interval", "knots") if hasattr(made, name) and name in _arguments(fit)]
+    same = {name: getattr(made, name) for name in shared}
     each = [fitted(lambda u, at=at: functions(u)[..., at], **same) for at in range(sets)]  # type: ignore[misc]
     kinds = [{name: value for name, value in own.settings().items() if name != "start"} for own in each]
     if any(kind != kinds[0] for kind in kinds):

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation, FNeuron, Histogram
 from aafit.activations.fitting import LeastSquares
+from aafit.activations.segments import MOST_SEGMENTS
 from aafit.errors import UserError, check_count, check_name
 from aafit.networks.kinds import KNOWN, activation_name
 from aafit.networks.running import copied, forward_of_sample, probe_of, receiving
+from aafit.networks.segment_table import LEAST_BITS, MOST_BITS, SegmentTable, segment_table
 from aafit.networks.surgery import call_position, put_activation
 from aafit.tables import table
 
@@ -222,6 +224,8 @@ def freeze_activations(
     size: int = SIZE,
     limits: tuple[float, float] | None = None,
     tolerance: float = 0.1,
+    segments: int | None = None,
+    bits: int = MOST_BITS,
 ) -> tuple[nn.Module, Freeze]:
     """Return a copy of a network whose adaptive activations are fixed, and a report with their errors.
 
@@ -229,7 +233,9 @@ def freeze_activations(
     a * f(b * u + c) + d: one function for the whole layer, however its parameters are shared. As "table", each becomes
     a `Table` with the same sharing. Its knots are denser where inputs are frequent or the curvature is large, there is
     one at each kink, and it is extrapolated linearly. An F-Neuron with one interval becomes its own table, equal up to
-    rounding.
+    rounding. With `segments=`, each becomes a `SegmentTable` instead, which has at most that many segments and integers
+    of `bits` bits, as hardware needs them: `PiecewiseLinear` and F-Neurons with few knots keep theirs, for others the
+    knots are placed.
 
     Args:
         net: A network with adaptive activations; it is left unchanged.
@@ -240,6 +246,8 @@ def freeze_activations(
         limits: The range that tables span and functions are fitted on; by default the bulk of an activation's inputs
             in the sample (see `Histogram.bulk`), or (-8, 8) without inputs.
         tolerance: The largest relative RMS error of a function.
+        segments: The most segments of a table in integers, from 1 to 64; None: tables in floating point.
+        bits: Bits of an integer in such a table, from 4 to 16.
 
     Returns:
         The network and the report.
@@ -258,6 +266,7 @@ def freeze_activations(
         raise UserError(f'as_= is "function" or "table", not a {type(as_).__name__}: an input is given as sample=.')
     check_name("way to freeze", as_, WAYS)
     check_count("number of knots (size)", size, 2)
+    _check_segments(as_, segments, bits)
     limits = None if limits is None else _check_limits(limits)
     if not isinstance(tolerance, (int, float)) or not tolerance > 0:
         raise UserError(f"The tolerance must be a number above 0; got {tolerance!r}.")
@@ -282,7 +291,10 @@ def freeze_activations(
         wide = deepcopy(activation).double()
         if not _values(wide, histogram.points()[0][[0, -1]]).isfinite().all():
             raise UserError(f"{path!r} ({activation.text}) gives NaN or infinity: it cannot be frozen.")
-        new = _function(wide, histogram, span) if as_ == "function" else _table(wide, histogram, span, size)
+        if segments is not None:
+            new: nn.Module = segment_table(wide, histogram.between(*span), path, segments, bits)
+        else:
+            new = _function(wide, histogram, span) if as_ == "function" else _table(wide, histogram, span, size)
         made[id(activation)] = new.to(next(activation.parameters()).device)
     errors = {
         path: _Errors(path, activation, made[id(activation)], spans[id(activation)])
@@ -303,6 +315,19 @@ def freeze_activations(
             )
         put_activation(frozen, row.path, made[id(activations[row.path])])
     return frozen, Freeze(rows, sample is not None)
+
+
+def _check_segments(as_: str, segments: int | None, bits: int) -> None:
+    if segments is None:
+        if bits != MOST_BITS:
+            raise UserError(f"bits={bits!r} is for tables of few segments: give segments= too, as segments=8.")
+        return
+    if as_ != "table":
+        raise UserError(f'segments={segments!r} is for tables: give as_="table" too.')
+    if check_count("number of segments", segments) > MOST_SEGMENTS:
+        raise UserError(f"A table must have at most {MOST_SEGMENTS} segments; got {segments}.")
+    if check_count("number of bits", bits, LEAST_BITS) > MOST_BITS:
+        raise UserError(f"An entry of a table has at most {MOST_BITS} bits; got {bits}.")
 
 
 def _check_limits(limits: tuple[float, float]) -> tuple[float, float]:
@@ -514,6 +539,8 @@ def _even_inputs(activation: AdaptiveActivation, limits: tuple[float, float]) ->
 
 
 def _name(module: nn.Module) -> str:
+    if isinstance(module, SegmentTable):
+        return f"Table of {module.segments} segments in {module.bits} bits"
     if isinstance(module, Table):
         return f"Table with {len(module.knots)} knots"
     return module.text if isinstance(module, ScaledFunction) else _function_name(module)
