@@ -58,7 +58,7 @@ def load(name: str, fitted: int, judged: int) -> Swapped:
         return SameClasses.of(before, _logits(net, other)).row()
 
     title = {"digits": "digit recognizer (ReLU)", "quickstart": "quickstart's network (SiLU)"}[name]
-    return Swapped(title, base, kind, here.split(BATCH), other.split(BATCH), None, here, agreement)
+    return Swapped(title, base, kind, list(here.split(BATCH)), list(other.split(BATCH)), None, here, agreement)
 
 
 def _logits(net: nn.Module, x_B: Tensor) -> Tensor:
