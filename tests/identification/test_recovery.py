@@ -184,3 +184,13 @@ def test_a_far_start_goes_through_the_layers_and_ends_near_the_base(trained: nn.
     assert not any(COLLAPSED in message for message in result.state.messages)
     assert (net(x).argmax(1) == trained(x).argmax(1)).double().mean() > 0.95
     assert depends(net, x) > 0.8 * depends(trained, x)
+
+
+def test_outputs_that_hardly_depend_on_the_inputs_at_the_start_are_said_too() -> None:
+    ((x, y),) = clusters(120, 3)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(x.shape[1], 8), LEAF.like("ReLU"), nn.Linear(8, int(y.max()) + 1)).double()
+    with torch.no_grad():
+        net[2].weight.mul_(1e-6)
+    result = identify(net, [(x, y)], steps=0, errors=False)
+    assert any(COLLAPSED in message for message in result.state.messages)
