@@ -66,9 +66,15 @@ class IntervalActivation(AdaptiveActivation):
         left, right = check_interval(interval, cls.family)
         edges = torch.linspace(left, right, EVEN + 1, dtype=torch.float64)
         fit: Any = cls.fit
+        options = {**cls._start_options(left, right), **options}
         made: Self = fit(function, Histogram(edges, torch.ones(EVEN)), shape, interval=(left, right), **options)
         made.start, made.residual = function_name(function), None
         return made
+
+    @classmethod
+    def _start_options(cls, left: float, right: float) -> dict[str, Any]:
+        """Return the arguments of `fit` that `like` gives unless its caller does."""
+        return {}
 
     @classmethod
     def _made(cls, values: dict[str, Tensor], shape: tuple[int, ...], target: FitTarget, **settings: Any) -> Self:

@@ -4,6 +4,7 @@ It is meant for the small tables of hardware. F-Neuron, with evenly spaced knots
 piecewise_linear.py.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
@@ -75,9 +76,10 @@ class PiecewiseLinear(IntervalActivation):
     last segment are extrapolated, so that K segments have K + 1 values and K - 1 inner knots; a table in hardware
     compares an input with the inner knots only.
 
-    The knots are not trained. `fit` places them where they reduce the error most, or on a grid; identification and
-    tuning then change the values. The derivative at a knot is that of the segment to its right. Infinite inputs give
-    large finite outputs, NaN gives NaN.
+    The knots are not trained: `fit` places them where they reduce the error most, or on a grid, and identification and
+    tuning then change the values. The starts of `like` have their inner knots at multiples of a power of two of about
+    1/1000 of the interval. The derivative at a knot is that of the segment to its right. Infinite inputs give large
+    finite outputs, NaN gives NaN.
 
     Shape: input (B, *...) of any floating-point dtype; the output has the same shape and dtype. `values` has the shape
     (*shape, K + 1), where `shape` is (1,) if one function serves the layer, otherwise it broadcasts against the
@@ -179,6 +181,11 @@ class PiecewiseLinear(IntervalActivation):
     def blank(cls, settings: Mapping[str, Any]) -> Self:
         """Return a piecewise linear function with these `settings()` and arbitrary values."""
         return cls(torch.zeros(*settings["shape"], len(settings["knots"])), settings["knots"])
+
+    @classmethod
+    def _start_options(cls, left: float, right: float) -> dict[str, Any]:
+        # The network files of runs hold the values alone: the same text must give the same knots on every machine.
+        return {"grid": 2.0 ** (math.ceil(math.log2(right - left)) - 10)}
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "knots": list(self.knots)}

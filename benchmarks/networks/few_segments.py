@@ -32,7 +32,7 @@ from benchmarks.networks.swapped import NETWORKS, Swapped, load
 TURNS = 7
 
 
-def rows(trial: Swapped, segments: int, bits: int) -> Iterator[Row]:
+def rows(trial: Swapped, segments: int, bits: int, untuned: bool) -> Iterator[Row]:
     """Return a row for each step."""
     began = time.process_time()
     fit = partial(PiecewiseLinear.fit, segments=segments)
@@ -40,6 +40,8 @@ def rows(trial: Swapped, segments: int, bits: int) -> Iterator[Row]:
     yield _row(trial, f"{segments} segments, just replaced", start, began)
     frozen, _ = freeze_activations(start, "table", trial.sample, segments=segments, bits=bits)
     yield _row(trial, f"just replaced, frozen in {bits} bits", frozen, time.process_time())
+    if untuned:
+        return
     net, began = deepcopy(start), time.process_time()
     identify(net, trial.fitted, base=trial.base, target="logits", output=trial.output, errors=False)
     yield _row(trial, "identified without labels", net, began)
@@ -104,6 +106,7 @@ def in_onnxruntime(trial: Swapped, frozen: nn.Module) -> dict[str, Any]:
 @click.option("--bits", default=16, show_default=True, type=click.IntRange(4, 16), help="Bits of an entry.")
 @click.option("--fitted", default=400, show_default=True, type=click.IntRange(min=100), help="Samples to fit.")
 @click.option("--judged", default=1000, show_default=True, type=click.IntRange(min=100), help="Held-out samples.")
+@click.option("--untuned", is_flag=True, help="Leave out the identification and onnxruntime.")
 @json_option
 @markdown_option
 def main(
@@ -112,6 +115,7 @@ def main(
     bits: int,
     fitted: int,
     judged: int,
+    untuned: bool,
     json_path: Path | None,
     markdown_path: Path | None,
 ) -> None:
@@ -119,7 +123,9 @@ def main(
     with report(json_path, markdown_path) as out, arithmetic("float32", 1):
         for name in networks or NETWORKS:
             trial = load(name, fitted, judged)
-            out.table(f"{trial.title}: {segments} segments a layer, {fitted} samples", rows(trial, segments, bits))
+            out.table(
+                f"{trial.title}: {segments} segments a layer, {fitted} samples", rows(trial, segments, bits, untuned)
+            )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from benchmarks.harness import Command, Row, json_option, markdown_option, repor
 from benchmarks.networks.swapped import NETWORKS, Swapped, load
 
 
-def rows(trial: Swapped, degree: int, epochs: int, coefficients: Path | None) -> Iterator[Row]:
+def rows(trial: Swapped, degree: int, epochs: int, untuned: bool, coefficients: Path | None) -> Iterator[Row]:
     """Return a row for each way to find the coefficients."""
     plain = partial(Polynomial.fit, degree=degree, tails=0.0, margin=0.0)
     weighted = partial(Polynomial.fit, degree=degree)
@@ -36,6 +36,8 @@ def rows(trial: Swapped, degree: int, epochs: int, coefficients: Path | None) ->
     began = time.process_time()
     start, _ = replace_activations(trial.base, {trial.kind: weighted}, sample=trial.sample)
     yield _row(trial, degree, "fitted with margin and tails", start, began)
+    if untuned:
+        return
     common: dict[str, Any] = {"base": trial.base, "output": trial.output}
 
     def layers(net: nn.Module) -> None:
@@ -89,6 +91,7 @@ def _row(trial: Swapped, degree: int, what: str, net: nn.Module, began: float) -
 @click.option("--fitted", default=400, show_default=True, type=click.IntRange(min=100), help="Samples to fit.")
 @click.option("--judged", default=1000, show_default=True, type=click.IntRange(min=100), help="Held-out samples.")
 @click.option("--epochs", default=20, show_default=True, type=click.IntRange(min=1), help="Of Adam.")
+@click.option("--untuned", is_flag=True, help="Leave out Adam and the identification.")
 @click.option("--coefficients", type=click.Path(path_type=Path, dir_okay=False), help="Write the last ones there.")
 @json_option
 @markdown_option
@@ -98,6 +101,7 @@ def main(
     fitted: int,
     judged: int,
     epochs: int,
+    untuned: bool,
     coefficients: Path | None,
     json_path: Path | None,
     markdown_path: Path | None,
@@ -108,7 +112,7 @@ def main(
             trial = load(name, fitted, judged)
             for degree in degrees or (2, 4, 8):
                 title = f"{trial.title}: polynomials of degree {degree}, {fitted} samples"
-                out.table(title, rows(trial, degree, epochs, coefficients))
+                out.table(title, rows(trial, degree, epochs, untuned, coefficients))
 
 
 if __name__ == "__main__":

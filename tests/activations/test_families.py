@@ -224,7 +224,10 @@ def test_text_settings_state_and_copies_round_trip(text: str, shape: tuple[int, 
     again.load_state_dict(made.state_dict())
     assert again.settings() == made.settings()
     u = torch.randn(2, 3, 4, 5, generator=seeded()) * 2
-    for same in (again, copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+    # The network of a run is rebuilt from the text, and its file holds the parameters alone.
+    rebuilt = from_text(text, shape, interval=(-3.0, 5.0))
+    rebuilt.load_state_dict({name: p.detach().clone() for name, p in made.named_parameters()})
+    for same in (again, rebuilt, copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         assert torch.equal(same(u), made(u))
     if shape != (1,):
         shared = from_text(text, interval=(-3.0, 5.0))
