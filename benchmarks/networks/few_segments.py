@@ -8,7 +8,6 @@ Agreement is that with the base network, on held-out samples. Seconds are proces
 import tempfile
 import time
 from collections.abc import Iterator
-from copy import deepcopy
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -32,35 +31,38 @@ from benchmarks.networks.swapped import NETWORKS, Swapped, load
 TURNS = 7
 
 
-def rows(trial: Swapped, segments: int, bits: int, untuned: bool) -> Iterator[Row]:
-    """Return a row for each step."""
+def rows(trial: Swapped, segments: int, bits: int, untuned: bool, made: list[nn.Module]) -> Iterator[Row]:
+    """Return a row for each step, and add the last network to `made`."""
     began = time.process_time()
     fit = partial(PiecewiseLinear.fit, segments=segments)
-    start, _ = replace_activations(trial.base, {trial.kind: fit}, sample=trial.sample)
-    yield _row(trial, f"{segments} segments, just replaced", start, began)
-    frozen, _ = freeze_activations(start, "table", trial.sample, segments=segments, bits=bits)
-    yield _row(trial, f"just replaced, frozen in {bits} bits", frozen, time.process_time())
+    net, _ = replace_activations(trial.base, {trial.kind: fit}, sample=trial.sample)
+    yield _row(trial, f"{segments} segments, just replaced", net, began)
+    frozen, row = _frozen(trial, net, "just replaced", segments, bits)
+    yield row
     if untuned:
         return
-    net, began = deepcopy(start), time.process_time()
+    began = time.process_time()
     identify(net, trial.fitted, base=trial.base, target="logits", output=trial.output, errors=False)
     yield _row(trial, "identified without labels", net, began)
+    frozen, row = _frozen(trial, net, "identified", segments, bits)
+    yield row
+    made.append(frozen)
+
+
+def _frozen(trial: Swapped, net: nn.Module, what: str, segments: int, bits: int) -> tuple[nn.Module, Row]:
     began = time.process_time()
     frozen, frozen_report = freeze_activations(net, "table", trial.sample, segments=segments, bits=bits)
-    tables = [module for module in frozen.modules() if isinstance(module, SegmentTable)]
-    yield {
-        **_row(trial, f"identified, frozen in {bits} bits", frozen, began),
-        "tables": len(tables),
-        "bytes of all tables": sum(module.nbytes for module in tables),
-        "largest relative error of a table": f"{max(row.rms for row in frozen_report.rows):.1e}",
-    }
-    if isinstance(trial.sample, Tensor):
-        yield {"network": trial.title, **in_onnxruntime(trial, frozen)}
+    size = sum(module.nbytes for module in frozen.modules() if isinstance(module, SegmentTable))
+    error = max(row.rms for row in frozen_report.rows)
+    return frozen, _row(trial, f"{what}, frozen in {bits} bits", frozen, began, size, f"{error:.1e}")
 
 
-def _row(trial: Swapped, what: str, net: nn.Module, began: float) -> dict[str, Any]:
+def _row(
+    trial: Swapped, what: str, net: nn.Module, began: float, size: int | None = None, error: str | None = None
+) -> Row:
     seconds = time.process_time() - began
-    return {"network": trial.title, "step": what, **trial.agreement(net), "processor s": round(seconds, 1)}
+    cells: dict[str, Any] = {"network": trial.title, "step": what, **trial.agreement(net)}
+    return {**cells, "bytes of all tables": size, "largest error of a table": error, "processor s": round(seconds, 1)}
 
 
 def in_onnxruntime(trial: Swapped, frozen: nn.Module) -> dict[str, Any]:
@@ -93,7 +95,8 @@ def in_onnxruntime(trial: Swapped, frozen: nn.Module) -> dict[str, Any]:
             taken.append(time.process_time() - began)
     ratio = median(after / before for before, after in zip(seconds["base"], seconds["frozen"], strict=True))
     return {
-        "step": f"in onnxruntime, {'plain' if plain else 'other'} operators",
+        "network": trial.title,
+        "operators": "plain" if plain else "other",
         "same top-1": f"{same:.1%}",
         "time over the base network's": f"{ratio:.2f}",
         "bytes of the file over the base network's": f"{sizes['frozen'] / sizes['base']:.3f}",
@@ -123,9 +126,11 @@ def main(
     with report(json_path, markdown_path) as out, arithmetic("float32", 1):
         for name in networks or NETWORKS:
             trial = load(name, fitted, judged)
-            out.table(
-                f"{trial.title}: {segments} segments a layer, {fitted} samples", rows(trial, segments, bits, untuned)
-            )
+            made: list[nn.Module] = []
+            title = f"{trial.title}: {segments} segments a layer, {fitted} samples"
+            out.table(title, rows(trial, segments, bits, untuned, made))
+            if made and isinstance(trial.sample, Tensor):
+                out.table(f"{trial.title}: in onnxruntime", [in_onnxruntime(trial, made[0])])
 
 
 if __name__ == "__main__":

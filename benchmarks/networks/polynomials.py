@@ -60,7 +60,7 @@ def rows(trial: Swapped, degree: int, epochs: int, untuned: bool, coefficients: 
         try:
             adapt(net)
         except UserError as error:
-            yield {"network": trial.title, "degree": degree, "coefficients": name, "remark": str(error)}
+            yield _failed(trial, degree, name, error)
             continue
         yield _row(trial, degree, name, net, began)
     exported = export_polynomials(net, trial.judged, allowed_far=1.0)
@@ -74,7 +74,7 @@ def _row(trial: Swapped, degree: int, what: str, net: nn.Module, began: float) -
     try:
         exported = export_polynomials(net, trial.judged, allowed_far=1.0).rows
     except UserError as error:
-        return {**cells, "remark": str(error)}
+        return _failed(trial, degree, what, error)
     worst = max(exported, key=lambda row: row.outside)
     return {
         **cells,
@@ -83,6 +83,10 @@ def _row(trial: Swapped, degree: int, what: str, net: nn.Module, began: float) -
         "most far outside": f"{max(row.far for row in exported):.3%}",
         "processor s": round(seconds, 1),
     }
+
+
+def _failed(trial: Swapped, degree: int, what: str, error: UserError) -> Row:
+    return {"network": trial.title, "degree": degree, "coefficients": f"{what}: {error}"}
 
 
 @click.command(cls=Command)
