@@ -28,7 +28,7 @@ SCRIPT = ["./run_experiment.sh", "experiments/train_individual.py"]
 OF_TRAINING = ("precision", "lr", "holdout", "train_images", "knots")
 OF_IDENTIFICATION = ("target", "heldout", "curvature", "prior", "budget")
 """Settings that are given where they are not the default, by a flag of the same name or of `FLAG_NAMES`."""
-FLAG_NAMES = {"heldout": "--heldout-share"}
+FLAG_NAMES = {"heldout": "--heldout-share", "holdout": "--heldout-images"}
 
 
 @dataclass(frozen=True)

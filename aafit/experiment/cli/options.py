@@ -17,6 +17,7 @@ from aafit.training.precision import PRECISIONS
 
 SEEDS = 2**64
 SYNONYMS = {"fp32": "float32", "fp64": "float64", "bfloat16": "bf16"}
+DEVICES = "[auto|cpu|gpu|gpu:1|...]"
 HALF = ("fp16", "float16", "fp16rpr", "float16rpr")
 """Precisions of the authors' program that are not supported."""
 
@@ -113,9 +114,10 @@ data_dir_option = click.option(
 )
 device_option = click.option(
     "--device",
+    metavar=DEVICES,
     default="auto",
     callback=to_torch_device,
-    help="auto (a GPU if there is one), cpu, gpu, or one of several GPUs: gpu:1, ...",
+    help="auto: a GPU if there is one; gpu (or cuda): the first one.",
 )
 threads_option = click.option(
     "--threads",

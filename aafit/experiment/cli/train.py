@@ -16,6 +16,7 @@ import click
 from aafit.errors import UserError
 from aafit.experiment.cli.authors import ACTS, DATASETS, FUNCTIONS, NETWORKS, STARTS, TYPES, Words, find_checkpoint
 from aafit.experiment.cli.options import (
+    DEVICES,
     Command,
     activation_options,
     given,
@@ -291,8 +292,10 @@ def _plain(value: object) -> str:
 @click.option("--ds", type=click.Choice([*DATASETS, "all"]), default="all", help="Data set; all: F-MNIST and CIFAR-10.")
 @click.option("--opt", type=click.Choice(["rmsprop", "adam"]), default="rmsprop", help="Optimizer.")
 @click.option("--bs", "--batch-size", "bs", type=click.IntRange(min=1), default=64, help="Batch size.")
-@click.option("--dev", type=click.Choice(["cpu", "gpu"]), default="gpu", help="gpu: the CPU if there is none.")
-@click.option("--device", callback=to_torch_device, help="Instead of --dev: auto, cpu, gpu, gpu:1, ...")
+@click.option(
+    "--dev", type=click.Choice(["cpu", "gpu", "cuda"]), default="gpu", help="gpu (or cuda): the CPU if there is none."
+)
+@click.option("--device", metavar=DEVICES, callback=to_torch_device, help="The same, as in all other commands.")
 @click.option(
     "--acts",
     type=click.Choice(list(ACTS)),
@@ -334,7 +337,14 @@ def _plain(value: object) -> str:
     help="What is trained [default: all; with --tune_aaf activations; without an epoch none].",
 )
 @click.option("--lr", type=float, help="Learning rate [default: 1e-3 with adam, 1e-4 with rmsprop].")
-@click.option("--holdout", type=click.IntRange(min=0), default=0, help="Train images that are held out.")
+@click.option(
+    "--heldout-images",
+    "--holdout",
+    "holdout",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Train images that are held out from training.",
+)
 @click.option("--train-images", type=click.IntRange(min=1), help="Train on this many images only.")
 @click.option("--no-augment", is_flag=True, help="Do not augment the train images.")
 @click.option("--no-shuffle", is_flag=True, help="Do not shuffle the train images.")
