@@ -168,7 +168,6 @@ def test_the_citation_has_the_version_and_every_reference_an_address() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == metadata_version()
     assert all(one.get("doi") or one.get("url") for one in citation["references"])
-    assert f"version = {{{metadata_version()}}}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def metadata_version() -> str:

@@ -115,6 +115,14 @@ def vertical_range(curves: Curves, inputs: Histogram | None) -> tuple[float, flo
     return low - margin, high + margin
 
 
+def faded(curves: Curves, inputs: Histogram | None) -> Tensor:
+    """Return where curves are drawn faded, (U,): where no input is, or where the samples do not determine them."""
+    faded_U = torch.zeros_like(curves.u_U, dtype=torch.bool)
+    if inputs is not None:
+        faded_U |= (curves.u_U < inputs.edges[0]) | (curves.u_U > inputs.edges[-1])
+    return faded_U if curves.error_U is None else faded_U | curves.error_U.isnan()
+
+
 def drawn_bars(inputs: Histogram, most: int) -> tuple[Tensor, Tensor]:
     """Return the edges (N + 1,) and the densities (N,) of at most `most` bars."""
     bars = inputs.coarser(most)

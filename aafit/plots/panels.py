@@ -16,8 +16,8 @@ from aafit.activations import FIXED, AdaptiveActivation, FNeuron, Histogram
 from aafit.errors import UserError
 from aafit.networks.adaptive import read_activations
 from aafit.networks.kinds import KNOWN
-from aafit.plots.curves import LABELS, Curves, curves_of, drawn_bars
-from aafit.plots.style import BAND, GREY, INITIAL, ORIGINAL, TUNED, look, panels
+from aafit.plots.curves import LABELS, Curves, curves_of, drawn_bars, faded, vertical_range
+from aafit.plots.style import BAND, GREY, INITIAL, ORIGINAL, TUNED, VEIL, look, panels
 
 BARS = 60
 WIDEST = 58
@@ -28,7 +28,10 @@ KNOTS = "knots"
 
 
 def draw_curves(axes: Axes, curves: Curves, inputs: Histogram | None = None) -> None:
-    """Draw the curves of an activation, labelled as in `LABELS`, over the density of its inputs."""
+    """Draw the curves of an activation, labelled as in `LABELS`, over the density of its inputs.
+
+    They are faded where no input is, and where the samples do not determine the tuned one.
+    """
     u = curves.u_U.numpy()
     if inputs is not None:
         _draw_inputs(axes, inputs)
@@ -41,11 +44,13 @@ def draw_curves(axes: Axes, curves: Curves, inputs: Histogram | None = None) -> 
     if curves.low_U is not None and curves.high_U is not None:
         axes.fill_between(u, curves.low_U.numpy(), curves.high_U.numpy(), label=LABELS["quantiles"], **BAND)
     if curves.error_U is not None:
-        limits, error = axes.get_ylim(), 2 * curves.error_U.numpy()
+        error = 2 * curves.error_U.numpy()
         axes.fill_between(u, tuned - error, tuned + error, label=LABELS["error"], **BAND)
-        # A large error would flatten the curves.
-        axes.set_ylim(limits)
+    faded_U = faded(curves, inputs).numpy()
+    axes.fill_between(u, 0, 1, where=faded_U, transform=axes.get_xaxis_transform(), **VEIL)
     axes.set_xlim(u[0], u[-1])
+    # Neither a large error nor a curve far outside the inputs may flatten the others.
+    axes.set_ylim(vertical_range(curves, inputs))
 
 
 def _draw_inputs(axes: Axes, inputs: Histogram) -> None:

@@ -3,7 +3,7 @@
 from markupsafe import Markup
 
 from aafit.activations import Histogram
-from aafit.plots.curves import Curves, drawn_bars, vertical_range
+from aafit.plots.curves import Curves, drawn_bars, faded, vertical_range
 from aafit.plots.svg import Frame, axes, picture
 
 BARS = 50
@@ -60,13 +60,10 @@ def _paths(curves: Curves, inputs: Histogram, frame: Frame, with_error: bool) ->
 
 
 def _veil(curves: Curves, inputs: Histogram, frame: Frame) -> str:
-    hidden_U = (curves.u_U < inputs.edges[0]) | (curves.u_U > inputs.edges[-1])
-    if curves.error_U is not None:
-        hidden_U = hidden_U | curves.error_U.isnan()
     half = (curves.u_U[1] - curves.u_U[0]).item() / 2
     top, bottom = frame.top, frame.top + frame.height
     parts = []
-    for u in curves.u_U[hidden_U].tolist():
+    for u in curves.u_U[faded(curves, inputs)].tolist():
         (left, _), (right, _) = frame.at(u - half, 0), frame.at(u + half, 0)
         parts.append(f"M{left:.1f} {top}H{right:.1f}V{bottom}H{left:.1f}Z")
     return "".join(parts)

@@ -18,7 +18,9 @@ from matplotlib.ticker import MaxNLocator
 from aafit.files import make_folder, write_atomically
 
 LOOK: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
+    "font.family": "sans-serif",
+    # Verdana and its kin are as wide, for viewers of SVG files who do not have the first.
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Geneva", "sans-serif"],
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -40,7 +42,8 @@ LOOK: dict[str, Any] = {
     "savefig.facecolor": "white",
     # Makes the files reproducible.
     "svg.hashsalt": "aafit",
-    "svg.fonttype": "path",
+    # Text stays text, which can be searched and edited.
+    "svg.fonttype": "none",
 }
 GREY = "#777777"
 # The dashes of the initial curve are above the tuned one, so that both are visible where they coincide.
@@ -49,6 +52,8 @@ INITIAL: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (5, 2)), "linewi
 ORIGINAL: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1.2, "zorder": 2}
 BAND: dict[str, Any] = {"color": "#0072B2", "alpha": 0.25, "linewidth": 0}
 """The area of a standard error, of quantiles, or of a standard deviation."""
+VEIL: dict[str, Any] = {"color": "white", "alpha": 0.65, "linewidth": 0, "zorder": 6}
+"""Lies over the parts of curves that are faded."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,12 @@ def line(index: int) -> Line:
     # A repeated colour has another dash and marker.
     other = LINES[(at + 3 * again) % len(LINES)]
     return Line(LINES[at].color, other.linestyle, other.marker)
+
+
+def lines_by(kinds: Sequence[str]) -> list[Line]:
+    """Return a style for each curve: one colour for each kind, and other dashes and markers within a kind."""
+    colors = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    return [line(colors[kind] % len(LINES) + len(LINES) * kinds[:at].count(kind)) for at, kind in enumerate(kinds)]
 
 
 @contextmanager

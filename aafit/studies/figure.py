@@ -45,6 +45,7 @@ def plot_study(study: Study) -> Figure:
             draw_curves(panel, shape, inputs[shape.path])
             half = WIDEST // 2
             path = shape.path if len(shape.path) <= WIDEST else f"{shape.path[:half]}…{shape.path[-half:]}"
+            path = f"layer {path}" if path.isdecimal() else path
             # With y, the title does not move up for the numbers of the axis.
             panel.set_title(f"{path}\n{shape.nearest_text(1)}", fontsize=6.5, fontweight="normal", y=1.0)
             panel.tick_params(labelsize=6)

@@ -151,7 +151,7 @@ def _layer_summary(study: Study, path: str, shape: LearnedShape | None) -> list[
     """Return what the row of a layer shows: a text and its name."""
     cells = [("not called" if shape is None else shape.nearest_text(), "nearest")]
     if shape is not None:
-        error = "" if shape.error is None else f" ± {shape.error:.1%}" if shape.error < 1 else ", undetermined"
+        error = "" if shape.error is None else ", undetermined" if shape.undetermined else f" ± {shape.error:.1%}"
         cells.append((f"{shape.changed:.1%}{error}", "changed"))
     gain = next((row for row in study.importance.rows if row.layer == path), None)
     return cells if gain is None else [*cells, (f"{gain.gain:.2g} ± {gain.error:.1g}", "expected gain")]
@@ -165,7 +165,7 @@ def _layer_facts(study: Study, path: str, shape: LearnedShape | None) -> list[tu
         facts = [("Nearest known function", shape.nearest_text(len(shape.nearest)))]
         error = "standard error not available"
         if shape.error is not None:
-            error = "undetermined by the samples" if shape.error >= 1 else f"standard error {shape.error:.2%}"
+            error = "undetermined by the samples" if shape.undetermined else f"standard error {shape.error:.2%}"
         facts.append(("Relative RMS change", f"{shape.changed:.2%}, {error}"))
         if shape.curves > 1:
             facts.append(("Curves", f"{shape.curves}; the median is drawn"))
@@ -212,8 +212,8 @@ def _identification(study: Study) -> dict[str, Any]:
     log = bool(values) and min(values) > 0 and max(values) > 10 * min(values)
     label = "Loss after each step of the identification"
     return {
-        "text": f"{len(found.names):,} parameters, fitted to {found.samples:,} samples; {found.heldout_samples:,} "
-        f"more judged the result; {found.seconds:.1f} s.",
+        "text": f"{len(found.names):,} parameters, fitted to {found.samples:,} samples in {found.seconds:.1f} s"
+        + (f"; {found.heldout_samples:,} other samples judged the result." if found.heldout_samples else "."),
         "picture": line_picture([step.number for step in shown], lines, label, ("step", "loss"), log)
         if len(shown) > 1
         else None,

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from aafit.plots.html import Cell, PageTable, breakable
 from aafit.studies.result import Study
+from aafit.studies.shapes import LearnedShape
 from aafit.training.compare import Difference
 
 ROUNDING = 1e-12
@@ -55,16 +56,18 @@ def layer_table(study: Study) -> PageTable:
         ("replaced", OPTIONAL, lambda row: f"{row.old} → {row.new}"),
         ("expected gain", NUMBER, of_gain(lambda gain: (f"{gain.gain:.2g} ± {gain.error:.1g}", gain.gain))),
         ("changed", NUMBER, of_shape(lambda shape: (f"{shape.changed:.1%}", shape.changed))),
-        ("standard error", BOTH, of_shape(lambda shape: relative_error(shape.error))),
+        ("standard error", BOTH, of_shape(relative_error)),
         ("nearest", "", of_shape(lambda shape: shape.nearest_text(), "not called")),
         ("parameters", BOTH, of_gain(lambda gain: gain.parameters)),
     ]
     return page_table("layer-table", "The replaced layers", columns, study.replaced, "Filter layers")
 
 
-def relative_error(error: float | None) -> Cell:
-    """Return a relative standard error as a cell; above 1 the samples do not determine the shape."""
-    return "" if error is None else (f"± {error:.1%}" if error < 1 else "undetermined", error)
+def relative_error(shape: LearnedShape) -> Cell:
+    """Return the relative standard error of a shape as a cell; empty if it is not available."""
+    if shape.error is None:
+        return ""
+    return "undetermined" if shape.undetermined else f"± {shape.error:.1%}", shape.error
 
 
 def parameter_table(study: Study, path: str) -> PageTable:

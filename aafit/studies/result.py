@@ -192,10 +192,11 @@ def _shapes_sentence(study: Study) -> str:
     gain = next((row for row in study.importance.rows if row.layer == most.path and row.significant), None)
     expected = "" if gain is None else f", expected gain in loss {gain.gain:.2g} ± {gain.error:.1g}"
     error = "no standard error available" if most.error is None else f"standard error {most.error:.1%}"
-    return (
-        f"The shape of {most.path} changed most, by {most.changed:.1%} ({error}{expected}), and its nearest known "
-        f"function is {most.nearest_text()}; {of}."
-    )
+    first = most.nearest[0]
+    known = f"its nearest known function is {most.nearest_text()}"
+    if first.distance >= NEAR:
+        known = f"no known function is near it (closest: {first.name}, {first.distance:.0%})"
+    return f"The shape of layer {most.path} changed most, by {most.changed:.1%} ({error}{expected}), and {known}; {of}."
 
 
 def _and(parts: list[str]) -> str:

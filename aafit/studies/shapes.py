@@ -58,6 +58,11 @@ class LearnedShape(Curves):
     error: float | None
     significant: bool | None
 
+    @property
+    def undetermined(self) -> bool:
+        """Whether the standard error exceeds the shape's standard deviation, and no change is significant."""
+        return self.error is not None and self.error >= 1 and not self.significant
+
     def nearest_text(self, most: int = 3) -> str:
         """Return the nearest known functions with their distance: "SiLU, 0.8%", or "none (closest: ReLU, 37%)"."""
         names = [f"{near.name}, {near.distance:.1%}" for near in self.nearest[:most]]

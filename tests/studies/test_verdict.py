@@ -51,7 +51,7 @@ def test_only_a_significant_change_of_a_shape_is_named(found):
         return replace(found, shapes=(replace(first, **({"changed": 0.5} | changes)), second)).verdict[2]
 
     assert second.significant is not True
-    named = f"The shape of {first.path} changed most"
+    named = f"The shape of layer {first.path} changed most"
     assert named in sentence(significant=True, error=0.1)
     assert "(standard error 10.0%" in sentence(significant=True, error=0.1)
     assert "(no standard error available" in sentence(significant=None, error=None, changed=9.0)

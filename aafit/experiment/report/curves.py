@@ -14,9 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from aafit.activations import is_adaptive
 from aafit.experiment.report.runs import RunRecord, SuiteRuns
 from aafit.experiment.report.summary import activations, status
-from aafit.plots.style import BASE_LINE, GREY, Line, label_ends, line, look, panels, set_epochs, text_width
+from aafit.experiment.runs.config import RunConfig
+from aafit.plots.style import BASE_LINE, GREY, Line, label_ends, line, lines_by, look, panels, set_epochs, text_width
 
 PAPER = (
     ("relu-to-tanh-relu", "ReLU → Tanh + ReLU", "ReLU", "4", "2"),
@@ -110,7 +112,7 @@ def draw_group(group: Group) -> Figure:
     out of the close-up, which names them.
     """
     names = {**group.bases, **group.tuned}
-    lines = {name: line(index) for index, name in enumerate(group.tuned)}
+    lines = _styles({name: runs[0] for name, runs in group.tuned.items()})
     lines |= {name: BASE_LINE if group.tuned else line(index) for index, name in enumerate(group.bases)}
     settings = next(iter(names.values()))[0].settings
     title = f"{group.title}: {settings.network} on {settings.dataset}" if group.tuned else group.title
@@ -133,6 +135,18 @@ def draw_group(group: Group) -> Figure:
                 panel.set_ylabel("test accuracy, %" if accuracy else "training loss")
         figure.legend(handles=_legend(names, lines), loc="lower left", ncols=2, handlelength=4.5, borderaxespad=0.6)
     return figure
+
+
+def _styles(runs: Mapping[str, RunRecord]) -> dict[str, Line]:
+    """Return the style of each run's curve, coloured by its method, or by its activation if all have one method."""
+    methods = [run.settings.method for run in runs.values()]
+    kinds = methods if len(set(methods)) > 1 else [_family(run.settings) for run in runs.values()]
+    return dict(zip(runs, lines_by(kinds), strict=True))
+
+
+def _family(settings: RunConfig) -> str:
+    """Return the family of a run's adaptive activations; of fixed ones the function."""
+    return next((text.split()[0] for text in (settings.fc, settings.cnn) if is_adaptive(text)), settings.fc)
 
 
 def _curve(runs: Sequence[RunRecord], accuracy: bool, style: Line) -> Curve:
@@ -243,15 +257,15 @@ def draw_times(runs: Mapping[str, RunRecord]) -> Figure:
         right = 0.3 + max(text_width(name, 8) for name in measured)
         title = "Test accuracy over the time of tuning"
         figure, (axes,) = panels(1, 1, (4.6, 2.9), (0.6, right, 0.5, 0.1), title)
-        ends = []
-        for index, (name, run) in enumerate(measured.items()):
+        ends, styles = [], _styles(measured)
+        for name, run in measured.items():
             seconds = np.nan_to_num(run.columns["seconds"]).cumsum()
             accuracy = 100 * run.columns["test_accuracy"]
             # The network before tuning, at 0 s, has no place on a logarithmic axis.
             shown = (seconds > 0) & np.isfinite(accuracy)
             if not shown.any():
                 continue
-            seconds, accuracy, style = seconds[shown], accuracy[shown], line(index)
+            seconds, accuracy, style = seconds[shown], accuracy[shown], styles[name]
             axes.plot(seconds, accuracy, **style.kwargs(), markevery=max(1, len(seconds) // 6))
             ends.append((float(seconds[-1]), float(accuracy[-1]), name, style.color))
         axes.set_xscale("log")

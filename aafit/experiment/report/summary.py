@@ -339,8 +339,7 @@ def _tex(text: str) -> str:
 
 def verdict(suite: SuiteRuns, rows: Sequence[RunSummary]) -> list[str]:
     """Return the sentences at the top of the page: the cost of replacing, what tuning recovered, and the other runs."""
-    done = sum(run.done is not None for run in suite.runs)
-    sentences = [f"{done} of {len(suite.runs) + len(suite.no_config)} runs are finished."]
+    sentences = []
     tuned = [row for row in rows if all(row.means[name] for name in ACCURACIES.values())]
     lost = [row for row in tuned if row.means["recovered"] and not row.status]
     frozen = all(row.settings.train == "activations" for row in lost)
@@ -365,6 +364,8 @@ def verdict(suite: SuiteRuns, rows: Sequence[RunSummary]) -> list[str]:
             f"In {_count(len(near), len(tuned))} the replacement alone cost less than {100 * LEAST_DROP:g} points; "
             f"after tuning the test accuracy differs from the base network's by {_range(gains, '+.2f')} points."
         )
+    done = sum(run.done is not None for run in suite.runs)
+    sentences.append(f"{done} of {len(suite.runs) + len(suite.no_config)} runs are finished.")
     return sentences
 
 
