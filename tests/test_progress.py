@@ -65,7 +65,7 @@ def test_a_script_writes_lines_to_stderr_unless_verbose_is_off(verbose: bool) ->
         f"epoch {number} of 3" for number in (1, 2, 3)
     ]
     assert [line.split()[-1] for line in lines if line.strip()[0].isdigit() and " s  " in line][-2:] == [
-        "shapes",
+        "families",
         "done",
     ]
 
@@ -124,8 +124,9 @@ def test_a_notebook_shows_a_bar_that_is_updated(monkeypatch: pytest.MonkeyPatch,
 
 def test_a_program_with_logging_gets_the_lines_by_its_own_rules(capsys, caplog, data) -> None:
     _, net, batches = data
-    aafit.tune(net, batches, epochs=1)
-    assert not caplog.messages  # the level is WARNING
+    with caplog.at_level("WARNING", logger="aafit"):
+        aafit.tune(net, batches, epochs=1)
+    assert not caplog.messages
     with caplog.at_level("INFO", logger="aafit"):
         aafit.tune(net, batches, epochs=1)
     assert caplog.messages[0].startswith("epoch 1 of 1: loss ")

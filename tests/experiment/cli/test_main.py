@@ -245,7 +245,9 @@ def test_only_a_study_needs_no_package_of_the_experiment(command):
 @pytest.mark.parametrize("command", [["-m", "aafit", "run"], [ROOT / "experiments/train_individual.py", "base"]])
 def test_ctrl_c_during_imports_ends_in_one_line(command, tmp_path):
     """torch is replaced by a module that Ctrl-C reaches while it is imported."""
-    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    # A shell's background job ignores the signal, and so do its children, unless they say otherwise.
+    interrupt = "signal.signal(signal.SIGINT, signal.default_int_handler)\nos.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "torch.py").write_text(f"import os, signal, time\n{interrupt}\ntime.sleep(60)\n")
     done = run_with(*map(str, command), path=[tmp_path])
     assert (done.returncode, done.stderr) == (130, "Stopped.\n")
 

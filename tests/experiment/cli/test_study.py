@@ -123,9 +123,9 @@ def test_what_cannot_be_studied_is_one_sentence(program, arguments, sentence):
 
 
 def test_families_are_compared(program):
-    (program / "own_program.py").write_text(f"{PROGRAM}\nfrom small import Quotient\n")
+    (program / "own_family.py").write_text("from small import Quotient\n")
     options = ["--replace", "act1=AHAF as SiLU", "--steps", "0", "--samples", "32", "--heldout", "own_program:more"]
-    wanted = ["--families", "LEAF", "--families", "own_program:Quotient"]
+    wanted = ["--families", "LEAF", "--families", "own_family:Quotient"]
     done = study("own_program:network", "own_program:fit", *options, *wanted)
     assert done.exit_code == 0, done.output
     assert {"LEAF", "Quotient"} <= {word for line in done.output.splitlines() for word in line.split()[1:2]}
