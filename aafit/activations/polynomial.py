@@ -53,7 +53,7 @@ class Polynomial(IntervalActivation):
     T_k(cos t) = cos(k t). Every T_k is within [-1, 1] on the interval, so that the coefficients are of one scale, which
     powers of u are not. `powers()` returns the coefficients of 1, u, u^2, ... instead.
 
-    Outside the interval the same polynomial goes on, without a clamp, as it does in encrypted inference: it grows like
+    Outside the interval the same polynomial is evaluated, without a clamp, as in encrypted inference: it grows like
     u^n, and overflows to infinity or NaN for very large inputs. `is_outside` finds such inputs, and `aafit.audit`
     reports their share. The fit can be weighted towards the tails of the inputs, see `fit`.
 

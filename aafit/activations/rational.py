@@ -89,7 +89,7 @@ class Rational(IntervalActivation):
     Rational(u) = (a_0 + a_1 z + ... + a_m z^m) / (1 + |b_1 z + ... + b_n z^n|), with z = u / max(|left|, |right|).
 
     The scale of z, which is from -1 to 1 on the interval, keeps the coefficients of one size; the paper has z = u,
-    which is the interval (-1, 1). Outside the interval the same formula goes on: with m = n + 1, as in the default
+    which is the interval (-1, 1). Outside the interval the same formula applies: with m = n + 1, as in the default
     (5, 4), it tends to a straight line. Where the powers of z would overflow (beyond 3e5 in float32) it is continued by
     a multiple of z^(m - n), its asymptote, or by a constant for m <= n, so that no finite or infinite input gives NaN.
 

@@ -8,7 +8,7 @@ standard errors. Read `Identifier.advance` and `_joint` first.
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
@@ -68,7 +68,7 @@ STEADY = 0.02  # relative change of the effective number of parameters
 UPDATES = 5  # of the prior's strength at one vector
 COLLAPSED = 0.05  # of the standard deviation of the outputs over the samples
 CLEARLY = 0.5  # standard errors by which the loss under a prior exceeds the least
-SURELY = 2.0  # the same, for a weight below FEW_WEIGHT
+REFUTED = 4.0  # standard errors of the gain over the prior's mean from which few samples may lower its weight
 SURE = 0.4  # of the standard deviation of the labels: what the probabilities of a useful network have
 FEW_WEIGHT = 100.0  # of the prior, for fewer than FIRST_SAMPLE samples
 MOST_ROUNDS = 8  # vectors at which it is updated on one sample
@@ -106,8 +106,8 @@ def identify(
 
     by damped Gauss-Newton steps. The prior keeps an activation near the original function where the samples do not
     determine it; see `Prior`. Take samples that the network was not trained on, or augmented ones, since it fits its
-    training samples too well. The result depends on the arguments only. It is never worse than the start, as far as
-    a leave-one-out estimate of the loss tells: otherwise it is the start.
+    training samples too well. The result depends on the arguments only. If a leave-one-out estimate of the loss is no
+    better for it than for the start, the result is the start.
 
     Args:
         net: a network with adaptive activations.
@@ -127,8 +127,8 @@ def identify(
         steps: maximum number of joint steps.
         heldout: share of the samples held out. They judge the result once, and decide nothing unless it is clearly
             worse there. Default: 0.2, and none of fewer than 500 samples.
-        curvature: "exact", with one backward pass for each output, or "sampled", with a single one: exact in
-            expectation. Up to 1,000 samples with up to 16 outputs it is always exact.
+        curvature: "exact", with one backward pass for each output, or "sampled", with two: exact in expectation.
+            Up to 1,000 samples with up to 16 outputs it is always exact.
         budget: how much the outputs may change when slopes are lowered, see `smooth_start`; 0 leaves the slopes.
         memory: bytes that the samples and the outputs of the frozen prefix may take.
         batch_size: samples of a forward pass; by default as many as the largest of the batches has, at most 128.
@@ -435,16 +435,16 @@ class Identifier:
         ]
         changes_WN = left_out(posteriors, [posterior.block_step() for posterior in posteriors])
 
-        def alike(errors: float, weights: Sequence[float]) -> list[float]:
-            rows_WN = changes_WN[[WEIGHTS.index(weight) for weight in weights]]
-            excess_WN = rows_WN - rows_WN[rows_WN.mean(1).argmin()]
-            within = excess_WN.mean(1) <= errors * excess_WN.std(1) / state.samples**0.5
-            return [weight for weight, is_within in zip(weights, within.tolist(), strict=True) if is_within]
-
-        # Few samples begin with a heavier prior, and leave it only if that is clearly better.
-        heavy = [weight for weight in WEIGHTS if weight >= state.strength.weight]
-        unclear = set(heavy) & set(alike(SURELY, WEIGHTS))
-        return max(alike(CLEARLY, heavy if unclear else WEIGHTS))
+        weights = [weight for weight in WEIGHTS if weight >= state.strength.weight]
+        if len(weights) < len(WEIGHTS):
+            # Few samples begin with a heavier prior, and keep to it unless they refute the function that it favors.
+            before_N, after_N = (self._losses(at_P, self.samples.fitted) for at_P in (state.mean_P, state.vector_P))
+            gain = _gain("", before_N - after_N - changes_WN[WEIGHTS.index(state.strength.weight)])
+            weights = list(WEIGHTS) if gain.gain > REFUTED * gain.error else weights
+        changes_WN = changes_WN[[WEIGHTS.index(weight) for weight in weights]]
+        excess_WN = changes_WN - changes_WN[changes_WN.mean(1).argmin()]
+        alike = excess_WN.mean(1) <= CLEARLY * excess_WN.std(1) / state.samples**0.5
+        return max(weight for weight, is_alike in zip(weights, alike.tolist(), strict=True) if is_alike)
 
     def _judged(self, state: State, posterior: Posterior) -> State:
         """Return the final state: judge the result, which is the start if it is not better than that."""
@@ -550,7 +550,7 @@ class Identifier:
         return {path: own.elements_ES.flatten().double().cpu() for path, own in found.items()}
 
     def _outside(self) -> dict[str, float]:
-        """Return the share of the first samples' inputs outside the interval of each F-Neuron, by path."""
+        """Return the share of the first samples' inputs outside the interval of each activation with one, by path."""
         outside = OutsideShares(self.net)
         with outside.counting():
             for batch in self.problem.predictor.batches(self._raw_few):

@@ -26,7 +26,7 @@ class Method:
 
     Attributes:
         name: as the setting `method` spells it.
-        module: name of its file, beside this one. Its `prepare(run)` makes the run's optimizers, if any, and restores
+        module: name of its file in this folder. Its `prepare(run)` makes the run's optimizers, if any, and restores
             the state that the run was stopped in. Its `train(runs, data, log_of)` trains the runs to their end, each
             measured after every epoch; `log_of` redirects output to a run's log.
         check: raises a UserError if the method cannot train a run with these settings.
