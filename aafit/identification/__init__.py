@@ -1,8 +1,8 @@
 """Parametric identification: the optimum of a network's adaptive activations from a few Gauss-Newton steps.
 
-Begin with identify.py, the map of an identification. problem.py has gradients and curvature, coordinates.py what is
-moved, gauss_newton.py the steps, layerwise.py what brings a far start near. audit.py, uncertainty.py and importance.py
-tell what can move, how sure it is, and what is worth it.
+Begin with identify.py, the map of an identification; objective.py is what it minimizes. problem.py has gradients and
+curvature, coordinates.py what is moved, gauss_newton.py the steps, layerwise.py what brings a far start near. audit.py,
+uncertainty.py and importance.py tell what can move, how sure it is, and what is worth it.
 """
 
 from aafit.identification.audit import Audit, audit

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import isfinite
 from typing import Any
 
@@ -19,46 +18,37 @@ from torch import Tensor, nn
 
 from aafit.errors import Stopped, UserError, check_count, check_name
 from aafit.identification.coordinates import Coordinates
-from aafit.identification.elements import calls_of, input_elements
 from aafit.identification.gauss_newton import (
     DENSE,
     Model,
     Posterior,
-    curvature_at,
     descend,
     dispersion_of,
     first_dispersion,
     left_out,
-    model_at,
 )
 from aafit.identification.layerwise import match_layers
-from aafit.identification.prior import WEIGHTS, Prior, Strength, input_range, original_activations, set_indices
-from aafit.identification.problem import Problem, probes_for
+from aafit.identification.objective import Objective
+from aafit.identification.prior import WEIGHTS, Prior, input_range, original_activations
+from aafit.identification.problem import Problem
 from aafit.identification.result import HEADER, Gain, Identification, State, Step
-from aafit.identification.samples import Samples, prepare
+from aafit.identification.samples import prepare
 from aafit.identification.slope import outputs_changed, smoothest
 from aafit.identification.uncertainty import Uncertainty, uncertainty
-from aafit.networks.adaptive import adaptive_activations, train_only_activations
+from aafit.networks.adaptive import train_only_activations
 from aafit.networks.batches import Batch, Output
-from aafit.networks.running import OutsideShares, own_modes
+from aafit.networks.running import own_modes
 from aafit.networks.surgery import with_matching_modules
 from aafit.progress import ShowProgress, progress
-from aafit.training.distance import Distance
-from aafit.training.losses import LossLike, as_loss, has_labels, one_hot, predictions
+from aafit.training.losses import LossLike, as_loss
 from aafit.training.predictor import Predictor, unwrapped
 
 TARGETS = ("labels", "logits", "activations")
 CURVATURES = ("exact", "sampled")
-FEW = 256  # samples suffice to match a layer, or to find what a slope changes
-MOST_OUTPUTS = 1 << 20  # of these samples together: of long sequences and large maps there are fewer
-LEAST_FEW = 8
-OUTPUTS_FOR_SLOPES = 1 << 18
+OUTPUTS_FOR_SLOPES = 1 << 18  # at most, of the samples that tell what a slope changes
 FIRST_SAMPLE = 500
 LARGER = 8  # times the sample, once the parameters are as good as it allows
-EXACT_SAMPLES = 1000  # up to which the curvature of the last steps is exact
-PROBES = 2  # random probes of the curvature for each sample in the other steps
 TRUSTED = 0.25  # relative error of the predicted decrease up to which a curvature is kept for the next step
-CURVATURE_SAMPLES = 4000  # at most, for a curvature
 SETTLED = 0.05  # Newton decrement of the log-posterior at which the search ends: a third of a standard error
 STALLED = 0.02  # decrease of the negative log-posterior by each of two steps below which they end too
 SHARE_OF_NOISE = 0.02  # the same for each effective parameter
@@ -66,10 +56,8 @@ SHARE_OF_PART = 0.25  # and at which a part of the samples is exhausted
 NOT_NOISY = 0.01  # of the remaining loss, if the targets are the base network's
 STEADY = 0.02  # relative change of the effective number of parameters
 UPDATES = 5  # of the prior's strength at one vector
-COLLAPSED = 0.05  # of the standard deviation of the outputs over the samples
 CLEARLY = 0.5  # standard errors by which the loss under a prior exceeds the least
 REFUTED = 4.0  # standard errors of the gain over the prior's mean from which few samples may lower its weight
-SURE = 0.4  # of the standard deviation of the labels: what the probabilities of a useful network have
 FEW_WEIGHT = 100.0  # of the prior, for fewer than FIRST_SAMPLE samples
 MOST_ROUNDS = 8  # vectors at which it is updated on one sample
 
@@ -189,9 +177,8 @@ def identify(
                 'may fit their noise: give more samples, or prior="auto".',
                 stacklevel=2,
             )
-        identifier = Identifier(
-            net, of_base, target, samples, problem, prior, steps, curvature == "exact", budget, seed, errors
-        )
+        objective = Objective(net, of_base, samples, problem, curvature == "exact", seed)
+        identifier = Identifier(objective, target, prior, steps, budget, errors)
         try:
             if state is None:
                 state = identifier.start(began)
@@ -234,25 +221,21 @@ def _check_prior(prior: float | str | None) -> None:
 class Identifier:
     """One identification. The fields are the arguments of `identify`, or made from them."""
 
-    net: nn.Module
-    base: Predictor | None
+    objective: Objective
     target: str
-    samples: Samples
-    problem: Problem
     prior: float | str | None
     steps: int
-    exact: bool
     budget: float
-    seed: int
     errors: bool
 
     def start(self, began: float) -> State:
         """Return the state before any step."""
-        vector_P = self.problem.coordinates.read()
-        step = self._step((), "start", vector_P, self._few, heldout=True)
+        vector_P = self.objective.problem.coordinates.read()
+        n = len(self.objective.samples.fitted)
+        step = self._step((), "start", vector_P, self.objective.few, heldout=True)
         step = replace(step, seconds=time.perf_counter() - began)
         logger.info("%s\n%s", HEADER, step)
-        return State("slope", vector_P, vector_P, vector_P, min(FIRST_SAMPLE, len(self.samples.fitted)), (step,))
+        return State("slope", vector_P, vector_P, vector_P, min(FIRST_SAMPLE, n), (step,))
 
     def advance(self, state: State) -> State:
         """Return the state after one step of its phase."""
@@ -269,7 +252,7 @@ class Identifier:
 
     def result(self, state: State) -> Identification:
         """Return the result at the end."""
-        coordinates = self.problem.coordinates
+        objective, coordinates = self.objective, self.objective.problem.coordinates
         errors = None
         if self.errors and len(coordinates) <= DENSE and state.dispersion:
             errors = self._uncertainty(state)
@@ -279,11 +262,11 @@ class Identifier:
             start=tuple(coordinates.values(state.start_P).tolist()),
             values=tuple(coordinates.values(state.vector_P).tolist()),
             uncertainty=errors,
-            ranges={path: input_range(inputs_E) for path, inputs_E in self._inputs(self.net).items()},
-            samples=len(self.samples.fitted),
-            heldout_samples=len(self.samples.heldout),
-            memory=self.samples.memory,
-            outside=self._outside(),
+            ranges={path: input_range(inputs_E) for path, inputs_E in objective.inputs(objective.net).items()},
+            samples=len(objective.samples.fitted),
+            heldout_samples=len(objective.samples.heldout),
+            memory=objective.samples.memory,
+            outside=objective.outside(),
         )
 
     def _slope(self, state: State) -> State:
@@ -291,12 +274,12 @@ class Identifier:
         following = replace(state, phase="layers")
         if not self.budget:
             return following
-        few, coordinates = self.samples.fitted.part(0, self._count_of(OUTPUTS_FOR_SLOPES)), self.problem.coordinates
+        few, problem = self.objective.first(OUTPUTS_FOR_SLOPES), self.objective.problem
 
         def outputs(vector_P: Tensor) -> Tensor:
-            return self.problem.outputs(vector_P, few)
+            return problem.outputs(vector_P, few)
 
-        vector_P, largest = smoothest(coordinates, state.vector_P, outputs, self.budget)
+        vector_P, largest = smoothest(problem.coordinates, state.vector_P, outputs, self.budget)
         if largest is None:
             return following
         message = (
@@ -309,20 +292,21 @@ class Identifier:
         """Set the prior's mean to the original activations; match a start that is far from the base network to it."""
         only = self.target == "activations"
         after = replace(state, phase="done" if only else "joint")
-        if self.base is None:
+        objective, coordinates = self.objective, self.objective.problem.coordinates
+        if objective.base is None:
             return after
-        inputs = self._inputs(self.base.net)
-        mean_P = original_activations(self.net, self.base.net, self.problem.coordinates, state.vector_P, inputs)
+        net, base = objective.net, objective.base.net
+        inputs = objective.inputs(base)
+        mean_P = original_activations(net, base, coordinates, state.vector_P, inputs)
         after = replace(after, mean_P=mean_P)
-        if not only and not self._is_far(state):
+        if not only and not objective.is_far(state.vector_P):
             return after
-        coordinates, raw = self.problem.coordinates, list(self.base.batches(self._raw_few))
-        prior = Prior(self.net, coordinates, mean_P, inputs)
+        raw, prior = list(objective.base.batches(objective.raw_few)), Prior(net, coordinates, mean_P, inputs)
         tried: list[tuple[float, Tensor, tuple[Any, ...]]] = []
         for inputs_of_base in (False, True):
-            matched = tuple(match_layers(self.net, self.base.net, raw, prior, self.seed, inputs_of_base))
+            matched = tuple(match_layers(net, base, raw, prior, objective.seed, inputs_of_base))
             found_P = coordinates.read()
-            tried.append((self._loss(found_P, self._few), found_P, matched))
+            tried.append((objective.loss(found_P, objective.few), found_P, matched))
         loss, vector_P, matched = min(tried, key=lambda one: one[0] if isfinite(one[0]) else float("inf"))
         if not only and loss >= state.steps[-1].loss:  # a start that is not finite fails no comparison
             return replace(after, messages=(*state.messages, "layers: matching them did not improve the start"))
@@ -333,16 +317,16 @@ class Identifier:
             f"{'on the inputs that it has there' if vector_P is tried[1][1] else 'from the input on'}; "
             f"the error left is at most {worst.after:.2%} of a layer's standard deviation ({worst.path})"
         )
-        return self._moved(replace(after, matched=matched), "layers", vector_P, self._few, message)
+        return self._moved(replace(after, matched=matched), "layers", vector_P, objective.few, message)
 
     def _joint(self, state: State) -> State:
         """Take one damped step of all parameters, turn to a larger sample, select the prior's weight, or end."""
-        prior, n = self._prior(state.mean_P), len(self.samples.fitted)
+        prior, n = self.objective.prior(state.mean_P), len(self.objective.samples.fitted)
         whole = state.samples == n
         # On a part of the samples the curvature is cheap, and follows every step.
         curved_P = state.vector_P if state.curved_P is None or not whole else state.curved_P
         state = replace(state, curved_P=curved_P)
-        model = self._model(state.vector_P, state.samples, curved_P)
+        model = self.objective.model(state.vector_P, state.samples, curved_P)
         if not model.is_finite:
             raise UserError(
                 "The loss of the network is not finite: start from other values of the activations, or give the "
@@ -359,7 +343,7 @@ class Identifier:
         if not done and decrement >= self._enough(posterior, whole):
 
             def evaluate(vector_P: Tensor) -> Model:
-                return self._model(vector_P, state.samples, curved_P)
+                return self.objective.model(vector_P, state.samples, curved_P)
 
             fresh = torch.equal(curved_P, state.vector_P)
             accepted = descend(posterior, evaluate, state.damping, *([] if fresh else [state.damping]))
@@ -376,7 +360,7 @@ class Identifier:
                 accepted.predicted,
                 accepted.gained,
             )
-            poor = abs(accepted.gained / accepted.predicted - 1) > TRUSTED or len(self._groups) > 1
+            poor = abs(accepted.gained / accepted.predicted - 1) > TRUSTED or len(self.objective.groups) > 1
             return replace(
                 state,
                 vector_P=accepted.vector_P,
@@ -404,14 +388,17 @@ class Identifier:
         strength, dispersion = state.strength, state.dispersion
         if not dispersion:
             strength, dispersion = prior.first(self._lightest), first_dispersion(model)
-        labels = isinstance(self.samples.fitted.target, Tensor) and not self.samples.fitted.target.is_floating_point()
-        likelihood = labels and self.problem.loss.is_cross_entropy
-        posterior = self._posterior(state, model, strength, dispersion)
+        labels = (
+            isinstance(self.objective.samples.fitted.target, Tensor)
+            and not self.objective.samples.fitted.target.is_floating_point()
+        )
+        likelihood = labels and self.objective.problem.loss.is_cross_entropy
+        posterior = self.objective.posterior(state, model, strength, dispersion)
         for _ in range(UPDATES if state.rounds < MOST_ROUNDS else 0):
             dispersion = dispersion_of(posterior, prior, strength, likelihood)
             if state.rounds:  # not where it began: nothing has changed there
                 strength = prior.smoother(strength, state.vector_P, posterior.covariances())
-            before, posterior = posterior.effective, self._posterior(state, model, strength, dispersion)
+            before, posterior = posterior.effective, self.objective.posterior(state, model, strength, dispersion)
             if abs(posterior.effective - before) < STEADY * before:
                 break
         return replace(state, strength=strength, dispersion=dispersion, rounds=state.rounds + 1), posterior
@@ -430,7 +417,7 @@ class Identifier:
         (benchmarks/digits.py). The estimate at the optimum of each weight is that of the quadratic model.
         """
         posteriors = [
-            self._posterior(state, model, replace(state.strength, weight=weight), state.dispersion)
+            self.objective.posterior(state, model, replace(state.strength, weight=weight), state.dispersion)
             for weight in WEIGHTS
         ]
         changes_WN = left_out(posteriors, [posterior.block_step() for posterior in posteriors])
@@ -438,7 +425,9 @@ class Identifier:
         weights = [weight for weight in WEIGHTS if weight >= state.strength.weight]
         if len(weights) < len(WEIGHTS):
             # Few samples begin with a heavier prior, and keep to it unless they refute the function that it favors.
-            before_N, after_N = (self._losses(at_P, self.samples.fitted) for at_P in (state.mean_P, state.vector_P))
+            before_N, after_N = (
+                self.objective.losses(at_P, self.objective.samples.fitted) for at_P in (state.mean_P, state.vector_P)
+            )
             gain = _gain("", before_N - after_N - changes_WN[WEIGHTS.index(state.strength.weight)])
             weights = list(WEIGHTS) if gain.gain > REFUTED * gain.error else weights
         changes_WN = changes_WN[[WEIGHTS.index(weight) for weight in weights]]
@@ -448,9 +437,9 @@ class Identifier:
 
     def _judged(self, state: State, posterior: Posterior) -> State:
         """Return the final state: judge the result, which is the start if it is not better than that."""
-        fitted, heldout = self.samples.fitted, self.samples.heldout
+        fitted, heldout = self.objective.samples.fitted, self.objective.samples.heldout
         at_P = state.vector_P
-        before, after = (self._losses(vector_P, fitted) for vector_P in (state.start_P, at_P))
+        before, after = (self.objective.losses(vector_P, fitted) for vector_P in (state.start_P, at_P))
         if after.isfinite().all() and not before.isfinite().all():
             # Any network with finite outputs is better than a start without.
             step = self._step(state.steps, "end", at_P, fitted, heldout=True)
@@ -460,12 +449,12 @@ class Identifier:
         own_N = left_out([posterior], [torch.zeros_like(at_P)])[0].clamp(max=worst)
         gains = [_gain("leave-one-out estimate", before - after - own_N)]
         if len(heldout):
-            before, after = (self._losses(vector_P, heldout) for vector_P in (state.start_P, at_P))
+            before, after = (self.objective.losses(vector_P, heldout) for vector_P in (state.start_P, at_P))
             gains.append(_gain("held-out set", before - after))
         state = replace(state, phase="done")
-        if self._collapsed(at_P, state.start_P):
+        if self.objective.has_collapsed(at_P, state.start_P):
             message = "joint: the outputs hardly depend on the inputs any more"
-            if self.base is None:
+            if self.objective.base is None:
                 message += ": give the network that this one was made from as base="
             state = replace(state, messages=(*state.messages, message))
         worse = [gain for gain in gains[1:] if gain.significant and gain.gain < 0]
@@ -476,116 +465,24 @@ class Identifier:
         message = f"the result is no better than the start, and is the start ({why})"
         return self._moved(state, "start", state.start_P, fitted, message, heldout=True)
 
-    def _collapsed(self, vector_P: Tensor, start_P: Tensor) -> bool:
-        """Return whether the outputs vary far less over the samples than those of the base, or of the start."""
-        before = self.problem.outputs(start_P, self._few) if self.base is None else self.base.outputs(self._raw_few)
-        after, target = self.problem.outputs(vector_P, self._few), self._few.target
-        least = predictions(self.problem.loss, before).double().std(0).mean().item()
-        if isinstance(target, Tensor) and has_labels(after, target) and self.problem.loss.is_cross_entropy:
-            least = max(least, SURE * one_hot(after, target).double().std(0).mean().item())
-        return not predictions(self.problem.loss, after).double().std(0).mean().item() >= COLLAPSED * least
-
     def _uncertainty(self, state: State) -> Uncertainty:
-        prior = self._prior(state.mean_P)
+        prior = self.objective.prior(state.mean_P)
         strength = replace(state.strength, weight=min(state.strength.weight, WEIGHTS[0]))
         if not isinstance(self.prior, str):
             strength = state.strength
-        n = len(self.samples.fitted)
+        n = len(self.objective.samples.fitted)
         state = replace(state, samples=n)
-        curvature = self._curvature(state.vector_P, n, self._probes)
-        model = replace(self._model(state.vector_P, n, state.vector_P), curvature=curvature)
-        posterior = self._posterior(state, model, strength, state.dispersion)
+        model = self.objective.final_model(state.vector_P)
+        posterior = self.objective.posterior(state, model, strength, state.dispersion)
         shift_P = -posterior.block_step()  # from the optimum of that prior, as far as its quadratic model is right
-        return uncertainty(
-            posterior, prior, strength, state.dispersion, self.problem.coordinates, shift_P, n, self._probes
-        )
-
-    def _model(self, vector_P: Tensor, samples: int, curved_P: Tensor) -> Model:
-        """Return the quadratic model on the first samples, with the curvature at `curved_P`; remember the last one."""
-        key = (vector_P.numpy().tobytes(), samples, curved_P.numpy().tobytes())
-        if key not in self._models:
-            self._models.clear()
-            whole = samples == len(self.samples.fitted)
-            # Many samples make up for few probes.
-            few = whole and (self.exact or samples <= EXACT_SAMPLES)
-            curvature = self._curvature(curved_P, samples, self._probes if few else PROBES)
-            sample = self.samples.fitted.part(0, samples)
-            self._models[key] = model_at(self.problem, vector_P, sample, self._groups, curvature)
-        return self._models[key]
-
-    def _curvature(self, vector_P: Tensor, samples: int, probes: int | None) -> list[Tensor]:
-        """Return the curvature on the first samples; the last one is remembered."""
-        key = (vector_P.numpy().tobytes(), samples, probes)
-        if key not in self._curvatures:
-            self._curvatures.clear()
-            some = self.samples.fitted.part(0, min(samples, CURVATURE_SAMPLES))
-            self._curvatures[key] = curvature_at(self.problem, vector_P, some, self._groups, probes, self.seed)
-        return self._curvatures[key]
-
-    def _posterior(self, state: State, model: Model, strength: Strength, dispersion: float) -> Posterior:
-        sample, prior = self.samples.fitted.part(0, state.samples), self._prior(state.mean_P)
-        return Posterior(self.problem, sample, model, state.vector_P, prior, strength, dispersion)
-
-    def _prior(self, mean_P: Tensor) -> Prior:
-        """Return the prior with this mean; its inputs are those in the base network or, without one, at the mean."""
-        key = mean_P.numpy().tobytes()
-        if key not in self._priors:
-            coordinates = self.problem.coordinates
-            if self.base is None:
-                before_P = coordinates.read()
-                coordinates.write(mean_P)
-                inputs = self._inputs(self.net)
-                coordinates.write(before_P)
-            else:
-                inputs = self._inputs(self.base.net)
-            self._priors[key] = Prior(self.net, coordinates, mean_P, inputs)
-        return self._priors[key]
-
-    def _inputs(self, net: nn.Module) -> dict[str, Tensor]:
-        """Return inputs of the activations in a network, (E,) in float64 by path, for the first samples."""
-        raw = list(self.problem.predictor.batches(self._raw_few))
-        calls = calls_of(self.net, raw[0])
-        activations = {path: own for path, own in adaptive_activations(self.net).items() if path in calls}
-        found = input_elements(net, activations, calls, raw, self.seed)
-        return {path: own.elements_ES.flatten().double().cpu() for path, own in found.items()}
-
-    def _outside(self) -> dict[str, float]:
-        """Return the share of the first samples' inputs outside the interval of each activation with one, by path."""
-        outside = OutsideShares(self.net)
-        with outside.counting():
-            for batch in self.problem.predictor.batches(self._raw_few):
-                self.problem.predictor.of(self.net).forward(batch)
-        return outside.shares()
-
-    @cached_property
-    def _models(self) -> dict[Any, Model]:
-        return {}
-
-    @cached_property
-    def _priors(self) -> dict[Any, Prior]:
-        return {}
-
-    @cached_property
-    def _groups(self) -> list[Tensor]:
-        P = len(self.problem.coordinates)
-        return [torch.arange(P).unsqueeze(0)] if P <= DENSE else list(set_indices(self.net).values())
-
-    @cached_property
-    def _curvatures(self) -> dict[Any, list[Tensor]]:
-        return {}
-
-    @cached_property
-    def _probes(self) -> int | None:
-        """Random probes for the curvature on all samples; None: it is exact."""
-        if len(self._groups) > 1 and not self.exact:
-            return 1
-        return None if self.exact else probes_for(self.problem, self.problem.coordinates.read(), self.samples.fitted)
+        coordinates, probes = self.objective.problem.coordinates, self.objective.probes
+        return uncertainty(posterior, prior, strength, state.dispersion, coordinates, shift_P, n, probes)
 
     @property
     def _lightest(self) -> float | None:
         """The weight of the prior to begin with: few samples look better determined than they are."""
         if isinstance(self.prior, str):
-            return FEW_WEIGHT if len(self.samples.fitted) < FIRST_SAMPLE else WEIGHTS[0]
+            return FEW_WEIGHT if len(self.objective.samples.fitted) < FIRST_SAMPLE else WEIGHTS[0]
         return self.prior
 
     def _moved(
@@ -597,47 +494,9 @@ class Identifier:
     def _step(
         self, steps: tuple[Step, ...], phase: str, vector_P: Tensor, samples: Batch, heldout: bool = False
     ) -> Step:
-        judged = self._loss(vector_P, self.samples.heldout) if heldout and len(self.samples.heldout) else None
-        return Step(len(steps), phase, len(samples), self._loss(vector_P, samples), judged)
-
-    def _is_far(self, state: State) -> bool:
-        """Return whether the loss or the outputs of the first samples are far from the base network's."""
-        assert self.base is not None
-        distance = Distance()
-        outputs = self.problem.outputs_by_batch(state.vector_P, self._few)
-        for (batch, y), (_, of_base) in zip(outputs, self.base.over(self._raw_few), strict=True):
-            distance.add(of_base, y)
-            distance.add_losses(*(self.problem.scores(each, batch.target) for each in (of_base, y)))
-        return distance.is_far
-
-    def _losses(self, vector_P: Tensor, samples: Batch) -> Tensor:
-        """Return the loss of each sample, (N,), scaled so that their mean is the loss."""
-        losses, labelled = [], 0
-        for batch, outputs in self.problem.outputs_by_batch(vector_P, samples):
-            found = self.problem.scores(outputs, batch.target)
-            losses.append(found.loss_B.double().cpu())
-            labelled += int(found.labelled_B.sum())
-        return torch.cat(losses) * len(samples) / labelled
-
-    def _loss(self, vector_P: Tensor, samples: Batch) -> float:
-        return self._losses(vector_P, samples).mean().item()
-
-    @cached_property
-    def _outputs_each(self) -> int:
-        outputs = self.problem.outputs(self.problem.coordinates.read(), self.samples.fitted.part(0, 1))
-        return max(1, outputs.numel())
-
-    def _count_of(self, outputs: int) -> int:
-        """Return how many samples have that many outputs together, between LEAST_FEW and FEW."""
-        return max(LEAST_FEW, min(FEW, outputs // self._outputs_each))
-
-    @property
-    def _few(self) -> Batch:
-        return self.samples.fitted.part(0, self._count_of(MOST_OUTPUTS))
-
-    @property
-    def _raw_few(self) -> Batch:
-        return self.samples.raw.part(0, self._count_of(MOST_OUTPUTS))
+        objective, unseen = self.objective, self.objective.samples.heldout
+        judged = objective.loss(vector_P, unseen) if heldout and len(unseen) else None
+        return Step(len(steps), phase, len(samples), objective.loss(vector_P, samples), judged)
 
 
 def _gain(judged_by: str, gain_N: Tensor) -> Gain:
