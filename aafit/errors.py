@@ -3,7 +3,11 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any
+from numbers import Real
+from typing import Any, TypeGuard
+
+LARGEST = 1 << 53
+"""Numbers above this are no counts or weights that a user means; every whole number up to it is a float."""
 
 
 class UserError(ValueError):
@@ -79,8 +83,25 @@ def check_count(what: str, value: int, least: int = 1) -> int:
     Raises:
         UserError: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"The {what} must be a whole number of at least {least}; got {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        most = f" and at most {LARGEST}" if isinstance(value, int) and value > LARGEST else ""
+        raise UserError(f"The {what} must be a whole number of at least {least}{most}; got {value!r}.")
+    return value
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether `value` is a number of at most `LARGEST` in absolute value: no NaN, no infinity, no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) <= LARGEST
+
+
+def check_seed(value: int) -> int:
+    """Return `value` if it is a seed that torch takes.
+
+    Raises:
+        UserError: it is no whole number, or it has more than 64 bits.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not -(1 << 63) <= value < 1 << 64:
+        raise UserError(f"The seed must be a whole number of at most 64 bits; got {value!r}.")
     return value
 
 

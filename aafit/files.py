@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,8 +13,11 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Write `content` to `path` so that a stop at any moment leaves the old file or the new one, never a part.
 
     Raises:
-        UserError: the folder cannot be written to (read-only, full, no permission); the old file is unharmed.
+        UserError: `path` has no name, or the folder cannot be written to (missing, read-only, full, no permission);
+            the old file is unharmed.
     """
+    if not path.name:
+        raise UserError(f"{path} is a folder: give the name of a file in it.")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
@@ -25,6 +29,19 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         with suppress(OSError):
             part.unlink()
         raise cannot_write(path, error) from error
+
+
+def as_path(value: str | Path) -> Path:
+    """Return the path of a file or folder that a user gives.
+
+    Raises:
+        UserError: it is no text and no path, or has a character that no path can have.
+    """
+    if not isinstance(value, (str, Path)):
+        raise UserError(f"The file is given as a {type(value).__name__}: give its path, a text or a pathlib.Path.")
+    if "\0" in str(value):
+        raise UserError(f"{str(value)!r} is no path: it has the character '\\x00'.")
+    return Path(value)
 
 
 def make_folder(path: Path) -> Path:
@@ -42,9 +59,10 @@ def make_folder(path: Path) -> Path:
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """Return the error for a file or folder that the operating system refuses to write."""
-    return UserError(
-        f"Cannot write {path}: {error.strerror}. Free some space or choose another folder that can be written to."
-    )
+    to_do = "Free some space or choose another folder that can be written to"
+    if isinstance(error, FileNotFoundError):
+        to_do = f"Create the folder {path.parent} first, or choose another"
+    return UserError(f"Cannot write {path}: {error.strerror}. {to_do}.")
 
 
 def is_file(path: Path) -> bool:
@@ -53,8 +71,21 @@ def is_file(path: Path) -> bool:
     Raises:
         UserError: a folder on its path cannot be read.
     """
+    return _is(Path.is_file, path)
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is such a folder; False for a name that the operating system does not accept.
+
+    Raises:
+        UserError: a folder on its path cannot be read.
+    """
+    return _is(Path.is_dir, path)
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
     try:
-        return path.is_file()
+        return kind(path)
     except PermissionError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     except (OSError, ValueError):

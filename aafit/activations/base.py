@@ -314,7 +314,10 @@ def cast_parameter(values: Tensor, dtype: torch.dtype, what: str) -> Tensor:
 
 
 def _as_parameter(values: Tensor | float, what: str) -> nn.Parameter:
-    tensor = values.detach().clone() if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
+    try:
+        tensor = values.detach().clone() if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        tensor = torch.empty(0)
     if not tensor.is_floating_point() or tensor.numel() == 0:
         raise UserError(f"{what} must be a number or a tensor of floating-point numbers; got {values!r}.")
     if not tensor.isfinite().all():

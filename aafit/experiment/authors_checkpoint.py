@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError, check_name
 from aafit.experiment.models import NETWORKS, KerasNet, LeNet5, Shape, build
+from aafit.files import as_path
 from aafit.networks.find import found_in
 from aafit.networks.surgery import put_activation
 
@@ -54,9 +55,9 @@ def load_authors_checkpoint(
 
     Example:
         >>> net = aafit.load_authors_checkpoint("base.bin", base="SiLU")  # doctest: +SKIP
-        >>> print(aafit.find(net, sample=torch.zeros(1, 3, 32, 32)))  # doctest: +SKIP
+        >>> print(aafit.find_activations(net, sample=torch.zeros(1, 3, 32, 32)))  # doctest: +SKIP
     """
-    path = Path(path)
+    path = as_path(path)
     tensors = _read(path)
     if network is None:
         network = next((name for name, last in _LAST_FC.items() if f"{last}.weight" in tensors), "KerasNet")

@@ -252,7 +252,7 @@ def audit(
         1.beta     1      -0.00039     0.0032  trainable
         64 samples, loss 1.1463; steps of adam at 0.001
     """
-    net = unwrapped(net)
+    net, base = unwrapped(net), None if base is None else unwrapped(base)
     check_not_scripted(net)
     if batch_size is not None:
         check_count("batch size", batch_size)

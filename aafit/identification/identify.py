@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aafit.errors import Stopped, UserError, check_count, check_name
+from aafit.errors import Stopped, UserError, check_count, check_name, check_seed, is_number
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.gauss_newton import (
     DENSE,
@@ -40,6 +40,7 @@ from aafit.networks.batches import Batch, Output
 from aafit.networks.running import own_modes
 from aafit.networks.surgery import with_matching_modules
 from aafit.progress import ShowProgress, progress
+from aafit.training.compare import replaced_paths
 from aafit.training.losses import LossLike, as_loss
 from aafit.training.predictor import Predictor, unwrapped
 
@@ -150,6 +151,7 @@ def identify(
     check_count("number of steps", steps, least=0)
     if batch_size is not None:
         check_count("batch size", batch_size)
+    check_seed(seed)
     _check_prior(prior)
     if loss is not None:
         loss = as_loss(loss)
@@ -157,12 +159,16 @@ def identify(
         raise UserError(f"The target {target!r} is the base network's: give the network as base=.")
     net = unwrapped(net)
     coordinates = Coordinates(net)
+    if state is not None and not (isinstance(state, State) and len(state.vector_P) == len(coordinates)):
+        raise UserError(f"state= is no state of an identification of {len(coordinates)} parameters: give error.state.")
+    if base is not None:
+        base = _matching_base(unwrapped(base), net)
     train_only_activations(net)
     began = time.perf_counter()
     with own_modes(net, *([] if base is None else [base])), progress("identify", steps, verbose) as show:
         net.eval()
         if base is not None:
-            base = with_matching_modules(unwrapped(base), net).eval()
+            base.eval()
         predictor = Predictor(net, output, precision, batch_size)
         of_base = None if base is None else predictor.of(base)
         samples = prepare(predictor, batches, None if target == "labels" else of_base, loss, heldout, memory, seed)
@@ -202,6 +208,19 @@ def identify(
             ) from None
 
 
+def _matching_base(base: nn.Module, net: nn.Module) -> nn.Module:
+    """Return the base with a module at the path of each adaptive activation of `net`.
+
+    Raises:
+        UserError: it is `net` itself, or `net` was not made from it.
+    """
+    if base is net:
+        raise UserError("The base is the network itself: give the one in which activations were replaced.")
+    matching = with_matching_modules(base, net)
+    replaced_paths(matching, net)
+    return matching
+
+
 def _show(state: State, show: ShowProgress, steps: int) -> None:
     last, joint = state.steps[-1], sum(step.phase == "joint" for step in state.steps)
     done = steps if state.phase == "done" else min(joint, steps - 1)
@@ -211,7 +230,7 @@ def _show(state: State, show: ShowProgress, steps: int) -> None:
 def _check_prior(prior: float | str | None) -> None:
     if isinstance(prior, str):
         check_name("prior", prior, ("auto",))
-    elif prior is not None and not (not isinstance(prior, bool) and isfinite(prior) and prior > 0):
+    elif prior is not None and not (is_number(prior) and prior > 0):
         raise UserError(
             f'The weight of the prior must be a number above 0, "auto", or None for no prior; got {prior!r}.'
         )

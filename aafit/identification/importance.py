@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aafit.errors import UserError, check_count
+from aafit.errors import UserError, check_count, check_seed
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.problem import Problem, Quadratic, probes_for
 from aafit.identification.samples import load_samples, with_targets
@@ -144,13 +144,14 @@ def importance(
         all together           2        0.0008  0.0045    0.0044  within the noise
         64 samples, loss 1.1463; gains of a quadratic model at the present values
     """
-    net = unwrapped(net)
+    net, base = unwrapped(net), None if base is None else unwrapped(base)
     coordinates = Coordinates(net)
     if len(coordinates) > MOST_COORDINATES:
         raise UserError(
             f"The network has {len(coordinates)} adaptive parameters, and importance needs a matrix of that number "
             f"squared: it takes at most {MOST_COORDINATES}. Share them by layer or by channel."
         )
+    check_seed(seed)
     if batch_size is not None:
         check_count("batch size", batch_size)
     predictor = Predictor(net, output, precision, batch_size)

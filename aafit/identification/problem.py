@@ -298,15 +298,7 @@ def check_targets(loss: Loss, outputs: Tensor, target: Any) -> None:
         )
     few = target[: len(outputs)]
     if loss.whole:
-        try:
-            loss(outputs.double(), wide_target(few))
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"The loss {loss.name!r} failed on outputs of shape {tuple(outputs.shape)} and a target of shape "
-                f"{tuple(few.shape)}: {error}"
-            ) from error
+        loss(outputs.double(), wide_target(few))
         return
     predictions(loss, outputs)
     positions = Positions.of(loss, outputs, few)

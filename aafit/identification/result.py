@@ -12,7 +12,7 @@ from aafit.identification.layerwise import Matched
 from aafit.identification.prior import Strength
 from aafit.identification.uncertainty import Uncertainty
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.batches import as_batch
+from aafit.networks.batches import each_batch
 from aafit.networks.running import evaluation_mode, outside_text, watched
 from aafit.tables import fit_for_json
 from aafit.training.predictor import Predictor
@@ -227,8 +227,8 @@ class Identification:
 
         activations = {path: own for path, own in adaptive_activations(net).items() if path in self.ranges}
         with evaluation_mode(net), watched(net, activations, see):
-            for given in batches:
-                Predictor(net).forward(as_batch(given))
+            for batch in each_batch(batches):
+                Predictor(net).forward(batch)
         shares = {path: outside[path] / count[path] for path in activations if count[path]}
         beyond = {path: share for path, share in shares.items() if share > OUTSIDE}
         if beyond:

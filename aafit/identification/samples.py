@@ -3,14 +3,15 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aafit.errors import UserError, check_count
+from aafit.errors import UserError, check_count, is_number
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.batches import Batch, as_batch
+from aafit.networks.batches import Batch, each_batch
 from aafit.networks.running import evaluation_mode
 from aafit.training.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, LossLike, as_loss, predictions, with_class_axis
 from aafit.training.predictor import Predictor
@@ -70,7 +71,7 @@ def prepare(
     Raises:
         UserError: there are no samples, they are not finite, the network refuses them, or a part would be empty.
     """
-    if heldout is not None and not 0 <= heldout < 1:
+    if heldout is not None and not (is_number(heldout) and 0 <= heldout < 1):
         raise UserError(f"The share of held-out samples must be at least 0 and below 1, such as 0.2; got {heldout}.")
     data = load_samples(predictor, batches, "identify from", base, memory=memory)
     data = data.at(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.device))
@@ -122,11 +123,13 @@ def load_samples(
     """
     if most is not None:
         check_count("number of samples", most)
+    if memory is not None:
+        check_memory(memory)
     device = next(predictor.net.parameters()).device
     parts: list[Batch] = []
     count = taken = bytes_each = 0
-    for given in batches:
-        batch = as_batch(given).to(device)
+    for given in each_batch(batches):
+        batch = given.to(device)
         if most is not None:
             batch = batch.part(0, most - count)
         if not len(batch):
@@ -153,6 +156,16 @@ def load_samples(
     data = Batch.joined(parts)
     check_independent(predictor, data)
     return data
+
+
+def check_memory(memory: float) -> None:
+    """Raise unless `memory` is a number of bytes.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not (memory == inf or (is_number(memory) and memory >= 0)):
+        raise UserError(f"The memory is a number of bytes, such as 2 << 30; got {memory!r}.")
 
 
 def check_independent(predictor: Predictor, data: Batch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aafit.errors import UserError
+from aafit.errors import UserError, is_number
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.samples import load_samples
 from aafit.networks.batches import Output
@@ -67,7 +67,7 @@ def smoothest(
     coordinates: Coordinates, vector_P: Tensor, outputs: Callable[[Tensor], Tensor], budget: float
 ) -> tuple[Tensor, float | None]:
     """Return the coordinates with the lowest slopes within the budget, and the largest slope; see `smooth_start`."""
-    if not budget > 0:
+    if not (is_number(budget) and budget > 0):
         raise UserError(f"The equivalence budget {budget} cannot be used; give a number above 0.")
     slopes = coordinates.values(vector_P)[coordinates.is_slope_P].abs()
     top = slopes.max().item() if len(slopes) else 0.0

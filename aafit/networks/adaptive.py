@@ -21,7 +21,7 @@ from torch.nn import Parameter
 
 from aafit.activations import AdaptiveActivation, from_settings
 from aafit.errors import UserError
-from aafit.files import write_atomically
+from aafit.files import as_path, write_atomically
 from aafit.networks.call_sites import (
     ActivationCall,
     install_interceptors,
@@ -170,7 +170,7 @@ def save_activations(
         "calls": json.dumps({at: list(map(asdict, calls)) for at, calls in intercepted_calls(net).items()}),
     }
     metadata["checksum"] = _checksum(metadata, tensors)
-    write_atomically(_as_path(path), _with_sorted_header(save(tensors, metadata)))
+    write_atomically(as_path(path), _with_sorted_header(save(tensors, metadata)))
 
 
 def fingerprint(net: nn.Module, activations: Iterable[str]) -> str:
@@ -233,7 +233,7 @@ def load_activations(
         >>> net = aafit.load_activations(base, "leaf.safetensors")
     """
     check_network(net)
-    saved, tensors = _read(_as_path(path))
+    saved, tensors = _read(as_path(path))
     loaded = deepcopy(net)
     known_families = {type(activation) for activation in adaptive_activations(net).values()} | {*families}
     try:
@@ -288,7 +288,7 @@ def read_activations(path: str | Path, families: Iterable[type[AdaptiveActivatio
     Example:
         >>> [row.tuned for row in aafit.read_activations("leaf.safetensors")]
     """
-    content, tensors = _read(_as_path(path))
+    content, tensors = _read(as_path(path))
     start = {name.removeprefix("start."): tensor for name, tensor in tensors.items() if name.startswith("start.")}
     saved = []
     for at, settings in content["activations"].items():
@@ -303,12 +303,6 @@ def read_activations(path: str | Path, families: Iterable[type[AdaptiveActivatio
             raise UserError(f"{path} cannot be read: {error}") from error
         saved.append(SavedActivation(at, content["replaced"].get(at), initial, tuned))
     return saved
-
-
-def _as_path(path: str | Path) -> Path:
-    if not isinstance(path, (str, Path)):
-        raise UserError(f"The file is given as a {type(path).__name__}: give its path, a text or a pathlib.Path.")
-    return Path(path)
 
 
 def _check_replaceable(net: nn.Module, path: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
-from aafit.errors import UserError
+from aafit.errors import UserError, check_count
 
 INPUT_FORMS = "give a tensor, a tuple of the inputs, a dictionary of keyword inputs, or an aafit.Batch"
 BATCH_FORMS = (
@@ -108,6 +108,7 @@ class Batch:
                 f"{type(self.kwargs).__name__} of keyword inputs: give a tuple and a dictionary, as "
                 "Batch((x,), {}, target)."
             )
+        check_count("axis of the samples", self.axis, least=0)
 
     def __len__(self) -> int:
         for value in (*self.args, *self.kwargs.values()):
@@ -275,7 +276,10 @@ def each_batch(batches: Iterable[Any]) -> Iterator[Batch]:
         isinstance(batches, tuple) and len(batches) > 0 and isinstance(batches[0], (Tensor, Mapping))
     )
     if one:
-        raise UserError("The batches given are one batch alone: put it in a list, as [(inputs, target)].")
+        raise UserError(
+            "The batches given are one batch alone: put it in a list, as [(inputs, target)], and so batches without a "
+            "target, as list(x.split(100))."
+        )
     if not isinstance(batches, Iterable):
         raise UserError(f"The batches given are a {type(batches).__name__}: give a list of batches or a DataLoader.")
     for batch in map(as_batch, batches):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation, Polynomial
 from aafit.errors import UserError
-from aafit.files import write_atomically
+from aafit.files import as_path, write_atomically
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.running import check_module, forward_of_sample, probe_of, receiving
 from aafit.tables import table
@@ -60,7 +60,7 @@ class PolynomialExport:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON; an existing file is replaced atomically."""
-        write_atomically(Path(path), (json.dumps(self.as_dict(), indent=1) + "\n").encode())
+        write_atomically(as_path(path), (json.dumps(self.as_dict(), indent=1) + "\n").encode())
 
     def __str__(self) -> str:
         header = ("polynomial", "degree", "interval", "inputs", "outside", "far outside")
@@ -105,6 +105,8 @@ def export_polynomials(net: nn.Module, batches: Iterable[Any], *, allowed_far: f
         9
     """
     check_module(net)
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise UserError(f"The batches given are a {type(batches).__name__}: give a list of batches or a DataLoader.")
     polynomials = {at: _checked(at, activation) for at, activation in adaptive_activations(net).items()}
     if not polynomials:
         raise UserError("The network has no polynomial to export: replace its activations by aafit.Polynomial first.")

@@ -66,8 +66,9 @@ def check_not_scripted(net: nn.Module) -> None:
     """Raise if a network or a module in it is scripted.
 
     Raises:
-        UserError: it is.
+        UserError: it is, or the network is no module.
     """
+    check_module(net)
     for path, module in net.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             what = repr(path) if path else "The network"

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from aafit.activations import FIXED, AdaptiveActivation, Histogram
 from aafit.errors import UserError
-from aafit.networks.batches import as_batch
+from aafit.networks.adaptive import adaptive_activations
+from aafit.networks.batches import each_batch
 from aafit.networks.running import evaluation_mode, receiving
 from aafit.plots.panels import Drawn, draw_activations
 from aafit.training.predictor import Predictor
@@ -37,7 +38,7 @@ def plot_activations(net: nn.Module, inputs: Iterable[Any] | Tensor | None = Non
         >>> figure = aafit.plot_activations(net, inputs=torch.randn(100, 3))
         >>> figure.savefig("activations.svg")  # doctest: +SKIP
     """
-    found = {path: module for path, module in net.named_modules() if isinstance(module, AdaptiveActivation)}
+    found = adaptive_activations(net)
     if not found:
         raise UserError("The network has no adaptive activation to draw: put some in with aafit.replace_activations.")
     histograms = {} if inputs is None else _histograms(net, found, [inputs] if isinstance(inputs, Tensor) else inputs)
@@ -59,7 +60,7 @@ def _histograms(
 
     predictor, seen = Predictor(net), 0
     with receiving(net, found, see), evaluation_mode(net):
-        for batch in map(as_batch, batches):
+        for batch in each_batch(batches):
             predictor.forward(batch)
             seen += 1
     if not seen:

@@ -3,6 +3,7 @@
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from aafit.errors import UserError
 from aafit.plots.panels import add_legend, panel_grid
 from aafit.plots.style import BASE_LINE, line, look
 from aafit.studies.families import FamilyComparison
@@ -26,10 +27,15 @@ def plot_families(comparison: FamilyComparison) -> Figure:
     Returns:
         A matplotlib figure, not registered with pyplot.
 
+    Raises:
+        UserError: `comparison` is no comparison of families.
+
     Example:
         >>> found = aafit.compare_families(net, batches)  # doctest: +SKIP
         >>> aafit.plot_families(found).savefig("families.svg")  # doctest: +SKIP
     """
+    if not isinstance(comparison, FamilyComparison):
+        raise UserError(f"This is a {type(comparison).__name__}: give what aafit.compare_families returned.")
     places = list(dict.fromkeys(row.place for row in comparison.rows))
     families = list(dict.fromkeys(row.family for row in comparison.rows))
     columns = min(COLUMNS, len(places))

@@ -30,12 +30,14 @@ def plot_study(study: Study) -> Figure:
         A matplotlib figure, not registered with pyplot.
 
     Raises:
-        UserError: No replaced layer receives any input.
+        UserError: `study` is no study, or no replaced layer receives any input.
 
     Example:
         >>> study = aafit.study(net, batches)  # doctest: +SKIP
         >>> aafit.plot_study(study).savefig("shapes.pdf")  # doctest: +SKIP
     """
+    if not isinstance(study, Study):
+        raise UserError(f"This is a {type(study).__name__}: give what aafit.study returned.")
     if not study.shapes:
         raise UserError("There is nothing to draw: no layer that was replaced receives anything.")
     inputs = {row.path: row.histogram for row in study.inputs}

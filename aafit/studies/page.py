@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from aafit.errors import UserError
-from aafit.files import make_folder, write_atomically
+from aafit.files import is_file, is_folder, make_folder, write_atomically
 from aafit.plots.curves import LABELS
 from aafit.plots.html import embedded_json, rendered
 from aafit.plots.pictures import curves_picture, thumbnail
@@ -44,14 +44,14 @@ def check_page(path: Path, key: str) -> None:
     Raises:
         UserError: It is a folder, has no suffix of a page, or holds something else.
     """
-    if path.is_dir():
+    if is_folder(path):
         raise UserError(f"{path} is a folder: give the name of a file, such as {path / 'study.html'}.")
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
             f"The report of a study is an HTML page, and {path.name} is no name of one: give "
             f"report={str(path.with_suffix('.html'))!r}; aafit.plot_study draws figures as SVG, PDF or PNG."
         )
-    if path.exists() and f'name="aafit-study" content="{key}"' not in path.read_text(errors="replace"):
+    if is_file(path) and f'name="aafit-study" content="{key}"' not in path.read_text(errors="replace"):
         raise UserError(
             f"{path} exists and is not the page of this study (another network, data or arguments): give another name "
             "as report=, or move it away."

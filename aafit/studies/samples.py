@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from aafit.errors import UserError
-from aafit.identification.samples import ENOUGH_TO_HOLD_OUT, HELDOUT
-from aafit.networks.batches import Batch, as_batch
+from aafit.errors import UserError, check_seed, is_number
+from aafit.identification.samples import ENOUGH_TO_HOLD_OUT, HELDOUT, check_memory
+from aafit.networks.batches import Batch, each_batch
 
 EXAMPLE = 256
 
@@ -48,6 +48,8 @@ class StudySamples:
             UserError: There is no sample; the batches take too much memory; both `heldout` and `share` are given; the
                 share is not from 0 to below 1, or leaves no sample on one side.
         """
+        check_memory(memory)
+        check_seed(seed)
         fitted = _loaded(batches, "batches", memory)
         count = sum(map(len, fitted))
         if heldout is not None:
@@ -56,7 +58,7 @@ class StudySamples:
             held = _loaded(heldout, "held-out batches", memory)
         else:
             share = (HELDOUT if count >= ENOUGH_TO_HOLD_OUT else 0.0) if share is None else share
-            if not 0 <= share < 1:
+            if not (is_number(share) and 0 <= share < 1):
                 raise UserError(f"heldout_share={share} is no share: give a number from 0 to below 1, such as 0.2.")
             fitted, held = _split(fitted, share, seed)
         kept, out = sum(map(len, fitted)), sum(map(len, held))
@@ -99,9 +101,7 @@ def first_samples(batches: Iterable[Batch], count: int) -> list[Batch]:
 def _loaded(batches: Iterable[Any], what: str, memory: int) -> list[Batch]:
     loaded: list[Batch] = []
     taken = 0
-    for batch in map(as_batch, batches):
-        if len(batch) == 0:
-            continue
+    for batch in each_batch(batches):
         taken += sum(tensor.nbytes for tensor in batch.tensors())
         if taken > memory:
             raise UserError(

@@ -12,8 +12,10 @@ from torch import nn
 
 from aafit.activations import FNeuron
 from aafit.errors import Stopped, UserError, check_count, needs_extra
+from aafit.files import as_path
 from aafit.networks.batches import Output
 from aafit.networks.build import NewActivation
+from aafit.networks.running import check_network
 from aafit.networks.surgery import Sharings
 from aafit.progress import progress
 from aafit.studies.config import StudyConfig
@@ -93,7 +95,8 @@ def study(
         >>> [shape.path for shape in found.shapes]
         ['1']
     """
-    page = None if report is None else Path(report)
+    check_network(net)
+    page = None if report is None else as_path(report)
     if page is not None:
         with needs_extra("The page of a study", "plots"):
             from aafit.studies.page import check_page, write_study_page

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation
+from aafit.activations.interval import check_interval
+from aafit.errors import UserError
 
 CURVE_POINTS = 4001
 
@@ -49,11 +51,21 @@ def curve_errors(
     Returns:
         The errors in each data type.
 
+    Raises:
+        UserError: the activation is no module, the function cannot be called, or the interval is not usable.
+
     Example:
         >>> errors = aafit.curve_errors(aafit.LEAF.like("SiLU"), torch.nn.functional.silu)
         >>> [error.dtype for error in errors]
         ['float16', 'bfloat16', 'float32', 'float64']
     """
+    if not isinstance(activation, nn.Module):
+        raise UserError(
+            f"The activation is a {type(activation).__name__}: give a module, such as aafit.LEAF.like('ReLU')."
+        )
+    if not callable(function):
+        raise UserError(f"The function is a {type(function).__name__}: give a callable, such as torch.tanh.")
+    interval = check_interval(interval, type(activation).__name__)
     device = next(iter(activation.parameters()), torch.empty(0)).device
     shape = activation.shape if isinstance(activation, AdaptiveActivation) else (1,)
     # With parameters for each neuron every one of them gets the whole grid, so that fewer points have to do.

@@ -87,6 +87,8 @@ def as_loss(loss: LossLike) -> Loss:
     """
     if isinstance(loss, Loss):
         return loss
+    if isinstance(loss, type):
+        raise UserError(f"The loss is the class {loss.__name__}: give an object of it, {loss.__name__}(...).")
     if callable(loss):
         return _of_function(getattr(loss, "__name__", type(loss).__name__), loss, None)
     if not isinstance(loss, str):
@@ -120,6 +122,11 @@ def loss_with_hessian(
         >>> loss(torch.tensor([[0.0], [3.0]]), torch.zeros(2, 1))
         tensor([0.0000, 2.5000])
     """
+    if not (isinstance(name, str) and callable(value) and (hessian is None or callable(hessian))):
+        raise UserError(
+            "loss_with_hessian takes a name and functions of outputs and target; got "
+            f"{name!r}, {value!r} and {hessian!r}."
+        )
     if name in LOSSES:
         raise UserError(f"There is a loss named {name!r} already; give this one another name.")
     return _of_function(name, value, hessian)
@@ -134,8 +141,31 @@ def _of_function(
         factor_BKC: Tensor = vectors_BKK * values_BK.clamp(min=0).sqrt().unsqueeze(1)
         return factor_BKC
 
-    loss = Loss(name, value, factor, whole=True)
+    def guarded(outputs: Tensor, targets: Any) -> Tensor:
+        values: Tensor = _called(value, f"loss {name!r}", outputs, targets)
+        return values
+
+    loss = Loss(name, guarded, factor, whole=True)
     return loss
+
+
+def _called(function: Callable[..., Any], what: str, *args: Any) -> Any:
+    """Return what a user's function of outputs and target returns.
+
+    Raises:
+        UserError: it fails; the error is the cause.
+    """
+    try:
+        return function(*args)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        given = " and a target of ".join(_described(arg) for arg in args)
+        raise UserError(f"The {what} failed on outputs of {given}: {type(error).__name__}: {error}") from error
+
+
+def _described(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
 
 
 def _hessian(loss: Loss, outputs: Tensor, targets: Any) -> Tensor:
@@ -523,8 +553,10 @@ def total_metric(metric: Metric, outputs: Tensor, target: Any) -> tuple[Tensor, 
     """Return the sum of a user's metric over a batch, and over how many values; a single one counts for each sample.
 
     Raises:
-        UserError: the metric returns neither a number nor a tensor.
+        UserError: the metric is no function, fails, or returns neither a number nor a tensor.
     """
-    value = metric(outputs) if target is None else metric(outputs, target)
+    if not callable(metric) or isinstance(metric, type):
+        raise UserError(f"The metric is {metric!r}: give a function of outputs and target.")
+    value = _called(metric, "metric", outputs, *([] if target is None else [target]))
     value = _as_tensor(torch.as_tensor(value) if isinstance(value, (int, float)) else value, "metric").double()
     return (value * len(outputs), len(outputs)) if value.ndim == 0 else (value.sum(), value.numel())

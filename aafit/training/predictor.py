@@ -15,7 +15,7 @@ from torch.func import functional_call
 from aafit.errors import UserError, check_name
 from aafit.networks.batches import Batch, Output, call, run, takes_inputs
 from aafit.networks.frozen_prefix import split_network
-from aafit.networks.running import fork_rng, without_fast_path
+from aafit.networks.running import check_module, fork_rng, without_fast_path
 from aafit.training.precision import PRECISIONS, autocast
 
 SEED = 0
@@ -30,11 +30,15 @@ class Predictor:
         output: function that selects the output tensor from what the network returns, see `aafit.networks.batches.run`.
         precision: "bf16" for autocast; otherwise the network computes in the data type of its parameters.
         batch_size: samples of a batch where the predictor forms batches itself, in `over`; None: all in one batch.
+
+    Raises:
+        UserError: the network is no module, or the precision is unknown.
     """
 
     def __init__(
         self, net: nn.Module, output: Output | None = None, precision: str = "float32", batch_size: int | None = None
     ) -> None:
+        check_module(net)
         self.net, self.output, self.batch_size = net, output, batch_size
         self.precision = check_name("precision", precision, PRECISIONS)
 
@@ -135,7 +139,12 @@ class Predictor:
 
 
 def unwrapped(net: nn.Module) -> nn.Module:
-    """Return the network inside a DataParallel or DistributedDataParallel; any other network as it is."""
+    """Return the network inside a DataParallel or DistributedDataParallel; any other network as it is.
+
+    Raises:
+        UserError: it is no module.
+    """
+    check_module(net)
     if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         inner: nn.Module = net.module
         return inner

@@ -4,7 +4,6 @@ Read `tune` first, then `train_epoch`, which trains whatever its optimizers hold
 """
 
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Adam, Optimizer, RMSprop
 
-from aafit.errors import Stopped, UserError, check_count, check_name
+from aafit.errors import Stopped, UserError, check_count, check_name, is_number
 from aafit.networks.adaptive import (
     adaptive_activations,
     adaptive_parameters,
@@ -25,7 +24,7 @@ from aafit.networks.adaptive import (
     training_mode,
 )
 from aafit.networks.batches import Batch, Output, as_batch, each_batch
-from aafit.networks.running import check_not_scripted, evaluation_mode, fork_rng, own_modes
+from aafit.networks.running import check_module, check_not_scripted, evaluation_mode, fork_rng, own_modes
 from aafit.progress import progress
 from aafit.tables import listed
 from aafit.training.distance import Distance
@@ -82,7 +81,7 @@ def make_optimizers(
     """
     check_name("optimizer", optimizer, OPTIMIZERS)
     lr = LEARNING_RATES[optimizer] if lr is None else lr
-    if not 0 < lr < math.inf:
+    if not (is_number(lr) and lr > 0):
         raise UserError(f"The learning rate must be a positive number; got {lr}.")
     slow: list[Parameter] = []
     adaptive: list[Parameter] = []
@@ -234,6 +233,9 @@ def tune(
         >>> net, _ = aafit.replace_activations(net, {"ReLU": aafit.LEAF.like("ReLU")})
         >>> history = aafit.tune(net, [(torch.randn(64, 4), torch.randint(3, (64,)))], epochs=5)
     """
+    if isinstance(batches, (nn.Module, type)):
+        what = batches.__name__ if isinstance(batches, type) else type(batches).__name__
+        raise UserError(f"The batches given are a {what}: give a list of batches or a DataLoader.")
     if not callable(batches) and isinstance(batches, Iterator):
         raise UserError(
             "The batches can be iterated only once; give a list, a DataLoader or a function of the epoch's number."
@@ -242,6 +244,8 @@ def tune(
     check_count("number of epochs", epochs, least=0)
     made = as_loss(loss or (CROSS_ENTROPY if base is None else SQUARED_ERROR))
     check_not_scripted(net)
+    if base is not None:
+        check_module(base)
     if base is net:
         raise UserError("The base is the network itself: give the one in which activations were replaced.")
     if torch.is_inference_mode_enabled():

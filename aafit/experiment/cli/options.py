@@ -25,7 +25,10 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 class Command(click.Command):
-    """A command whose `UserError`s end in one sentence and exit code 2, without a traceback."""
+    """A command whose `UserError`s end in one sentence and exit code 2, without a traceback.
+
+    So do the errors of the operating system about a path, such as a folder that cannot be read.
+    """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         shown = {"help_option_names": ["-h", "--help"], "show_default": True}
@@ -38,6 +41,10 @@ class Command(click.Command):
                 return super().invoke(ctx)
         except UserError as error:
             raise click.UsageError(str(error)) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise click.UsageError(f"Cannot use {error.filename}: {error.strerror}.") from error
         except KeyboardInterrupt as stopped:
             click.echo(str(stopped) or "Stopped.", err=True)
             ctx.exit(130)

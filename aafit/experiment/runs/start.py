@@ -18,6 +18,7 @@ from aafit.experiment.runs.documents import ACTIVATIONS, CONFIG, NETWORK, Config
 from aafit.experiment.runs.folder import load_tensors
 from aafit.experiment.runs.gauss_newton import unseen_batches
 from aafit.experiment.runs.job import Job
+from aafit.files import as_path
 from aafit.networks.adaptive import adaptive_activations, adaptive_parameters, load_activations
 from aafit.networks.surgery import Replacement, replace_activations
 from aafit.training.evaluate import Batches
@@ -118,7 +119,7 @@ def _with_activations(
     return replace_activations(net, makers, run.sharing, one_image)
 
 
-def load_run(folder: Path) -> nn.Module:
+def load_run(folder: str | Path) -> nn.Module:
     """Return the network of a finished run, on the CPU.
 
     Args:
@@ -131,7 +132,7 @@ def load_run(folder: Path) -> nn.Module:
         >>> net = aafit.load_run("runs/demo/relu-leaf-relu/seed42")  # doctest: +SKIP
         >>> aafit.plot_activations(net)  # doctest: +SKIP
     """
-    return _finished(Path(folder))[1]
+    return _finished(as_path(folder))[1]
 
 
 def _finished(folder: Path) -> tuple[RunConfig, nn.Module]:
