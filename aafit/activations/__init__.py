@@ -146,7 +146,7 @@ def from_settings(settings: Mapping[str, Any], families: Iterable[type[AdaptiveA
         cls = known[family_name]
         made = cls.blank({**settings, "shape": check_shape(settings["shape"])})
         made.start = settings["start"]
-    except (KeyError, TypeError) as error:
+    except (LookupError, RuntimeError, TypeError) as error:  # RuntimeError: a shape that no memory holds
         raise UserError(f"These are not the settings of an adaptive activation: {settings!r}.") from error
     for parameter in made.parameters():
         nn.init.constant_(parameter, float("nan"))

@@ -355,6 +355,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             },
             "fingerprint": metadata["fingerprint"],
         }
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} does not describe its activations ({error!r}): save them again.") from error
     return saved, tensors

@@ -414,6 +414,8 @@ def test_unknown_names(text: str, says: str) -> None:
         (lambda: SiLU()(torch.arange(3)), "floating-point"),
         (lambda: from_settings({"family": "Leaf", "start": "ReLU", "shape": [1]}), "Did you mean 'LEAF'"),
         (lambda: from_settings({"family": "LEAF", "shape": [1]}), "not the settings"),
+        (lambda: from_settings({**FNeuron.like("ReLU").settings(), "shape": [10**9, 10**9]}), "not the settings"),
+        (lambda: from_settings({**FNeuron.like("ReLU").settings(), "interval": []}), "not the settings"),
         (lambda: from_settings({"family": "F-Neuron", "start": "ramp", "shape": [1]}), "not the settings"),
     ],
 )

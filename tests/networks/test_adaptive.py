@@ -350,6 +350,14 @@ def test_a_file_that_lacks_a_part_of_its_description_is_refused(tmp_path: Path, 
         load_activations(resnet(), path)
 
 
+def test_a_description_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_activations(adaptive_resnet(), path)
+    _written_again(path, lambda metadata, _: [metadata.pop("checksum"), metadata.update(activations="[" * 100_000)])
+    with pytest.raises(UserError, match="does not describe its activations"):
+        load_activations(resnet(), path)
+
+
 @pytest.mark.parametrize("read", [lambda path: load_activations(resnet(), path), read_activations])
 @pytest.mark.parametrize(
     "change",

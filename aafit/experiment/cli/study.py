@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -145,7 +146,15 @@ def _iterable(text: str) -> Iterable[Any]:
 def _value(text: str) -> Any:
     """Return the object module:name, or what it returns if it is a function."""
     found = _object(text)
-    return found() if callable(found) and not isinstance(found, nn.Module) else found
+    if not callable(found) or isinstance(found, nn.Module):
+        return found
+    try:
+        signature(found).bind()
+    except TypeError as error:
+        raise UserError(f"{text} cannot be called without arguments ({error}): name a function that can.") from error
+    except ValueError:  # Python does not know the parameters of some builtin functions.
+        pass
+    return found()
 
 
 def _function(text: str) -> Any:

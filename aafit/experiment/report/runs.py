@@ -4,7 +4,6 @@ Every file is checked while it is read; a truncated or altered file is named in 
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,7 +109,7 @@ class SuiteRuns:
 
 def read_suite(folder: Path) -> SuiteRuns:
     """Read every folder `<run>/seed<k>` of a suite."""
-    found = list(_run_folders(folder))
+    found = _run_folders(folder)
     if not any((path / CONFIG).exists() for path in found):
         suites = sorted({path.parents[1].name for path in folder.glob("*/*/seed*")})
         hint = (
@@ -141,10 +140,14 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def _run_folders(suite: Path) -> Iterator[Path]:
-    for path in sorted(suite.glob("*/seed*"), key=lambda path: _natural(str(path))):
-        if path.is_dir() and re.fullmatch(r"seed-?\d+", path.name):
-            yield path
+def _run_folders(suite: Path) -> list[Path]:
+    # Not glob, which leaves out folders that cannot be read.
+    try:
+        folders = [path for run in suite.iterdir() if run.is_dir() for path in run.iterdir() if path.is_dir()]
+    except OSError as error:
+        raise UserError(f"Cannot read {error.filename}: {error.strerror}.") from error
+    found = [path for path in folders if re.fullmatch(r"seed-?\d+", path.name)]
+    return sorted(found, key=lambda path: _natural(str(path)))
 
 
 def _natural(text: str) -> tuple[Any, ...]:

@@ -161,7 +161,7 @@ def load_suite(path_or_name: str | Path) -> Suite:
     try:
         # Some editors put a byte order mark first, which is no part of TOML.
         document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of tomllib, of the encoding, or a number of too many digits
         raise UserError(f"{file}: not a TOML file: {error}.") from None
     except RecursionError:
         raise UserError(f"{file}: not a suite: its values are nested too deeply.") from None

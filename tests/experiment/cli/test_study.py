@@ -112,6 +112,11 @@ def test_a_finished_run(tmp_path):
         (["own_program:network", "own_program:fit", "--output", "own_program:number"], "must be a function"),
         (["own_program:network", "own_program:fit", "--figure", "a.gif"], "Unknown kind of figure 'gif'"),
         (["own_program.py:netwrok", "own_program:fit"], "Did you mean 'network'?"),
+        (
+            ["json:dumps", "own_program:fit"],
+            "json:dumps cannot be called without arguments",
+        ),
+        (["a" * 300, "own_program:fit"], "File name too long"),
         (["absent.py:network", "own_program:fit"], "There is no file absent.py."),
         ([".", "own_program:fit"], "which has its own batches: leave own_program:fit out"),
     ],

@@ -1,6 +1,8 @@
 """Reading run folders, damaged ones too."""
 
+import errno
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,4 +88,19 @@ def test_a_copy_is_not_another_seed(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "run", "ReLU", seed=42, epochs=3)
     shutil.copytree(folder, folder.with_name("seed43"))
     with pytest.raises(UserError, match=r"seed43 holds the run 'run' with seed 42"):
+        read_suite(tmp_path)
+
+
+def test_a_run_in_a_folder_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("first", "second"):
+        write_run(tmp_path, name, "ReLU", epochs=1)
+    listed = Path.iterdir
+
+    def refusing(folder: Path) -> Iterator[Path]:
+        if folder.name == "second":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    with pytest.raises(UserError, match=r"Cannot read .*second: Permission denied"):
         read_suite(tmp_path)

@@ -235,6 +235,7 @@ WRONG = {
     "NaN as interval": (HEAD + BASE + "interval = [nan, 4.0]\n", ["interval"]),
     "a deep value": (HEAD + BASE + f"lr = {'[' * 5000}{']' * 5000}\n", ["nested too deeply"]),
     "a value less deep": (HEAD + BASE + f"lr = {'[' * 150}{']' * 150}\n", ["'base'", "lr = "]),
+    "epochs of many digits": (HEAD + BASE.replace("3", "9" * 5000), ["not a TOML file", "5000 digits"]),
     "a million knots": (HEAD + BASE + "knots = 1000000\n", ["knots = 1000000"]),
     "a wide interval": (HEAD + BASE + "interval = [-1e300, 1e300]\n", ["interval"]),
     "a narrow interval": (HEAD + BASE + "interval = [4.0, 4.00001]\n", ["interval = [4, 4.00001] is too narrow"]),
