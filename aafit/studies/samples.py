@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from aafit.identification.samples import ENOUGH_TO_HOLD_OUT, HELDOUT, check_memo
 from aafit.networks.batches import Batch, each_batch
 
 EXAMPLE = 256
+SHARED = 0.1  # of the held-out samples may be among the others: data sets have samples twice
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,11 @@ class StudySamples:
 
         Raises:
             UserError: There is no sample; the batches take too much memory; both `heldout` and `share` are given; the
-                share is not from 0 to below 1, or leaves no sample on one side.
+                share is not from 0 to below 1, or leaves no sample on one side; all held-out samples are among the
+                others.
+
+        Warns:
+            UserWarning: More than a tenth of the held-out samples are among the others.
         """
         check_memory(memory)
         check_seed(seed)
@@ -56,6 +62,7 @@ class StudySamples:
             if share:
                 raise UserError("Give held-out batches (heldout=) or a share to hold out (heldout_share=), not both.")
             held = _loaded(heldout, "held-out batches", memory)
+            _check_apart(fitted, held)
         else:
             share = (HELDOUT if count >= ENOUGH_TO_HOLD_OUT else 0.0) if share is None else share
             if not (is_number(share) and 0 <= share < 1):
@@ -112,6 +119,25 @@ def _loaded(batches: Iterable[Any], what: str, memory: int) -> list[Batch]:
     if not loaded:
         raise UserError(f"The {what} hold no sample to study.")
     return loaded
+
+
+def _check_apart(fitted: Sequence[Batch], held: Sequence[Batch]) -> None:
+    """Raise if all held-out samples, with their targets, are among those to fit; warn if many are.
+
+    Raises:
+        UserError: All are.
+    """
+    to_fit, judged = (
+        [_sha256([batch.part(row, row + 1)]) for batch in batches for row in range(len(batch))]
+        for batches in (fitted, held)
+    )
+    known = set(to_fit)
+    shared = sum(sample in known for sample in judged)
+    found = f"{shared} of the {len(judged)} held-out samples are among those to fit"
+    if shared == len(judged):
+        raise UserError(f"{found}, and show no gain on new ones: give others as heldout=, or a heldout_share=.")
+    if shared > SHARED * len(judged):
+        warnings.warn(f"{found}: on these the gain is too favourable.", stacklevel=4)
 
 
 def _split(batches: list[Batch], share: float, seed: int) -> tuple[list[Batch], list[Batch]]:

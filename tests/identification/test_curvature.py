@@ -16,6 +16,7 @@ from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.damped_steps import KrylovSteps, dense_step
+from aafit.identification.gauss_newton import curvature_at, model_at
 from aafit.identification.problem import Problem, Quadratic
 from aafit.identification.samples import load_samples
 from aafit.networks.adaptive import adaptive_parameters
@@ -99,6 +100,22 @@ def test_the_matrix_is_autograds(start: str, sharing: Any) -> None:
     direction_P = torch.randn(len(vector_P), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     product_P = problem.product(vector_P, images, direction_P)
     assert torch.allclose(product_P, expected.curvature_PP @ direction_P, rtol=1e-8, atol=1e-12)
+
+
+def test_the_model_of_a_step_has_the_covariance_of_the_gradients() -> None:
+    """Away from a minimum, where the mean gradient is not 0."""
+    net, images, _ = case("AHAF and F-Neuron", "channel")
+    problem, vector_P = problem_of(net)
+    expected = by_autograd(net, CROSS_ENTROPY, images)
+    groups = [torch.arange(len(vector_P)).unsqueeze(0)]
+    curvature = curvature_at(problem, vector_P, images, groups, None, 0)
+    model = model_at(problem, vector_P, images, groups, curvature)
+    assert model.loss == pytest.approx(expected.loss)
+    assert torch.allclose(model.gradient_P, expected.gradient_P, rtol=1e-9, atol=1e-13)
+    assert torch.allclose(model.curvature[0][0], expected.curvature_PP, rtol=1e-9, atol=1e-13)
+    covariance_PP = expected.scatter_PP - torch.outer(expected.gradient_P, expected.gradient_P)
+    assert torch.allclose(model.scatter[0][0], covariance_PP, rtol=1e-9, atol=1e-13)
+    assert not torch.allclose(model.scatter[0][0], expected.scatter_PP, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["probabilities", "mean squared error", "given"])

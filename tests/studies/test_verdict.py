@@ -107,6 +107,18 @@ def test_arguments_are_checked_before_anything_runs(options, sentence, monkeypat
         aafit.study(base(), batches(512), **options)
 
 
+def test_held_out_samples_are_others_than_those_to_fit(monkeypatch):
+    monkeypatch.setattr("aafit.studies.study.run_parts", lambda *given: pytest.fail("it ran"))
+    with pytest.raises(UserError, match="256 of the 256 held-out samples are among those to fit"):
+        aafit.study(base(), batches(512), heldout=batches(512)[::-1])
+    mixed = [*batches(512)[:1], *batches(768)[:2]]
+    with (
+        pytest.warns(UserWarning, match="64 of the 192 held-out samples are among those to fit"),
+        pytest.raises(pytest.fail.Exception),
+    ):
+        aafit.study(base(), batches(512), heldout=mixed)
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_few_large_samples_are_enough(size):
     few = [(x[:size], y[:size]) for x, y in batches(512)]

@@ -137,6 +137,15 @@ def test_a_loss_of_ones_own_with_classes_has_an_accuracy() -> None:
     assert found.accuracy == evaluate(nn.Identity(), [(x, y)]).accuracy
 
 
+def test_the_accuracy_of_sequences_does_not_depend_on_the_loss() -> None:
+    """Of a loss of one's own, too, it is the share of the labelled positions."""
+    x, y = random(7, 5, 3), (torch.arange(35) % 4 - 1).reshape(7, 5)
+    y[y < 0] = -100
+    loss = lambda out, target: F.cross_entropy(out.movedim(2, 1), target, reduction="none")  # noqa: E731
+    found, plain = (evaluate(nn.Identity(), [(x, y)], loss=one) for one in (loss, "cross-entropy"))
+    assert found.accuracy == plain.accuracy == (x.argmax(2) == y)[y >= 0].double().mean().item()
+
+
 def test_metrics_with_labels_and_without() -> None:
     x, y = random(7, 3), labels(7)
     parts = [(x[:3], y[:3]), (x[3:], y[3:])]
