@@ -196,6 +196,18 @@ def test_an_input_that_is_changed_in_place_is_given_anew_to_the_second() -> None
     assert torch.equal(x, torch.ones(2, 3))
 
 
+def test_each_network_has_its_own_rounding() -> None:
+    base = nn.Sequential(nn.ReLU())  # of whole numbers exact in float32
+    wrapped = nn.Sequential(base)
+    net, _ = replace_activations(wrapped, {"ReLU": LEAF.like("Tanh")})
+    x = torch.arange(-8.0, 8.0).reshape(4, 4)
+    found = compare(wrapped, net, [x], reference=torch.float64)
+    for row in (*found.layers, found.logits):
+        assert row.reference is not None
+        assert row.reference.base_rounding == 0
+        assert 0 < row.reference.replaced_rounding < 1e-6
+
+
 def test_quantiles_of_the_inputs_weigh_all_values_alike() -> None:
     torch.manual_seed(0)
     base = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Linear(40, 2))
