@@ -53,7 +53,7 @@ def provenance(net: nn.Module, data: StudySamples, config: StudyConfig, command:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "machine": f"{device_name(device)}, {torch.get_num_threads()} threads",
+        "machine": f"{device_name(device)}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}",
         "started": datetime.now(UTC).isoformat(timespec="seconds").replace("T", " ").replace("+00:00", " UTC"),
     }
 

@@ -183,8 +183,8 @@ def _shapes_sentence(study: Study) -> str:
         return "The samples reach none of the replaced layers."
     certain = [shape for shape in study.shapes if shape.significant is not False and shape.changed > 0]
     near = sum(shape.nearest[0].distance < NEAR for shape in study.shapes)
-    are = "is" if near == 1 else "are"
-    of = f"{near} of the {len(study.shapes)} learned shapes {are} within {NEAR:.0%} of a known function"
+    some = f"{near} of the {len(study.shapes)} learned shapes {'is' if near == 1 else 'are'}"
+    of = f"{some if near else 'no learned shape is'} within {NEAR:.0%} of a known function"
     if not certain:
         by = " by more than two standard errors" if any(shape.changed > 0 for shape in study.shapes) else ""
         return f"No shape changed{by}; {of}."
