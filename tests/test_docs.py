@@ -150,3 +150,5 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
     names = set(aafit.__all__) - {"__version__"}
     assert {name for name in names if f'id="aafit.{name}"' not in text} == set()
+    entries = json.loads((tmp_path / "site" / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    assert [entry["location"] for entry in entries if "ONNX" in entry["title"]]
