@@ -5,6 +5,8 @@ document$.subscribe(() => {
     reachable(one);
     new MutationObserver(() => reachable(one)).observe(one, { attributeFilter: ["tabindex"] });
   }
-  for (const one of document.querySelectorAll(".md-code__nav, .md-nav--secondary .md-nav")) one.setAttribute("role", "presentation");
+  for (const one of document.querySelectorAll(".md-code__nav")) one.setAttribute("role", "presentation");
+  for (const one of document.querySelectorAll(".md-nav--secondary .md-nav[aria-label]"))
+    one.setAttribute("aria-label", `On this page: ${one.getAttribute("aria-label")}`);
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
 });

@@ -22,8 +22,6 @@ from aafit.plots.style import BAND, GREY, INITIAL, ORIGINAL, TUNED, VEIL, look, 
 BARS = 60
 WIDEST = 58
 """Characters of a heading that fit over a panel."""
-LISTED = 24
-"""The most weights of an F-Neuron that are listed over its panel."""
 KNOTS = "knots"
 
 
@@ -171,7 +169,7 @@ def _heading(one: Drawn) -> list[str]:
 
 
 def _parameter_lines(tuned: AdaptiveActivation, initial: AdaptiveActivation | None) -> list[str]:
-    """Return the parameters with their initial values, or how far they moved if there are too many to list."""
+    """Return the parameters with their initial values, or how far they moved if a parameter has several values."""
     after, before = _parameters(tuned), {} if initial is None else _parameters(initial)
     parts, lines = [], []
     for name, values in after.items():
@@ -182,9 +180,6 @@ def _parameter_lines(tuned: AdaptiveActivation, initial: AdaptiveActivation | No
             continue
         moved = f", changed by {_size(values - before[name])}" if name in before else ""
         lines.append(f"{name}: {len(values):,} values{moved}")
-        if tuned.shape == (1,) and len(values) <= LISTED:
-            rows = [values[index : index + 6] for index in range(0, len(values), 6)]
-            lines += ["   ".join(number(value.item()) for value in row) for row in rows]
     return ["   ".join(parts[index : index + 2]) for index in range(0, len(parts), 2)] + lines
 
 

@@ -95,13 +95,21 @@ class RunState:
         self.epoch_seconds = seconds if math.isfinite(seconds) else None
         return new
 
+    @property
+    def epochs(self) -> str:
+        """The last epoch of how many."""
+        run = self.job.config
+        last = run.start_epoch if self.epoch is None else self.epoch
+        return f"{last}/{max(last, run.end_epoch)}"
+
     def seconds_left(self, costs: Costs) -> float | None:
         """Return the seconds until the run ends; None for a run that has ended or has no known cost."""
         if self.status not in (Status.WAITING, Status.RUNNING):
             return None
         run = self.job.config
         start = START_SECONDS if self.status is Status.WAITING else 0.0
-        left = run.end_epoch - (run.start_epoch if self.epoch is None else self.epoch)
+        # An identification may take more steps than it has epochs: those that prepare it are counted too.
+        left = max(0, run.end_epoch - (run.start_epoch if self.epoch is None else self.epoch))
         cost = self.epoch_seconds or costs.guess(run)
         return start if left == 0 else None if cost is None else start + left * cost
 
@@ -148,7 +156,7 @@ class LiveTable:
                 escape(run.name),
                 str(state.job.seed),
                 state.status,
-                f"{run.start_epoch if state.epoch is None else state.epoch}/{run.end_epoch}",
+                state.epochs,
                 "-" if state.accuracy is None else f"{state.accuracy:.2%}",
                 "-" if left is None else clock(left),
                 style=STYLES[state.status],
@@ -185,7 +193,7 @@ class PlainLines:
                 left = state.seconds_left(costs)
                 accuracy = "diverged" if state.accuracy is None else f"test accuracy {state.accuracy:.2%}"
                 rest = "" if left is None else f", {clock(left)} left"
-                self._line(state, f"epoch {state.epoch}/{state.job.config.end_epoch}, {accuracy}{rest}")
+                self._line(state, f"epoch {state.epochs}, {accuracy}{rest}")
 
     def _line(self, state: RunState, text: str) -> None:
         line = f"{time.strftime('%H:%M:%S')} {state.title}: {text}"
