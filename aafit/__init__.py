@@ -1,7 +1,7 @@
-"""Adaptive activation functions, identified in trained networks.
+"""Learn the activation functions of an already trained PyTorch network, with error bars on the result.
 
-Replace the activations of a trained network by adaptive ones, see what that changed, tune only those few numbers with
-all else frozen, and look at the shapes they took.
+Replace the activations of a trained network by trainable ones, see what that changed, fit their parameters with every
+weight frozen, and look at the learned activations.
 """
 
 from importlib import import_module

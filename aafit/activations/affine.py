@@ -188,7 +188,7 @@ def Affine(function: str | Callable[[Tensor], Tensor], offset: bool = True) -> t
         >>> f = aafit.Affine("ReLU").like("ReLU", shape=(3, 1, 1))
         >>> f(torch.tensor([-1.0, 2.0]).reshape(2, 1, 1, 1).expand(2, 3, 4, 4))[:, 0, 0, 0].tolist()
         [0.0, 2.0]
-        >>> net, _ = aafit.replace_activations(base, {"SiLU": aafit.Affine("ReLU")}, sharing="channel", sample=images)
+        >>> net, _ = aafit.replace_activations(base, {"SiLU": aafit.Affine("ReLU")}, sample=images)
     """
     if isinstance(function, str):
         return _family(check_name("fixed function", function, FIXED), bool(offset))

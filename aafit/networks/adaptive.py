@@ -42,6 +42,9 @@ def adaptive_activations(net: nn.Module) -> dict[str, AdaptiveActivation]:
 
     Where that is not known, without a sample in `replace_activations`, it is the order of the network's modules.
 
+    Raises:
+        UserError: `net` is no network.
+
     Example:
         >>> aafit.adaptive_activations(nn.Sequential(nn.Linear(4, 8), aafit.LEAF.like("ReLU")))
     """
@@ -52,6 +55,11 @@ def adaptive_activations(net: nn.Module) -> dict[str, AdaptiveActivation]:
 
 def adaptive_parameters(net: nn.Module) -> dict[str, Parameter]:
     """Return the parameters of the adaptive activations of `net` by name in its state dict, as "act1.p1".
+
+    The shape of each is that of the sharing: (1,) for a layer, (C, 1, 1) or (C,) for a channel.
+
+    Raises:
+        UserError: `net` is no network.
 
     Example:
         >>> sum(parameter.numel() for parameter in aafit.adaptive_parameters(net).values())

@@ -93,7 +93,8 @@ class Batch:
         axis: Axis of the samples in the inputs, as 1 for (T, B, C). Outputs have theirs at axis 0: let output= move it.
 
     Example:
-        >>> aafit.Batch((graphs,), {"mask": mask}, labels)
+        >>> batch = aafit.Batch((images,), {}, labels)
+        >>> print(aafit.evaluate(base, [batch]))
     """
 
     args: tuple[Any, ...]

@@ -50,7 +50,11 @@ class ExportedPolynomial:
 
 @dataclass(frozen=True)
 class PolynomialExport:
-    """The polynomials of a network in the order of their calls: prints as a table, and is saved as JSON."""
+    """The polynomials of a network in the order of their calls: prints as a table, and is saved as JSON.
+
+    Attributes:
+        rows: One for each polynomial, with its coefficients, its interval and the range of its inputs.
+    """
 
     rows: tuple[ExportedPolynomial, ...]
 

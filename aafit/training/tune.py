@@ -229,8 +229,8 @@ def tune(
             batch, and the loss of the epoch is NaN; if some parameter ends unchanged.
 
     Example:
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-        >>> net, _ = aafit.replace_activations(net, {"ReLU": aafit.LEAF.like("ReLU")})
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.SiLU(), torch.nn.Linear(8, 3))
+        >>> net, _ = aafit.replace_activations(net, {"SiLU": aafit.LEAF.like("SiLU")})
         >>> history = aafit.tune(net, [(torch.randn(64, 4), torch.randint(3, (64,)))], epochs=5)
     """
     if isinstance(batches, (nn.Module, type)):
