@@ -174,7 +174,12 @@ def test_samples_along_another_axis() -> None:
     aafit.identify(nets[0], [Batch((x,), {}, labels, axis=1)], output=lambda out: out[-1], steps=2)
     aafit.identify(nets[1], [(x.transpose(0, 1), labels)], steps=2)
     torch.testing.assert_close(nets[0].act.p1, nets[1].act.p1)
-    assert len(Batch((x,), {}, labels, axis=1)) == 40
+    batch, rows = Batch((x,), {}, labels, axis=1), torch.tensor([7, 0, 39])
+    assert len(batch) == 40
+    assert torch.equal(batch.at(rows).args[0], x[:, rows])
+    assert torch.equal(batch.at(rows).target, labels[rows])
+    wide = Batch((x,), {}, torch.randn(40, 40), axis=1)
+    assert torch.equal(wide.at(rows).target, wide.target[rows])
     with pytest.raises(UserError, match="has its samples along axis 3, which its first tensor does not have"):
         as_batch(Batch((x,), {}, labels, axis=3))
 
