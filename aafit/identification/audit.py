@@ -275,6 +275,7 @@ def audit(
     sums = {}
     if finite and called:
         problem = Problem(predictor, Coordinates(nn.ModuleList(called)), made)
+        problem.check_gradient(data)
         sums = _gradient_sums(problem, data, exact=outputs_NK.numel() <= EXACT_OUTPUTS)
     rows = [
         _audited(

@@ -19,6 +19,7 @@ from aafit.identification.coordinates import Coordinates
 from aafit.identification.hessian import gradient_of, hessian_vector_product, probes_of, wide_target
 from aafit.identification.per_sample import Placement, placements
 from aafit.networks.batches import Batch
+from aafit.networks.running import evaluation_mode
 from aafit.training.losses import (
     IGNORED,
     Loss,
@@ -31,7 +32,7 @@ from aafit.training.losses import (
     predictions,
     scores,
 )
-from aafit.training.predictor import Predictor
+from aafit.training.predictor import NO_GRADIENT, Predictor, check_not_inference
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +87,13 @@ class Problem:
         predictor: runs the network, or the part of it behind the frozen prefix, in the mode that it is in.
         coordinates: of its adaptive parameters.
         loss: of the outputs.
+
+    Raises:
+        UserError: gradients are ruled out by torch.inference_mode.
     """
 
     def __init__(self, predictor: Predictor, coordinates: Coordinates, loss: Loss) -> None:
+        check_not_inference()
         self.predictor, self.coordinates, self.loss = predictor, coordinates, loss
         self._names = coordinates.names_in(predictor.net)
         self._placements: dict[str, Placement] | None = None
@@ -98,10 +103,26 @@ class Problem:
         """Check that the network runs on the samples and that their targets fit its outputs.
 
         Raises:
-            UserError: the network fails, or as `check_targets`.
+            UserError: the network fails, or as `check_targets` and `check_gradient`.
         """
         check_targets(self.loss, self.predictor.outputs(samples.part(0, 2)), samples.target)
+        self.check_gradient(samples)
         self._find_placements(samples)
+
+    def check_gradient(self, samples: Batch) -> None:
+        """Check that the outputs have a gradient with respect to the parameters.
+
+        Raises:
+            UserError: they have none.
+        """
+        parameters = {name: p.detach().requires_grad_() for name, p in self.coordinates.parameters.items()}
+        with evaluation_mode(self.predictor.net), torch.enable_grad():
+            outputs = self.predictor(samples.part(0, 2), self._named(parameters))
+            if outputs.requires_grad:
+                found = torch.autograd.grad(outputs.sum(), list(parameters.values()), allow_unused=True)
+                if any(gradient is not None for gradient in found):
+                    return
+        raise UserError(NO_GRADIENT)
 
     def outputs(self, vector_P: Tensor, samples: Batch) -> Tensor:
         """Return the outputs of the network at a vector, (N, ...), without gradients."""

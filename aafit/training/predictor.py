@@ -18,6 +18,10 @@ from aafit.networks.frozen_prefix import split_network
 from aafit.networks.running import check_module, fork_rng, without_fast_path
 from aafit.training.precision import PRECISIONS, autocast
 
+NO_GRADIENT = (
+    "The loss has no gradient with respect to any adaptive parameter: the forward pass does not use them, or detaches "
+    "what depends on them (detach, torch.no_grad, re-entrant checkpointing)."
+)
 SEED = 0
 """Seed of the random numbers of every batch: two networks that draw some draw the same ones for the same batch."""
 
@@ -136,6 +140,16 @@ class Predictor:
                 return None
             kept.append(Batch(outputs, {}, batch.target))
         return (self.of(rest), kept) if kept else None
+
+
+def check_not_inference() -> None:
+    """Raise within torch.inference_mode, which rules out gradients.
+
+    Raises:
+        UserError: it is enabled.
+    """
+    if torch.is_inference_mode_enabled():
+        raise UserError("This needs gradients, which torch.inference_mode rules out: call it outside of that.")
 
 
 def unwrapped(net: nn.Module) -> nn.Module:

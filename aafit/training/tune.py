@@ -43,7 +43,7 @@ from aafit.training.losses import (
     scores,
     with_class_axis,
 )
-from aafit.training.predictor import Predictor
+from aafit.training.predictor import NO_GRADIENT, Predictor, check_not_inference
 
 OPTIMIZERS = ("adam", "rmsprop")
 LEARNING_RATES = {"adam": 1e-3, "rmsprop": 1e-4}
@@ -248,8 +248,7 @@ def tune(
         check_module(base)
     if base is net:
         raise UserError("The base is the network itself: give the one in which activations were replaced.")
-    if torch.is_inference_mode_enabled():
-        raise UserError("tune needs gradients, which torch.inference_mode rules out: call it outside of that.")
+    check_not_inference()
     train_only_activations(net)
     (stepper,) = make_optimizers(net, optimizer, lr, p24sl)
     parameters, predictor = trained_by([stepper])[0], Predictor(net, output, precision)
@@ -380,10 +379,7 @@ class _Objective:
         """
         value = self(predictor(batch, seed=None), batch)
         if not value.requires_grad:
-            raise UserError(
-                "The loss has no gradient with respect to any adaptive parameter: the forward pass does not use them, "
-                "or detaches what depends on them (detach, torch.no_grad, re-entrant checkpointing)."
-            )
+            raise UserError(NO_GRADIENT)
         for parameter in parameters:
             parameter.grad = None
         try:

@@ -125,6 +125,29 @@ def of_lengths() -> Tensor:
     return x
 
 
+class Detached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.out = LEAF.like("SiLU"), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(self.act(x).detach())
+        return y
+
+
+@pytest.mark.parametrize("function", [identify, audit, importance])
+def test_outputs_without_a_gradient_are_refused(function: object) -> None:
+    data = [(torch.randn(20, 4), torch.arange(20) % 2)]
+    with pytest.raises(UserError, match="no gradient with respect to any adaptive parameter"):
+        function(Detached(), data)  # type: ignore[operator]
+    net = nn.Sequential(LEAF.like("SiLU"), nn.Linear(4, 2))
+    with (
+        torch.inference_mode(),
+        pytest.raises(UserError, match=r"which torch\.inference_mode rules out"),
+    ):
+        function(net, data)  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("function", [identify, audit, importance])
 def test_ragged_outputs_are_refused_with_a_sentence(function: object) -> None:
     x = of_lengths()
