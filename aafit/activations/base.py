@@ -4,7 +4,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,26 @@ EXACT = 1e-6
 """Relative RMS error up to which a start counts as the function itself."""
 AT_ONCE = 30_000
 """Elements that `curve_values` evaluates at once: for larger inputs an activation would compile a loop first."""
+
+
+class TextOption(NamedTuple):
+    """An argument of `like` and `fit` that a text form can give, as "Polynomial(degree=4) as ReLU".
+
+    Attributes:
+        name: Of the argument, and of the attribute that holds its value.
+        default: A whole number, or a tuple of some.
+        least: The least valid number.
+        most: The largest valid number.
+    """
+
+    name: str
+    default: int | tuple[int, ...]
+    least: int
+    most: int
+
+    def written(self, value: int | tuple[int, ...]) -> str:
+        """Return the option with a value as it stands in a text form, "(degree=4)" or "(degrees=5,4)"."""
+        return f"({self.name}={','.join(map(str, value)) if isinstance(value, tuple) else value})"
 
 
 class AdaptiveActivation(nn.Module):
@@ -38,6 +58,7 @@ class AdaptiveActivation(nn.Module):
         others: Further starts, each a class method of that name, e.g. "random".
         slow_parameters: Names of the parameters that the p24sl procedure trains at a lower rate.
         slope_parameters: Names of the parameters that multiply the input inside a sigmoid.
+        text_option: The argument that a text form can give; None if there is none.
         start: Name of the values it was constructed with: "ReLU", "random", ...
         replaced: Name of the activation that it replaced, None if it replaced none.
         residual: Error of the fit if `fit` made it, otherwise None.
@@ -65,6 +86,7 @@ class AdaptiveActivation(nn.Module):
     others: ClassVar[tuple[str, ...]] = ()
     slow_parameters: ClassVar[tuple[str, ...]] = ()
     slope_parameters: ClassVar[tuple[str, ...]] = ()
+    text_option: ClassVar[TextOption | None] = None
     # A formula with an explicit gradient, which is computed in one pass.
     _formula: ClassVar[Formula | None] = None
     # Dimensions of a parameter beyond `shape`: F-Neuron has a vector of weights in each parameter set.
@@ -200,8 +222,14 @@ class AdaptiveActivation(nn.Module):
 
     @property
     def text(self) -> str:
-        """The text form, which `from_text` reads: "LEAF as Tanh", "F-Neuron random"."""
-        return f"{self.family} {self.start}" if self.start in self.others else f"{self.family} as {self.start}"
+        """The text form, which `from_text` reads: "LEAF as Tanh", "F-Neuron random", "Polynomial(degree=4) as ReLU".
+
+        An option that has its default is left out.
+        """
+        option, name = self.text_option, self.family
+        if option is not None and (value := getattr(self, option.name)) != option.default:
+            name += option.written(value)
+        return f"{name} {self.start}" if self.start in self.others else f"{name} as {self.start}"
 
     def settings(self) -> dict[str, Any]:
         """Return what `from_settings` needs to rebuild the activation without its values, fit for JSON."""

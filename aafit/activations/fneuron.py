@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from aafit.activations.base import AdaptiveActivation, cast_parameter, check_shape
+from aafit.activations.base import AdaptiveActivation, TextOption, cast_parameter, check_shape
 from aafit.activations.elementwise import check_input, compute_dtype
 from aafit.activations.fitting import FitTarget, Residual, function_name, function_values
 from aafit.activations.fixed import FUNCTIONS
@@ -76,6 +76,7 @@ class FNeuron(AdaptiveActivation):
     """
 
     family: ClassVar[str] = "F-Neuron"
+    text_option: ClassVar[TextOption | None] = TextOption("knots", KNOTS, 3, MOST_KNOTS)
     likes: ClassVar[tuple[str, ...]] = tuple(FUNCTIONS)
     others: ClassVar[tuple[str, ...]] = ("random", "ramp", "constant")
     _own_dims: ClassVar[int] = 1

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aafit.activations.base import TextOption
 from aafit.activations.elementwise import Formula
 from aafit.activations.fitting import FitTarget, function_values
 from aafit.activations.histogram import Histogram
@@ -81,6 +82,7 @@ class Polynomial(IntervalActivation):
     """
 
     family: ClassVar[str] = "Polynomial"
+    text_option: ClassVar[TextOption | None] = TextOption("degree", DEGREE, 1, MOST_DEGREE)
 
     coefficients: nn.Parameter
 

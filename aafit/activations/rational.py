@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from aafit.activations.base import TextOption
 from aafit.activations.elementwise import Formula, largest
 from aafit.activations.fitting import FitTarget, LeastSquares, function_values
 from aafit.activations.histogram import Histogram
@@ -117,6 +118,7 @@ class Rational(IntervalActivation):
     """
 
     family: ClassVar[str] = "Rational"
+    text_option: ClassVar[TextOption | None] = TextOption("degrees", DEGREES, 1, MOST_DEGREE)
 
     numerator: nn.Parameter
     denominator: nn.Parameter

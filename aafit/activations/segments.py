@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from aafit.activations.base import TextOption
 from aafit.activations.elementwise import Formula, largest
 from aafit.activations.fitting import FitTarget, LeastSquares, function_values
 from aafit.activations.histogram import Histogram
@@ -106,6 +107,7 @@ class PiecewiseLinear(IntervalActivation):
     """
 
     family: ClassVar[str] = "PiecewiseLinear"
+    text_option: ClassVar[TextOption | None] = TextOption("segments", SEGMENTS, 1, MOST_SEGMENTS)
 
     values: nn.Parameter
 

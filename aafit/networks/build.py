@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aafit.activations import ADAPTIVE, AdaptiveActivation, FNeuron, Histogram, Residual, from_text
+from aafit.activations import AdaptiveActivation, FNeuron, Histogram, Residual, fit_from_text, from_text
 from aafit.activations.base import curve_values, parameter_shape
 from aafit.errors import UserError
 from aafit.networks.batches import as_inputs, without_padding
@@ -37,7 +37,7 @@ QUANTILES = 512
 def is_fit(replacement: NewActivation) -> bool:
     """Return whether a replacement is fitted: a family, by its class or name, or a function of two arguments."""
     if isinstance(replacement, str):
-        return replacement in ADAPTIVE
+        return fit_from_text(replacement) is not None
     if isinstance(replacement, type):
         return issubclass(replacement, AdaptiveActivation)
     arguments = {} if isinstance(replacement, nn.Module) else _arguments(replacement)
@@ -138,7 +138,7 @@ def fit_by_channel(replacement: NewActivation) -> Callable[..., FNeuron] | None:
 def _fit_of(replacement: NewActivation) -> Any:
     """Return the fit that a family, by its class or name, or a function asks for."""
     if isinstance(replacement, str):
-        replacement = ADAPTIVE[replacement]
+        return fit_from_text(replacement)
     return getattr(replacement, "fit", None) if isinstance(replacement, type) else replacement
 
 

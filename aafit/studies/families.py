@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aafit.activations import ADAPTIVE, AdaptiveActivation, Affine, AffineActivation, Histogram
+from aafit.activations import ADAPTIVE, AdaptiveActivation, Affine, AffineActivation, Histogram, fit_from_text
 from aafit.errors import UserError, check_count, nearest
 from aafit.identification import identify
 from aafit.identification.hessian import wide_target
@@ -189,8 +189,9 @@ def compare_families(
         heldout: samples to judge on.
         heldout_share: share of `batches` to hold out where `heldout` is not given; by default 0.2 of 500 samples or
             more, and 0 of fewer. With 0 the fitted samples judge, which is no evidence.
-        families: families by class, as LEAF or one of your own; by name, "LEAF"; or functions that fit, as
-            functools.partial(FNeuron.fit, knots=34). By default all of the package, of the Affine ones Affine(ReLU).
+        families: families by class, as LEAF or one of your own; by name, "LEAF" or "Polynomial(degree=4)"; or functions
+            that fit, as functools.partial(FNeuron.fit, knots=34). By default all of the package, of the Affine ones
+            Affine(ReLU).
         layers: paths of activations, or keys as those of `replace_activations`; by default all that can be replaced.
         sharing: as for `replace_activations`.
         target: as for `identify`; by default "labels" if the batches have them, else "logits".
@@ -237,7 +238,7 @@ def _named(families: Iterable[Any]) -> dict[str, Any]:
     """
     named: dict[str, Any] = {}
     for family in families:
-        if isinstance(family, str) and family not in ADAPTIVE:
+        if isinstance(family, str) and fit_from_text(family) is None:
             raise UserError(f"Unknown family of activations {family!r}. {nearest(family, ADAPTIVE)}")
         if not (isinstance(family, (str, AdaptiveActivation)) or is_fit(family)):
             raise UserError(

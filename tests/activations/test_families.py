@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import aafit
-from aafit.activations import AdaptiveActivation, Histogram, from_settings, from_text
+from aafit.activations import AdaptiveActivation, Histogram, check_text, fit_from_text, from_settings, from_text
 from aafit.activations.compiled import compiled_loops
+from aafit.errors import UserError
 from aafit.networks.freeze import Table
 
 # torch's own: the first forward-mode derivative of a process loads decompositions that torch scripts.
@@ -309,3 +311,59 @@ def test_its_whole_life_in_a_network(case: Case, sharing: Any, tmp_path: Path) -
     assert isinstance(frozen[1], Table)
     assert (frozen(x) - net(x)).abs().max() < 0.02 * net(x).abs().max()
     assert torch.equal(report.restore(net)(x), base()(x))
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "values", "shown"),
+    [
+        ("Polynomial(degree=4) as ReLU", "degree", 4, None),
+        ("Polynomial(degree=8) as ReLU", "degree", 8, "Polynomial as ReLU"),
+        ("Polynomial as ReLU", "degree", 8, None),
+        ("Rational(degrees=3,2) as GELU", "degrees", (3, 2), None),
+        ("Rational(degrees=5,4) as GELU", "degrees", (5, 4), "Rational as GELU"),
+        ("PiecewiseLinear(segments=5) as SiLU", "segments", 5, None),
+        ("F-Neuron(knots=34) ramp", "knots", 34, None),
+    ],
+)
+def test_options_in_a_text(text: str, named: str, values: Any, shown: str | None) -> None:
+    made = from_text(text, (3,))
+    assert isinstance(made, AdaptiveActivation)
+    assert (getattr(made, named), made.text, made.shape) == (values, shown or text, (3,))
+    assert torch.equal(from_text(made.text, (3,))(torch.zeros(1, 3)), made(torch.zeros(1, 3)))
+    assert fit_from_text(text) is None
+    # Without the start, the family is fitted.
+    family = text.split()[0]
+    net, _ = aafit.replace_activations(
+        nn.Sequential(nn.Linear(2, 3), nn.SiLU()), {"SiLU": family}, "channel", torch.randn(50, 2)
+    )
+    assert (getattr(net[1], named), type(net[1]), net[1].shape) == (values, type(made), (3,))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("Polynomial(degree=0) as ReLU", "a whole number from 1 to 64. Did you mean 'Polynomial(degree=1) as ReLU'?"),
+        ("Polynomial(degree=65)", "Did you mean 'Polynomial(degree=64)'?"),
+        ("Polynomial(degree=-3) as GELU", "Did you mean 'Polynomial(degree=1) as GELU'?"),
+        ("Polynomial(degree=4.5) as GELU", "Did you mean 'Polynomial(degree=4) as GELU'?"),
+        ("Polynomial(degre=4) as ReLU", "takes the option degree, a whole number"),
+        ("Polynomial(segments=4) as ReLU", "Did you mean 'Polynomial(degree=4) as ReLU'?"),
+        ("Polynomial(4) as ReLU", "Did you mean 'Polynomial(degree=4) as ReLU'?"),
+        ("Polynomial() as ReLU", "Did you mean 'Polynomial(degree=8) as ReLU'?"),
+        ("Polynomial(degree=4 as ReLU", "Did you mean 'Polynomial(degree=4) as ReLU'?"),
+        ("Rational(degrees=5) as GELU", "2 whole numbers from 1 to 16. Did you mean 'Rational(degrees=5,4) as GELU'?"),
+        ("Rational(degrees=(5, 4)) as GELU", "Did you mean 'Rational(degrees=5,4) as GELU'?"),
+        ("Rational(degrees=5,40)", "Did you mean 'Rational(degrees=5,16)'?"),
+        ("PiecewiseLinear(segments=100) as SiLU", "Did you mean 'PiecewiseLinear(segments=64) as SiLU'?"),
+        ("F-Neuron(knots=2) as Tanh", "Did you mean 'F-Neuron(knots=3) as Tanh'?"),
+        ("LEAF(degree=3) as ReLU", "LEAF takes no option; write 'LEAF as ReLU'."),
+        ("Polynomal(degree=4) as ReLU", "Did you mean 'Polynomial'?"),
+        ("ReLU(degree=4)", "Unknown activation 'ReLU(degree=4)'"),
+        ("Polynomial(degree=4) as Relu", "Did you mean 'Polynomial(degree=4) as ReLU'?"),
+        ("Polynomial(degree=4)", "does not say how it starts. Valid: Polynomial(degree=4) as ReLU,"),
+    ],
+)
+def test_wrong_options_in_a_text(text: str, says: str) -> None:
+    for use in (check_text, from_text):
+        with pytest.raises(UserError, match=re.escape(says)):
+            use(text)

@@ -149,7 +149,11 @@ launch_options = (seed_option, data_dir_option, runs_dir_option, threads_option,
 activation_options = (
     click.option("--sharing", type=click.Choice(SHARINGS), help="What has its own parameters."),
     click.option(
-        "--interval", type=float, nargs=2, metavar="LEFT RIGHT", help="F-Neuron: first and last knot [default: -4 4]."
+        "--interval",
+        type=float,
+        nargs=2,
+        metavar="LEFT RIGHT",
+        help="F-Neuron, Polynomial, Rational, PiecewiseLinear: ends of the interval [default: -4 4].",
     ),
     click.option("--knots", type=click.IntRange(min=3), help="F-Neuron: number of knots [default: 18]."),
     click.option("--pieces", type=int, hidden=True, expose_value=False, callback=_pieces),

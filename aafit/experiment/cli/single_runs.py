@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from aafit.activations import ADAPTIVE, FNeuron, IntervalActivation, parse_text
 from aafit.errors import UserError
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.documents import DONE, NETWORK, Config, read_done
@@ -132,8 +133,11 @@ class Finished:
         facts |= {key: getattr(run, key) for key in (*TRAINING, *DATA)} | {"lr": learning_rate(run)}
         if run.adaptive:
             facts["sharing"] = run.sharing
-        if "F-Neuron" in run.cnn + run.fc:
-            facts |= {"interval": run.interval, "knots": run.knots}
+        families = {ADAPTIVE.get(parse_text(text).family, object) for text in (run.cnn, run.fc)}
+        if any(issubclass(family, (FNeuron, IntervalActivation)) for family in families):
+            facts["interval"] = run.interval
+        if FNeuron in families:
+            facts["knots"] = run.knots
         if "LEAF" in run.cnn + run.fc and run.train != "none":
             facts["p24sl"] = run.p24sl
         if run.adaptive and run.train == "all":

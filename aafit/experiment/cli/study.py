@@ -13,7 +13,7 @@ from typing import Any
 import click
 from torch import nn
 
-from aafit.activations import ADAPTIVE, AdaptiveActivation, from_text
+from aafit.activations import ADAPTIVE, AdaptiveActivation, fit_from_text, from_text
 from aafit.errors import UserError, check_name, nearest, needs_extra
 from aafit.experiment.cli.options import SHARINGS, Command, data_dir_option, device_option
 from aafit.experiment.devices import choose_device
@@ -197,11 +197,15 @@ def _module(place: str) -> ModuleType:
 def _families(name: str) -> Iterable[Any]:
     if name == "default":
         return FAMILIES
-    return [_object(name) if ":" in name else ADAPTIVE[check_name("family", name, ("default", *ADAPTIVE))]]
+    if ":" in name:
+        return [_object(name)]
+    return [name if fit_from_text(name) else check_name("family", name, ("default", *ADAPTIVE))]
 
 
-def _replacement(text: str) -> tuple[str, type[AdaptiveActivation] | nn.Module]:
-    what, sign, by = text.rpartition("=")
+def _replacement(text: str) -> tuple[str, str | type[AdaptiveActivation] | nn.Module]:
+    what, sign, by = text.partition("=")
     if not sign or not what:
         raise UserError(f"--replace {text!r} is not of the form WHAT=BY, as 'ReLU=LEAF' or '*=F-Neuron as Tanh'.")
-    return what, ADAPTIVE[by] if by in ADAPTIVE else from_text(by)
+    if by in ADAPTIVE:
+        return what, ADAPTIVE[by]
+    return what, by if fit_from_text(by) else from_text(by)

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from aafit.activations import is_adaptive
+from aafit.activations import is_adaptive, parse_text
 from aafit.experiment.report.runs import RunRecord, SuiteRuns
 from aafit.experiment.report.summary import activations, status
 from aafit.experiment.runs.config import RunConfig
@@ -146,7 +146,7 @@ def _styles(runs: Mapping[str, RunRecord]) -> dict[str, Line]:
 
 def _family(settings: RunConfig) -> str:
     """Return the family of a run's adaptive activations; of fixed ones the function."""
-    return next((text.split()[0] for text in (settings.fc, settings.cnn) if is_adaptive(text)), settings.fc)
+    return next((parse_text(text).family for text in (settings.fc, settings.cnn) if is_adaptive(text)), settings.fc)
 
 
 def _curve(runs: Sequence[RunRecord], accuracy: bool, style: Line) -> Curve:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import to_json
 
-from aafit.activations import check_text, is_adaptive
+from aafit.activations import check_text, is_adaptive, parse_text
 from aafit.errors import UserError, check_line, check_name, nearest
 from aafit.experiment.data.datasets import DATASETS
 from aafit.experiment.models import NETWORKS
@@ -35,6 +35,15 @@ def _interval(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _activation(value: str) -> str:
+    family, options, start = parse_text(check_text(value))
+    for name in options.keys() & RunConfig.model_fields.keys():
+        raise UserError(
+            f"{value!r}: {name} is a setting of its own; write {f'{family} {start}'!r} and {name} = {options[name]}."
+        )
+    return value
+
+
 def _prior(value: float | str) -> float | str:
     if value not in ("auto", "none") and (isinstance(value, str) or not 0 < value < float("inf")):
         raise UserError(f"prior = {_short(value)} is not valid: give a number above 0, 'auto' or 'none'.")
@@ -53,7 +62,7 @@ MOST = 10**9
 End = Annotated[float, Field(ge=-1e6, le=1e6)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Positive = Annotated[int, Field(ge=1, le=MOST)]
-Activation = Annotated[str, AfterValidator(check_text)]
+Activation = Annotated[str, AfterValidator(_activation)]
 Line = Annotated[str, AfterValidator(check_line)]
 Name = Annotated[str, AfterValidator(folder_name)]
 
@@ -94,12 +103,12 @@ class RunConfig(Settings):
     init_from: Path | None = None
 
     cnn: Activation = "ReLU"
-    """Activation of the convolutional layers, as a text: "ReLU", "LEAF as Tanh", "F-Neuron random", ..."""
+    """Activation of the convolutional layers, as a text: "ReLU", "LEAF as Tanh", "Polynomial(degree=4) as ReLU", ..."""
     fc: Activation = "ReLU"
     """Activation of the fully connected layers."""
     sharing: Literal["layer", "channel", "neuron"] = "layer"
     interval: Annotated[tuple[End, End], AfterValidator(_interval)] = (-4.0, 4.0)
-    """F-Neuron: the interval of its knots."""
+    """The interval of an F-Neuron's knots, of a polynomial, a rational or a piecewise linear function."""
     knots: Annotated[int, Field(ge=3, le=100_000)] = 18
     """F-Neuron: the number of its knots, which are its values; one less is its number of segments."""
 

@@ -150,6 +150,7 @@ def test_the_command_line_has_all_settings_of_a_suite(base, tmp_path):
         (["--fc", "AHAF as ReLU", "--prior", "-1"], "prior = -1.0 is not valid"),
         ([], "No activation to replace was given"),
         (["--fc", "LEAF as Tank"], "Tanh"),
+        (["--fc", "Rational(degrees=5) as ReLU"], "Rational(degrees=5,4)"),
         (["--fc", "AHAF as ReLU", "--steps", "0"], "--steps"),
     ],
 )

@@ -109,6 +109,14 @@ def test_a_finished_run(tmp_path):
         (["own_program:network", "own_program:number"], "own_program:number returns a int: it must return batches"),
         (["own_program:network", "own_program:fit", "--replace", "ReLU"], "is not of the form WHAT=BY"),
         (["own_program:network", "own_program:fit", "--replace", "ReLU=LEAF as Relu"], "Did you mean 'LEAF as ReLU'?"),
+        (
+            ["own_program:network", "own_program:fit", "--replace", "ReLU=Polynomial(degree=0)"],
+            "Did you mean 'Polynomial(degree=1)'?",
+        ),
+        (
+            ["own_program:network", "own_program:fit", "--families", "PiecewiseLinear(segments=0)"],
+            "Did you mean 'PiecewiseLinear(segments=1)'?",
+        ),
         (["own_program:network", "own_program:fit", "--output", "own_program:number"], "must be a function"),
         (["own_program:network", "own_program:fit", "--figure", "a.gif"], "Unknown kind of figure 'gif'"),
         (["own_program.py:netwrok", "own_program:fit"], "Did you mean 'network'?"),
@@ -130,10 +138,14 @@ def test_what_cannot_be_studied_is_one_sentence(program, arguments, sentence):
 def test_families_are_compared(program):
     (program / "own_family.py").write_text("from small import Quotient\n")
     options = ["--replace", "act1=AHAF as SiLU", "--steps", "0", "--samples", "32", "--heldout", "own_program:more"]
-    wanted = ["--families", "LEAF", "--families", "own_family:Quotient"]
+    options += ["--replace", "act2=Polynomial(degree=4)"]
+    wanted = ["--families", "LEAF", "--families", "own_family:Quotient", "--families", "Polynomial(degree=3)"]
     done = study("own_program:network", "own_program:fit", *options, *wanted)
     assert done.exit_code == 0, done.output
-    assert {"LEAF", "Quotient"} <= {word for line in done.output.splitlines() for word in line.split()[1:2]}
+    assert "act2" in done.output
+    assert {"LEAF", "Quotient", "Polynomial(degree=3)"} <= {
+        word for line in done.output.splitlines() for word in line.split()[1:2]
+    }
     done = study("own_program:network", "own_program:fit", *options, "--families", "LEAFF")
     assert done.exit_code == 2
     assert "Unknown family 'LEAFF'. Did you mean 'LEAF'" in done.output

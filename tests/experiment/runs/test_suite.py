@@ -199,6 +199,14 @@ WRONG = {
     "unknown network": (HEAD + BASE + 'network = "KerasNett"\n', ["network", "Did you mean 'KerasNet'?"]),
     "unknown data set": (HEAD + BASE.replace("MNIST-5k", "CIFAR10"), ["data set", "Did you mean 'CIFAR-10'?"]),
     "unknown activation": (HEAD + BASE + 'cnn = "ReLUU"\n', ["cnn", "Did you mean 'ReLU'?"]),
+    "a degree of none": (
+        HEAD + BASE + 'cnn = "Polynomial(degree=0) as ReLU"\n',
+        ["cnn", "'Polynomial(degree=1) as ReLU'?"],
+    ),
+    "knots in a text": (
+        HEAD + BASE + 'fc = "F-Neuron(knots=34) as Tanh"\n',
+        ["knots is a setting of its own; write 'F-Neuron as Tanh' and knots = 34."],
+    ),
     "unknown start": (HEAD + BASE + CHILD + 'fc = "AHAF as Tanh"\n', ["'child'", "fc", "AHAF as ReLU"]),
     "nothing adaptive to train": (HEAD + BASE + CHILD, ["'child'", "train = 'activations'", "'ReLU'"]),
     "2SPU-4 without adaptive": (HEAD + BASE + "dspu4 = true\n", ["dspu4", "adaptive"]),
