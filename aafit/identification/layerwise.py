@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aafit.activations import AdaptiveActivation
+from aafit.activations import AdaptiveActivation, IntervalActivation
 from aafit.activations.fitting import LeastSquares
 from aafit.identification.elements import Elements, calls_of, input_elements, output_elements
-from aafit.identification.prior import Block, Prior, solve
+from aafit.identification.prior import EVEN, Block, Prior, solve
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.batches import as_inputs
 
@@ -82,7 +82,9 @@ def _fit(
     called, u_ES = activation.by_column(u_ES, read)
     squares = LeastSquares(called, start, u_ES, y_ES)
     before = squares.errors(squares.at_SQ).mean().item()
-    mean_SQ, function_SQQ = mean_P[block.index_SQ], block.function_SQQ * block.variance / len(u_ES)
+    # A family with an interval must stay near the original where inputs are rare too, as in its fits.
+    weight = max(1 / len(u_ES), EVEN if isinstance(activation, IntervalActivation) else 0.0)
+    mean_SQ, function_SQQ = mean_P[block.index_SQ], block.function_SQQ * block.variance * weight
     squares.at_SQ = squares.prior_SQ = read(mean_SQ.to(u_ES.device).reshape(*activation.shape, -1))
     precision_SQQ = function_SQQ.to(u_ES.device).reshape(*activation.shape, *function_SQQ.shape[1:])
     squares.precision_SQQ = read(precision_SQQ)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from aafit.activations import AdaptiveActivation, FNeuron
+from aafit.activations import AdaptiveActivation, FNeuron, IntervalActivation
 from aafit.activations.fitting import LeastSquares
 from aafit.identification.coordinates import Coordinates
 from aafit.networks.adaptive import adaptive_activations
@@ -27,6 +27,8 @@ FIRST_SMOOTHNESS = 10.0
 LEAST_SMOOTHNESS, MOST_SMOOTHNESS = 1e-3, 1e8
 LARGEST_CHANGE = 10.0  # of a smoothness in one update
 POINTS = 300  # of each half of the reference inputs
+QUANTILES = 1000  # of the inputs of an activation with an interval to which its mean is fitted
+EVEN = 0.01  # weight of evenly spaced inputs in that fit, as in the fits of these families
 WIDER = 0.5  # how far the reference inputs exceed the layer's own on both sides, as a share of their range
 TAILS = (0.001, 0.999)  # quantiles that bound the range of a layer's inputs
 BEYOND = 0.01  # share of inputs beyond a flat end from which its knot has data of its own
@@ -158,7 +160,9 @@ def original_activations(
     """Return the coordinates with which each activation is nearest to the original one, (P,).
 
     An F-Neuron takes the original's values at its knots; other families are fitted by least squares over the reference
-    inputs, starting from `vector_P`. An original that cannot be evaluated by itself leaves the activation as it is.
+    inputs, starting from `vector_P`. Families with an interval, which may represent the original roughly, are fitted to
+    the layer's own inputs, with a small weight of evenly spaced ones in the interval. An original that cannot be
+    evaluated by itself leaves the activation as it is.
 
     Args:
         net: with the adaptive activations.
@@ -174,7 +178,13 @@ def original_activations(
             continue
         # Knots may differ from set to set, (*shape, N).
         knots = activation.knot_positions.movedim(-1, 0) if isinstance(activation, FNeuron) else None
-        u_E = _reference(inputs[path]) if knots is None else knots
+        weight_E = None
+        if knots is not None:
+            u_E = knots
+        elif isinstance(activation, IntervalActivation):
+            u_E, weight_E = _fitted_inputs(inputs[path], activation.interval)
+        else:
+            u_E = _reference(inputs[path], activation)
         y_ES = _values(base.get_submodule(path), u_E, activation.shape)
         if y_ES is None:
             continue
@@ -182,7 +192,8 @@ def original_activations(
             mean_P[index_SQ] = y_ES.T
         else:
             start = parameters_of(activation, coordinates.values(vector_P)[index_SQ])
-            squares = LeastSquares(_double(activation), start, u_E[:, None].expand_as(y_ES).contiguous(), y_ES)
+            u_ES = u_E[:, None].expand_as(y_ES).contiguous()
+            squares = LeastSquares(_double(activation), start, u_ES, y_ES, weight_E)
             solve(squares)
             mean_P[index_SQ] = squares.at_SQ
     return mean_P
@@ -218,7 +229,7 @@ def _block(
     S, Q = index_SQ.shape
     if inputs_E is None:
         return Block(path, index_SQ, torch.eye(Q, dtype=torch.float64).expand(S, Q, Q), None, 1.0)
-    own, u_E = _double(activation), _reference(inputs_E)
+    own, u_E = _double(activation), _reference(inputs_E, activation)
     blocks, variances = [], []
     for part in torch.arange(S).split(max(1, MOST_ELEMENTS // (len(u_E) * Q))):
         u_ES = u_E[:, None].expand(-1, len(part)).contiguous()
@@ -252,11 +263,27 @@ def _second_differences(activation: FNeuron, inputs_E: Tensor) -> Tensor:
     return difference_QQ.T @ difference_QQ
 
 
-def _reference(inputs_E: Tensor) -> Tensor:
-    """Return reference inputs: half drawn from the layer's own, half evenly spaced on their widened range."""
-    low, high = input_range(inputs_E)
-    reach = WIDER * max(high - low, 1e-6)
-    return torch.cat([_some(inputs_E, POINTS), torch.linspace(low - reach, high + reach, POINTS, dtype=torch.float64)])
+def _reference(inputs_E: Tensor, activation: AdaptiveActivation) -> Tensor:
+    """Return reference inputs: half drawn from the layer's own, half evenly spaced on their widened range.
+
+    The second half is within the interval of an activation that has one: a polynomial grows like u^n outside it.
+    """
+    if isinstance(activation, IntervalActivation):
+        left, right = activation.interval
+    else:
+        low, high = input_range(inputs_E)
+        reach = WIDER * max(high - low, 1e-6)
+        left, right = low - reach, high + reach
+    return torch.cat([_some(inputs_E, POINTS), torch.linspace(left, right, POINTS, dtype=torch.float64)])
+
+
+def _fitted_inputs(inputs_E: Tensor, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Return evenly spaced quantiles of the inputs and evenly spaced inputs in the interval, with their weights."""
+    at = torch.linspace(0, len(inputs_E) - 1, QUANTILES, dtype=torch.float64).round().long()
+    even_E = torch.linspace(*interval, POINTS, dtype=torch.float64)
+    u_E = torch.cat([inputs_E.sort().values[at], even_E])
+    weight_E = torch.cat([torch.full((QUANTILES,), 1 / QUANTILES), torch.full((POINTS,), EVEN / POINTS)]).double()
+    return u_E, weight_E / weight_E.sum()
 
 
 def _some(inputs_E: Tensor, count: int) -> Tensor:

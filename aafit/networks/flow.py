@@ -87,7 +87,10 @@ class FunctionCall:
         return self.args[at] if at < len(self.args) else self.kwargs.get(name)
 
     def __str__(self) -> str:
-        return self.name if self.activation is None else f"the activation {self.activation!r}"
+        if self.activation is not None:
+            return f"the activation {self.activation!r}"
+        added = self.name.startswith("add") and sum(isinstance(given, Tensor) for given in self.args) > 1
+        return f"a sum of two tensors ({self.name})" if added else self.name
 
 
 @dataclass(frozen=True)

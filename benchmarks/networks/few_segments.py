@@ -15,7 +15,6 @@ from statistics import median
 from typing import Any
 
 import click
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,9 +28,10 @@ from benchmarks.harness import Command, Row, json_option, markdown_option, repor
 from benchmarks.networks.swapped import NETWORKS, Swapped, load
 
 TURNS = 7
+ALL = (*NETWORKS, "efficientnet")
 
 
-def rows(trial: Swapped, segments: int, bits: int, untuned: bool, made: list[nn.Module]) -> Iterator[Row]:
+def rows(trial: Swapped, segments: int, bits: int, steps: int, untuned: bool, made: list[nn.Module]) -> Iterator[Row]:
     """Return a row for each step, and add the last network to `made`."""
     began = time.process_time()
     fit = partial(PiecewiseLinear.fit, segments=segments)
@@ -40,10 +40,12 @@ def rows(trial: Swapped, segments: int, bits: int, untuned: bool, made: list[nn.
     frozen, row = _frozen(trial, net, "just replaced", segments, bits)
     yield row
     if untuned:
+        made.append(frozen)
         return
     began = time.process_time()
-    identify(net, trial.fitted, base=trial.base, target="logits", output=trial.output, errors=False)
-    yield _row(trial, "identified without labels", net, began)
+    options: dict[str, Any] = {"base": trial.base, "output": trial.output, "steps": steps, "errors": False}
+    identify(net, trial.fitted, target=trial.target, **options)
+    yield _row(trial, f"identified without labels, target {trial.target}", net, began)
     frozen, row = _frozen(trial, net, "identified", segments, bits)
     yield row
     made.append(frozen)
@@ -61,7 +63,7 @@ def _row(
     trial: Swapped, what: str, net: nn.Module, began: float, size: int | None = None, error: str | None = None
 ) -> Row:
     seconds = time.process_time() - began
-    cells: dict[str, Any] = {"network": trial.title, "step": what, **trial.agreement(net)}
+    cells: dict[str, Any] = {"step": what, **trial.agreement(net)}
     return {**cells, "bytes of all tables": size, "largest error of a table": error, "processor s": round(seconds, 1)}
 
 
@@ -70,23 +72,24 @@ def in_onnxruntime(trial: Swapped, frozen: nn.Module) -> dict[str, Any]:
     onnxruntime: Any = import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    sessions, sizes, plain = {}, {}, True
+    sessions, sizes, plain, batches = {}, {}, True, trial.judged_tensors
     with tempfile.TemporaryDirectory() as folder:
         for name, net in {"base": trial.base, "frozen": frozen}.items():
             path = Path(folder) / f"{name}.onnx"
-            program = torch.onnx.export(net, (trial.judged[0],), dynamo=True, verbose=False)
+            program = torch.onnx.export(trial.as_exported(net), batches[0], dynamo=True, verbose=False)
             assert program is not None
             plain = plain and {node.domain for node in program.model.graph} == {""}
             program.save(str(path))
             sizes[name] = path.stat().st_size
             sessions[name] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    inputs = [part.numpy() for part in trial.judged if part.shape == trial.judged[0].shape]
+    inputs = [[part.numpy() for part in batch] for batch in batches if batch[0].shape == batches[0][0].shape]
 
-    def run(name: str) -> np.ndarray:
+    def run(name: str) -> Tensor:
         session = sessions[name]
-        return np.concatenate([session.run(None, {session.get_inputs()[0].name: x})[0] for x in inputs])
+        names = [given.name for given in session.get_inputs()]
+        return torch.cat([torch.from_numpy(session.run(None, dict(zip(names, x, strict=True)))[0]) for x in inputs])
 
-    same = float((run("base").argmax(1) == run("frozen").argmax(1)).mean())
+    same = trial.judge(run("base"), run("frozen"))
     seconds: dict[str, list[float]] = {"base": [], "frozen": []}
     for _ in range(TURNS):
         for name, taken in seconds.items():
@@ -95,21 +98,21 @@ def in_onnxruntime(trial: Swapped, frozen: nn.Module) -> dict[str, Any]:
             taken.append(time.process_time() - began)
     ratio = median(after / before for before, after in zip(seconds["base"], seconds["frozen"], strict=True))
     return {
-        "network": trial.title,
         "operators": "plain" if plain else "other",
-        "same top-1": f"{same:.1%}",
+        **same,
         "time over the base network's": f"{ratio:.2f}",
         "bytes of the file over the base network's": f"{sizes['frozen'] / sizes['base']:.3f}",
     }
 
 
 @click.command(cls=Command)
-@click.option("--network", "networks", multiple=True, type=click.Choice(NETWORKS), help="Networks [default: all].")
+@click.option("--network", "networks", multiple=True, type=click.Choice(ALL), help="Networks [default: all].")
 @click.option("--segments", default=8, show_default=True, type=click.IntRange(1, 64), help="Segments of a table.")
 @click.option("--bits", default=16, show_default=True, type=click.IntRange(4, 16), help="Bits of an entry.")
-@click.option("--fitted", default=400, show_default=True, type=click.IntRange(min=100), help="Samples to fit.")
-@click.option("--judged", default=1000, show_default=True, type=click.IntRange(min=100), help="Held-out samples.")
-@click.option("--untuned", is_flag=True, help="Leave out the identification and onnxruntime.")
+@click.option("--fitted", default=400, show_default=True, type=click.IntRange(min=8), help="Samples to fit.")
+@click.option("--judged", default=1000, show_default=True, type=click.IntRange(min=8), help="Held-out samples.")
+@click.option("--steps", default=30, show_default=True, type=click.IntRange(min=1), help="Joint steps, at most.")
+@click.option("--untuned", is_flag=True, help="Leave out the identification.")
 @json_option
 @markdown_option
 def main(
@@ -118,19 +121,19 @@ def main(
     bits: int,
     fitted: int,
     judged: int,
+    steps: int,
     untuned: bool,
     json_path: Path | None,
     markdown_path: Path | None,
 ) -> None:
     """Measure networks with activations from small tables."""
     with report(json_path, markdown_path) as out, arithmetic("float32", 1):
-        for name in networks or NETWORKS:
+        for name in networks or ALL:
             trial = load(name, fitted, judged)
             made: list[nn.Module] = []
-            title = f"{trial.title}: {segments} segments a layer, {fitted} samples"
-            out.table(title, rows(trial, segments, bits, untuned, made))
-            if made and isinstance(trial.sample, Tensor):
-                out.table(f"{trial.title}: in onnxruntime", [in_onnxruntime(trial, made[0])])
+            title = f"{trial.title}: {segments} segments a layer, {fitted} samples, judged on {judged} others"
+            out.table(title, rows(trial, segments, bits, steps, untuned, made))
+            out.table(f"{trial.title}: in onnxruntime", [in_onnxruntime(trial, made[0])])
 
 
 if __name__ == "__main__":

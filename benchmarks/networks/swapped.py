@@ -1,20 +1,20 @@
 """Networks whose activations are replaced without labels: what two benchmarks share."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from aafit.experiment.data.datasets import load_dataset
-from aafit.networks.batches import Output
+from aafit.networks.batches import Output, as_inputs
 from benchmarks.networks.kept import Kept, SameClasses
-from benchmarks.networks.material import digits, sentences
+from benchmarks.networks.material import digits, fitted_and_judged_patches, sentences
 from benchmarks.networks.minilm import embedding, embeddings, tokenized
-from benchmarks.networks.pretrained import digit_cnn, minilm
+from benchmarks.networks.pretrained import digit_cnn, efficientnet_lite0, minilm
 
-BATCH = 100
+BATCH, PATCHES = 100, 8
 NETWORKS = ("digits", "quickstart", "minilm")
 
 
@@ -30,7 +30,11 @@ class Swapped:
         judged: Held-out batches.
         output: The output that is matched.
         sample: An input for the fits of the activations.
-        agreement: (net) -> cells of a table: how much of the base network's outputs remains.
+        outputs: (net) -> the outputs for the held-out batches.
+        before: Those of the base network.
+        judge: (before, after) -> cells of a table: how much of the outputs remains.
+        target: Of the identification.
+        as_exported: (net) -> a network from tensors to a tensor, for ONNX.
     """
 
     title: str
@@ -40,30 +44,50 @@ class Swapped:
     judged: Sequence[Any]
     output: Output | None
     sample: Any
-    agreement: Callable[[nn.Module], dict[str, str]]
+    outputs: Callable[[nn.Module], Tensor]
+    before: Tensor
+    judge: Callable[[Tensor, Tensor], Mapping[str, str]]
+    target: str = "logits"
+    as_exported: Callable[[nn.Module], nn.Module] = field(default=lambda net: net)
+
+    def agreement(self, net: nn.Module) -> Mapping[str, str]:
+        """Return the cells of a table for the network."""
+        return self.judge(self.before, self.outputs(net))
+
+    @property
+    def judged_tensors(self) -> list[tuple[Tensor, ...]]:
+        """The held-out batches as arguments of `as_exported(net)`."""
+        return [tuple(batch.values()) if isinstance(batch, Mapping) else (batch,) for batch in self.judged]
 
 
 def load(name: str, fitted: int, judged: int) -> Swapped:
-    """Return one of `NETWORKS`."""
+    """Return one of `NETWORKS`, or "efficientnet"."""
     if name == "minilm":
         return _minilm(fitted, judged)
+    size, target = BATCH, "logits"
     if name == "digits":
         base, kind, (x_B, _) = digit_cnn(), "ReLU", digits()
         here, other = x_B[:fitted], x_B[fitted : fitted + judged]
-    else:
+    elif name == "quickstart":
         base, kind, here, other = _quickstart(fitted, judged)
-    before = _logits(base, other)
+    else:
+        base, kind, size, target = efficientnet_lite0(), "ReLU6", PATCHES, "activations"
+        here, other = fitted_and_judged_patches(fitted, judged)
 
-    def agreement(net: nn.Module) -> dict[str, str]:
-        return SameClasses.of(before, _logits(net, other)).row()
+    def outputs(net: nn.Module) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([net(part) for part in other.split(size)])
 
-    title = {"digits": "digit recognizer (ReLU)", "quickstart": "quickstart's network (SiLU)"}[name]
-    return Swapped(title, base, kind, list(here.split(BATCH)), list(other.split(BATCH)), None, here, agreement)
+    def judge(before: Tensor, after: Tensor) -> Mapping[str, str]:
+        return SameClasses.of(before, after).row()
 
-
-def _logits(net: nn.Module, x_B: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return torch.cat([net(part) for part in x_B.split(BATCH)])
+    titles = {
+        "digits": "digit recognizer (ReLU)",
+        "quickstart": "quickstart's network (SiLU)",
+        "efficientnet": "EfficientNet-Lite0 (ReLU6)",
+    }
+    batches = list(here.split(size)), list(other.split(size))
+    return Swapped(titles[name], base, kind, *batches, None, here, outputs, outputs(base), judge, target)
 
 
 def _quickstart(fitted: int, judged: int) -> tuple[nn.Module, str, Tensor, Tensor]:
@@ -82,13 +106,40 @@ def _quickstart(fitted: int, judged: int) -> tuple[nn.Module, str, Tensor, Tenso
     return base.eval(), "SiLU", fresh[:fitted], fresh[-judged:]
 
 
+class _Embedding(nn.Module):
+    """MiniLM from the tensors of its tokenizer to the embeddings, (B, C)."""
+
+    def __init__(self, net: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.net, self.names = net, tuple(names)
+
+    def forward(self, *tokens: Tensor) -> Tensor:
+        """Return an embedding for each sentence."""
+        batch = as_inputs(dict(zip(self.names, tokens, strict=True)))
+        return embedding(self.net(**batch.kwargs), batch)
+
+
 def _minilm(fitted: int, judged: int) -> Swapped:
     base, tokenize = minilm()
     here, other = (tokenized(tokenize, texts) for texts in sentences(fitted, judged))
-    before = embeddings(base, other)
 
-    def agreement(net: nn.Module) -> dict[str, str]:
-        return Kept.of(before, embeddings(net, other)).row()
+    def outputs(net: nn.Module) -> Tensor:
+        return embeddings(net, other)
+
+    def judge(before: Tensor, after: Tensor) -> Mapping[str, str]:
+        return Kept.of(before, after).row()
 
     sample = {key: torch.cat([tokens[key] for tokens in here]) for key in here[0]}
-    return Swapped("MiniLM (GELU)", base, "GELU", here, other, embedding, sample, agreement)
+    return Swapped(
+        "MiniLM (GELU)",
+        base,
+        "GELU",
+        here,
+        other,
+        embedding,
+        sample,
+        outputs,
+        outputs(base),
+        judge,
+        as_exported=lambda net: _Embedding(net, list(sample)).eval(),
+    )

@@ -133,7 +133,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, ...]
     ),
     "residual sum behind": (
         lambda: Net(lambda n, x: n.last((y := F.silu(n.a(x))) + n.b(y)), a=conv(), b=conv(6, 6, 1), last=conv(6, 2)),
-        IMAGES, (SCALE, SHIFT), "add takes it",
+        IMAGES, (SCALE, SHIFT), "a sum of two tensors (add) takes it",
     ),
     "two layers behind": (
         lambda: Net(lambda n, x: n.b(y := F.silu(n.a(x))) + n.c(y), a=conv(), b=conv(6, 2), c=conv(6, 2)),
@@ -141,11 +141,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, ...]
     ),
     "sum before": (
         lambda: Net(lambda n, x: n.last(F.silu(n.a(x) + n.b(x))), a=conv(), b=conv(), last=conv(6, 2)),
-        IMAGES, ("shift before",), "add gives it",
+        IMAGES, ("shift before",), "a sum of two tensors (add) gives it",
     ),
     "layer used elsewhere": (
         lambda: Net(lambda n, x: n.last(F.silu(y := n.a(x))) + y[:, :2, 1:-1, 1:-1], a=conv(), last=conv(6, 2)),
-        IMAGES, ("shift before",), "add takes it",
+        IMAGES, ("shift before",), "a sum of two tensors (add) takes it",
     ),
     "layer norm": (
         lambda: nn.Sequential(nn.Linear(6, 6), nn.SiLU(), nn.LayerNorm(6), nn.Linear(6, 2)), ROWS, (SCALE, SHIFT),
@@ -278,7 +278,7 @@ def test_a_positive_scale_of_a_homogeneous_function_goes_into_the_layer_before()
     net = with_affine(base, x, function="Tanh", offset=False)
     folded, report = aafit.fold_activations(net, x)
     assert report.rows[0].remains == (SCALE,)
-    assert report.rows[0].why == "the output: add takes it"
+    assert report.rows[0].why == "the output: a sum of two tensors (add) takes it"
 
 
 @pytest.mark.parametrize("pool", [nn.AdaptiveMaxPool2d(1), nn.AdaptiveAvgPool2d(1), nn.Identity()])

@@ -252,7 +252,8 @@ def estimate(
     lockstep = lockstep_groups({key: job for key, job in table.items() if not finished[key]})
     planned: dict[Key, Planned] = {}
     for key, job in table.items():
-        left = 0 if finished[key] else job.config.end_epoch - (job.config.start_epoch if fresh else last_epoch(job))
+        begun = job.config.start_epoch if fresh else last_epoch(job)
+        left = 0 if finished[key] else max(0, job.config.end_epoch - begun)
         together = len(lockstep.get(key, [key]))
         seconds, source = costs.of(job.config), "measured"
         if seconds is None and measure is not None and left > 0 and job.config.train != "none":

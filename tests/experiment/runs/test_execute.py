@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 from small_runs import base_job, child_job, read_json, untimed_rows
 
 import aafit
-from aafit.activations import LEAF
+from aafit.activations import LEAF, IntervalActivation
+from aafit.activations.compiled import compiled_loops
 from aafit.errors import UserError
+from aafit.experiment.cli.single_runs import read_finished
 from aafit.experiment.data.batches import evaluation_batches
 from aafit.experiment.data.datasets import load_dataset
 from aafit.experiment.models import build
@@ -213,6 +215,19 @@ def test_a_child_goes_on_with_the_activations_it_shares_with_its_parent(child):
     execute(grandchild)
     before, after = (load_file(job.folder / "network.safetensors") for job in (child, grandchild))
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_family_with_its_size_in_the_text(base):
+    texts = {"cnn": "Polynomial(degree=4) as ReLU", "fc": "PiecewiseLinear(segments=4) as ReLU"}
+    job = child_job(base, "sized", interval=(-6.0, 6.0), sharing="channel", epochs=1, p24sl=False, **texts)
+    with compiled_loops(False):
+        execute(job)
+        found = aafit.adaptive_activations(aafit.load_run(job.folder)).values()
+    assert {one.text for one in found} == {*texts.values()}
+    assert all(isinstance(one, IntervalActivation) and one.interval == (-6.0, 6.0) for one in found)
+    same = read_finished(job.folder).facts()
+    assert same["interval"] == (-6.0, 6.0)
+    assert "knots" not in same
 
 
 def no_constant(name):

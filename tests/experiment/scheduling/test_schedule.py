@@ -306,6 +306,10 @@ def test_time_left_needs_something_measured(fake: Fake) -> None:
     states["long", 42].epoch = LONG.end_epoch - 2
     states["long", 42].status = Status.RUNNING
     assert states["long", 42].seconds_left(costs) == 20.0
+    # An identification has a row before its first step, and others.
+    states["long", 42].epoch = LONG.end_epoch + 2
+    assert states["long", 42].seconds_left(costs) == 0.0
+    assert states["long", 42].epochs == f"{LONG.end_epoch + 2}/{LONG.end_epoch + 2}"
 
 
 def test_a_live_terminal(fake: Fake) -> None:
