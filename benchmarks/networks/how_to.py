@@ -8,7 +8,6 @@ A page says `<!-- tables: few_segments.json -->` where those of docs/networks/fe
 
 import json
 import re
-from pathlib import Path
 
 import click
 
