@@ -302,3 +302,34 @@ def test_a_forward_that_fails_leaves_the_network_as_it_was() -> None:
     with pytest.raises(UserError, match="failed: enough"):
         smooth_start(net, problem(size=24))
     assert sharp(net) == [2.0**16]
+
+
+@pytest.mark.parametrize("sharing", ["layer", "channel"])
+def test_rare_inputs_far_outside_do_not_decide_a_polynomial(sharing: Any) -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 4)).double().eval()
+    x = drawn(2000, 8)
+    # One sample in 100 is far outside the intervals, which are those of the others.
+    far = x.clone()
+    far[::100] *= 3
+    net, _ = replace_activations(base, {"GELU": "Polynomial(degree=8)"}, sharing, x)
+
+    def error() -> float:
+        with torch.no_grad():
+            held_out = drawn(1000, 8, seed=1)
+            return ((net(held_out) - base(held_out)).norm() / base(held_out).norm()).item()
+
+    before = error()
+    identify(net, list(far.split(100)), base=base, target="activations", precision="float64", errors=False)
+    assert error() < 0.9 * before
+
+
+def test_the_mean_of_a_polynomials_prior_is_its_fit() -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)).double().eval()
+    x = drawn(2000, 8)
+    net, _ = replace_activations(base, {"GELU": "Polynomial(degree=4)"}, sample=x)
+    coordinates, u_E = Coordinates(net), base[0](x).detach().flatten()
+    fitted_P = coordinates.read()
+    mean_P = original_activations(net, base, coordinates, torch.zeros_like(fitted_P), {"1": u_E})
+    assert (mean_P - fitted_P).abs().max() < 0.04 * fitted_P.abs().max()
