@@ -22,6 +22,8 @@ from aafit.plots.style import BAND, GREY, INITIAL, ORIGINAL, TUNED, VEIL, look, 
 BARS = 60
 WIDEST = 58
 """Characters of a heading that fit over a panel."""
+LONGEST = 63
+"""Characters of a line about a parameter that fit over a panel."""
 KNOTS = "knots"
 
 
@@ -178,8 +180,10 @@ def _parameter_lines(tuned: AdaptiveActivation, initial: AdaptiveActivation | No
             start = " (unchanged)" if name in before and bool(before[name] == values) else start
             parts.append(f"{name} = {number(values.item())}{start}")
             continue
-        moved = f", changed by {_size(values - before[name])}" if name in before else ""
-        lines.append(f"{name}: {len(values):,} values{moved}")
+        counted = [f"{name}: {len(values):,} values"]
+        counted += [f"changed by {_size(values - before[name])}"] if name in before else []
+        # A long line would be cut at the edge of the figure.
+        lines += counted if len(", ".join(counted)) > LONGEST else [", ".join(counted)]
     return ["   ".join(parts[index : index + 2]) for index in range(0, len(parts), 2)] + lines
 
 

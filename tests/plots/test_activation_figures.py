@@ -1,6 +1,7 @@
 """Figures of activations, and the look that all figures share."""
 
 import re
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from aafit.activations import FIXED, LEAF, FNeuron
+from aafit.activations import FIXED, LEAF, FNeuron, Rational
 from aafit.errors import UserError
 from aafit.plots.activations import plot_activations
-from aafit.plots.panels import draw_saved, number
+from aafit.plots.panels import Drawn, draw_activations, draw_saved, number
 from aafit.plots.style import line, spread
 
 
@@ -121,3 +122,15 @@ def test_fixed_functions_drawn_as_replaced_are_the_real_ones(tmp_path: Path) -> 
     assert np.asarray(start.get_ydata()) == pytest.approx(np.tanh(x), abs=1e-6)
     assert start.is_dashed()
     assert re.search(r"p1 = -?0\.\d+ \(from 0\)", figure.axes[4].get_title(loc="left"))
+
+
+def test_a_long_line_about_a_parameter_is_broken() -> None:
+    start = Rational.like("GELU")
+    tuned = deepcopy(start)
+    with torch.no_grad():
+        tuned.denominator += 12.3456
+    figure = draw_activations([Drawn("act1", tuned, start, "GELU")], "")
+    lines = figure.axes[0].get_title(loc="left").split("\n")
+    at = lines.index("denominator: 4 values")
+    assert lines[at + 1] == "changed by 12.35 on average, 12.35 at most"
+    assert max(map(len, lines)) <= 64

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from aafit.activations import is_adaptive, parse_text
+from aafit.activations import FNeuron, is_adaptive, parse_text
 from aafit.experiment.report.runs import RunRecord, SuiteRuns
 from aafit.experiment.report.summary import activations, status
 from aafit.experiment.runs.config import RunConfig
@@ -284,7 +284,7 @@ def draw_trajectories(run: RunRecord) -> Figure | None:
     for name, values in run.parameters.items():
         path, _, parameter = name.rpartition(".")
         kind, _, index = parameter.partition("[")
-        title, label = (f"{path}.{kind}", _knot(run, int(index.rstrip("]")))) if index else (kind, path)
+        title, label = (f"{path}.{kind}", _element(run, kind, int(index.rstrip("]")))) if index else (kind, path)
         if np.isfinite(values[:1]).all():
             kinds.setdefault(title, {})[label] = values
     if not kinds or run.last_epoch is None:
@@ -303,8 +303,10 @@ def draw_trajectories(run: RunRecord) -> Figure | None:
     return figure
 
 
-def _knot(run: RunRecord, index: int) -> str:
-    """Name an F-Neuron's parameter by the input that it is the value at."""
+def _element(run: RunRecord, kind: str, index: int) -> str:
+    """Name an element of a parameter by its index; an F-Neuron's also by the input that it is the value at."""
+    if kind not in FNeuron.parameter_names():
+        return f"[{index}]"
     left, right = run.settings.interval
     return f"[{index}] at {left + index * (right - left) / (run.settings.knots - 1):.2f}"
 

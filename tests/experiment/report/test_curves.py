@@ -85,3 +85,16 @@ def test_trajectories_begin_at_zero_and_a_parameter_without_values_has_no_panel(
     assert missing is not None
     assert sum(len(panel.lines) for panel in missing.axes) == sum(len(panel.lines) for panel in shown) - 1
     assert draw_trajectories(read_run(suite / "base-relu" / "seed42")) is None
+
+
+def test_an_element_is_named_by_its_knot_only_in_an_f_neuron(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"parent": "base-relu", "start": 4, "epochs": 2, "accuracy": (0.8, 0.5, 0.7)}
+    shown = []
+    for name, text in {"polynomial": "Polynomial(degree=4) as ReLU", "fneuron": "F-Neuron as Tanh"}.items():
+        write_run(tmp_path, name, "ReLU", text, **options)
+        figure = draw_trajectories(read_run(tmp_path / name / "seed42"))
+        assert figure is not None
+        shown.append({text.get_text() for panel in figure.axes for text in panel.texts})
+    assert {f"[{index}]" for index in range(5)} <= shown[0]
+    assert "[0] at -4.00" in shown[1]
+    assert not any(" at " in text for text in shown[0])
