@@ -133,4 +133,4 @@ def test_a_long_line_about_a_parameter_is_broken() -> None:
     lines = figure.axes[0].get_title(loc="left").split("\n")
     at = lines.index("denominator: 4 values")
     assert lines[at + 1] == "changed by 12.35 on average, 12.35 at most"
-    assert max(map(len, lines)) <= 64
+    assert max(map(len, lines)) <= 63
