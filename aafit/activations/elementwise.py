@@ -8,8 +8,8 @@ the same formulas as plain differentiable operations.
 
 import logging
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -199,6 +199,15 @@ def needs_plain_operations(*tensors: Tensor) -> bool:
         or _in_transform()(tensors)
         or (_forward_mode() and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors))
     )
+
+
+@contextmanager
+def dual_numbers() -> Iterator[None]:
+    """Compute in forward mode, without gradients."""
+    with torch.no_grad(), forward_ad.dual_level(), warnings.catch_warnings():
+        # torch 2.14 warns of its own use of torch.jit.script there.
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+        yield
 
 
 def _forward_mode() -> bool:

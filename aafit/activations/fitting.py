@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from aafit.activations.elementwise import dual_numbers
 from aafit.activations.fixed import FUNCTIONS
 from aafit.activations.histogram import Histogram
 from aafit.errors import UserError, check_name
@@ -298,7 +299,7 @@ class LeastSquares:
             tangent_SQ = torch.zeros_like(scale_SQ)
             tangent_SQ[:, q] = scale_SQ[:, q]
             tangents = self._split(tangent_SQ)
-            with torch.no_grad(), forward_ad.dual_level():
+            with dual_numbers():
                 duals = {name: forward_ad.make_dual(x, tangents[name]) for name, x in values.items()}
                 y_ES, column_ES = forward_ad.unpack_dual(functional_call(self.activation, duals, self.u_ES))
                 columns.append(torch.zeros_like(y_ES) if column_ES is None else column_ES)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from aafit.activations import AdaptiveActivation
+from aafit.activations.elementwise import dual_numbers
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.hessian import gradient_of, hessian_vector_product, probes_of, wide_target
@@ -213,7 +214,7 @@ class Problem:
         }
         product_P, labelled = torch.zeros(len(self.coordinates)).double(), 0
         for batch in self.predictor.batches(samples):
-            with torch.no_grad(), forward_ad.dual_level():
+            with dual_numbers():
                 duals = {name: forward_ad.make_dual(tensor, tangents[name]) for name, tensor in tensors.items()}
                 outputs, change = forward_ad.unpack_dual(self.predictor(batch, self._named(duals)))
                 change = torch.zeros_like(outputs) if change is None else change
