@@ -23,7 +23,8 @@ def with_tables(page: str) -> str:
 
     def tables(found: re.Match[str]) -> str:
         content = json.loads((DOCS / "networks" / found[1]).read_text())
-        return f"<!-- tables: {found[1]} -->\n{in_markdown(content)}\n<!-- end of tables -->"
+        rows = f"[The rows as JSON](../networks/{found[1]})"
+        return f"<!-- tables: {found[1]} -->\n\n{in_markdown(content)}{rows}\n\n<!-- end of tables -->"
 
     return TABLES.sub(tables, page)
 
