@@ -8,7 +8,9 @@ from small_runs import base_job, child_job, start_process, untimed_rows
 
 from aafit.errors import UserError
 from aafit.experiment.runs import folder as run_folder
+from aafit.experiment.runs.documents import load_json
 from aafit.experiment.runs.execute import execute
+from aafit.experiment.runs.metrics import read_rows
 
 KINDS = {
     "base": {"cnn": "SiLU", "fc": "SiLU", "network": "KerasNet", "holdout": 100},
@@ -57,6 +59,9 @@ def test_same_bits_after_a_stop(tmp_path, monkeypatch, settings, before_state):
     execute(broken)
     assert_same_result(whole.folder, broken.folder)
     assert not (broken.folder / "state.pt").exists()
+    # The time is that of all epochs, not of those after the stop alone.
+    spent = [float(row["seconds"]) for row in read_rows(broken.folder / "metrics.csv") if row["seconds"]]
+    assert load_json(broken.folder / "done.json")["seconds"] == pytest.approx(sum(spent), rel=1e-3)
 
 
 def test_same_bits_after_kill_and_after_the_end_of_input(tmp_path):
