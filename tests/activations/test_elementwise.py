@@ -187,7 +187,9 @@ def test_tracing_records_plain_operations_and_is_no_failure(text: str, caplog: p
     module, u = from_text(text), torch.linspace(-3, 3, 40_000)
     traced = torch.jit.trace(module, u)
     assert torch.allclose(traced(2 * u), module(2 * u), rtol=0, atol=1e-6)
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    # A torch for CUDA logs that there is none.
+    ours = [record for record in caplog.records if record.name.startswith("aafit")]
+    assert not [record for record in ours if record.levelno >= logging.WARNING]
 
 
 def test_a_torch_without_its_private_functions_uses_plain_operations(
