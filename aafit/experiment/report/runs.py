@@ -144,6 +144,8 @@ def _run_folders(suite: Path) -> list[Path]:
     # Not glob, which leaves out folders that cannot be read.
     try:
         folders = [path for run in suite.iterdir() if run.is_dir() for path in run.iterdir() if path.is_dir()]
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise UserError(f"Cannot read {error.filename}: {error.strerror}.") from error
     found = [path for path in folders if re.fullmatch(r"seed-?\d+", path.name)]
