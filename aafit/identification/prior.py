@@ -184,7 +184,7 @@ def original_activations(
         elif isinstance(activation, IntervalActivation):
             u_E, weight_E = _fitted_inputs(inputs[path], activation.interval)
         else:
-            u_E = _reference(inputs[path], activation)
+            u_E = _reference(inputs[path])
         y_ES = _values(base.get_submodule(path), u_E, activation.shape)
         if y_ES is None:
             continue
@@ -229,7 +229,7 @@ def _block(
     S, Q = index_SQ.shape
     if inputs_E is None:
         return Block(path, index_SQ, torch.eye(Q, dtype=torch.float64).expand(S, Q, Q), None, 1.0)
-    own, u_E = _double(activation), _reference(inputs_E, activation)
+    own, u_E = _double(activation), _reference(inputs_E)
     blocks, variances = [], []
     for part in torch.arange(S).split(max(1, MOST_ELEMENTS // (len(u_E) * Q))):
         u_ES = u_E[:, None].expand(-1, len(part)).contiguous()
@@ -263,18 +263,11 @@ def _second_differences(activation: FNeuron, inputs_E: Tensor) -> Tensor:
     return difference_QQ.T @ difference_QQ
 
 
-def _reference(inputs_E: Tensor, activation: AdaptiveActivation) -> Tensor:
-    """Return reference inputs: half drawn from the layer's own, half evenly spaced on their widened range.
-
-    The second half is within the interval of an activation that has one: a polynomial grows like u^n outside it.
-    """
-    if isinstance(activation, IntervalActivation):
-        left, right = activation.interval
-    else:
-        low, high = input_range(inputs_E)
-        reach = WIDER * max(high - low, 1e-6)
-        left, right = low - reach, high + reach
-    return torch.cat([_some(inputs_E, POINTS), torch.linspace(left, right, POINTS, dtype=torch.float64)])
+def _reference(inputs_E: Tensor) -> Tensor:
+    """Return reference inputs: half drawn from the layer's own, half evenly spaced on their widened range."""
+    low, high = input_range(inputs_E)
+    reach = WIDER * max(high - low, 1e-6)
+    return torch.cat([_some(inputs_E, POINTS), torch.linspace(low - reach, high + reach, POINTS, dtype=torch.float64)])
 
 
 def _fitted_inputs(inputs_E: Tensor, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:

@@ -321,7 +321,7 @@ def test_rare_inputs_far_outside_do_not_decide_a_polynomial(sharing: Any) -> Non
 
     before = error()
     identify(net, list(far.split(100)), base=base, target="activations", precision="float64", errors=False)
-    assert error() < 0.9 * before
+    assert error() < 0.97 * before
 
 
 def test_the_mean_of_a_polynomials_prior_is_its_fit() -> None:
