@@ -1,8 +1,9 @@
 """Parametric identification: the optimum of a network's adaptive activations from a few Gauss-Newton steps.
 
-Begin with identify.py, the map of an identification; objective.py is what it minimizes. problem.py has gradients and
-curvature, coordinates.py what is moved, gauss_newton.py the steps, layerwise.py what brings a far start near. audit.py,
-uncertainty.py and importance.py tell what can move, how sure it is, and what is worth it.
+Begin with identify.py, which runs the phases of an identification; objective.py has the function that it minimizes.
+problem.py computes gradients and curvature, coordinates.py maps the parameters to a vector, gauss_newton.py takes the
+steps, and layerwise.py improves a poor initialization. audit.py reports which parameters are trainable, uncertainty.py
+their standard errors, and importance.py the gain that each layer can be expected to give.
 """
 
 from aafit.identification.audit import Audit, audit

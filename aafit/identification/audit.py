@@ -1,6 +1,6 @@
 """Which adaptive parameters gradient steps can move: gradients, curvature, and the rounding of the optimizer's steps.
 
-Begin with `audit`; `_audited` decides what becomes of each element of a parameter.
+Begin with `audit`; `_audited` determines the state of each element of a parameter.
 Axes in names: B sample of a batch, N sample, K output, P element of all parameters.
 """
 
@@ -29,9 +29,13 @@ from aafit.training.predictor import Predictor, unwrapped
 from aafit.training.tune import make_optimizers
 
 MINIBATCH = 128
+"""Batch size of the training whose steps are judged."""
 MEASURABLE = 1e-6
+"""Smallest change of the loss that counts."""
 MANY_STEPS = 10_000
+"""Number of steps above which an element is slow."""
 EXACT_OUTPUTS = 2_000
+"""Number of outputs of all samples together up to which the curvature is exact."""
 GRADIENT_VALUES = 8_000_000
 """Float64 values that the per-sample gradients of a batch may have; the batch size follows."""
 WIDTH = 124
@@ -84,10 +88,10 @@ class ParameterAudit:
         spacings: Distance from the value to the next one, away from 0, that the dtype can represent.
         states: A key of `STATES` for each element, in flat order.
         verdict: The states in words.
-        interval: Of an F-Neuron or another activation that has one; None for others, and where each parameter set has
-            an interval of its own.
-        outside: Share of the inputs outside the interval; None without one and without inputs.
-        unreached: Elements, in flat order, of an F-Neuron that the layer shares to which no input gives any membership.
+        interval: The interval of the activation, such as an F-Neuron's; None if it has none, or a separate one for each
+            parameter set.
+        outside: Share of the inputs outside the interval; None without an interval or without inputs.
+        unreached: Elements, in flat order, that no input reaches; for an F-Neuron shared by layer, else empty.
     """
 
     name: str
@@ -115,7 +119,7 @@ class ParameterAudit:
 
     @property
     def gradient(self) -> float:
-        """The gradient; of several elements the median of the absolute values."""
+        """The gradient of a single element; of several, the median of the absolute gradients."""
         return self.gradients.item() if self.elements == 1 else self.gradients.abs().median().item()
 
     @property
@@ -125,12 +129,12 @@ class ParameterAudit:
 
     @property
     def curvature(self) -> float:
-        """The curvature; of several elements the median."""
+        """The curvature of a single element; of several, the median."""
         return self.curvatures.median().item()
 
     @property
     def stalled(self) -> float:
-        """Share of the elements that never move."""
+        """Share of the elements whose state is one of `STALLED`."""
         return sum(state in STALLED for state in self.states) / self.elements
 
     @property
@@ -206,34 +210,37 @@ def audit(
     """Report which adaptive parameters of `net` the steps of a gradient optimizer can move.
 
     Gradient and curvature are those of the mean loss with respect to the parameter, in evaluation mode. The curvature
-    is the diagonal of the Gauss-Newton matrix; with many outputs and samples it is estimated without bias from one
-    random probe per sample. `net` is left unchanged.
+    is the diagonal of the Gauss-Newton matrix. It is exact for up to 2,000 outputs of all samples together, and beyond
+    that an unbiased estimate from one random probe per sample. `net` is left unchanged.
 
     The step is the first one of `aafit.tune`'s optimizer, from a gradient g: lr |g| / (|g| + eps) for Adam and
-    lr |g| / (sqrt(1 - alpha) |g| + eps) for RMSprop; under a steady gradient no later step is larger. For g stands the
-    typical gradient of a minibatch of 128, sqrt(g^2 + var / 128), with the variance over the samples. An element gets
-    the first state that applies:
+    lr |g| / (sqrt(1 - alpha) |g| + eps) for RMSprop; under a steady gradient no later step is larger. In these formulas
+    |g| is the typical gradient of a minibatch of 128, sqrt(g^2 + var / 128), where var is the variance over the
+    samples. An element gets the first state that applies:
 
+    - stalled, value not finite, or not called by the forward pass.
+    - undetermined: another parameter or an output is not finite.
     - stalled, rounds away: even the step without eps does not change the value in its dtype.
     - stalled, no input: the membership of an F-Neuron's weight is 0 for all inputs.
     - stalled, no gradient: a change by m = max(|value|, 1) changes the loss by less than 1e-6, to first and to second
       order.
-    - slow: eps removes more than half of the step; or g exceeds twice its standard error, and more than 10,000 steps
-      lead to the optimum along this parameter alone, |g| / curvature away, or to a change by m.
+    - stalled, tiny step: eps makes the step so small that it does not change the value in its dtype.
+    - slow: eps removes more than half of the step; or g exceeds twice its standard error, and the optimum along this
+      parameter alone, |g| / curvature away, or a change by m, whichever is nearer, takes more than 10,000 steps.
     - trainable.
 
     Args:
         net: A network with adaptive activations.
         batches: Batches of any form, as for `identify`.
-        base: The network whose outputs are the targets; None: the labels are.
-        output: From what the network returns to its output tensor, as for `identify`.
+        base: The network whose outputs are the targets; None: the labels are the targets.
+        output: Selects the output tensor of what the network returns, as for `identify`.
         loss: As for `identify`.
         optimizer: "adam" or "rmsprop".
         lr: Learning rate; None: the default of `aafit.tune`.
         p24sl: Whether p2 and p4 of LEAF have their slow learning rate, as for `aafit.tune`.
         samples: Number of samples used, the first ones of `batches`.
-        batch_size: Samples per forward pass; by default as many as the largest of the batches has, at most 128, and
-            fewer where the parameters are many.
+        batch_size: Samples per forward pass, at most; by default the size of the largest batch, at most 128. Fewer if
+            the per-sample gradients would have more than 8 million values.
         precision: Of the forward passes, as for `aafit.tune`.
 
     Returns:
@@ -241,8 +248,8 @@ def audit(
 
     Raises:
         UserError: The network has no adaptive activation or is scripted; there are no samples, they are not finite, or
-            the network refuses them; labels do not fit its outputs; a number of samples or batch size below 1; an
-            unknown optimizer or precision.
+            the network fails on them; labels do not fit its outputs; the number of samples or the batch size is below
+            1; the optimizer or the precision is unknown.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), aafit.AHAF.like("SiLU"), nn.Linear(8, 3))
@@ -318,7 +325,7 @@ def _optimizer_groups(
 
 
 class _Inputs:
-    """The inputs of one activation: their number, and where they lie if it has an interval."""
+    """Counts the inputs of one activation, those outside its interval, and how much each F-Neuron weight receives."""
 
     def __init__(self, activation: AdaptiveActivation) -> None:
         self.activation, self.count, self.outside = activation, 0, 0
@@ -358,7 +365,7 @@ def _gradient_sums(problem: Problem, data: Batch, exact: bool) -> dict[nn.Parame
             sums_3P[1] += rows.gradients_BP.square().sum(0)
             for probe_BP in rows.probes:
                 sums_3P[2] += probe_BP.square().sum(0)
-    # So that the mean over the samples is the gradient of the loss, the mean over the labelled positions.
+    # The loss is a mean over labelled positions, not samples: this scale makes the mean over samples its gradient.
     each = labelled / len(data)
     sums_3P /= torch.tensor([[each], [each**2], [each]], dtype=torch.float64)
     parameters = list(coordinates.parameters.values())
@@ -385,7 +392,7 @@ def _audited(
         samples: Their number.
         optimizer: Name of the optimizer.
         group: The optimizer's settings for the parameter.
-        inputs: What its activation received.
+        inputs: Counts of its activation's inputs.
         finite: Whether the outputs and all parameters are finite.
     """
     values, dtype = parameter.detach().double().cpu(), parameter.dtype

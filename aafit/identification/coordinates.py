@@ -1,4 +1,4 @@
-"""The adaptive parameters of a network as one vector, in coordinates in which steps of one length are comparable."""
+"""Map the adaptive parameters of a network to one vector, in coordinates in which equal steps are comparable."""
 
 import math
 
@@ -20,7 +20,7 @@ class Coordinates:
         parameters: The parameters by name, such as "act1.gamma".
         names: Name of each coordinate: "act1.gamma", "act7.weight[3]", ...
         layers: Path of the activation of each coordinate.
-        is_slope_P: Which coordinates are those of slopes.
+        is_slope_P: Whether a coordinate is that of a slope, (P,) bool.
 
     Raises:
         UserError: the network is scripted, has no adaptive activation, or has a parameter that is not finite.
@@ -49,7 +49,7 @@ class Coordinates:
         return len(self.names)
 
     def read(self) -> Tensor:
-        """Return the coordinates of the present parameters, (P,) on the CPU."""
+        """Return the coordinates of the network's current parameters, (P,) in float64 on the CPU."""
         values_P = torch.cat([p.detach().double().cpu().flatten() for p in self.parameters.values()])
         return torch.where(self.is_slope_P, values_P.asinh(), values_P)
 
@@ -58,7 +58,7 @@ class Coordinates:
         return torch.where(self.is_slope_P, vector_P.sinh(), vector_P)
 
     def derivatives(self, vector_P: Tensor) -> Tensor:
-        """Return dp/dt at a vector, (P,)."""
+        """Return the diagonal of dp/dt at a vector, (P,) in float64."""
         return torch.where(self.is_slope_P, vector_P.cosh(), torch.ones_like(vector_P))
 
     def tensors(self, vector_P: Tensor) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ class Coordinates:
         }
 
     def write(self, vector_P: Tensor) -> None:
-        """Write the parameters of a vector into the network."""
+        """Set the network's parameters to those of a vector, in place."""
         with torch.no_grad():
             for name, tensor in self.tensors(vector_P).items():
                 self.parameters[name].copy_(tensor)

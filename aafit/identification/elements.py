@@ -1,4 +1,6 @@
-"""Elements of the inputs and outputs of activations that a layer is fitted to: selected at once, to bound memory.
+"""Select random elements of the inputs and outputs of activations, to which a layer is fitted.
+
+They are selected while the forward pass runs, so that memory stays bounded. Begin with `input_elements`.
 
 Axes in names: E element of an array, S parameter set.
 """
@@ -20,13 +22,13 @@ from aafit.networks.batches import Batch, without_padding
 from aafit.networks.running import receiving, watched
 from aafit.training.predictor import Predictor
 
-ELEMENTS = 1 << 16  # of a layer's output that are fitted; more only if a parameter set would get too few
-LEAST_ELEMENTS = 64  # of each parameter set
+ELEMENTS = 1 << 16  # number of elements of a layer's output that are fitted, unless a parameter set would get too few
+LEAST_ELEMENTS = 64  # least number of elements of each parameter set
 
 
 @dataclass(frozen=True)
 class Elements:
-    """Elements of an array, (E, S), and the memory layout of the array."""
+    """Selected elements of an array, (E, S), and the `Layout` that maps the array to parameter sets."""
 
     layout: Layout
     elements_ES: Tensor
@@ -47,14 +49,14 @@ def input_elements(
     batches: Sequence[Batch],
     seed: int,
 ) -> dict[str, Elements]:
-    """Return the elements to fit of the inputs of modules, by path; padding is left out.
+    """Return selected elements of the inputs of modules, by path; padding is left out.
 
     Args:
-        net: the network.
-        activations: at the paths of the modules; they determine the parameter sets.
-        calls: see `calls_of`; the forward pass ends after the last of them.
-        batches: inputs; each contributes its share of the elements.
-        seed: of the selection; `output_elements` selects the same ones.
+        net: the network whose modules are observed.
+        activations: the adaptive activations at the paths of these modules; they determine the parameter sets.
+        calls: number of calls of each module in a forward pass, see `calls_of`; the pass ends after the last of them.
+        batches: inputs of the network; each contributes elements in proportion to its samples.
+        seed: seed of the selection; with the same seed `output_elements` selects the same elements.
     """
     return _selected(net, activations, calls, batches, seed, partial(receiving, net, activations))
 
@@ -66,7 +68,7 @@ def output_elements(
     batches: Sequence[Batch],
     seed: int,
 ) -> dict[str, Elements]:
-    """Return the elements to fit of the outputs of modules, see `input_elements`."""
+    """Return selected elements of the outputs of modules, by path; see `input_elements`."""
 
     def of_outputs(see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
         return watched(net, activations, lambda path, u, y: see(path, y))
@@ -75,7 +77,7 @@ def output_elements(
 
 
 def by_sets(array: Tensor) -> Tensor:
-    """Return an array as `Layout.read` gives it, (elements,), (rows, sets) or (rows, sets, elements), as (E, S)."""
+    """Return an array that `Layout.read` returned, (elements,), (rows, sets) or (rows, sets, elements), as (E, S)."""
     if array.ndim == 1:
         return array.unsqueeze(1)
     return array if array.ndim == 2 else array.transpose(1, 2).flatten(0, 1)
@@ -94,9 +96,9 @@ def random_rows(x_ES: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 class _Complete(BaseException):
-    """All elements of a batch are selected: the rest of the forward pass is not needed.
+    """Ends a forward pass once all elements of a batch are selected.
 
-    Not an Exception, which would be taken for an error of the network.
+    It is no Exception, because `Predictor.forward` would report an Exception as a failure of the network.
     """
 
 

@@ -1,7 +1,8 @@
 """Gauss-Newton on loss plus prior: the quadratic model at a vector, its posterior, and a damped step.
 
 With L the mean loss over n samples, the objective is L + (dispersion / n) (t - m)^T A (t - m) / 2, see `Prior`. Up to
-DENSE parameters the curvature is one matrix; beyond, products with it and a block for each parameter set replace it.
+DENSE parameters the curvature is one matrix; with more, it is available as curvature-vector products, and as one block
+for each parameter set. Read `Model` and `Posterior` first, then `descend`.
 
 Axes in names: B sample, P coordinate, Q coordinate of a group, S group of one shape.
 """
@@ -21,14 +22,14 @@ from aafit.networks.batches import Batch
 DENSE = 2000
 """Number of parameters up to which the curvature is a matrix."""
 
-FIRST_DAMPING = 1e-3  # once an undamped step has failed
-STRONGER = 8  # times the last damping
+FIRST_DAMPING = 1e-3  # damping after an undamped step has failed
+STRONGER = 8  # factor by which a failed step increases the damping
 MOST_DAMPED = 1e3
-LEAST_SHARE = 0.01  # of the predicted decrease: what a step must achieve
-POOR = 0.5  # of the predicted decrease: a step that achieves less has gone too far
-LONGEST_STEP = 2.0  # of a slope, in its own coordinate
+LEAST_SHARE = 0.01  # least actual decrease of an accepted step, relative to the predicted one
+POOR = 0.5  # actual decrease, relative to the predicted one, below which a shorter step is tried too
+LONGEST_STEP = 2.0  # longest step of a slope, in the coordinate t of `Coordinates`
 MOST_DISPERSED = 1e12
-LEAST_PRIOR = 1e-9  # of the curvature, on average: keeps directions without data where they are if nothing is noisy
+LEAST_PRIOR = 1e-9  # least average prior precision, relative to the curvature: fixes directions that no data determine
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Model:
     """The loss near a vector, in groups of coordinates: all of them, or each parameter set.
 
     Attributes:
-        groups: Coordinates of each group, (S, Q) each.
-        loss, gradient_P: Means over the labelled positions.
+        groups: Indices of the coordinates of each group, (S, Q) each.
+        loss, gradient_P: Loss and gradient with respect to the coordinates, means over the labelled positions.
         curvature: Generalized Gauss-Newton blocks, (S, Q, Q) each.
-        scatter: Blocks of the covariance of the samples' gradients.
+        scatter: Blocks of the covariance of the per-sample gradients, (S, Q, Q) each.
         samples, labelled: Number of samples and of labelled positions.
     """
 
@@ -58,7 +59,7 @@ class Model:
         return math.isfinite(self.loss) and all(bool(part.isfinite().all()) for part in parts)
 
     def curved(self, step_P: Tensor) -> float:
-        """Return step^T curvature step, between groups without their mixed terms."""
+        """Return step^T H step with the block-diagonal curvature H: without terms that mix groups."""
         parts = [step_P[index_SQ] for index_SQ in self.groups]
         products = [(x.unsqueeze(1) @ h).squeeze(1) for x, h in zip(parts, self.curvature, strict=True)]
         return sum((x * product).sum().item() for x, product in zip(parts, products, strict=True))
@@ -90,11 +91,11 @@ def curvature_at(
 
     Args:
         problem: the network and its loss.
-        vector_P: where.
-        samples: on which.
-        groups: of the coordinates.
-        probes: None for the exact curvature; else that many random ones, of which the curvature is the expectation.
-        seed: of the random probes.
+        vector_P: the coordinates, in float64.
+        samples: the samples.
+        groups: indices of the coordinates of each block, (S, Q) each.
+        probes: None for the exact curvature; else the number of random probes per sample of an unbiased estimate.
+        seed: seed of the random probes.
     """
     derivatives_P, generator = problem.coordinates.derivatives(vector_P), torch.Generator().manual_seed(seed)
     curvature, labelled = _zeros(groups), 0
@@ -119,14 +120,15 @@ def _add(blocks: list[Tensor], groups: list[Tensor], rows_BP: Tensor) -> None:
 
 
 class Posterior:
-    """Loss plus prior near a vector.
+    """The quadratic model of the objective, loss plus prior, near a vector.
 
     Attributes:
         objective: Loss plus prior, in units of the loss.
-        gradient_P: Of the objective.
-        inverse: Blocks of the inverse curvature of the objective.
+        gradient_P: Gradient of the objective.
+        curvature: Blocks of the curvature of the objective: one if it is a matrix, else those of `Model.groups`.
+        inverse: Blocks of the inverse of `curvature`.
         effective: Effective number of parameters, tr(inverse * curvature of the loss).
-        penalty: Leave-one-out estimate of the loss less the loss: tr(inverse * scatter) / n.
+        optimism: Leave-one-out estimate of the loss minus the loss: tr(inverse * scatter) / n.
     """
 
     def __init__(
@@ -141,23 +143,27 @@ class Posterior:
     ) -> None:
         self.problem, self.samples, self._prior, self._strength = problem, samples, prior, strength
         self.model, self.vector_P, self._share = model, vector_P, dispersion / model.samples
-        self.objective = model.loss + self.penalized(vector_P)
+        self.objective = model.loss + self.prior_term(vector_P)
         self.gradient_P = model.gradient_P + self._share * prior.product(strength, vector_P - prior.mean_P)
         self._dense = len(vector_P) <= DENSE
         precisions = [prior.matrix(strength).unsqueeze(0)] if self._dense else prior.precisions(strength)
         self.curvature = [h + self._share * a for h, a in zip(model.curvature, precisions, strict=True)]
         self.inverse = [inverse(block) for block in self.curvature]
         self.effective = traces(self.inverse, model.curvature)
-        self.penalty = traces(self.inverse, model.scatter) / model.samples
+        self.optimism = traces(self.inverse, model.scatter) / model.samples
         self._krylov: KrylovSteps | None = None
 
-    def penalized(self, vector_P: Tensor) -> float:
-        """Return the prior's part of the objective at a vector."""
+    def prior_term(self, vector_P: Tensor) -> float:
+        """Return the term of the objective that the prior adds, at any vector."""
         change_P = vector_P - self._prior.mean_P
         return self._share / 2 * (change_P @ self._prior.product(self._strength, change_P)).item()
 
     def step(self, damping: float) -> Tensor:
-        """Return the damped step, (P,); the step of a slope is bounded."""
+        """Return the damped step, (P,), in which no slope moves by more than LONGEST_STEP.
+
+        With a curvature matrix the other coordinates are solved for again, with the slopes at their bounds; without
+        one the whole step is shortened.
+        """
         is_slope_P = self.problem.coordinates.is_slope_P
         if not self._dense:
             step_P = self._krylov_steps()(damping)
@@ -165,7 +171,7 @@ class Posterior:
             return step_P * (LONGEST_STEP / longest) if longest > LONGEST_STEP else step_P
         curvature_PP = self.curvature[0][0]
         step_P, free_P = dense_step(self.gradient_P, curvature_PP, damping), torch.ones_like(is_slope_P)
-        # The others follow a slope at its bound; shortened together, all would wait for one that is left open.
+        # Not the whole step is shortened: one undetermined slope would then slow all other coordinates down.
         while (beyond_P := is_slope_P & free_P & (step_P.abs() > LONGEST_STEP)).any():
             free_P &= ~beyond_P
             bounded_P = torch.where(free_P, 0.0, step_P.clamp(-LONGEST_STEP, LONGEST_STEP))
@@ -179,7 +185,7 @@ class Posterior:
     def predicted(self, step_P: Tensor) -> float:
         """Return the decrease of the objective that the quadratic model predicts."""
         slope = -(self.gradient_P @ step_P).item()
-        # Of a Newton step, as Krylov steps nearly are, it is half the slope.
+        # For a Newton step, which a Krylov step approximates, the quadratic term is half the linear one.
         return slope - (step_P @ self.curvature[0][0] @ step_P).item() / 2 if self._dense else slope / 2
 
     def decrement(self) -> float:
@@ -189,7 +195,7 @@ class Posterior:
         return -(self.gradient_P @ self._krylov_steps()(0.0)).item() / 2
 
     def covariances(self) -> list[Tensor]:
-        """Return the posterior covariance of each parameter set, by the blocks of the prior."""
+        """Return the posterior covariance of each parameter set, (S, Q, Q) for each block of the prior."""
         if not self._dense:
             return [self._share * block for block in self.inverse]
         blocks = (block.index_SQ for block in self._prior.blocks)
@@ -220,12 +226,12 @@ def left_out(posteriors: Sequence[Posterior], steps: Sequence[Tensor]) -> Tensor
     """Return the leave-one-out estimate of the change of each sample's loss by steps from one vector, (W, N).
 
     With g_i the gradient of a sample's loss, B the curvature of the objective and H that of the loss, the loss of a
-    sample that is left out changes by g_i . step + step^T H step / 2 + g_i^T B^-1 g_i / n: the last term is how much
-    the sample itself has pulled the optimum. Scaled so that the mean over the samples is the change of the loss.
+    sample that is left out changes by g_i . step + step^T H step / 2 + g_i^T B^-1 g_i / n. The last term is the effect
+    of the sample itself on the optimum. The values are scaled so that their mean is the change of the loss.
 
     Args:
-        posteriors: of W priors, on the same samples and at the same vector.
-        steps: (P,) each, to the optimum of each posterior as far as its quadratic model is right; zeros if it is there.
+        posteriors: the posteriors under W priors, on the same samples and at the same vector.
+        steps: the step to the optimum of each posterior under its quadratic model, (P,) each; zeros at the optimum.
     """
     problem, samples, model, vector_P = (
         posteriors[0].problem,
@@ -248,7 +254,7 @@ def left_out(posteriors: Sequence[Posterior], steps: Sequence[Tensor]) -> Tensor
 
 
 def first_dispersion(model: Model) -> float:
-    """Return a first dispersion, tr(scatter) / tr(curvature), see `dispersion_of`."""
+    """Return an initial estimate of the dispersion, tr(scatter) / tr(curvature); see `dispersion_of`."""
     scatter, curvature = (
         sum(block.diagonal(dim1=1, dim2=2).sum().item() for block in blocks)
         for blocks in (model.scatter, model.curvature)
@@ -266,23 +272,31 @@ def dispersion_of(posterior: Posterior, prior: Prior, strength: Strength, likeli
     https://doi.org/10.1093/biomet/61.3.439).
 
     Args:
-        posterior: at the present vector.
-        prior: of `posterior`.
-        strength: of `posterior`.
-        likelihood: whether the loss of a position is its negative log-likelihood: less dispersion is then luck.
+        posterior: the posterior at the current vector.
+        prior: its prior.
+        strength: the strength of this prior.
+        likelihood: whether the loss of a position is its negative log-likelihood. The dispersion is then at least 1
+            for each position, because a smaller estimate is due to chance.
     """
     model = posterior.model
-    found = posterior.penalty * model.samples / max(posterior.effective, 1e-300)
+    found = posterior.optimism * model.samples / max(posterior.effective, 1e-300)
     data = sum(block.diagonal(dim1=1, dim2=2).sum().item() for block in model.curvature)
-    held = sum(block.diagonal(dim1=1, dim2=2).sum().item() for block in prior.precisions(strength))
+    precision = sum(block.diagonal(dim1=1, dim2=2).sum().item() for block in prior.precisions(strength))
     least = model.samples / model.labelled if likelihood else 0.0
     found = min(found, MOST_DISPERSED)  # saturated outputs have gradients without curvature
-    return max(found, least, LEAST_PRIOR * model.samples * data / held if held > 0 else 0.0, 1e-300)
+    return max(found, least, LEAST_PRIOR * model.samples * data / precision if precision > 0 else 0.0, 1e-300)
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """A step that decreased the objective."""
+    """A step that decreased the objective.
+
+    Attributes:
+        model: The quadratic model after the step.
+        vector_P: The coordinates after the step.
+        damping: Damping for the next step.
+        predicted, gained: Decrease of the objective, as the quadratic model predicts and as measured.
+    """
 
     model: Model
     vector_P: Tensor
@@ -294,16 +308,25 @@ class Accepted:
 def descend(
     posterior: Posterior, evaluate: Callable[[Tensor], Model], damping: float, most: float = MOST_DAMPED
 ) -> Accepted | None:
-    """Search for a step that decreases the objective on its samples; None if no damping up to `most` leads to one.
+    """Search for a step that decreases the objective on its samples.
 
-    A step that decreases the objective by less than LEAST_SHARE of what it predicts is tried again with eight times the
+    A step whose actual decrease is less than LEAST_SHARE of the predicted one is tried again with eight times the
     damping (Levenberg-Marquardt).
+
+    Args:
+        posterior: the quadratic model of the objective at the current vector.
+        evaluate: returns the model of the loss at another vector, on the same samples.
+        damping: damping of the first trial.
+        most: largest damping to try.
+
+    Returns:
+        The step, or None if no damping up to `most` leads to one.
     """
 
     def tried(step_P: Tensor) -> tuple[Model, float]:
         vector_P = posterior.vector_P + step_P
         model = evaluate(vector_P)
-        return model, posterior.objective - model.loss - posterior.penalized(vector_P)
+        return model, posterior.objective - model.loss - posterior.prior_term(vector_P)
 
     while damping <= most:
         step_P = posterior.step(damping)
@@ -312,7 +335,7 @@ def descend(
         # NaN fails every comparison, so that it is never accepted.
         if predicted > 0 and gained > LEAST_SHARE * predicted:
             if gained < POOR * predicted and slope > gained:
-                # The parabola through both objectives and the slope has its minimum at this share of the step.
+                # Line search: the minimum of the parabola through both objectives with this slope at the start.
                 share = slope / (2 * (slope - gained))
                 nearer, better = tried(share * step_P)
                 if better > gained:

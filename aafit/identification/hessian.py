@@ -1,7 +1,7 @@
-"""The Hessian of a loss with respect to the network's outputs, as Gauss-Newton needs it: in factors and products.
+"""Compute the Hessian of a loss with respect to the network's outputs, as factors and Hessian-vector products.
 
-All of it is for the sum of the losses over the labelled positions of each sample. Axes in names: B sample, M position,
-K output, R row (one position of one sample), C column of a factor.
+The loss of a sample is here the sum over its labelled positions. Begin with `probes_of`. Axes in names: B sample, M
+position, K output, R row (one position of one sample), C column of a factor.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,12 @@ from aafit.training.losses import Loss, Positions, by_position, scores
 
 
 def gradient_of(loss: Loss, outputs: Tensor, target: Any) -> tuple[float, int, Tensor]:
-    """Return the sum of the losses, the number of labelled positions, and the gradient with respect to the outputs."""
+    """Return the loss and its gradient with respect to the outputs.
+
+    Returns:
+        The sum of the losses, the number of labelled positions, and the gradient of the sum, in the shape of the
+        outputs and in float64.
+    """
     wide = outputs.detach().double().requires_grad_()
     with torch.enable_grad():
         found = scores(loss, wide, wide_target(target))
@@ -26,15 +31,15 @@ def gradient_of(loss: Loss, outputs: Tensor, target: Any) -> tuple[float, int, T
 def probes_of(
     loss: Loss, outputs: Tensor, target: Any, probes: int | None, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """Yield probes c of the shape of the outputs, such that the sum of c c^T is the Hessian of each sample's loss.
+    """Yield probes c in the shape of the outputs, such that the sum of c c^T is the Hessian of each sample's loss.
 
     Args:
         loss: any loss.
-        outputs: (B, ...).
-        target: as the loss takes it.
-        probes: how many random probes, with the Hessian as the expectation of their sum; None for the exact Hessian,
-            from as many probes as a sample has outputs.
-        generator: of the random probes.
+        outputs: outputs of the network, (B, ...).
+        target: the target, as the loss takes it.
+        probes: number of random probes, for which the expectation of the sum is the Hessian; None for the exact
+            Hessian, from as many probes as a sample has outputs.
+        generator: random number generator of the probes.
     """
     wide, size = outputs.detach().double(), outputs[0].numel()
     if loss.whole:
@@ -61,14 +66,24 @@ def probes_of(
         factor_RKC = loss.sampled(outputs_RK, targets_R, probes, generator)
     factor_BMKC = factor_RKC.reshape(B, M, K, probes)
     if M > 1:
-        # Random signs for each position, so that positions do not mix on average: no element of the Hessian joins them.
+        # The Hessian has no elements between positions: with random signs those of c c^T are 0 in expectation.
         factor_BMKC = factor_BMKC * _signs((B, M, 1, probes), generator).to(factor_BMKC)
     for column_BMK in factor_BMKC.unbind(3):
         yield _restored(column_BMK.where(labelled_BM1, 0), outputs.shape, axis)
 
 
 def hessian_vector_product(loss: Loss, outputs: Tensor, target: Any, change: Tensor) -> Tensor:
-    """Return the Hessian of each sample's loss times a change of the outputs, in the shape of the outputs."""
+    """Return the Hessian of each sample's loss times a change of the outputs.
+
+    Args:
+        loss: any loss.
+        outputs: outputs of the network, (B, ...).
+        target: the target, as the loss takes it.
+        change: change of the outputs, (B, ...).
+
+    Returns:
+        The product, in the shape of the outputs and in float64.
+    """
     wide = outputs.detach().double()
     if loss.whole:
         factor_BKC = loss.factor(wide, wide_target(target))
@@ -85,7 +100,7 @@ def hessian_vector_product(loss: Loss, outputs: Tensor, target: Any, change: Ten
 
 
 def wide_target(target: Any) -> Any:
-    """Return a target in float64 if it holds floating-point numbers, else as it is."""
+    """Return a floating-point target in float64, any other target unchanged."""
     return target.double() if isinstance(target, Tensor) and target.is_floating_point() else target
 
 
@@ -96,7 +111,7 @@ def _restored(values_BMK: Tensor, shape: Size, axis: int) -> Tensor:
 
 
 def _mixed(factor_BKC: Tensor, probes: int, generator: torch.Generator) -> Tensor:
-    """Return random combinations of a factor's columns, whose product with their transpose has the same expectation."""
+    """Return random combinations F' of a factor's columns, such that the expectation of F' F'^T is F F^T."""
     signs = _signs((len(factor_BKC), factor_BKC.shape[2], probes), generator)
     mixed_BKC: Tensor = factor_BKC @ signs.to(factor_BKC) / probes**0.5
     return mixed_BKC

@@ -1,8 +1,8 @@
 """Identify the adaptive activations of a network by Gauss-Newton, with everything else frozen.
 
-In order: slopes that are trainable; if a base network is given and the start is far from it, layer by layer; then all
-parameters together, in damped steps on loss plus prior, on 500 samples first and on all of them in the end; the gain;
-standard errors. Read `Identifier.advance` and `_joint` first.
+The phases in order: lower slopes until they are trainable; match a poor initialization to the base network, layer by
+layer; tune all parameters together in damped steps on loss plus prior, first on a subset of 500 samples and in the end
+on all; judge the result; compute standard errors. Read `Identifier.advance` and `Identifier._joint` first.
 """
 
 import logging
@@ -46,21 +46,21 @@ from aafit.training.predictor import Predictor, unwrapped
 
 TARGETS = ("labels", "logits", "activations")
 CURVATURES = ("exact", "sampled")
-OUTPUTS_FOR_SLOPES = 1 << 18  # at most, of the samples that tell what a slope changes
-FIRST_SAMPLE = 500
-LARGER = 8  # times the sample, once the parameters are as good as it allows
-TRUSTED = 0.25  # relative error of the predicted decrease up to which a curvature is kept for the next step
-SETTLED = 0.05  # Newton decrement of the log-posterior at which the search ends: a third of a standard error
-STALLED = 0.02  # decrease of the negative log-posterior by each of two steps below which they end too
-SHARE_OF_NOISE = 0.02  # the same for each effective parameter
-SHARE_OF_PART = 0.25  # and at which a part of the samples is exhausted
-NOT_NOISY = 0.01  # of the remaining loss, if the targets are the base network's
-STEADY = 0.02  # relative change of the effective number of parameters
-UPDATES = 5  # of the prior's strength at one vector
-CLEARLY = 0.5  # standard errors by which the loss under a prior exceeds the least
-REFUTED = 4.0  # standard errors of the gain over the prior's mean from which few samples may lower its weight
-FEW_WEIGHT = 100.0  # of the prior, for fewer than FIRST_SAMPLE samples
-MOST_ROUNDS = 8  # vectors at which it is updated on one sample
+OUTPUTS_FOR_SLOPES = 1 << 18  # number of outputs, at most, on which the effect of lower slopes is measured
+FIRST_SUBSET = 500  # number of samples of the first joint steps
+LARGER = 8  # factor by which the subset grows once the steps on it have converged
+TRUSTED = 0.25  # relative error of the predicted decrease up to which the next step uses the same curvature
+SETTLED = 0.05  # least Newton decrement of the log-posterior: below, the search ends (a third of a standard error)
+STALLED = 0.02  # decrease of the negative log-posterior: the search ends after two steps that both achieve less
+SHARE_OF_NOISE = 0.02  # Newton decrement for each effective parameter at which steps on all samples end
+SHARE_OF_PART = 0.25  # Newton decrement for each effective parameter at which steps on a subset end
+NOT_NOISY = 0.01  # Newton decrement for each sample at which steps end if the targets are the base network's outputs
+STEADY = 0.02  # relative change of the effective number of parameters at which updates of the prior's strength end
+UPDATES = 5  # most updates of the prior's strength at one vector
+CLEARLY = 0.5  # standard errors above the least loss up to which the largest weight of the prior is selected
+REFUTED = 4.0  # standard errors of the gain over the prior's mean above which few samples may lower its weight
+FEW_WEIGHT = 100.0  # initial weight of the prior for fewer than FIRST_SUBSET samples
+MOST_ROUNDS = 8  # most vectors at which the prior's strength is updated on one subset
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +94,9 @@ def identify(
         n / dispersion * loss(t) + (t - m)^T A (t - m) / 2,
 
     by damped Gauss-Newton steps. The prior keeps an activation near the original function where the samples do not
-    determine it; see `Prior`. Take samples that the network was not trained on, or augmented ones, since it fits its
-    training samples too well. The result depends on the arguments only. If a leave-one-out estimate of the loss is no
-    better for it than for the start, the result is the start.
+    determine it; see `aafit.identification.prior`. Use samples that the network was not trained on, or augmented ones:
+    on its training samples the network is overfitted. The result depends on the arguments only. If a leave-one-out
+    estimate of the loss is no better for the result than for the initial parameters, these are restored.
 
     Args:
         net: a network with adaptive activations.
@@ -109,33 +109,40 @@ def identify(
         output: selects the output tensor of what the network returns, such as `lambda out: out.last_hidden_state`:
             (B, K), (B, T, K) or (B, C, H, W).
         loss: CROSS_ENTROPY, SQUARED_ERROR, their names, one made by `loss_with_hessian`, or a function of outputs and
-            target that returns a number for each sample. Default: cross-entropy; squared error if the targets are the
-            base network's outputs and the batches have no class labels. Positions with the label -100 do not count.
+            target that returns the loss of each sample, (B,). Default: cross-entropy; squared error if the targets are
+            the base network's outputs and the batches have no class labels. Positions with the label -100 do not count.
         prior: "auto" (its weight is selected by the leave-one-out estimate of the loss), a weight (a change of an
             activation by its standard deviation counts as much as that many samples; 1 is weak), or None for none.
         steps: maximum number of joint steps.
-        heldout: share of the samples held out. They judge the result once, and decide nothing unless it is clearly
-            worse there. Default: 0.2, and none of fewer than 500 samples.
-        curvature: "exact", with one backward pass for each output, or "sampled", with two: exact in expectation.
-            Up to 1,000 samples with up to 16 outputs it is always exact.
-        budget: how much the outputs may change when slopes are lowered, see `smooth_start`; 0 leaves the slopes.
+        heldout: share of the samples held out. The result is evaluated on them once, and rejected if it is
+            significantly worse there; apart from that they have no influence. Default: 0.2, or 0 for fewer than 500
+            samples.
+        curvature: how to compute the curvature on all samples: "exact", with one backward pass for each output, or
+            "sampled", from two random probes per sample, which is exact in expectation. For up to 1,000 samples
+            and 2,000 parameters "sampled" takes more probes, and is exact for up to 16 outputs. Steps on a subset
+            always take two probes.
+        budget: how much the outputs may change when slopes are lowered, see `smooth_start`; 0 keeps the slopes.
         memory: bytes that the samples and the outputs of the frozen prefix may take.
-        batch_size: samples of a forward pass; by default as many as the largest of the batches has, at most 128.
-        precision: of the forward passes, as for `tune`.
-        seed: of the order of the samples and of the random probes.
-        errors: whether to compute standard errors: one exact curvature of up to 4,000 samples.
-        state: to resume from, as `after_step` received it; all other arguments must be the same.
-        after_step: called with the state after each step.
+        batch_size: samples per forward pass; by default the size of the largest batch, at most 128.
+        precision: precision of the forward passes, as for `tune`.
+        seed: seed of the order of the samples and of the random probes.
+        errors: whether to compute standard errors, for up to 2,000 parameters. They take one curvature of up to 4,000
+            samples: exact for up to 16 outputs per sample or with curvature="exact", else from 8 random probes per
+            sample, or 2 above 4,096 outputs.
+        state: the state to resume from, as `after_step` received it; all other arguments must be the same.
+        after_step: called with the state before the first step and after each.
         verbose: whether to show the progress: a bar on a terminal and in a notebook, a line a step elsewhere.
 
     Returns:
         The steps, the gain, the parameters and their standard errors.
 
     Raises:
-        UserError: nothing to identify, a scripted network, no samples or too few held out, samples that are not finite
-            or that the network refuses, labels that do not fit its outputs, an unknown word, a loss without a
-            Hessian, a target that needs a base network where there is none, or a prior weight that is not above 0.
-        Stopped: Ctrl-C; the network has the parameters of the last step, and the error the state to resume from.
+        UserError: the network has no adaptive activation or is scripted; there are no samples or too few held out, they
+            are not finite, or the network fails on them; labels do not fit its outputs; an argument has an unknown
+            value; the loss has no Hessian; the target needs a base network and none is given; the weight of the prior
+            is not above 0.
+        Stopped: Ctrl-C was pressed; the network has the parameters of the last step, and the error has the state to
+            resume from.
 
     Warns:
         UserWarning: `prior=None`, and fewer than two samples for each parameter.
@@ -172,7 +179,7 @@ def identify(
         predictor = Predictor(net, output, precision, batch_size)
         of_base = None if base is None else predictor.of(base)
         samples = prepare(predictor, batches, None if target == "labels" else of_base, loss, heldout, memory, seed)
-        of_base = None if base is None else predictor.of(base)  # with the batch size of the samples
+        of_base = None if base is None else predictor.of(base)  # again: `prepare` may have set the batch size
         problem = Problem(samples.predictor, coordinates, samples.loss)
         problem.check(samples.fitted)
         if len(samples.heldout):
@@ -209,10 +216,10 @@ def identify(
 
 
 def _matching_base(base: nn.Module, net: nn.Module) -> nn.Module:
-    """Return the base with a module at the path of each adaptive activation of `net`.
+    """Return the base network with a module at the path of each adaptive activation of `net`.
 
     Raises:
-        UserError: it is `net` itself, or `net` was not made from it.
+        UserError: `base` is `net` itself, or `net` was not made from it.
     """
     if base is net:
         raise UserError("The base is the network itself: give the one in which activations were replaced.")
@@ -238,7 +245,12 @@ def _check_prior(prior: float | str | None) -> None:
 
 @dataclass(frozen=True)
 class Identifier:
-    """One identification. The fields are the arguments of `identify`, or made from them."""
+    """The phases of one identification; each method takes a `State` and returns the next one.
+
+    Attributes:
+        objective: Loss and prior.
+        target, prior, steps, budget, errors: As for `identify`.
+    """
 
     objective: Objective
     target: str
@@ -254,10 +266,10 @@ class Identifier:
         step = self._step((), "start", vector_P, self.objective.few, heldout=True)
         step = replace(step, seconds=time.perf_counter() - began)
         logger.info("%s\n%s", HEADER, step)
-        return State("slope", vector_P, vector_P, vector_P, min(FIRST_SAMPLE, n), (step,))
+        return State("slope", vector_P, vector_P, vector_P, min(FIRST_SUBSET, n), (step,))
 
     def advance(self, state: State) -> State:
-        """Return the state after one step of its phase."""
+        """Return the state after one step of its phase, which may end the phase without a step."""
         began = time.perf_counter()
         phases = {"slope": self._slope, "layers": self._layers, "joint": self._joint}
         further = phases[state.phase](state)
@@ -270,7 +282,7 @@ class Identifier:
         return further
 
     def result(self, state: State) -> Identification:
-        """Return the result at the end."""
+        """Return the result, with standard errors if they were requested, for the final state."""
         objective, coordinates = self.objective, self.objective.problem.coordinates
         errors = None
         if self.errors and len(coordinates) <= DENSE and state.dispersion:
@@ -289,7 +301,7 @@ class Identifier:
         )
 
     def _slope(self, state: State) -> State:
-        """Lower slopes that are not trainable, as far as the outputs stay nearly the same."""
+        """Lower slopes that are too steep to be trainable, as far as the change of the outputs is within `budget`."""
         following = replace(state, phase="layers")
         if not self.budget:
             return following
@@ -308,7 +320,7 @@ class Identifier:
         return self._moved(replace(following, mean_P=vector_P), "slope", vector_P, few, message)
 
     def _layers(self, state: State) -> State:
-        """Set the prior's mean to the original activations; match a start that is far from the base network to it."""
+        """Set the prior's mean to the original activations, and match a poor initialization to the base network."""
         only = self.target == "activations"
         after = replace(state, phase="done" if only else "joint")
         objective, coordinates = self.objective, self.objective.problem.coordinates
@@ -327,7 +339,8 @@ class Identifier:
             found_P = coordinates.read()
             tried.append((objective.loss(found_P, objective.few), found_P, matched))
         loss, vector_P, matched = min(tried, key=lambda one: one[0] if isfinite(one[0]) else float("inf"))
-        if not only and loss >= state.steps[-1].loss:  # a start that is not finite fails no comparison
+        # A start whose loss is NaN is always replaced: the comparison is false.
+        if not only and loss >= state.steps[-1].loss:
             return replace(after, messages=(*state.messages, "layers: matching them did not improve the start"))
         worst = max(matched, key=lambda row: row.after)
         why = "" if only else "the start is far from the base network, so "
@@ -339,10 +352,10 @@ class Identifier:
         return self._moved(replace(after, matched=matched), "layers", vector_P, objective.few, message)
 
     def _joint(self, state: State) -> State:
-        """Take one damped step of all parameters, turn to a larger sample, select the prior's weight, or end."""
+        """Take one damped step of all parameters, enlarge the subset, select the prior's weight, or end."""
         prior, n = self.objective.prior(state.mean_P), len(self.objective.samples.fitted)
         whole = state.samples == n
-        # On a part of the samples the curvature is cheap, and follows every step.
+        # On a subset the curvature is cheap, so it is computed again after every step.
         curved_P = state.vector_P if state.curved_P is None or not whole else state.curved_P
         state = replace(state, curved_P=curved_P)
         model = self.objective.model(state.vector_P, state.samples, curved_P)
@@ -355,7 +368,7 @@ class Identifier:
         per_sample = state.samples / state.dispersion
         decrement = posterior.decrement() * per_sample
         last = [step.gained or 0.0 for step in state.steps[-2:]]
-        # A direction in which the quadratic model is wrong, as of a slope as steep as ReLU's, never settles.
+        # Where the quadratic model is wrong, as for the slope of a ReLU, the decrement never becomes small enough.
         stalled = whole and state.rounds > 2 and max(last) * per_sample < STALLED
         done = stalled or sum(step.phase == "joint" for step in state.steps) >= self.steps
         accepted = None
@@ -388,7 +401,7 @@ class Identifier:
                 steps=(*state.steps, step),
             )
         if not whole:
-            # A result is judged on all samples, also where the steps ran out on a part of them.
+            # The result is evaluated on all samples even if the maximum number of steps was taken on a subset.
             larger = n if done else LARGER * state.samples
             return replace(state, samples=n if 1.5 * larger > n else larger, rounds=0, damping=0.0, curved_P=None)
         if done and not stalled:
@@ -406,7 +419,7 @@ class Identifier:
         """Return the state with dispersion and smoothness updated at its vector, and the posterior there."""
         strength, dispersion = state.strength, state.dispersion
         if not dispersion:
-            strength, dispersion = prior.first(self._lightest), first_dispersion(model)
+            strength, dispersion = prior.first(self._first_weight), first_dispersion(model)
         labels = (
             isinstance(self.objective.samples.fitted.target, Tensor)
             and not self.objective.samples.fitted.target.is_floating_point()
@@ -415,7 +428,7 @@ class Identifier:
         posterior = self.objective.posterior(state, model, strength, dispersion)
         for _ in range(UPDATES if state.rounds < MOST_ROUNDS else 0):
             dispersion = dispersion_of(posterior, prior, strength, likelihood)
-            if state.rounds:  # not where it began: nothing has changed there
+            if state.rounds:  # at the initial vector the change from the prior's mean is 0 and determines no smoothness
                 strength = prior.smoother(strength, state.vector_P, posterior.covariances())
             before, posterior = posterior.effective, self.objective.posterior(state, model, strength, dispersion)
             if abs(posterior.effective - before) < STEADY * before:
@@ -423,7 +436,7 @@ class Identifier:
         return replace(state, strength=strength, dispersion=dispersion, rounds=state.rounds + 1), posterior
 
     def _enough(self, posterior: Posterior, whole: bool) -> float:
-        """Return the Newton decrement of the log-posterior below which a sample is exhausted."""
+        """Return the Newton decrement of the log-posterior below which steps on a subset, or on all samples, end."""
         if self.target == "logits":
             return NOT_NOISY * posterior.model.samples
         return max(SETTLED, (SHARE_OF_NOISE if whole else SHARE_OF_PART) * posterior.effective)
@@ -431,9 +444,9 @@ class Identifier:
     def _weight(self, model: Model, state: State) -> float:
         """Return the largest weight whose leave-one-out estimate of the loss is not clearly above the least.
 
-        As the one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees, section 3.4.3), but
-        with half the standard error, of the paired difference: a whole one gives up much of the gain from few samples
-        (benchmarks/digits.py). The estimate at the optimum of each weight is that of the quadratic model.
+        It is the one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees, section 3.4.3),
+        with half a standard error of the paired difference: a whole one loses much of the gain from few samples
+        (benchmarks/digits.py). The estimate is taken at the optimum of the quadratic model under each weight.
         """
         posteriors = [
             self.objective.posterior(state, model, replace(state.strength, weight=weight), state.dispersion)
@@ -443,7 +456,7 @@ class Identifier:
 
         weights = [weight for weight in WEIGHTS if weight >= state.strength.weight]
         if len(weights) < len(WEIGHTS):
-            # Few samples begin with a heavier prior, and keep to it unless they refute the function that it favors.
+            # Few samples begin with a heavier prior. Its weight is not lowered unless they refute the prior's mean.
             before_N, after_N = (
                 self.objective.losses(at_P, self.objective.samples.fitted) for at_P in (state.mean_P, state.vector_P)
             )
@@ -455,15 +468,15 @@ class Identifier:
         return max(weight for weight, is_alike in zip(weights, alike.tolist(), strict=True) if is_alike)
 
     def _judged(self, state: State, posterior: Posterior) -> State:
-        """Return the final state: judge the result, which is the start if it is not better than that."""
+        """Return the final state: the result with its gain, or the initial parameters if the result is no better."""
         fitted, heldout = self.objective.samples.fitted, self.objective.samples.heldout
         at_P = state.vector_P
         before, after = (self.objective.losses(vector_P, fitted) for vector_P in (state.start_P, at_P))
         if after.isfinite().all() and not before.isfinite().all():
-            # Any network with finite outputs is better than a start without.
+            # Any finite loss is better than an initial one that is not finite.
             step = self._step(state.steps, "end", at_P, fitted, heldout=True)
             return replace(state, phase="done", steps=(*state.steps, step))
-        # The estimate is linear in the left-out sample; for a sample far off it can exceed any loss there is.
+        # The estimate is a linear approximation, and for an outlier it can exceed every loss that occurs: clamp it.
         worst = max(before.max().item(), after.max().item())
         own_N = left_out([posterior], [torch.zeros_like(at_P)])[0].clamp(max=worst)
         gains = [_gain("leave-one-out estimate", before - after - own_N)]
@@ -493,15 +506,15 @@ class Identifier:
         state = replace(state, samples=n)
         model = self.objective.final_model(state.vector_P)
         posterior = self.objective.posterior(state, model, strength, state.dispersion)
-        shift_P = -posterior.block_step()  # from the optimum of that prior, as far as its quadratic model is right
+        shift_P = -posterior.block_step()  # from the optimum under this prior, by the quadratic model, to the result
         coordinates, probes = self.objective.problem.coordinates, self.objective.probes
         return uncertainty(posterior, prior, strength, state.dispersion, coordinates, shift_P, n, probes)
 
     @property
-    def _lightest(self) -> float | None:
-        """The weight of the prior to begin with: few samples look better determined than they are."""
+    def _first_weight(self) -> float | None:
+        """The initial weight of the prior; larger for few samples, which are easily overfitted."""
         if isinstance(self.prior, str):
-            return FEW_WEIGHT if len(self.objective.samples.fitted) < FIRST_SAMPLE else WEIGHTS[0]
+            return FEW_WEIGHT if len(self.objective.samples.fitted) < FIRST_SUBSET else WEIGHTS[0]
         return self.prior
 
     def _moved(

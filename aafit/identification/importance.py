@@ -1,4 +1,4 @@
-"""Which layer's activation is worth adapting: the gain in loss that a quadratic model predicts for each one alone.
+"""Rank the layers by the gain in loss that a quadratic model predicts for adapting each activation alone.
 
 Axes in names: P coordinate of the network, L coordinate of one layer.
 """
@@ -25,6 +25,7 @@ from aafit.training.predictor import Predictor, unwrapped
 
 MOST_COORDINATES = 5_000
 MEASURABLE = 1e-6
+"""Smallest change of the loss that counts."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class ImportanceRow:
     Attributes:
         layer: Path of the activation.
         parameters: Number of its parameters.
-        gain: Gain of the damped step, less `noise`; negative where the gradient is smaller than its noise.
-        error: Standard deviation of `gain` over draws of as many samples.
-        noise: The gain that a gradient of pure noise would appear to give.
+        gain: Gain of the damped step minus `noise`; negative if the gradient is smaller than its noise.
+        error: Standard error of `gain`: its standard deviation over other samples of the same number.
+        noise: The gain that would be predicted on average if the true gradient were 0.
         silent: Parameters with practically no curvature, for which nothing can be predicted.
     """
 
@@ -59,8 +60,8 @@ class Importance:
 
     Attributes:
         rows: The layers by expected gain, the largest first.
-        together: All layers adapted at once; less than the sum of the rows where layers can replace each other.
-        loss: Mean loss of the network as it is.
+        together: All layers adapted at once; less than the sum of the rows if layers can replace each other.
+        loss: Mean loss of the network at its current parameters.
         samples: Number of samples.
     """
 
@@ -104,9 +105,9 @@ def importance(
 
         gain = g^T A g / 2 - noise,    noise = tr(A S) / (2 n),    A = (H + lambda diag(H))^-1.
 
-    The noise is the expectation of the first term where the true gradient is 0, so that a layer with many parameters
-    gets no credit for fitting these samples. The damping follows from it: lambda is the share of noise in the undamped
-    gain, tr(H^-1 S) / (n g^T H^-1 g), at most 1, and 0 for a gradient without noise. The error is the standard
+    The noise is the expectation of the first term if the true gradient is 0. It is subtracted because a layer with many
+    parameters would otherwise gain by overfitting these samples. lambda, the damping, is the share of noise in the
+    undamped gain, tr(H^-1 S) / (n g^T H^-1 g), at most 1, and 0 for a gradient without noise. The error is the standard
     deviation of the gain when g is drawn with the covariance S / n: the root of g^T A S A g / n +
     tr((A S)^2) / (2 n^2).
 
@@ -122,19 +123,20 @@ def importance(
         net: A network with adaptive activations, with at most 5,000 parameters.
         batches: Batches of any form, as for `identify`.
         samples: Number of samples used, the first ones of `batches`; at least 2.
-        base: The network whose outputs are the targets; None: the labels are.
-        output: From what the network returns to its output tensor, as for `identify`.
+        base: The network whose outputs are the targets; None: the labels are the targets.
+        output: Selects the output tensor of what the network returns, as for `identify`.
         loss: As for `identify`.
-        batch_size: Samples per forward pass; by default as many as the largest of the batches has, at most 128.
-        precision: Of the forward passes, as for `aafit.tune`.
-        seed: Of the random probes.
+        batch_size: Samples per forward pass; by default the size of the largest batch, at most 128.
+        precision: Precision of the forward passes, as for `aafit.tune`.
+        seed: Seed of the random probes.
 
     Returns:
         A row per layer, the largest gain first; prints as a table.
 
     Raises:
         UserError: The network has no adaptive activation or too many parameters; there are fewer than two samples, they
-            are not finite, or the network refuses them; labels do not fit its outputs; the loss is not finite.
+            are not finite, or the network fails on them; labels do not fit its outputs; the loss is not finite; the
+            number of samples or the batch size is below 1; the seed or the precision is not valid.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), aafit.AHAF.like("SiLU"), nn.Linear(8, 3))
@@ -187,7 +189,7 @@ def _row(layer: str, at: Tensor, quadratic: Quadratic, coordinates: Coordinates)
     n, mean_P = quadratic.samples, quadratic.gradient_P
     gradient_L, curvature_LL = mean_P[at], quadratic.curvature_PP[at][:, at]
     covariance_LL = (quadratic.scatter_PP - torch.outer(mean_P, mean_P))[at][:, at] / n
-    # A change of the coordinate by 1 (of a slope by a factor e) changes the loss by less than can be measured.
+    # A change of the coordinate by 1 (of a large slope by a factor of e) changes the loss by less than MEASURABLE.
     silent_L = (curvature_LL.diag() / 2 < MEASURABLE) & (gradient_L.abs() < MEASURABLE)
     active_L = (~silent_L).to(gradient_L)
     gradient_L = gradient_L * active_L

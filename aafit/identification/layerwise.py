@@ -1,8 +1,8 @@
 """Match each activation to the original one, layer by layer: a better initialization for the joint steps.
 
-It needs no labels: each layer is a problem of `LeastSquares` in the few parameters of its activation. The inputs are
-those that the layer receives once the layers before it are matched, so that it can compensate for their errors, or
-those that it has in the base network.
+It needs no labels: each layer is a `LeastSquares` problem in the few parameters of its activation. Its inputs are
+either those that it receives after the layers before it were matched, so that it can compensate for their errors, or
+those of the base network. Begin with `match_layers`.
 
 Axes in names: E element of an array, Q parameter of a set, S set.
 """
@@ -24,7 +24,12 @@ from aafit.networks.batches import as_inputs
 
 @dataclass(frozen=True)
 class Matched:
-    """How well a layer was matched: the root mean squared error over the standard deviation of the base's output."""
+    """The error of a matched layer.
+
+    Attributes:
+        path: Path of the activation.
+        before, after: RMS error before and after the fit, relative to the standard deviation of the base's output.
+    """
 
     path: str
     before: float
@@ -42,15 +47,15 @@ def match_layers(
     """Fit every adaptive activation of `net`, in place, to the outputs of the module of `base` at its path.
 
     Args:
-        net: in evaluation mode.
+        net: the network with adaptive activations, in evaluation mode.
         base: the network that `net` was made from, in evaluation mode.
         inputs: batches for `net`, see `aafit.networks.batches.as_inputs`. Padding does not count.
-        prior: its mean is where the fit starts, and what an activation keeps where the inputs do not reach.
-        seed: of the selection of elements.
+        prior: its mean is the initial value of the fit, and determines the activation where there are no inputs.
+        seed: seed of the selection of elements.
         inputs_of_base: whether to use the inputs of the activation in `base`, instead of those it receives in `net`.
 
     Returns:
-        A row for each layer in the order of the calls; a layer that the forward pass does not call is left out.
+        A row for each layer in the order of the calls, without layers that the forward pass does not call.
     """
     batches, rows = [as_inputs(given) for given in inputs], []
     calls = calls_of(net, batches[0])
@@ -60,7 +65,7 @@ def match_layers(
     in_base = input_elements(base, activations, calls, batches, seed) if inputs_of_base else None
     for path in calls:
         if in_base is None:
-            # Only now: the layers before it have changed what this one receives.
+            # Not before the loop: matching the layers before this one has changed its inputs.
             received = input_elements(net, {path: activations[path]}, calls, batches, seed)[path]
         else:
             received = in_base.pop(path)
@@ -72,10 +77,11 @@ def match_layers(
 def _fit(
     activation: AdaptiveActivation, block: Block, mean_P: Tensor, received: Elements, y_ES: Tensor
 ) -> tuple[float, float]:
+    """Fit one activation, in place, and return its relative RMS errors before and after."""
     layout, u_ES, y_ES = received.layout, received.elements_ES.double(), y_ES.double()
     S = u_ES.shape[1]
     if isinstance(activation, Polynomial):
-        # It grows like u^n outside its interval: a few inputs there would decide the fit.
+        # A polynomial grows like u^n outside its interval, so that a few inputs there would dominate the fit.
         inside_E = ~activation.is_outside(u_ES).any(1)
         if inside_E.double().mean() >= 0.5:
             u_ES, y_ES = u_ES[inside_E], y_ES[inside_E]
@@ -87,7 +93,7 @@ def _fit(
     called, u_ES = activation.by_column(u_ES, read)
     squares = LeastSquares(called, start, u_ES, y_ES)
     before = squares.errors(squares.at_SQ).mean().item()
-    # A family with an interval must stay near the original where inputs are rare too, as in its fits.
+    # A family with an interval must be near the original where inputs are rare too, as when `fit` creates it.
     weight = max(1 / len(u_ES), EVEN if isinstance(activation, IntervalActivation) else 0.0)
     mean_SQ, function_SQQ = mean_P[block.index_SQ], block.function_SQQ * block.variance * weight
     squares.at_SQ = squares.prior_SQ = read(mean_SQ.to(u_ES.device).reshape(*activation.shape, -1))
@@ -97,7 +103,7 @@ def _fit(
     with torch.no_grad():
         for name, parameter in activation.named_parameters():
             values = squares.parameters()[name]
-            # A parameter that serves several sets becomes their mean.
+            # A parameter that several sets share gets the mean of their values.
             total, count = (layout.restore_parameter(x, parameter) for x in (values, torch.ones_like(values)))
             parameter.copy_(total / count)
     deviation = max(y_ES.std().item(), 1e-300)

@@ -1,6 +1,6 @@
-"""What an identification minimizes: the loss of the samples and the prior, with their quadratic models.
+"""The function that an identification minimizes, loss plus prior, with its quadratic models.
 
-The models of the last vector are remembered, since a step asks for them several times.
+The model of the last vector is cached, because several parts of a step use it. Begin with `Objective`.
 """
 
 from dataclasses import dataclass, replace
@@ -23,14 +23,14 @@ from aafit.training.distance import Distance
 from aafit.training.losses import has_labels, one_hot, predictions
 from aafit.training.predictor import Predictor
 
-FEW = 256  # samples suffice to match a layer, or to find what a slope changes
-MOST_OUTPUTS = 1 << 20  # of these samples together: of long sequences and large maps there are fewer
+FEW = 256  # samples that suffice to match a layer or to measure the effect of a slope
+MOST_OUTPUTS = 1 << 20  # most outputs of these samples together: fewer samples if sequences are long or maps large
 LEAST_FEW = 8
-EXACT_SAMPLES = 1000  # up to which the curvature on all samples is exact
-PROBES = 2  # random probes of the curvature for each sample elsewhere: many samples make up for few probes
-CURVATURE_SAMPLES = 4000  # at most, for a curvature
-COLLAPSED = 0.05  # of the standard deviation of the outputs over the samples
-SURE = 0.4  # of the standard deviation of the labels: what the probabilities of a useful network have
+EXACT_SAMPLES = 1000  # number of samples up to which the curvature on all samples takes `Objective.probes`
+PROBES = 2  # random probes per sample of any other curvature: many samples make up for few probes
+CURVATURE_SAMPLES = 4000  # most samples of a curvature
+COLLAPSED = 0.05  # share of the expected standard deviation of the predictions below which a network has collapsed
+CERTAIN = 0.4  # least standard deviation of a useful network's probabilities, relative to that of one-hot labels
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Objective:
     """Loss and prior as functions of the coordinates of all adaptive parameters, and the base network to compare with.
 
     Attributes:
-        net: The network.
-        base: Runs the network that it was made from, if it is given.
-        samples: To fit, and held out.
+        net: The network with adaptive activations.
+        base: Runs the network that it was made from; None if it is not given.
+        samples: The fitted and the held-out samples.
         problem: The loss and its derivatives.
-        exact: Whether the curvature is without random probes.
-        seed: Of the random probes.
+        exact: Whether the curvature on all samples is computed without random probes.
+        seed: Seed of the random probes and of the selection of inputs.
     """
 
     net: nn.Module
@@ -67,13 +67,19 @@ class Objective:
         return self.losses(vector_P, samples).mean().item()
 
     def model(self, vector_P: Tensor, samples: int, curved_P: Tensor) -> Model:
-        """Return the quadratic model on the first samples, with the curvature at `curved_P`."""
+        """Return the quadratic model at a vector on the first samples.
+
+        Args:
+            vector_P: coordinates at which loss and gradient are computed.
+            samples: number of samples.
+            curved_P: coordinates at which the curvature is computed; an earlier vector saves its computation.
+        """
         key = (vector_P.numpy().tobytes(), samples, curved_P.numpy().tobytes())
         if key not in self._models:
             self._models.clear()
             whole = samples == len(self.samples.fitted)
-            few = whole and (self.exact or samples <= EXACT_SAMPLES)
-            curvature = self._curvature(curved_P, samples, self.probes if few else PROBES)
+            accurate = whole and (self.exact or samples <= EXACT_SAMPLES)
+            curvature = self._curvature(curved_P, samples, self.probes if accurate else PROBES)
             sample = self.samples.fitted.part(0, samples)
             self._models[key] = model_at(self.problem, vector_P, sample, self.groups, curvature)
         return self._models[key]
@@ -90,7 +96,10 @@ class Objective:
         return Posterior(self.problem, sample, model, state.vector_P, prior, strength, dispersion)
 
     def prior(self, mean_P: Tensor) -> Prior:
-        """Return the prior with this mean; its inputs are those in the base network or, without one, at the mean."""
+        """Return the prior with this mean.
+
+        Its inputs of the activations are those in the base network or, without one, in the network at the mean.
+        """
         key = mean_P.numpy().tobytes()
         if key not in self._priors:
             coordinates = self.problem.coordinates
@@ -105,7 +114,11 @@ class Objective:
         return self._priors[key]
 
     def inputs(self, net: nn.Module) -> dict[str, Tensor]:
-        """Return inputs of the activations in a network, (E,) in float64 by path, for the first samples."""
+        """Return randomly selected inputs of the activations in a network, (E,) in float64 by path.
+
+        Args:
+            net: the network or its base; it is run on the first samples.
+        """
         raw = list(self.problem.predictor.batches(self.raw_few))
         calls = calls_of(self.net, raw[0])
         activations = {path: own for path, own in adaptive_activations(self.net).items() if path in calls}
@@ -131,37 +144,44 @@ class Objective:
         return distance.is_far
 
     def has_collapsed(self, vector_P: Tensor, start_P: Tensor) -> bool:
-        """Return whether the outputs vary far less over the samples than those of the base, or of the start."""
+        """Return whether the predictions vary far less over the first samples than expected.
+
+        Expected is the standard deviation of the base network's predictions, or without one of those at `start_P`; with
+        class labels, at least CERTAIN times that of the one-hot labels.
+        """
         before = self.problem.outputs(start_P, self.few) if self.base is None else self.base.outputs(self.raw_few)
         after, target = self.problem.outputs(vector_P, self.few), self.few.target
         least = predictions(self.problem.loss, before).double().std(0).mean().item()
         if isinstance(target, Tensor) and has_labels(after, target) and self.problem.loss.is_cross_entropy:
-            least = max(least, SURE * one_hot(after, target).double().std(0).mean().item())
+            least = max(least, CERTAIN * one_hot(after, target).double().std(0).mean().item())
         return not predictions(self.problem.loss, after).double().std(0).mean().item() >= COLLAPSED * least
 
     def first(self, outputs: int) -> Batch:
-        """Return the first samples to fit: as many as have that many outputs together, from 8 to 256."""
+        """Return the first samples to fit: from 8 to 256, as many as have at most `outputs` outputs together."""
         return self.samples.fitted.part(0, max(LEAST_FEW, min(FEW, outputs // self._outputs_each)))
 
     @property
     def few(self) -> Batch:
-        """The first samples, for what few can tell."""
+        """The first samples to fit, for computations that need few."""
         return self.first(MOST_OUTPUTS)
 
     @property
     def raw_few(self) -> Batch:
-        """Their inputs of the whole network."""
+        """The inputs of the full network for the samples of `few`, without targets."""
         return self.samples.raw.part(0, len(self.few))
 
     @cached_property
     def groups(self) -> list[Tensor]:
-        """Coordinates that share a dense block of the curvature: all of them, or of many those of each activation."""
+        """Indices of the coordinates that share a dense block of the curvature, (S, Q) each.
+
+        Up to 2,000 coordinates form one block; more are divided into one block for each parameter set.
+        """
         P = len(self.problem.coordinates)
         return [torch.arange(P).unsqueeze(0)] if P <= DENSE else list(set_indices(self.net).values())
 
     @cached_property
     def probes(self) -> int | None:
-        """Random probes for the curvature that decides and of standard errors; None: it is exact."""
+        """Number of random probes per sample of the final curvature and of standard errors; None: it is exact."""
         if len(self.groups) > 1 and not self.exact:
             return 1
         return None if self.exact else probes_for(self.problem, self.problem.coordinates.read(), self.samples.fitted)

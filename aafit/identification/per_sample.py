@@ -1,8 +1,8 @@
-"""A copy of the parameters for each sample, so that one backward pass yields all per-sample gradients.
+"""Give each sample a copy of the parameters, so that one backward pass yields all per-sample gradients.
 
-An activation may receive the samples on its first axis, folded with something else (positions, windows), or on another
-axis. Which it is follows from its inputs for four different samples and for each half of them. Where it does not
-follow, `placements` returns None, and the samples are run one at a time.
+For that, the sample axis of each activation's input must be known. It may be the first axis, alone or flattened
+together with others (positions, windows), or another one. `placements` determines it from the inputs for four different
+samples and for each half of them. If it cannot, it returns None, and the samples are run one at a time.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from aafit.networks.batches import Batch
 from aafit.networks.running import watched
 from aafit.training.predictor import Predictor
 
-FEW = 4
+FEW = 4  # samples from which the sample axis is determined
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class Placement:
     Attributes:
         rank: Number of dimensions of the input.
         axis: The sample axis.
-        copies: How many slices of that axis belong to a sample.
-        together: Whether these are adjacent, as after flatten(0, 1) of (B, T, ...); otherwise as of (T, B, ...).
+        copies: Number of slices of that axis for each sample.
+        together: Whether the slices of a sample are adjacent, as after flatten(0, 1) of (B, T, ...); False if they are
+            interleaved with those of other samples, as after flatten(0, 1) of (T, B, ...).
     """
 
     rank: int
@@ -37,7 +38,16 @@ class Placement:
     together: bool = True
 
     def own(self, activation: AdaptiveActivation, tensor: Tensor, samples: int) -> Tensor:
-        """Return a copy of a parameter for each sample, as a leaf that broadcasts against the activation's input."""
+        """Return a tensor with a copy of a parameter for each sample, which broadcasts against the activation's input.
+
+        Args:
+            activation: the activation that the parameter belongs to.
+            tensor: the values of the parameter.
+            samples: number of samples.
+
+        Raises:
+            UserError: the parameter has separate values along the sample axis.
+        """
         sets, beyond = tensor.shape[: len(activation.shape)], tensor.shape[len(activation.shape) :]
         sets = torch.Size() if sets == (1,) else sets
         full = [1] * (self.rank - len(sets)) + list(sets)
@@ -50,7 +60,7 @@ class Placement:
         return tensor.reshape(*[1] * (self.rank - len(sets)), *sets, *beyond).expand(*full, *beyond).clone()
 
     def repeat(self, own: Tensor) -> Tensor:
-        """Return such a parameter repeated for each slice of the sample axis, as the activation is called with it."""
+        """Return the per-sample copies `own` repeated for each slice of the sample axis."""
         if self.copies == 1:
             return own
         if self.together:
@@ -58,15 +68,15 @@ class Placement:
         return own.repeat(*(self.copies if axis == self.axis else 1 for axis in range(own.ndim)))
 
     def rows(self, gradient: Tensor) -> Tensor:
-        """Return the gradient with respect to such a parameter with one row for each sample."""
+        """Return the gradient with respect to the per-sample copies with one row for each sample, (B, elements)."""
         return gradient.movedim(self.axis, 0).reshape(gradient.shape[self.axis], -1)
 
 
 def placements(predictor: Predictor, batch: Batch) -> dict[str, Placement] | None:
-    """Return the sample axis of the input of each adaptive activation that is called, by path.
+    """Determine the sample axis of the input of each adaptive activation that a forward pass calls.
 
     Returns:
-        None if the axis of some activation cannot be determined, or differs between its calls.
+        The placements by path; None if the axis of an activation cannot be determined, or differs between its calls.
     """
     count = min(FEW, len(batch) // 2 * 2)
     if count == 0:
@@ -87,7 +97,7 @@ def placements(predictor: Predictor, batch: Batch) -> dict[str, Placement] | Non
 
 
 def _different_samples(batch: Batch, count: int) -> Tensor:
-    """Return the indices of the first samples whose inputs differ from each other, filled up with the first others."""
+    """Return the indices of the first `count` samples with different inputs; of others too if too few differ."""
     inputs = [x.detach() for x in batch.inputs() if x.ndim > batch.axis and x.shape[batch.axis] == len(batch)]
     rows = [x.movedim(batch.axis, 0) for x in inputs]
     if not rows:  # a list of objects

@@ -1,8 +1,8 @@
-"""The prior of the adaptive parameters: activations stay near the function they began as, unless data say otherwise.
+"""The prior of the adaptive parameters: an activation stays near the original one unless the samples determine it.
 
 With t the coordinates, m those of the original activations and A the precision, it adds (t - m)^T A (t - m) / 2 to the
 negative log-likelihood of all samples. A has a block for each parameter set: weight * (change of the function) +
-smoothness * (second differences of the change, F-Neurons only). docs/identification/README.md, "Why a prior".
+smoothness * (second differences of the change, F-Neurons only). See "Why a prior" in docs/identification/README.md.
 
 Axes in names: E input, P coordinate, Q coordinate of a set, S set.
 """
@@ -21,23 +21,24 @@ from aafit.identification.coordinates import Coordinates
 from aafit.networks.adaptive import adaptive_activations
 
 WEIGHTS = (1.0, 10.0, 100.0, 1e3, 1e4)
-"""What `prior="auto"` selects the weight from: in samples, for a change by the function's standard deviation."""
+"""Weights that `prior="auto"` selects from: the number of samples that a change of an activation by its standard
+deviation counts as."""
 
 FIRST_SMOOTHNESS = 10.0
 LEAST_SMOOTHNESS, MOST_SMOOTHNESS = 1e-3, 1e8
-LARGEST_CHANGE = 10.0  # of a smoothness in one update
-POINTS = 300  # of each half of the reference inputs
-QUANTILES = 1000  # of the inputs of an activation with an interval to which its mean is fitted
-EVEN = 0.01  # weight of evenly spaced inputs in that fit, as in the fits of these families
-WIDER = 0.5  # how far the reference inputs exceed the layer's own on both sides, as a share of their range
+LARGEST_CHANGE = 10.0  # factor by which one update changes a smoothness, at most
+POINTS = 300  # number of reference inputs in each of their two halves
+QUANTILES = 1000  # number of inputs to which the mean is fitted, for an activation with an interval
+EVEN = 0.01  # weight of evenly spaced inputs in that fit, as in the `fit` of these families
+WIDER = 0.5  # how far evenly spaced reference inputs reach beyond the layer's range on both sides, as a share of it
 TAILS = (0.001, 0.999)  # quantiles that bound the range of a layer's inputs
-BEYOND = 0.01  # share of inputs beyond a flat end from which its knot has data of its own
-MOST_ELEMENTS = 20_000_000  # of a Jacobian in memory
+BEYOND = 0.01  # share of inputs beyond a flat end above which data determine the value of its knot
+MOST_ELEMENTS = 20_000_000  # most elements of a Jacobian in memory
 ITERATIONS = 100
-CONVERGED = 1e-4  # relative decrease of the squared error
+CONVERGED = 1e-4  # relative decrease of the squared error at which a fit ends
 MATCHED = 1e-6  # squared error over the variance of the output at which an activation is matched
-SMOOTH = 1.0  # coordinate of a slope of 1.2: the second start of a fit with slopes
-TINY = 1e-8  # of the largest diagonal element, so that every block can be inverted
+SMOOTH = 1.0  # largest slope coordinate of the second initialization of a fit: a slope of sinh(1) = 1.2
+TINY = 1e-8  # added to the diagonal, relative to its largest element, so that every block is invertible
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,11 @@ class Block:
     """The prior of one activation.
 
     Attributes:
-        path: Of the activation.
-        index_SQ: The coordinates of each parameter set.
-        function_SQQ: Mean outer product of the output's derivatives over the reference inputs, over `variance`.
+        path: Path of the activation.
+        index_SQ: Indices of the coordinates of each parameter set.
+        function_SQQ: Mean outer product of the output's derivatives over the reference inputs, divided by `variance`.
         smooth_QQ: D^T D / `variance` with D the second differences of an F-Neuron's knots; None for other families.
-        variance: Of the output on the layer's own inputs.
+        variance: Variance of the output on the layer's inputs.
     """
 
     path: str
@@ -64,8 +65,8 @@ class Strength:
     """How strong a prior is.
 
     Attributes:
-        weight: Of the change of the functions, in samples.
-        smoothness: Of each block; 0 for families without it.
+        weight: Weight of the change of the functions, as a number of samples; 0 for no prior.
+        smoothness: Smoothness of each block; 0 for families without it.
     """
 
     weight: float
@@ -73,13 +74,13 @@ class Strength:
 
 
 class Prior:
-    """The prior's mean and its blocks; how strong it is, is given with each call.
+    """The mean and the blocks of the prior. Its methods take the `Strength`, which changes during an identification.
 
     Args:
-        net: the network.
-        coordinates: of its adaptive parameters.
+        net: the network with adaptive activations.
+        coordinates: the coordinates of its adaptive parameters.
         mean_P: coordinates of the original activations.
-        inputs: of each activation, (E,) in float64, by path; an activation that is not called has none.
+        inputs: inputs of each activation, (E,) in float64, by path; without an activation that is not called.
     """
 
     def __init__(self, net: nn.Module, coordinates: Coordinates, mean_P: Tensor, inputs: Mapping[str, Tensor]) -> None:
@@ -90,7 +91,7 @@ class Prior:
             self.blocks += (_block(path, activation, index_SQ, values_SQ, inputs.get(path)),)
 
     def first(self, weight: float | None) -> Strength:
-        """Return the strength to begin with; 0 for no prior."""
+        """Return the initial strength with this weight; None: no prior, a strength of 0."""
         smooth = 0.0 if weight is None else FIRST_SMOOTHNESS
         return Strength(weight or 0.0, tuple(0.0 if block.smooth_QQ is None else smooth for block in self.blocks))
 
@@ -123,8 +124,8 @@ class Prior:
         (2017), A generalized Fellner-Schall method for smoothing parameter optimization, Biometrics 73.
 
         Args:
-            strength: the present one.
-            vector_P: the present coordinates.
+            strength: the current strength.
+            vector_P: the current coordinates.
             posterior: blocks of the posterior covariance, (S, Q, Q) each.
         """
         updated = []
@@ -160,16 +161,16 @@ def original_activations(
     """Return the coordinates with which each activation is nearest to the original one, (P,).
 
     An F-Neuron takes the original's values at its knots; other families are fitted by least squares over the reference
-    inputs, starting from `vector_P`. Families with an interval, which may represent the original roughly, are fitted to
-    the layer's own inputs, with a small weight of evenly spaced ones in the interval. An original that cannot be
-    evaluated by itself leaves the activation as it is.
+    inputs, starting from `vector_P`. Families with an interval, which may represent the original only roughly, are
+    fitted to the layer's inputs, with a small weight of evenly spaced ones in the interval. If an original activation
+    cannot be evaluated on its own, the coordinates of its replacement in `vector_P` are returned.
 
     Args:
-        net: with the adaptive activations.
-        base: with the original activations at the same paths.
-        coordinates: of the adaptive parameters.
-        vector_P: where the fit starts.
-        inputs: of each activation by path, (E,) in float64.
+        net: the network with the adaptive activations.
+        base: the network with the original activations at the same paths.
+        coordinates: the coordinates of the adaptive parameters.
+        vector_P: initial values of the fit.
+        inputs: inputs of each activation by path, (E,) in float64.
     """
     mean_P = vector_P.clone()
     for path, index_SQ in set_indices(net).items():
@@ -200,14 +201,18 @@ def original_activations(
 
 
 def parameters_of(activation: AdaptiveActivation, values_SQ: Tensor) -> dict[str, Tensor]:
-    """Return the parameters of S sets by name, (S, *own), from their values in one row each."""
+    """Return the parameters of S sets by name, each of shape (S, ...), from a row of values for each set."""
     shapes = {name: p.shape[len(activation.shape) :] for name, p in activation.named_parameters()}
     parts = values_SQ.split([math.prod(own) for own in shapes.values()], 1)
     return {name: part.reshape(len(part), *own) for (name, own), part in zip(shapes.items(), parts, strict=True)}
 
 
 def solve(squares: LeastSquares) -> None:
-    """Minimize from where it is and, if that does not match the outputs, from a smooth sigmoid too; keep the better."""
+    """Solve a least-squares problem in place.
+
+    If the family has slopes and a set does not match the outputs, all sets are solved again, from slope coordinates of
+    at most SMOOTH; each set keeps the better solution.
+    """
     start_SQ, matched_S = squares.at_SQ, MATCHED * squares.y_ES.var(0)
     cost_S = squares.minimise(ITERATIONS, CONVERGED, matched_S)
     if (cost_S > matched_S).any() and squares.is_slope_Q.any():
@@ -218,7 +223,7 @@ def solve(squares: LeastSquares) -> None:
 
 
 def input_range(u_E: Tensor) -> tuple[float, float]:
-    """Return the range of a layer's inputs without the outermost 0.1% on both sides."""
+    """Return the range of a layer's inputs without the lowest and the highest 0.1%."""
     low, high = torch.quantile(_some(u_E, 100_000), u_E.new_tensor(TAILS)).tolist()
     return low, high
 
@@ -246,10 +251,11 @@ def _block(
 
 
 def _second_differences(activation: FNeuron, inputs_E: Tensor) -> Tensor:
-    """Return D^T D.
+    """Return D^T D, where D takes the second differences of an F-Neuron's knots, (Q, Q).
 
-    A flat end with many inputs beyond it stands for all of them, and is not tied to its neighbors. A linear end
-    extrapolates: the slope of its change counts too, so that the change levels off where the inputs end.
+    The knot at a flat end with many inputs beyond it determines the output for all of them, so it is not smoothed
+    towards its neighbors. At an end that extrapolates linearly, D also has the first difference, so that the change
+    becomes flat where the inputs end.
     """
     left, right = activation.interval
     difference_QQ = torch.eye(activation.knots, dtype=torch.float64).diff(n=2, dim=0)
@@ -264,7 +270,7 @@ def _second_differences(activation: FNeuron, inputs_E: Tensor) -> Tensor:
 
 
 def _reference(inputs_E: Tensor) -> Tensor:
-    """Return reference inputs: half drawn from the layer's own, half evenly spaced on their widened range."""
+    """Return the reference inputs: half drawn from the layer's inputs, half evenly spaced on their widened range."""
     low, high = input_range(inputs_E)
     reach = WIDER * max(high - low, 1e-6)
     return torch.cat([_some(inputs_E, POINTS), torch.linspace(low - reach, high + reach, POINTS, dtype=torch.float64)])
@@ -291,14 +297,14 @@ def _double(activation: AdaptiveActivation) -> AdaptiveActivation:
 def _values(original: nn.Module, u_E: Tensor, shape: tuple[int, ...]) -> Tensor | None:
     """Return the outputs of an original activation for each parameter set, (E, S); None if it cannot be evaluated.
 
-    The inputs are of shape (E,), or (E, *shape) with others for each set.
+    The inputs have the shape (E,), or (E, *shape) if they differ between sets.
     """
     own = deepcopy(original).cpu().double()
     u = (u_E if u_E.ndim > 1 else u_E.reshape(-1, *[1] * len(shape))).expand(-1, *shape).clone()
     try:
         with torch.no_grad():
             y = own(u)
-    # Of any kind: the module is the user's.
+    # The error may be of any type: the module is the user's.
     except Exception:
         return None
     if not isinstance(y, Tensor) or y.shape != u.shape or not y.isfinite().all():

@@ -37,9 +37,9 @@ from aafit.training.predictor import NO_GRADIENT, Predictor, check_not_inference
 
 log = logging.getLogger(__name__)
 
-EXACT_OUTPUTS = 16  # of a sample: up to here the curvature is exact, with one backward pass for each output
+EXACT_OUTPUTS = 16  # outputs per sample up to which the curvature is exact, with one backward pass for each output
 PROBES = 8  # random probes of the curvature for each sample with more outputs
-MANY_OUTPUTS = 4_096  # of a sample: beyond, two probes suffice, since each is a sum over all outputs
+MANY_OUTPUTS = 4_096  # outputs per sample above which two probes suffice, since each is a sum over all outputs
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Quadratic:
     """Quadratic model of the loss near a vector t: loss + gradient . d + d . curvature . d / 2.
 
     Attributes:
-        loss: Mean over the labelled positions.
-        gradient_P: With respect to the coordinates.
+        loss: Mean loss over the labelled positions.
+        gradient_P: Gradient of this loss with respect to the coordinates.
         curvature_PP: Generalized Gauss-Newton matrix: the mean of J^T H J, with J the Jacobian of the outputs and H the
             Hessian of the loss with respect to the outputs.
         scatter_PP: Mean over the samples of the outer products of their gradients, scaled so that `gradient_P` is
@@ -68,11 +68,11 @@ class Rows:
     """Derivatives of a batch with respect to the parameters themselves, not the coordinates.
 
     Attributes:
-        loss: Sum over the labelled positions.
+        loss: Sum of the losses of the labelled positions.
         labelled: Number of labelled positions.
         gradients_BP: Gradient of the loss of each sample.
-        probes: For each probe of the curvature, its product with the Jacobian of each sample, (B, P); they are computed
-            one after the other.
+        probes: Yields, for each probe of the curvature, its product with the Jacobian of each sample, (B, P). Each
+            takes a backward pass when it is requested.
     """
 
     loss: float
@@ -85,12 +85,12 @@ class Problem:
     """The loss of a network as a function of its adaptive parameters, with everything else frozen.
 
     Args:
-        predictor: runs the network, or the part of it behind the frozen prefix, in the mode that it is in.
-        coordinates: of its adaptive parameters.
-        loss: of the outputs.
+        predictor: runs the network, or the part of it behind the frozen prefix, in its current training mode.
+        coordinates: the coordinates of its adaptive parameters.
+        loss: the loss of the outputs.
 
     Raises:
-        UserError: gradients are ruled out by torch.inference_mode.
+        UserError: torch.inference_mode is enabled, in which there are no gradients.
     """
 
     def __init__(self, predictor: Predictor, coordinates: Coordinates, loss: Loss) -> None:
@@ -104,7 +104,7 @@ class Problem:
         """Check that the network runs on the samples and that their targets fit its outputs.
 
         Raises:
-            UserError: the network fails, or as `check_targets` and `check_gradient`.
+            UserError: the network fails on the samples, or for the reasons of `check_targets` and `check_gradient`.
         """
         check_targets(self.loss, self.predictor.outputs(samples.part(0, 2)), samples.target)
         self.check_gradient(samples)
@@ -126,7 +126,7 @@ class Problem:
         raise UserError(NO_GRADIENT)
 
     def outputs(self, vector_P: Tensor, samples: Batch) -> Tensor:
-        """Return the outputs of the network at a vector, (N, ...), without gradients."""
+        """Return the outputs of the network with the parameters of a vector, (N, ...), without gradients."""
         return self.predictor.outputs(samples, self._parameters(vector_P))
 
     def outputs_by_batch(self, vector_P: Tensor, samples: Batch) -> Iterator[tuple[Batch, Tensor]]:
@@ -143,11 +143,11 @@ class Problem:
         It takes one backward pass for the gradient and one for each probe of the curvature.
 
         Args:
-            vector_P: where.
-            samples: on which.
-            probes: None for the exact curvature, with as many probes as a sample has outputs; otherwise that many
-                random probes, of which the curvature is the expectation.
-            seed: of the random probes.
+            vector_P: the coordinates, in float64.
+            samples: the samples.
+            probes: None for the exact curvature, with as many probes as a sample has outputs; else the number of
+                random probes per sample of an unbiased estimate.
+            seed: seed of the random probes.
         """
         P, total, labelled = len(self.coordinates), 0.0, 0
         derivatives_P = self.coordinates.derivatives(vector_P)
@@ -169,7 +169,7 @@ class Problem:
         )
 
     def gradients(self, vector_P: Tensor, samples: Batch) -> Tensor:
-        """Return the gradients of the samples, (N, P), whose mean is the gradient of the loss."""
+        """Return the per-sample gradients, (N, P), scaled so that their mean is the gradient of the loss."""
         generator = torch.Generator()
         rows = [self.rows(vector_P, batch, 1, generator) for batch in self.predictor.batches(samples)]
         each = sum(row.labelled for row in rows) / len(samples)
@@ -191,7 +191,7 @@ class Problem:
         return total / labelled, gradient_P * derivatives_P / labelled
 
     def diagonal(self, vector_P: Tensor, samples: Batch, seed: int = 0) -> Tensor:
-        """Return an estimate of the curvature's diagonal, (P,), from one random probe a sample."""
+        """Return an estimate of the curvature's diagonal, (P,), from one random probe per sample."""
         derivatives_P, total_P = self.coordinates.derivatives(vector_P), torch.zeros(len(self.coordinates)).double()
         generator, labelled = torch.Generator().manual_seed(seed), 0
         for batch in self.predictor.batches(samples):
@@ -201,9 +201,9 @@ class Problem:
         return total_P * derivatives_P.square() / labelled
 
     def product(self, vector_P: Tensor, samples: Batch, direction_P: Tensor) -> Tensor:
-        """Return the curvature times a direction, (P,), without the matrix.
+        """Return the curvature times a direction, (P,), without computing the matrix.
 
-        J d is computed in forward mode, and the product with J^T by a backward pass.
+        J d is computed by forward-mode differentiation, and the product with J^T by a backward pass.
         """
         derivatives_P = self.coordinates.derivatives(vector_P)
         tensors = self.coordinates.tensors(vector_P)
@@ -233,8 +233,14 @@ class Problem:
         """Return per-sample gradients and probes of the curvature of a batch.
 
         Each sample gets its own copy of the parameters, so that one backward pass yields the gradients of all samples,
-        each summed over the sample's positions. Where activations do not receive the samples on one axis, the samples
-        are run one at a time.
+        each summed over the sample's positions. If an activation does not receive the samples along one axis, the
+        samples are run one at a time.
+
+        Args:
+            vector_P: the coordinates, in float64.
+            batch: the samples.
+            probes: number of random probes per sample; None for the exact curvature.
+            generator: random number generator of the probes.
         """
         if self._one_at_a_time is None:
             self._find_placements(batch)
@@ -280,7 +286,7 @@ class Problem:
             sum(row.loss for row in rows),
             sum(row.labelled for row in rows),
             torch.cat([row.gradients_BP for row in rows]),
-            # With random probes every sample has as many; the exact ones may differ in number with ragged outputs.
+            # Strict: samples with different numbers of outputs would have different numbers of exact probes.
             (torch.cat(each) for each in zip(*(row.probes for row in rows), strict=True)),
         )
 
@@ -309,8 +315,8 @@ def check_targets(loss: Loss, outputs: Tensor, target: Any) -> None:
     """Check that the targets of all samples fit the outputs, given for the first ones.
 
     Raises:
-        UserError: there are no targets, they do not fit, are no classes or no probabilities, or none of them is
-            labelled; or the loss fails.
+        UserError: there are no targets; they do not fit the outputs, or are neither class labels nor probabilities
+            where the loss needs them; none of them is labelled; the loss fails.
     """
     if not isinstance(target, Tensor):
         raise UserError(
@@ -333,7 +339,7 @@ def check_targets(loss: Loss, outputs: Tensor, target: Any) -> None:
 
 
 def probes_for(problem: Problem, vector_P: Tensor, samples: Batch) -> int | None:
-    """Return how many random probes of the curvature to draw for a sample; None if its outputs are few: all of them."""
+    """Return the number of random probes per sample of the curvature; None, for exact, if there are few outputs."""
     outputs = problem.outputs(vector_P, samples.part(0, 1)).numel()
     return None if outputs <= EXACT_OUTPUTS else PROBES if outputs <= MANY_OUTPUTS else 2
 

@@ -23,18 +23,20 @@ OUTSIDE = 0.05
 
 @dataclass(frozen=True)
 class Step:
-    """The result of a step. Losses are means over the labelled positions.
+    """One row of the table of an identification. Losses are means over the labelled positions.
 
     Attributes:
-        number: 0 is the start.
-        phase: "start", "slope" (lowered until it is trainable), "layers" (matched to the base network), "joint", or
-            "end", the result on all samples.
-        samples: Number of fitted samples that `loss` refers to.
-        loss: On those samples.
-        heldout_loss: On the held-out set, for the start and the result only; None otherwise.
-        damping: Of the step (Levenberg-Marquardt).
-        predicted, gained: Decrease of the objective, as the quadratic model predicts and as measured.
-        seconds: Since the beginning.
+        number: Number of the step; 0 for the initial parameters.
+        phase: "start" (the initial parameters, also if restored in the end), "slope" (slopes were lowered until
+            they are trainable), "layers" (layers were matched to the base network), "joint" (one damped step of all
+            parameters), or "end" (the result).
+        samples: Number of fitted samples that `loss` is the mean over.
+        loss: Loss on those samples.
+        heldout_loss: Loss on the held-out set, for the initial parameters and the result; None otherwise.
+        damping: Damping for the next joint step (Levenberg-Marquardt); None for other phases.
+        predicted, gained: Decrease of the objective, as the quadratic model predicts and as measured; None for other
+            phases.
+        seconds: Time since the identification began.
     """
 
     number: int
@@ -65,12 +67,12 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Gain:
-    """The decrease of the loss from the start to the result, as new samples would show it.
+    """The decrease of the loss from the initial parameters to the result, as estimated for new samples.
 
     Attributes:
         judged_by: "leave-one-out estimate" on the fitted samples, or "held-out set".
         gain: Mean over the samples, paired.
-        error: Its standard error.
+        error: Standard error of `gain`.
         samples: Number of samples.
     """
 
@@ -98,21 +100,21 @@ class State:
     """The state between two steps; an identification resumes from it bit-identically.
 
     Attributes:
-        phase: What comes next: "slope", "layers", "joint" or "done".
-        vector_P: The coordinates.
-        start_P: Those at the start.
-        mean_P: Those of the prior's mean.
-        strength: Of the prior, from the joint steps on.
-        dispersion: Of the loss, from the joint steps on; 0 before.
-        damping: Of the next joint step.
+        phase: The next phase: "slope", "layers", "joint" or "done".
+        vector_P: The current coordinates, see `aafit.identification.coordinates`.
+        start_P: The initial coordinates.
+        mean_P: The coordinates of the prior's mean.
         samples: Number of samples of the next joint step.
-        rounds: Updates of the prior's strength on these samples.
-        curved_P: Where the curvature of the next step is computed; None: at `vector_P`.
-        weighed: Whether the weight of the prior has been selected.
         steps: All steps so far.
-        matched: How well the layers were matched.
-        gains: The gain of the result; empty before the end, and where the result is the start.
-        messages: For the user.
+        strength: Strength of the prior, from the joint steps on.
+        dispersion: Dispersion of the loss, from the joint steps on; 0 before.
+        damping: Damping of the next joint step.
+        rounds: Number of vectors at which the prior's strength was updated on these samples.
+        weighed: Whether the weight of the prior has been selected.
+        curved_P: Coordinates at which the curvature of the next step is computed; None: `vector_P`.
+        matched: The errors of the matched layers.
+        gains: The gain of the result; empty before the end, and if the result is the initial parameters.
+        messages: Messages for the user.
     """
 
     phase: str
@@ -132,7 +134,7 @@ class State:
     messages: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the content for JSON; floats keep their bits."""
+        """Return the content for JSON, from which `from_dict` rebuilds a bit-identical state."""
         content = {
             name: getattr(self, name) for name in ("phase", "samples", "dispersion", "damping", "rounds", "weighed")
         }
@@ -145,7 +147,7 @@ class State:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Return the state that `as_dict` made the content of."""
+        """Rebuild a state from the content that `as_dict` returned."""
         strength = content["strength"]
         return cls(
             **{name: content[name] for name in ("phase", "samples", "dispersion", "damping", "rounds", "weighed")},
@@ -170,13 +172,13 @@ class Identification:
     """The result of `identify`; prints as the table of its steps, messages, the gain and the identified parameters.
 
     Attributes:
-        state: The last state, with all steps.
-        names: Of the parameters, "act1.gamma", ...
-        start, values: The parameters before and after, in that order.
-        uncertainty: Their standard errors; None if they are too many for a matrix, or were not asked for.
-        ranges: The range of the inputs of each activation, without the outermost 0.1% on both sides, by path.
-        samples, heldout_samples: Numbers of samples fitted and held out.
-        memory: Bytes of all tensors held.
+        state: The final state, with all steps.
+        names: Names of the parameters, "act1.gamma", ...
+        start, values: The parameters before and after the identification, in the order of `names`.
+        uncertainty: Their standard errors; None for more than 2,000 parameters, or if they were not requested.
+        ranges: The range of the inputs of each activation, without the lowest and the highest 0.1%, by path.
+        samples, heldout_samples: Numbers of fitted and of held-out samples.
+        memory: Bytes of the samples and of the outputs of the frozen prefix.
         outside: The share of the first samples' inputs outside the interval of each activation that has one, by path.
     """
 
@@ -198,22 +200,23 @@ class Identification:
 
     @property
     def gains(self) -> tuple[Gain, ...]:
-        """The gain by the leave-one-out estimate and, if samples were held out, by them; empty at the start itself."""
+        """The gain by the leave-one-out estimate and, if there is one, by the held-out set; see `State.gains`."""
         return self.state.gains
 
     @property
     def seconds(self) -> float:
-        """The time of all steps."""
+        """The time of all steps in seconds."""
         return self.steps[-1].seconds
 
     def check_inputs(self, net: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
         """Return the share of each activation's inputs outside the identified range, by path, and warn above 5%.
 
-        Outside its range an activation was not identified: its values come from the prior alone.
+        Outside its range an activation was not identified: its values come from the prior alone. An activation that is
+        not called is left out.
 
         Args:
             net: the identified network.
-            batches: of inputs, as for `identify`.
+            batches: batches of inputs, as for `identify`.
 
         Warns:
             UserWarning: more than 5% of a layer's inputs are outside.
@@ -243,7 +246,7 @@ class Identification:
         return shares
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the content for JSON."""
+        """Return the result for JSON; values that are not finite become None."""
         content = {name: getattr(self, name) for name in ("samples", "heldout_samples", "memory")}
         for name in ("names", "start", "values"):
             content[name] = list(getattr(self, name))

@@ -1,4 +1,7 @@
-"""The samples of an identification: a part to fit and a held-out part, with the frozen prefix computed once."""
+"""Load the samples of an identification, split them into fitted and held-out ones, and run the frozen prefix once.
+
+Begin with `prepare`. The frozen prefix is the part of the network before its adaptive activations.
+"""
 
 import logging
 from collections.abc import Iterable
@@ -17,12 +20,12 @@ from aafit.training.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, LossLike, 
 from aafit.training.predictor import Predictor
 
 HELDOUT = 0.2  # share of the samples held out by default
-ENOUGH_TO_HOLD_OUT = 500  # samples; of fewer the leave-one-out estimate judges better
+ENOUGH_TO_HOLD_OUT = 500  # samples from which some are held out; for fewer the leave-one-out estimate is more accurate
 LEAST_HELDOUT = 4
-MOST_AT_ONCE = 128  # samples of a batch, unless the caller chooses
+MOST_AT_ONCE = 128  # largest default batch size
 COMPARED = 8  # samples that are run together and in two halves
-INDEPENDENT = 1e-3  # of the largest output: larger differences are no rounding of float32 on a CPU
-INDEPENDENT_IN_HALF = 0.02  # nor of bfloat16 or TF32
+INDEPENDENT = 1e-3  # differences, relative to the largest output, that rounding in float32 on a CPU may cause
+INDEPENDENT_IN_HALF = 0.02  # the same for float16, bfloat16 and TF32
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +36,10 @@ class Samples:
 
     Attributes:
         predictor: Runs the part of the network that takes `fitted` and `heldout`: all of it without a frozen prefix.
-        raw: Inputs of the whole network, of the samples to fit.
+        raw: Inputs of the full network for the samples to fit, without targets.
         fitted, heldout: Inputs of that part with their targets, in random order.
-        loss: The loss given, or the default for these targets.
-        memory: Bytes of all tensors held.
+        loss: The loss of the arguments, or the default for these targets.
+        memory: Bytes of the samples and of the outputs of the frozen prefix.
     """
 
     predictor: Predictor
@@ -59,17 +62,18 @@ def prepare(
     """Load the samples, split them, and compute the frozen prefix.
 
     Args:
-        predictor: runs the network.
-        batches: of any form that `aafit.networks.batches.as_batch` takes.
+        predictor: runs the network; its batch size is set if it has none.
+        batches: batches of any form that `aafit.networks.batches.as_batch` takes.
         base: runs the network whose outputs are the targets; None: the batches have targets.
         loss: see `with_targets`.
-        heldout: share of the samples held out, 0 for none; None: 0.2, and none of fewer than 500 samples.
-        memory: bytes that samples, targets and outputs of the frozen prefix may take. Samples beyond are left out; a
-            prefix whose outputs do not fit is computed anew for each batch.
-        seed: of the random order.
+        heldout: share of the samples held out, 0 for none; None: 0.2, or 0 for fewer than 500 samples.
+        memory: bytes that samples, targets and outputs of the frozen prefix may take. Further samples are left out; a
+            prefix whose outputs do not fit is computed again for each batch.
+        seed: seed of the random order.
 
     Raises:
-        UserError: there are no samples, they are not finite, the network refuses them, or a part would be empty.
+        UserError: the share or the memory is not valid, too few samples are left on one side, or for the reasons of
+            `load_samples`.
     """
     if heldout is not None and not (is_number(heldout) and 0 <= heldout < 1):
         raise UserError(f"The share of held-out samples must be at least 0 and below 1, such as 0.2; got {heldout}.")
@@ -84,7 +88,8 @@ def prepare(
             f"more samples or another share, so that at least {LEAST_HELDOUT} are held out and one is left."
         )
     kept = sum(x.nbytes for x in data.inputs())
-    # The base gets the same batches as the network, with the same random numbers: the parts are divided separately.
+    # Divided here, not after the targets are computed: the base must get the same batches as the network, so that both
+    # draw the same random numbers.
     parts = data.part(0, count), data.part(count, len(data))
     fitted, made = with_targets(parts[1], base, loss)
     held = with_targets(parts[0], base, loss)[0] if count else fitted.part(0, 0)
@@ -110,16 +115,19 @@ def load_samples(
 ) -> Batch:
     """Return the samples of all batches as one batch on the network's device.
 
+    The batch sizes of `predictor` and `base` are set, if they have none, to the size of the largest batch, at most 128.
+
     Args:
         predictor: runs the network.
-        batches: of any form that `aafit.networks.batches.as_batch` takes.
-        purpose: of the samples, for messages, such as "identify from".
+        batches: batches of any form that `aafit.networks.batches.as_batch` takes.
+        purpose: purpose of the samples in messages, such as "identify from".
         base: runs the network whose outputs will be the targets; they count as memory.
-        memory: bytes that samples and targets may take; samples beyond are left out. None: no limit.
-        most: number of samples to take at most, from the first on.
+        memory: bytes that samples and targets may take; further samples are left out. None: no limit.
+        most: maximum number of samples, the first ones.
 
     Raises:
-        UserError: there are none, they are not finite, or only some have a target.
+        UserError: there are no samples, they are not finite, or only some have a target; `memory` or `most` is not
+            valid; the network fails on them, or its outputs for a sample depend on the others.
     """
     if most is not None:
         check_count("number of samples", most)
@@ -159,26 +167,27 @@ def load_samples(
 
 
 def check_memory(memory: float) -> None:
-    """Raise unless `memory` is a number of bytes.
+    """Check that `memory` is a number of bytes.
 
     Raises:
-        UserError: it is not.
+        UserError: it is no number, or below 0.
     """
     if not (memory == inf or (is_number(memory) and memory >= 0)):
         raise UserError(f"The memory is a number of bytes, such as 2 << 30; got {memory!r}.")
 
 
 def check_independent(predictor: Predictor, data: Batch) -> None:
-    """Check on a few samples that the outputs of each depend on no other sample.
+    """Check on a few samples that the outputs for each do not depend on the others.
 
     Raises:
-        UserError: they do.
+        UserError: they do, or the outputs have no sample axis or different shapes.
     """
     count = min(COMPARED, len(data))
     half = count // 2
     if not half:
         return
-    # Each part directly of all samples: a tensor that all samples share may have as many rows as a part.
+    # Halves of `data`, not of `few`: a tensor that belongs to all samples may have as many rows as `few`, and would be
+    # divided too.
     few, *halves = (data.part(*ends) for ends in ((0, count), (0, half), (half, count)))
     with evaluation_mode(predictor.net):
         together = predictor.outputs(few)
@@ -202,7 +211,7 @@ def check_independent(predictor: Predictor, data: Batch) -> None:
         if alone.shape == together.shape and _close(alone, together, tolerance):
             return
         if not _close(predictor(few, seed=1), predictor(few, seed=2), tolerance):
-            return  # The network draws random numbers, others for a batch of another size.
+            return  # The network draws random numbers, which differ between batch sizes.
     raise UserError(
         "The outputs for a sample depend on the other samples of the batch: run alone, the first samples have other "
         f"outputs. Axis {data.axis} of the inputs has to be the sample axis, not time or the nodes of a graph: declare "
@@ -216,7 +225,7 @@ def _has_half_precision(net: nn.Module) -> bool:
 
 
 def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    """Return whether outputs are equal up to a share of the largest; NaN equals NaN."""
+    """Return whether outputs differ by at most `tolerance`, relative to the largest; NaN equals NaN."""
     scale = other.nan_to_num(0, 0, 0).abs().max().item()
     return torch.allclose(one, other, rtol=0, atol=tolerance * max(scale, 1e-30), equal_nan=True)
 
@@ -225,8 +234,8 @@ def _checked(batch: Batch) -> Batch:
     """Return a batch whose integer labels are int64.
 
     Raises:
-        UserError: it has inputs that are not finite, or not one target for each sample. Minus infinity in other inputs
-            than the first is allowed: masks of attention scores have it.
+        UserError: it has inputs that are not finite, or not one target for each sample. Minus infinity is allowed in
+            all inputs but the first, because masks of attention scores have it.
     """
     first, *others = batch.inputs()
     if not first.isfinite().all() or any(x.isnan().any() or x.isposinf().any() for x in others):
@@ -241,9 +250,14 @@ def _checked(batch: Batch) -> Batch:
 def with_targets(data: Batch, base: Predictor | None, loss: LossLike | None) -> tuple[Batch, Loss]:
     """Return the samples with their targets, and the loss.
 
-    With a base network the targets are its outputs, or its class probabilities for a cross-entropy, whose class axis is
-    then the one that labels in `data` imply. The default loss is the cross-entropy; with a base network and without
-    integer labels it is the squared error.
+    With a base network the targets are its outputs, or for a cross-entropy its class probabilities; labels in `data`
+    then determine the class axis. The default loss is the cross-entropy; with a base network and without integer labels
+    it is the squared error.
+
+    Args:
+        data: the samples, with or without targets.
+        base: runs the network whose outputs become the targets; None: keep the targets of `data`.
+        loss: the loss; None: the default.
     """
     labels = data.target if isinstance(data.target, Tensor) and not data.target.is_floating_point() else None
     if loss is not None:
@@ -258,6 +272,6 @@ def with_targets(data: Batch, base: Predictor | None, loss: LossLike | None) -> 
 
 
 def _has_all(behind: Predictor, whole: Predictor) -> bool:
-    """Return whether the part behind the prefix has all adaptive parameters of the network."""
+    """Return whether the part of the network behind the frozen prefix has all adaptive parameters."""
     there = {id(parameter) for parameter in behind.net.parameters()}
     return all(id(parameter) in there for parameter in adaptive_parameters(whole.net).values())

@@ -1,7 +1,7 @@
-"""Slopes that are trainable: the smoothest start with almost the same outputs.
+"""Lower steep slopes until they are trainable, with nearly the same outputs.
 
-With gamma = 2^16 a sigmoid is a step: its slope affects hardly any input, and has no gradient. Far smaller values give
-nearly the same outputs, and have one.
+With gamma = 2^16 a sigmoid is a step function: its slope affects hardly any input, and has practically no gradient. Far
+smaller slopes give nearly the same outputs and have a gradient. Begin with `smooth_start`.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,21 +23,24 @@ BISECTIONS = 10
 def smooth_start(
     net: nn.Module, batches: Iterable[Any], budget: float = 0.02, output: Output | None = None
 ) -> float | None:
-    """Lower every slope of `net` (AHAF's gamma, LEAF's p3), in place, as far as the outputs stay nearly the same.
+    """Lower the slopes of `net` (AHAF's gamma, LEAF's p3), in place, with nearly the same outputs.
 
-    The largest slope allowed is found by bisection of its logarithm, down to 1. Signs are kept.
+    Every slope is clamped to one largest absolute value, which is found by bisection of its logarithm, down to 1. Signs
+    are kept.
 
     Args:
         net: a network with adaptive activations.
-        batches: inputs of any form, as for `identify`; a few hundred samples suffice.
-        budget: mean absolute difference of the outputs, as a share of their standard deviation.
+        batches: batches of inputs of any form, as for `identify`; a few hundred samples suffice.
+        budget: largest mean absolute difference of the outputs, relative to their standard deviation.
         output: selects the output tensor, as for `identify`.
 
     Returns:
-        The largest slope allowed; None if no slope is above 1, or the budget allows no lower one.
+        The largest absolute value that slopes were clamped to; None if no slope is above 1, or the budget allows no
+        lower one.
 
     Raises:
-        UserError: no adaptive activation, no samples, or a budget that is not above 0.
+        UserError: the network has no adaptive activation, there are no samples, they are not finite, or the budget is
+            not above 0.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), aafit.LEAF.like("ReLU"), torch.nn.Linear(8, 2))
@@ -66,7 +69,17 @@ def smooth_start(
 def smoothest(
     coordinates: Coordinates, vector_P: Tensor, outputs: Callable[[Tensor], Tensor], budget: float
 ) -> tuple[Tensor, float | None]:
-    """Return the coordinates with the lowest slopes within the budget, and the largest slope; see `smooth_start`."""
+    """Return the coordinates with the lowest slopes within the budget, and the largest slope; see `smooth_start`.
+
+    Args:
+        coordinates: the coordinates of the adaptive parameters.
+        vector_P: the initial vector.
+        outputs: returns the outputs of the network at a vector.
+        budget: largest relative change of the outputs.
+
+    Raises:
+        UserError: the budget is not above 0.
+    """
     if not (is_number(budget) and budget > 0):
         raise UserError(f"The equivalence budget {budget} cannot be used; give a number above 0.")
     slopes = coordinates.values(vector_P)[coordinates.is_slope_P].abs()

@@ -1,4 +1,4 @@
-"""Standard errors of the identified parameters, from the curvature of loss and prior at the end.
+"""Compute standard errors of the identified parameters from the curvature of loss and prior at the result.
 
 Axes in names: P coordinate, Z direction without curvature.
 """
@@ -15,15 +15,15 @@ from aafit.identification.gauss_newton import Posterior
 from aafit.identification.prior import Prior, Strength
 from aafit.tables import fit_for_json, table
 
-NO_CURVATURE = 1e-7  # of the largest eigenvalue of a curvature with unit diagonal: float32 gradients are that accurate
-FROM_PRIOR = 0.5  # share of the prior variance above which the prior alone determines a parameter
-REACHED = 0.01  # share of a parameter's information that must be its own: less is what smoothness alone passes on
-SHOWN = 10
+NO_CURVATURE = 1e-7  # eigenvalue, relative to the largest, that counts as 0: the accuracy of float32 gradients
+FROM_PRIOR = 0.5  # posterior variance, relative to the prior variance, above which a parameter is undetermined
+REACHED = 0.01  # least contribution of a parameter's curvature: below it, only the smoothness prior determines it
+SHOWN = 10  # collinear pairs in the table, at most
 STEEP = (
     "An activation as steep as ReLU depends on its slope at inputs near 0 only, and few samples determine it. "
     'To learn the shape there, start from a smooth function such as LEAF.like("SiLU"), or take F-Neurons.'
 )
-ALIKE = 0.95
+ALIKE = 0.95  # correlation above which two parameters are collinear
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,11 @@ class UncertaintyRow:
     """One parameter, its value and its standard error.
 
     Attributes:
-        name, value: The parameter.
-        error: Its standard error; if the samples do not determine it, what the prior leaves.
-        determined: Whether the samples determine the parameter: its variance is below half of what the prior allows.
-        factor: exp(error of the coordinate) of a slope, whose error is relative where it is large; 1 for others.
+        name, value: The parameter and its value.
+        error: Its standard error; if the samples do not determine it, the standard deviation under the prior.
+        determined: Whether the samples determine the parameter: its variance is below half of the prior variance.
+        factor: exp(standard error of the coordinate) for a slope, since the error of a large slope is relative; 1 for
+            other parameters.
     """
 
     name: str
@@ -58,10 +59,13 @@ class Uncertainty:
     """Standard errors of the parameters and the collinear pairs; prints as a table.
 
     Attributes:
-        covariance_PP: Covariance of the parameters. Where the samples do not reach it is as large as the prior allows.
+        rows: One for each parameter.
+        pairs: The collinear pairs, the largest correlation first.
+        samples: Number of fitted samples.
+        covariance_PP: Covariance of the parameters. For undetermined parameters it is that of the prior.
         dispersion: See `aafit.identification.gauss_newton.dispersion_of`.
         effective: Effective number of parameters.
-        probes: Random probes of the curvature for each sample; None: it is exact.
+        probes: Number of random probes of the curvature for each sample; None: it is exact.
     """
 
     rows: tuple[UncertaintyRow, ...]
@@ -115,19 +119,22 @@ def uncertainty(
         cov(t) = B^-1 (S + phi^2 A / n) B^-1 / n + shift shift^T,
 
     the sandwich (Huber 1967; White 1982, https://doi.org/10.2307/1912526) with the prior as one more source of
-    information. It holds for noise of any distribution and is phi B^-1 / n, the Bayesian posterior's, if the loss is
-    the log-likelihood. `shift` is how far a stronger prior, or the return to the start, has moved the estimate: the
-    result is shrunken, and its error is not. For the parameters p the delta method gives D cov(t) D, D = diag(dp/dt).
+    information. It holds for noise of any distribution, and equals phi B^-1 / n, the Bayesian posterior covariance, if
+    the loss is the negative log-likelihood. `shift` is the bias of the result: how far a stronger prior, or restoring
+    the initial parameters, has moved it from the optimum under the weak prior of `posterior`. Its outer product is
+    added, because a biased estimate would otherwise seem too accurate. For the parameters p the delta method gives
+    D cov(t) D with D = diag(dp/dt).
 
     Args:
-        posterior: at the result, with a prior of weight 1 or less, from all samples or the first ones.
-        prior: of the objective.
-        strength: of `posterior`.
-        dispersion: of the loss.
-        coordinates: of the parameters.
-        shift_P: the result less the optimum under that prior.
+        posterior: the posterior at the result, with a prior of weight 1 or less if its weight was selected, from all
+            samples or the first ones.
+        prior: the prior of the objective.
+        strength: the strength of the prior in `posterior`.
+        dispersion: the dispersion of the loss.
+        coordinates: the coordinates of the parameters.
+        shift_P: the result minus the optimum under the prior of `posterior`, (P,).
         samples: number of all samples, n.
-        probes: of the curvature, for the report.
+        probes: number of random probes of the curvature, for the report.
     """
     inverse_PP, scatter_PP = posterior.inverse[0][0], posterior.model.scatter[0][0]
     prior_PP = prior.matrix(strength)
@@ -159,11 +166,11 @@ def uncertainty(
 
 
 def scaled_inverse(matrix_PP: Tensor, threshold: float = NO_CURVATURE) -> tuple[Tensor, Tensor]:
-    """Return the inverse of a positive semidefinite matrix, and the directions (P, Z) in which it has none.
+    """Return the pseudoinverse of a positive semidefinite matrix and a basis of its null space, (P, P) and (P, Z).
 
-    The matrix is scaled to a diagonal of ones, so that the units of its coordinates do not matter. Orthonormal in that
-    scale are the directions whose eigenvalue is at most `threshold` of the largest; a coordinate without a diagonal is
-    one of them.
+    The matrix is first scaled to a diagonal of ones, so that the units of its coordinates do not matter. The null space
+    consists of the eigenvectors, orthonormal in this scale, whose eigenvalue is at most `threshold` times the largest.
+    A coordinate whose diagonal element is 0 belongs to it.
     """
     diagonal_P = matrix_PP.diag()
     none_P = diagonal_P <= 0

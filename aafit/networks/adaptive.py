@@ -103,8 +103,8 @@ def train_only_activations(net: nn.Module) -> list[Parameter]:
 def training_mode(net: nn.Module) -> None:
     """Put `net` into training mode, but leave frozen modules that have buffers in evaluation mode.
 
-    A module is frozen if none of its own parameters requires a gradient; or, if it has none, if no parameter of the
-    network does except those of adaptive activations.
+    A module is frozen if none of its direct parameters requires a gradient. A module without direct parameters is
+    frozen if no parameter of the network requires a gradient, apart from those of adaptive activations.
     """
     others = _other_parameters(net)
     net.train()
@@ -184,7 +184,8 @@ def save_activations(
 def fingerprint(net: nn.Module, activations: Iterable[str]) -> str:
     """Return the SHA-256 of all parameters and buffers of `net` but those of the modules at the paths `activations`.
 
-    It does not depend on the device, nor on the floating-point dtype if that holds every float32.
+    It does not depend on the device. Floating-point values are converted to float32, so that a float32 network keeps
+    its fingerprint when it is converted to float64.
     """
     within = tuple(join_path(path, "") for path in activations)
     digest = hashlib.sha256()
@@ -196,7 +197,7 @@ def fingerprint(net: nn.Module, activations: Iterable[str]) -> str:
 
 
 def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of all that a file holds beside its checksum."""
+    """Return the SHA-256 of the tensors and the metadata of a file, without the checksum itself."""
     content = {name: text for name, text in metadata.items() if name != "checksum"}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):

@@ -151,13 +151,13 @@ class Batch:
         return self._mapped(Tensor.clone)
 
     def part(self, start: int, stop: int) -> "Batch":
-        """Return the samples from `start` up to `stop`."""
+        """Return the samples from `start` up to, not including, `stop`, with their targets."""
         if start <= 0 and stop >= len(self):
             return self
         return self._selected(slice(start, stop), lambda samples: samples[start:stop])
 
     def at(self, rows_N: Tensor) -> "Batch":
-        """Return the samples with these indices."""
+        """Return the samples with these indices, (N,) integers, with their targets."""
         return self._selected(rows_N, lambda samples: [samples[row] for row in rows_N.tolist()])
 
     def batches(self, size: int) -> "Iterator[Batch]":
@@ -177,7 +177,8 @@ class Batch:
         """Return one batch with the samples of all, one after another.
 
         Raises:
-            UserError: there is none; their inputs have different forms; their tensors differ in more than samples.
+            UserError: there is none; their inputs have different forms; their tensors differ in shape apart from the
+            number of samples; a tensor that belongs to all samples differs between them.
         """
         if not batches:
             raise UserError("There is no batch to join.")
@@ -238,7 +239,7 @@ def _samples(value: Any, purpose: str) -> list[Any]:
 
 
 def _like(value: Any, samples: list[Any]) -> Any:
-    """Return samples in the form of `value`: as a list, or as a batch of graphs, of which there is none without one."""
+    """Return samples in the form of `value`: as a list, or as a batch of graphs; no samples are always a list."""
     return samples if isinstance(value, list) or not samples else type(value).from_data_list(samples)
 
 

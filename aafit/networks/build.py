@@ -29,9 +29,9 @@ VALUES = (
 )
 
 SAMPLED = 4096
-"""Inputs of a channel, of each call, that its interval is determined from, at most."""
+"""The most inputs of each channel and call from which the channel's interval is determined."""
 QUANTILES = 512
-"""Evenly spaced quantiles of them to which an activation is fitted."""
+"""The number of evenly spaced quantiles of these inputs to which an activation is fitted."""
 
 
 def is_fit(replacement: NewActivation) -> bool:
@@ -50,7 +50,7 @@ def leave_out_unfittable(
 ) -> dict[str, str]:
     """Remove activations from `key_of` that cannot be fitted, and return the reasons by path.
 
-    These are the ones that the sample does not reach, and those of the key "*" that receive a single value.
+    An activation cannot be fitted if the sample does not reach it, or if it receives a single value.
 
     Raises:
         UserError: the key is the path of an activation that the sample does not reach; another key than "*" asks for a
@@ -125,7 +125,11 @@ def make_activation(
 
 
 def fit_by_channel(replacement: NewActivation) -> Callable[..., FNeuron] | None:
-    """Return the fit that gives each channel an interval of its own: of F-Neurons whose interval is not given."""
+    """Return the fit that determines a separate interval for each channel.
+
+    Returns:
+        The fit; None unless the replacement is a fit of F-Neurons whose interval is not given.
+    """
     fit, options = _fit_of(replacement), dict[str, Any]()
     if isinstance(fit, partial) and not fit.args:
         options, fit = fit.keywords, fit.func
@@ -243,7 +247,10 @@ def _fitted_by_channel(
 def _fitted(
     key: str, fit: Any, row: FoundActivation, shape: tuple[int, ...], old: nn.Module, histogram: Histogram
 ) -> AdaptiveActivation:
-    """Fit to the function that `old` computes; if it computes several, to each of them or to their mean."""
+    """Fit to the function that `old` computes.
+
+    If it computes several, fit to their mean, or to each of them if the new parameters are not shared by layer.
+    """
     functions, sets = as_functions(old), torch.Size(parameter_shape(old)).numel()
 
     def fitted(function: Callable[[Tensor], Tensor], **options: Any) -> AdaptiveActivation:

@@ -293,7 +293,15 @@ def _rows_of_modules(
     named: Collection[str],
     shared: Collection[str],
 ) -> Iterator[FoundActivation]:
-    """Yield the activations that are modules, each called at one place at most; `kinds` is that of other classes."""
+    """Yield the activations that are modules and are called at one place at most.
+
+    Args:
+        net: the network.
+        observed: the observed calls, by path of the module.
+        kinds: kinds of the modules that are activations by what they compute, not by their class; by path.
+        named: paths of modules that count as activations whatever they are.
+        shared: paths of modules that are called at several places, which are left out.
+    """
     modules, paths = _replaceable_modules(net)
     hidden = {*kinds, *(path for path, module in modules.items() if isinstance(module, SharedModuleProxy))}
     for path, module in modules.items():
@@ -308,10 +316,10 @@ def _rows_of_modules(
 
 
 def _replaceable_modules(net: nn.Module) -> tuple[dict[str, nn.Module], dict[int, list[str]]]:
-    """Return what can be replaced apart, by path in the order of the network; and all paths of a module, by its id.
+    """Return the modules that can be replaced separately, by path, and all paths of each module, by its id.
 
-    A module in a block that is one object under several names counts once. Under several names of its own, it counts
-    once for each.
+    A module that is registered under several names counts once for each name. A module inside a block that is
+    registered under several names counts once, because replacing it in one place replaces it in all.
     """
     own = {
         join_path(around_path, name): module
@@ -409,7 +417,7 @@ class _Observer(TorchFunctionMode):
             path: module for path, module in self._modules.items() if path and may_be_an_activation(module)
         }
         self._received: dict[str, Tensor] = {}
-        # Candidates that are gates only if their kind is one of those.
+        # Candidates that are gates only if their kind is in GATES.
         self._gates_by_kind: set[str] = set()
         self._handles = []
         observe_other_calls(probe, self)

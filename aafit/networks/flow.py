@@ -40,7 +40,8 @@ LAYERS = {
 }
 """The kinds of layers, by the name of the function that computes them."""
 READS = ("item", "tolist", "numpy", "bool", "float", "int", "index", "equal", "allclose", "is_nonzero", "array")
-"""Functions that return no tensor and depend on the values; all others return what is known without them."""
+"""Functions that return no tensor, but a result that depends on the values; that of all others depends on the shape
+and dtype only."""
 _ARGUMENTS = {
     "conv": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     "conv_transpose": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),

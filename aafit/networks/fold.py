@@ -39,7 +39,7 @@ class FoldedActivation:
         behind: The layers that took the scale and shift of the output.
         remains: The operations that are left beside the function: of "scale before", "shift before", "scale behind" and
             "shift behind".
-        why: What stands in the way of those; "" if nothing remains.
+        why: Why these operations could not be folded; "" if nothing remains.
     """
 
     path: str
@@ -334,7 +334,7 @@ def _index_of(labels: Tensor, known: Tensor) -> Tensor:
 
 
 def _sets_of(activation: AffineActivation, u: Tensor) -> Tensor:
-    """Return the number of the parameter set of each element of an input."""
+    """Return the index of the parameter set of each element of an input, in its shape."""
     return torch.arange(torch.Size(activation.shape).numel()).reshape(activation.shape).expand(u.shape)
 
 
@@ -347,9 +347,11 @@ def _channel_axis(call: FunctionCall, of: Tensor) -> int:
 def _behind(
     call: FunctionCall, activation: AffineActivation, layers: _Layers
 ) -> tuple[list[tuple[Arrival, Tensor]], str, str]:
-    """Return the layers behind an activation, each with the parameter set of its input channels (-2: of others).
+    """Find the layers behind an activation.
 
-    Then why they cannot take a scale, and why they cannot take a shift; "" if they can.
+    Returns:
+        The layers, each with the index of the parameter set of each of its input channels, (K,), -2 for channels of
+        other tensors; why they cannot take a scale; why they cannot take a shift. The reasons are "" if they can.
     """
     y = call.output
     known = _random_labels(torch.Size(activation.shape).numel())
@@ -422,7 +424,7 @@ def _per_channel(values_S: Tensor, set_K: Tensor, neutral: float) -> Tensor:
 
 
 def _into_before(call: FunctionCall, set_K: Tensor, b_S: Tensor, c_S: Tensor, layers: _Layers) -> None:
-    """Let a layer return b y + c in place of y."""
+    """Change a layer so that it returns b y + c instead of y, in place."""
     weight = layers.weight(call)
     b_K, c_K = (_per_channel(*each).to(weight.device) for each in ((b_S, set_K, 1.0), (c_S, set_K, 0.0)))
     scale = b_K
@@ -435,7 +437,7 @@ def _into_before(call: FunctionCall, set_K: Tensor, b_S: Tensor, c_S: Tensor, la
 
 
 def _into_behind(behind: Sequence[tuple[Arrival, Tensor]], a_S: Tensor, d_S: Tensor, layers: _Layers) -> None:
-    """Let layers return for z what they return for a z + d."""
+    """Change layers so that they return for z what they returned for a z + d, in place."""
     for arrival, set_K in behind:
         call = arrival.call
         weight = layers.weight(call)

@@ -32,9 +32,9 @@ AT_ONCE = 1 << 18
 KINKS = 16
 """The most kinks of an activation that get a knot of their own."""
 SHARP = 50.0
-"""A second difference so many times their median is a kink."""
+"""A second difference above this multiple of their median marks a kink."""
 POINTS, CLOSEST, ITERATIONS = 500, 6, 40
-"""Inputs to which a function is fitted, functions that are fitted, and iterations."""
+"""The number of inputs to which a function is fitted, of functions that are fitted, and of iterations."""
 WORTHWHILE = 0.9
 """A function is scaled and shifted if that reduces its error below this share."""
 

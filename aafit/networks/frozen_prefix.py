@@ -29,7 +29,7 @@ def split_network(net: nn.Module, sample: tuple[Tensor, ...]) -> tuple[nn.Module
 
     Args:
         net: a network with adaptive activations.
-        sample: inputs of it, to try the two parts on.
+        sample: positional inputs of `net`, on which the two parts are checked.
     """
     try:
         graph = _Tracer().trace(net)
@@ -62,7 +62,7 @@ def _parts(net: nn.Module, graph: fx.Graph) -> tuple[nn.Module, nn.Module] | Non
     for node in frozen:
         if node.op == "placeholder" or any(source in with_rows for source in node.all_input_nodes):
             with_rows.add(node)
-    # Values that no input takes part in have no rows: each part computes them for itself.
+    # Values that do not depend on an input have no rows of samples, so each part computes them itself.
     between = [node for node in frozen if node in with_rows and any(user in depends for user in node.users)]
     if not any(node.op == "call_module" or node.op == "call_function" for node in frozen) or not between:
         return None

@@ -1,4 +1,4 @@
-"""Tell which modules and which calls of functions are activations, of what kind, and which known function is nearest.
+"""Recognize activations, modules and calls of functions, with their kind, and find the nearest known function.
 
 Modules and functions of torch are known by their names. `elementwise_kind` recognises a module of any other class by
 what it computes. `KNOWN` has the fixed functions that activations are compared with.
@@ -56,11 +56,11 @@ KNOWN: Mapping[str, nn.Module] = MappingProxyType(
     {
         "Identity": nn.Identity(),
         "GELU (tanh)": nn.GELU(approximate="tanh"),
-        # A threshold has no usual settings, and with them CELU is ELU.
+        # Threshold has no default arguments, and CELU with its default ones equals ELU.
         **{name: getattr(nn, name)() for name in sorted({*FUNCTIONS.values()} - {"Threshold", "CELU"})},
     }
 )
-"""The elementwise activations of torch with their usual settings, by name."""
+"""The elementwise activations of torch with their default arguments, by name."""
 
 _CLAMPS = ("clamp", "clamp_min")
 # Names of a function: the public one, that of the in-place variant (x.relu_()), and torch's internal ones.
@@ -138,7 +138,7 @@ class CalledFunction(nn.Module):
 
 
 def with_separate_activations(net: nn.Module) -> nn.Module:
-    """Make an activation that is one object under several names an object for each, in place; return `net`."""
+    """Give an activation that is registered under several names a copy for each, in place; return `net`."""
     met: set[int] = set()
     for around in list(net.modules()):
         for name, child in list(around._modules.items()):
@@ -150,7 +150,10 @@ def with_separate_activations(net: nn.Module) -> nn.Module:
 
 
 def may_be_an_activation(module: nn.Module) -> bool:
-    """Return whether a module of another class than torch's holds only activations, and modules like itself."""
+    """Return whether a module that is not known to be an activation may be one.
+
+    It may if it has no buffers, and each module in it is an activation or of a class that is not torch's.
+    """
     if is_activation(module) or any(True for _ in module.buffers()):
         return False
     return all(is_activation(inner) or not type(inner).__module__.startswith("torch.") for inner in module.modules())

@@ -163,6 +163,6 @@ def _fitted(activation: AdaptiveActivation, histogram: Histogram, segments: int)
 
 
 def _step(values: Tensor, most: int) -> float:
-    """Return the smallest power of two of which all values are at most `most`, rounded."""
+    """Return the smallest power of two such that all values are at most `most` times it, after rounding."""
     largest = values.abs().max().item() if values.numel() else 0.0
     return 2.0 ** math.ceil(math.log2(largest / (most + 0.49))) if largest > 0 else 1.0

@@ -142,7 +142,8 @@ def select(net: nn.Module, found: Found, keys: Iterable[Key]) -> dict[str, Key]:
     If several keys match one, its own path comes before all others, and "*" after all.
 
     Raises:
-        UserError: no key, a key that matches nothing, an activation matched by two, or one that cannot be replaced.
+        UserError: there is no key, a key matches nothing, two keys match one activation, or an activation that matches
+            cannot be replaced.
     """
     wanted = list(keys)
     paths, names = ({key for row in found for key in own(row)} for own in (_paths_of, _names_of))

@@ -56,7 +56,7 @@ class Signal:
     """Properties of a tensor.
 
     Attributes:
-        source: The same for all that elementwise arithmetic makes of one tensor.
+        source: A number that all tensors share which elementwise arithmetic computes from the same tensor.
         weights: Whether it is a parameter, or computed from parameters alone.
         raw: Whether it is an input of the network, or computed from inputs without parameters.
         layer: Class and path of the layer before it.
@@ -77,7 +77,11 @@ class Signal:
 
 
 class Signals:
-    """Follows the tensors of one forward from function to function; `gates` has why a call is a gate, by its name."""
+    """Follows the tensors of one forward from function to function.
+
+    Attributes:
+        gates: Why a call is a gate, by the name of the call.
+    """
 
     def __init__(self) -> None:
         self.gates: dict[Hashable, str] = {}
@@ -126,7 +130,7 @@ class Signals:
             self._known[made] = Signal(source, weights, raw, layer, axis, gates, own, plus_3)
 
     def _carried(self, name: str, signals: list[Signal], varying: list[int]) -> tuple[Gate, ...]:
-        """Return the gates whose values a function passes on, but for arithmetic and the choice of a part."""
+        """Return the gates whose values a function passes on, possibly changed by arithmetic or by selecting a part."""
         if not varying and len(signals) == 1:
             # The sigmoid of a parameter is a gate too.
             varying = [0]

@@ -202,10 +202,10 @@ def replace_activations(
         The network with the new activations, and the report.
 
     Raises:
-        UserError: a key that matches nothing, or something that cannot be replaced; an activation matched by two keys;
-            a forward of the sample that fails, before or after; sharing by channel or neuron, or a fit, without a
-            sample; a channel axis that cannot be determined, or does not exist; parameters that do not fit all inputs
-            of an activation; a network that is wrapped, scripted, compiled, exported or quantised, or cannot be copied.
+        UserError: a key matches nothing, or an activation that cannot be replaced; two keys match one activation; the
+            forward of the sample fails, before or after the replacement; sharing by channel or neuron, or a fit, lacks
+            a sample; the channel axis cannot be determined, or does not exist; parameters do not fit all inputs of an
+            activation; the network is wrapped, scripted, compiled, exported or quantised, or cannot be copied.
 
     Example:
         >>> net, report = aafit.replace_activations(base, {"ReLU": aafit.LEAF.like("ReLU")}, sample=images)

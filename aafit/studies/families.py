@@ -1,7 +1,7 @@
-"""Compare families of activations on one network: which one is worth its parameters, in each layer and in all.
+"""Compare families of activations on one network, in each layer alone and in all layers together.
 
-Begin with `compare_families`. Each row is one family in one place: fitted to the original activations, identified, and
-judged against the base network on the same held-out samples.
+Begin with `compare_families`. A place is one layer, or all layers. Each row of the result is one family in one place:
+fitted to the original activations, identified, and compared with the base network on the same held-out samples.
 """
 
 import logging
@@ -38,31 +38,32 @@ FAMILIES: tuple[type[AdaptiveActivation], ...] = (
     *(family for family in ADAPTIVE.values() if not issubclass(family, AffineActivation)),
     Affine("ReLU"),
 )
-"""The families that are compared by default: all of the package, and one of those that `Affine` makes."""
+"""The families that are compared by default: those of the package, with Affine(ReLU) for the families of `Affine`."""
 LEVEL = 0.05
+"""Significance level of the adjusted p-values."""
 TIMED, ROUNDS = 1 << 16, 7
-"""Elements of the input whose time is taken, and turns."""
+"""Elements of the input of a timed forward pass, and rounds of timing."""
 NO_OPERATORS = {"_assert_tensor_metadata", "promote_types", "to", "_to_copy", "detach", "lift_fresh_copy"}
-"""Names in an exported program that compute nothing."""
+"""Operators of an exported program that compute nothing, by name."""
 CORRECTION = "Holm's method over the families tried in each place, at 5%"
 
 
 @dataclass(frozen=True)
 class FamilyRow:
-    """A family in one layer, or in all.
+    """The result of one family in one layer, or in all.
 
     Attributes:
         place: Path of the layer, or "all layers".
         family: Name of the family.
         parameters: Number of parameters.
-        fit_error: RMS error of the untuned fit relative to the standard deviation of the original activation, the
-            largest of several layers; infinite if the family was not fitted.
-        gain: Decrease of the held-out loss against the base network after identification; negative is a loss.
-        error: Its standard error, from the paired differences of the samples.
-        p: Two-sided p-value of no difference, adjusted for the number of families by Holm's method.
-        relative_time: Time of the activations over that of the original ones on the same inputs, forward only.
-        operators: What a single activation exports to: the operators of torch.export, sorted.
-        seconds: That the identification took.
+        fit_error: RMS error of the fit before tuning, relative to the standard deviation of the original activation;
+            the largest of several layers, and infinite if the family was not fitted.
+        gain: Decrease of the held-out loss against the base network after identification; negative if the loss grew.
+        error: Standard error of `gain`, from the paired differences of the samples.
+        p: Two-sided p-value of the hypothesis of no difference, adjusted for the number of families by Holm's method.
+        relative_time: Time of the activations relative to the original ones on the same inputs, forward only.
+        operators: Names of the operators to which torch.export exports one activation, sorted; empty if it cannot.
+        seconds: Time of the identification.
     """
 
     place: str
@@ -89,12 +90,12 @@ class FamilyComparison:
     Attributes:
         rows: By place in the order of the calls, then all layers; in each place by gain, the largest first.
         samples: Number of samples that were fitted.
-        heldout_samples: Number of samples that judged.
-        held_out: Whether those took no part in the identification.
-        loss: What the gain is a decrease of.
-        correction: How the p-values are adjusted.
-        cost: The work that was announced before it began.
-        skipped: Families and places that the time did not suffice for, as "LEAF in act1".
+        heldout_samples: Number of samples that the gain is computed on.
+        held_out: Whether these samples were held out; False if they are the fitted ones.
+        loss: The loss whose decrease is the gain, in words.
+        correction: The adjustment of the p-values, in words.
+        cost: The number of identifications and forward passes, in words, as logged before the first of them.
+        skipped: Families and places that were not tried because the time was up, as "LEAF in act1".
         seconds: Total time.
     """
 
@@ -174,42 +175,42 @@ def compare_families(
     """Compare families of activations on a network, in each layer alone and in all layers together.
 
     In each place every family is fitted to the original activations on their inputs, then identified with `identify`
-    from the same samples, and judged by the decrease of the loss against the base network on the same held-out samples.
+    from the same samples. Its gain is the decrease of the loss against the base network on the same held-out samples.
     The gains of one place are paired differences with standard errors; their p-values are those of a normal
     distribution, adjusted by Holm's method for the number of families tried there (Holm 1979, A simple sequentially
     rejective multiple test procedure, Scandinavian Journal of Statistics 6).
 
     Each family is fitted in all layers at once, and the base network's outputs for the held-out samples are computed
-    once. What remains is one identification and one pass over the held-out samples for each row: their number and the
-    time of a pass are logged before they begin, and no row begins after `seconds`.
+    once. Each row then takes one identification and one pass over the held-out samples. Their number and the time of a
+    pass are logged before the first row, and no row begins after `seconds`.
 
     Args:
         net: any network; left unchanged.
         batches: samples to fit, in batches of any form; at most `samples` of them are used.
-        heldout: samples to judge on.
-        heldout_share: share of `batches` to hold out where `heldout` is not given; by default 0.2 of 500 samples or
-            more, and 0 of fewer. With 0 the fitted samples judge, which is no evidence.
+        heldout: held-out samples, in batches of any form.
+        heldout_share: share of `batches` to hold out if `heldout` is not given; by default 0.2 of 500 samples or more,
+            and 0 of fewer. With 0 the gain is computed on the fitted samples, and is no evidence.
         families: families by class, as LEAF or one of your own; by name, "LEAF" or "Polynomial(degree=4)"; or functions
-            that fit, as functools.partial(FNeuron.fit, knots=34). By default all of the package, of the Affine ones
-            Affine(ReLU).
+            that fit, as functools.partial(FNeuron.fit, knots=34). By default all families of the package, with
+            Affine(ReLU) as the only one of `Affine`.
         layers: paths of activations, or keys as those of `replace_activations`; by default all that can be replaced.
         sharing: as for `replace_activations`.
         target: as for `identify`; by default "labels" if the batches have them, else "logits".
         loss: as for `identify`.
         output: as for `identify`.
-        samples: number of samples to fit, at most.
-        steps: of each identification, at most.
-        seconds: after which no further row begins.
-        memory: bytes that the batches may take.
-        seed: of the held-out samples and the identifications.
+        samples: maximum number of samples to fit.
+        steps: maximum number of joint steps of each identification.
+        seconds: time limit after which no further row begins.
+        memory: bytes that `batches` may take, and that `heldout` may take.
+        seed: seed of the choice of held-out samples and of the identifications.
         verbose: whether to show the progress.
 
     Returns:
         The rows; `aafit.plot_families` draws them.
 
     Raises:
-        UserError: a family that is none, or given twice; parts refuse the arguments (`replace_activations`,
-            `identify`).
+        UserError: a family is unknown, given twice, or none is given; `samples`, `steps`, `seconds` or the held-out
+            samples are not valid; or for the reasons of `replace_activations` and `identify`.
 
     Example:
         >>> base = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 3))
@@ -234,7 +235,7 @@ def _named(families: Iterable[Any]) -> dict[str, Any]:
     """Return the families by name.
 
     Raises:
-        UserError: One is no family, or given twice; there is none.
+        UserError: One of them is no family or is given twice, or there is none.
     """
     named: dict[str, Any] = {}
     for family in families:
@@ -269,7 +270,7 @@ def _name(family: Any) -> str:
 
 
 class _Compared:
-    """The networks, the samples and what the base network gives for them, shared by all rows."""
+    """The networks and samples that all rows share."""
 
     def __init__(
         self,
@@ -344,7 +345,7 @@ class _Compared:
         )
 
     def _of_base(self) -> tuple[list[tuple[Tensor, Any]], dict[str, Tensor]]:
-        """Return the base network's outputs with the target of each batch, and its values of each sample."""
+        """Return the base network's outputs and the target of each batch, and the base's `sample_values` by name."""
         predictor = Predictor(self.base, self.output)
         targets = []
         with evaluation_mode(self.base):
@@ -355,9 +356,9 @@ class _Compared:
         return targets, self._values(None, targets)
 
     def _values(self, net: nn.Module | None, targets: Sequence[tuple[Tensor, Any]]) -> dict[str, Tensor]:
-        """Return the values of each sample by name, of `net` or of the base network."""
+        """Return the `sample_values` by name, (N,) each, of `net`; None: of the base network."""
         found = []
-        # Where the targets are outputs, classes or not, the distance from them counts.
+        # If the targets are the base's outputs, the gain is the decrease of the distance from them.
         loss = self.loss if self.target == "labels" else "mean squared error"
         for batch, (outputs, target) in zip(self.judged, targets, strict=True):
             own = outputs
@@ -433,7 +434,7 @@ def _adjusted(rows: Sequence[FamilyRow]) -> list[FamilyRow]:
 
 
 def _inputs_like(histogram: Histogram, activation: nn.Module) -> Tensor:
-    """Return an input with the distribution of a layer's, of a shape that the activation takes."""
+    """Return a random input with the distribution of the layer's inputs, in a shape that the activation takes."""
     points_E, weight_E = histogram.points()
     parameter = next(activation.parameters())
     shape = activation.shape if isinstance(activation, AdaptiveActivation) else (1,)
@@ -444,7 +445,7 @@ def _inputs_like(histogram: Histogram, activation: nn.Module) -> Tensor:
 
 
 def _times(modules: Mapping[str, nn.Module], inputs: Tensor) -> dict[str, float]:
-    """Return the least time of a forward of each module, in turns."""
+    """Return the shortest time of a forward pass of each module in seconds; the modules take turns."""
     least = dict.fromkeys(modules, float("inf"))
     with torch.no_grad():
         for number in range(ROUNDS):
@@ -455,7 +456,7 @@ def _times(modules: Mapping[str, nn.Module], inputs: Tensor) -> dict[str, float]
                 if own.device.type == "cuda":
                     torch.cuda.synchronize(own.device)
                 took = time.perf_counter() - began
-                # The first call compiles.
+                # The first round does not count: modules may be compiled in it.
                 least[name] = min(least[name], took) if number else least[name]
     return least
 
@@ -467,7 +468,7 @@ def _operators(activation: nn.Module) -> tuple[str, ...]:
     parameter = next(own.parameters())
     try:
         program = torch.export.export(own, (torch.zeros(2, *shape, device=parameter.device, dtype=parameter.dtype),))
-    # Of any type: the formula may be the user's.
+    # The error may be of any type: the formula may be the user's.
     except Exception as error:
         log.info("%s is not exported: %s", type(own).__name__, error)
         return ()

@@ -1,4 +1,4 @@
-"""The picture of a comparison of families: the gain of each against its number of parameters."""
+"""Plot a comparison of families: the gain of each against its number of parameters."""
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
@@ -28,7 +28,7 @@ def plot_families(comparison: FamilyComparison) -> Figure:
         A matplotlib figure, not registered with pyplot.
 
     Raises:
-        UserError: `comparison` is no comparison of families.
+        UserError: `comparison` is not a `FamilyComparison`.
 
     Example:
         >>> found = aafit.compare_families(net, batches)  # doctest: +SKIP

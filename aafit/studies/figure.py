@@ -1,4 +1,4 @@
-"""The figure of a study for a paper."""
+"""Plot the learned activations of a study as a figure for a paper."""
 
 import io
 from pathlib import Path
@@ -30,7 +30,7 @@ def plot_study(study: Study) -> Figure:
         A matplotlib figure, not registered with pyplot.
 
     Raises:
-        UserError: `study` is no study, or no replaced layer receives any input.
+        UserError: `study` is not a `Study`, or no replaced layer receives any input.
 
     Example:
         >>> study = aafit.study(net, batches)  # doctest: +SKIP
@@ -48,7 +48,7 @@ def plot_study(study: Study) -> Figure:
             half = WIDEST // 2
             path = shape.path if len(shape.path) <= WIDEST else f"{shape.path[:half]}…{shape.path[-half:]}"
             path = f"layer {path}" if path.isdecimal() else path
-            # With y, the title does not move up for the numbers of the axis.
+            # With a fixed y, matplotlib does not move the title above the offset text of the axis.
             panel.set_title(f"{path}\n{shape.nearest_text(1)}", fontsize=6.5, fontweight="normal", y=1.0)
             panel.tick_params(labelsize=6)
     add_legend(figure, axes, len(study.shapes), size=6.5)

@@ -1,4 +1,4 @@
-"""The distribution of each activation's inputs over some samples."""
+"""Measure the distribution of each activation's inputs. Begin with `input_distributions`."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ from aafit.networks.running import evaluation_mode, receiving
 from aafit.training.predictor import Predictor
 
 BINS = 200
+"""The most bins of a histogram."""
 TAIL = 5e-4
+"""Share of the inputs outside the histogram, at each end."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class InputDistribution:
 
     @property
     def histogram(self) -> Histogram:
-        """The histogram."""
+        """The histogram of the inputs between the two quantiles."""
         return Histogram(self.edges, self.counts)
 
     @property
@@ -58,9 +60,14 @@ class InputDistribution:
 def input_distributions(
     net: nn.Module, paths: Sequence[str], batches: Iterable[Batch]
 ) -> tuple[InputDistribution, ...]:
-    """Return the distributions of what the modules at `paths` receive, in evaluation mode, without padding.
+    """Return the distribution of the inputs of each module at `paths`, in evaluation mode, without padding.
 
     They are in the order of the first calls. Modules that are not called are left out.
+
+    Args:
+        net: The network; its training mode is restored.
+        paths: Paths of modules of `net`.
+        batches: Inputs of `net`.
 
     Raises:
         UserError: Some inputs are not finite.

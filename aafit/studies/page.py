@@ -1,4 +1,7 @@
-"""The page of a study: its results as texts, tables and pictures for the template study.html."""
+"""Write the HTML page of a study: its results as texts, tables and figures for the template study.html.
+
+Begin with `study_page`; page_tables.py makes the tables.
+"""
 
 import base64
 import io
@@ -21,16 +24,17 @@ from aafit.studies.result import Study, evaluated_on
 from aafit.studies.shapes import LearnedShape
 
 SHOWN = 12
-"""Layers in the pictures of the first screen."""
+"""The most layers that are drawn on the first screen."""
 MOST_STEPS = 24
+"""The most positions of the slider over the steps."""
 SUFFIXES = (".html", ".htm")
 
 
 def write_study_page(study: Study, path: Path) -> Path:
-    """Write the page of a study.
+    """Write the page of a study to `path`, and return `path`.
 
     Raises:
-        UserError: There is another file at `path`, or it cannot be written.
+        UserError: As `check_page`, or the file cannot be written.
     """
     check_page(path, study.provenance["study"])
     make_folder(path.parent)
@@ -42,7 +46,7 @@ def check_page(path: Path, key: str) -> None:
     """Check that a page of the study with this key may be written to `path`.
 
     Raises:
-        UserError: It is a folder, has no suffix of a page, or holds something else.
+        UserError: `path` is a folder, its suffix is not .html or .htm, or it is a file other than a page of this study.
     """
     if is_folder(path):
         raise UserError(f"{path} is a folder: give the name of a file, such as {path / 'study.html'}.")
@@ -122,7 +126,7 @@ def _layer(study: Study, path: str) -> dict[str, Any]:
 
 
 def _numbers(study: Study) -> list[tuple[str, str]]:
-    """Return the few numbers of the first screen, each with its label."""
+    """Return the key figures of the first screen, each with its label."""
     scores, numbers = study.scores, []
     for name in ("base", "initial", "tuned"):
         score = getattr(scores, name)
@@ -148,7 +152,7 @@ def _lead(study: Study, path: str) -> str:
 
 
 def _layer_summary(study: Study, path: str, shape: LearnedShape | None) -> list[tuple[str, str]]:
-    """Return what the row of a layer shows: a text and its name."""
+    """Return the cells of a layer's row in the overview: a text and its name each."""
     cells = [("not called" if shape is None else shape.nearest_text(), "nearest")]
     if shape is not None:
         error = "" if shape.error is None else ", undetermined" if shape.undetermined else f" ± {shape.error:.1%}"

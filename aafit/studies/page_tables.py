@@ -1,4 +1,4 @@
-"""The tables of a study's page. Rows about layers are in the order of the layers' calls."""
+"""Make the tables of a study's page. Rows about layers are in the order of the layers' calls."""
 
 import math
 import re
@@ -13,9 +13,10 @@ from aafit.studies.shapes import LearnedShape
 from aafit.training.compare import Difference
 
 ROUNDING = 1e-12
+"""Absolute value below which a parameter is shown as 0."""
 MOST_PARAMETERS = 100
 MOST_PAIRS = 60
-"""Rows of a layer's parameters, and of pairs; more would be no table to read."""
+"""The most rows of a layer's table of parameters, and of the table of collinear pairs."""
 NUMBER, OPTIONAL, BOTH = "number", "optional", "number optional"
 
 Column = tuple[str, str, Callable[[Any], Cell]]
@@ -33,7 +34,7 @@ def page_table(
 
 
 def anchor(path: str) -> str:
-    """Return the fragment of a layer's section."""
+    """Return the HTML id of a layer's section."""
     return "layer-" + re.sub(r"[^A-Za-z0-9_-]", "-", path)
 
 
@@ -224,14 +225,14 @@ def time_table(study: Study) -> PageTable:
 
 
 def number(value: float | None) -> Cell:
-    """Return a number with four digits, sorted by all of them; an empty cell for None."""
+    """Return a cell that shows a number with four digits and sorts by its value; empty for None."""
     if value is None:
         return ""
     return (f"{value:.4g}", value) if math.isfinite(value) else "not finite"
 
 
 def share(value: float | None) -> Cell:
-    """Return a share in percent; an empty cell where there is none."""
+    """Return a cell that shows a share in percent; empty for None and values that are not finite."""
     return "" if value is None or not math.isfinite(value) else (f"{value:.2%}", value)
 
 

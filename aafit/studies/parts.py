@@ -1,4 +1,4 @@
-"""The parts of a study in their order, each taken from the store if an earlier call has computed it."""
+"""Run the parts of a study in their order; a part that an earlier call has computed is loaded from the store."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -26,7 +26,7 @@ from aafit.training.compare import Comparison, compare
 
 PARTS = ("find", "replace", "inputs", "audit", "importance", "identify", "compare", "shapes", "families")
 AUDITED = 512
-"""Samples that the audit looks at, at most."""
+"""The most samples of the audit."""
 
 ProgressCallback = Callable[[str, str], None]
 """Called with the name of a part and a description of its step; the description is "" when the part begins."""
@@ -41,9 +41,12 @@ def run_parts(
         net: The network; left unchanged.
         data: The samples.
         config: The settings.
-        store: Saves the parts.
+        store: Saves and loads the parts.
         command: The command of the study, for the page.
         progress: Called at the beginning of each part and after each step of the identification.
+
+    Raises:
+        UserError: A saved part is damaged or cannot be written, or one of the analyses refuses the arguments.
     """
     progress("find", "")
     found = found_in(net, data.example)
@@ -83,7 +86,7 @@ def run_parts(
     if data.heldout:
         identification.check_inputs(tuned, data.heldout)
     progress("compare", "")
-    # The loss of the identification; where its target were the outputs of the base network, that of the targets.
+    # On labels the networks are compared by the loss of the identification, otherwise by the default for the targets.
     loss = (config.loss or "cross-entropy") if labels else None
     if not labels and not all(batch.target is None or _has_classes(batch) for batch in evaluated):
         evaluated = [batch.without_target() for batch in evaluated]
@@ -138,7 +141,10 @@ def run_parts(
 def _replaced(
     net: nn.Module, data: StudySamples, config: StudyConfig, store: Store
 ) -> tuple[nn.Module, tuple[Replaced, ...], tuple[Skipped, ...]]:
-    """Return the network before tuning; the values that an earlier call drew at random come from its file."""
+    """Return the network before tuning, the replaced and the skipped activations.
+
+    The initial parameters of an earlier call are loaded from its file, because they may have been drawn at random.
+    """
     file = None if store.folder is None else store.folder / "start.safetensors"
     made: list[nn.Module] = []
 
@@ -164,13 +170,13 @@ def _identified(
     store: Store,
     progress: ProgressCallback,
 ) -> tuple[Identification, tuple[Tensor, ...]]:
-    """Identify, from where an earlier call was stopped; return the coordinates after each step, too."""
+    """Identify, or resume a stopped identification; return the result and the coordinates after each step."""
     state, vectors = store.read("identify-state", tuple[State, tuple[Tensor, ...]]) or (None, ())
     trajectory = list(vectors)
 
     def after_step(now: State) -> None:
         if len(now.steps) > len(trajectory):
-            # A step that was taken back at once has no coordinates of its own here.
+            # If one call adds several steps, only the coordinates after the last one are known.
             unknown = torch.full_like(now.vector_P, torch.nan)
             trajectory.extend([unknown] * (len(now.steps) - len(trajectory) - 1))
             trajectory.append(now.vector_P.clone())
@@ -186,7 +192,7 @@ def _identified(
         loss=config.loss,
         output=config.output,
         steps=config.steps,
-        # A held-out set of the study's own evaluates the result.
+        # The study evaluates the result on its own held-out set.
         heldout=0.0 if data.heldout else None,
         memory=config.memory,
         seed=config.seed,
@@ -204,12 +210,12 @@ def _families(
     return compare_families(
         net,
         data.fitted,
-        # Without a held-out set the fitted samples judge, and the comparison says so.
+        # Without a held-out set the fitted samples are used, and the comparison reports that.
         heldout=data.heldout or None,
         heldout_share=None if data.heldout else 0.0,
         families=families,
         layers=paths,
-        # A sharing by key is that of the replacements.
+        # A sharing by key refers to the keys of the replacements, and families are not replaced by those keys.
         sharing=config.sharing if isinstance(config.sharing, str) else "layer",
         target=config.target,
         loss=config.loss,

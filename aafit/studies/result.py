@@ -30,9 +30,9 @@ class Study:
         replaced: The activations that were replaced.
         skipped: Those that were not, each with its reason.
         inputs: The distributions of the replaced activations' inputs in the base network.
-        audit: What gradient steps would do to the parameters before tuning.
+        audit: Which initial parameters gradient steps can move.
         importance: The expected gain of adapting each layer alone, before tuning.
-        identification: Its steps, and the parameters with their standard errors.
+        identification: The steps of the identification, and the parameters with their standard errors.
         initial: Comparison of the base network with the network before tuning, layer by layer.
         tuned: Comparison of the base network with the tuned network.
         scores: Loss and accuracy of the three networks, and the gain of the tuned one.
@@ -154,7 +154,7 @@ def _tuning_sentence(study: Study) -> str:
 
 
 def _claim(study: Study, gain: PairedGain, better: bool) -> str:
-    """Return what the gain shows: nothing on samples that were fitted."""
+    """Return a clause on the significance of the gain; on fitted samples none is claimed."""
     if not study.scores.held_out:
         estimates = [one for one in study.identification.gains if one.judged_by == "leave-one-out estimate"]
         estimate = "".join(

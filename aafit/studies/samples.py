@@ -13,8 +13,8 @@ from aafit.errors import UserError, check_seed, is_number
 from aafit.identification.samples import ENOUGH_TO_HOLD_OUT, HELDOUT, check_memory
 from aafit.networks.batches import Batch, each_batch
 
-EXAMPLE = 256
-SHARED = 0.1  # of the held-out samples may be among the others: data sets have samples twice
+EXAMPLE = 256  # most samples of the example that activations are replaced with
+SHARED = 0.1  # share of held-out samples that may be fitted too: data sets contain duplicates
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class StudySamples:
     Attributes:
         fitted: Batches that the activations are identified from.
         heldout: Batches that take no part in the identification; empty if there are none.
-        sha256: Fingerprints of both.
+        sha256: SHA-256 of the fitted and of the held-out samples.
     """
 
     fitted: list[Batch]
@@ -42,9 +42,9 @@ class StudySamples:
         Args:
             batches: The samples to fit, or to split.
             heldout: The samples to hold out.
-            share: Share of `batches` to hold out; None: 0.2 of 500 samples or more, 0 of fewer, or with `heldout`.
+            share: Share of `batches` to hold out, if `heldout` is None; None: 0.2 of 500 samples or more, 0 of fewer.
             memory: Bytes that the batches of either kind may take.
-            seed: Of the choice of the held-out samples.
+            seed: Seed of the choice of the held-out samples.
 
         Raises:
             UserError: There is no sample; the batches take too much memory; both `heldout` and `share` are given; the
@@ -88,14 +88,14 @@ class StudySamples:
     def example(self) -> Batch:
         """The sample for `replace_activations`: the inputs of the first batch, at most `EXAMPLE` samples.
 
-        At most one batch, whose size the network has memory for.
+        It is not larger than a batch, because the network can be expected to have memory for one.
         """
         first = first_samples(self.fitted, EXAMPLE)[0]
         return first.without_target()
 
 
 def first_samples(batches: Iterable[Batch], count: int) -> list[Batch]:
-    """Return the first `count` samples."""
+    """Return batches with the first `count` samples; the last one may be smaller."""
     chosen: list[Batch] = []
     for batch in batches:
         if count <= 0:
@@ -122,10 +122,10 @@ def _loaded(batches: Iterable[Any], what: str, memory: int) -> list[Batch]:
 
 
 def _check_apart(fitted: Sequence[Batch], held: Sequence[Batch]) -> None:
-    """Raise if all held-out samples, with their targets, are among those to fit; warn if many are.
+    """Check that held-out samples, with their targets, are not among those to fit; warn if many are.
 
     Raises:
-        UserError: All are.
+        UserError: All of them are.
     """
     to_fit, judged = (
         [_sha256([batch.part(row, row + 1)]) for batch in batches for row in range(len(batch))]

@@ -1,6 +1,6 @@
-"""Loss, accuracy and agreement of the base, the initial and the tuned network, and the significance of the gain.
+"""Compute loss, accuracy and agreement of the base, the initial and the tuned network, and the gain's significance.
 
-Axes in names: B sample of a batch, N sample, V value of a sample (see `VALUES`).
+Begin with `study_scores`. Axes in names: B sample of a batch, N sample, V value of a sample (see `VALUES`).
 """
 
 from collections.abc import Iterable
@@ -30,9 +30,13 @@ from aafit.training.losses import (
 from aafit.training.predictor import Predictor
 
 FEW = 25
-"""Changed samples below which the standard error of an accuracy gain is no guide, and an exact test decides."""
+"""Changed samples below which the standard error of an accuracy gain is unreliable, and an exact test is used."""
 LEVEL = 0.05
-VALUES = ("loss", "labelled", "correct", "with class", "agreed", "positions", "finite", "squares", "numbers")
+"""Significance level of the exact test."""
+VALUES = ("loss", "labelled", "correct", "with class", "agreed", "positions", "finite", "squares", "elements")
+"""The values of a sample, in this order: sums (loss, correct, agreed, squares of the differences from the base's
+outputs) with the counts that they are divided by (labelled, with class, positions, elements), and whether the outputs
+are finite."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class Score:
         accuracy: Share of correct predictions of the labelled positions; None without classes.
         agreement: Share of predictions that equal the base network's; None unless there are class labels or the loss is
             the cross-entropy.
-        difference: Root mean square difference of the outputs from the base network's, relative to the standard
-            deviation of those over the samples.
+        difference: RMS difference of the outputs from the base network's, relative to the standard deviation of the
+            base network's outputs over the samples; absolute if that is 0.
         not_finite: Number of samples with NaN or infinity among the outputs.
     """
 
@@ -123,11 +127,11 @@ def study_scores(
         base: The base network.
         initial: The network before tuning.
         tuned: The tuned network.
-        batches: The samples.
+        batches: The samples to evaluate on.
         held_out: Whether they took no part in the identification.
         loss: As for `identify`; None: cross-entropy for class labels, mean squared error for targets of the shape of
             the outputs, and no loss for others.
-        output: From what the networks return to their outputs, as for `identify`.
+        output: Selects the output tensor of what the networks return, as for `identify`.
 
     Raises:
         UserError: There is no sample; the targets do not fit the outputs.
@@ -149,7 +153,7 @@ def study_scores(
         raise UserError("The batches hold no sample to evaluate.")
     by_net = [dict(zip(VALUES, torch.cat(found, 1), strict=True)) for found in values]
     variance = sum((square - total.square() / count).sum().item() for total, square, count in totals.values())
-    std = (variance / by_net[0]["numbers"].sum().item()) ** 0.5
+    std = (variance / by_net[0]["elements"].sum().item()) ** 0.5
     return StudyScores(
         samples=len(by_net[0]["loss"]),
         held_out=held_out,
@@ -162,7 +166,14 @@ def study_scores(
 
 
 def sample_values(given: LossLike | None, outputs: Tensor, base_outputs: Tensor, target: Any) -> Tensor:
-    """Return what is counted of each sample, (V, B) on the CPU; NaN for what does not exist."""
+    """Return the `VALUES` of each sample, (V, B) in float64 on the CPU; NaN for those that are not defined.
+
+    Args:
+        given: The loss; None: the default for the target.
+        outputs: Outputs of a network, (B, ...) in float64.
+        base_outputs: Outputs of the base network, of the same shape.
+        target: The target; None: there is none.
+    """
     values = dict.fromkeys(VALUES, torch.full((len(outputs),), torch.nan, dtype=torch.float64))
     loss = _loss_of(given, outputs, target)
     if loss is not None and target is not None:
@@ -180,7 +191,7 @@ def sample_values(given: LossLike | None, outputs: Tensor, base_outputs: Tensor,
         values |= {"agreed": agreed, "positions": positions}
     flat = (outputs - base_outputs).reshape(len(outputs), -1)
     values |= {"finite": outputs.reshape(len(outputs), -1).isfinite().all(1), "squares": flat.square().sum(1)}
-    values["numbers"] = torch.full((len(outputs),), flat.shape[1])
+    values["elements"] = torch.full((len(outputs),), flat.shape[1])
     return torch.stack([values[name].detach().double().cpu() for name in VALUES])
 
 
@@ -193,7 +204,7 @@ def _loss_of(given: LossLike | None, outputs: Tensor, target: Any) -> Loss | Non
 
 
 def _score(own: dict[str, Tensor], std: float) -> Score:
-    difference = _mean(own["squares"], own["numbers"])
+    difference = _mean(own["squares"], own["elements"])
     assert difference is not None
     return Score(
         _mean(own["loss"], own["labelled"]),
@@ -210,7 +221,17 @@ def _mean(totals_N: Tensor, counts_N: Tensor) -> float | None:
 
 
 def paired_gain(own: dict[str, Tensor], base: dict[str, Tensor], total: str, count: str) -> PairedGain | None:
-    """Return the paired difference of two ratios of sums, with its standard error by the delta method."""
+    """Return the paired difference of two ratios of sums, with its standard error by the delta method.
+
+    Args:
+        own: The values of each sample by name, (N,) each.
+        base: The same values of the base network.
+        total: Name of the value whose sum is the numerator.
+        count: Name of the value whose sum is the denominator.
+
+    Returns:
+        The difference, `own` minus `base`; None for fewer than two samples, or if the value is not defined.
+    """
     counts_N, difference_N = base[count], own[total] - base[total]
     if len(counts_N) < 2 or counts_N.nansum() == 0:
         return None
@@ -224,7 +245,7 @@ def paired_gain(own: dict[str, Tensor], base: dict[str, Tensor], total: str, cou
 
 
 def sign_test(more: int, fewer: int) -> float:
-    """Return the two-sided p-value of so many gains and losses, if both were equally likely."""
+    """Return the two-sided p-value of `more` increases and `fewer` decreases, if both are equally likely."""
     changed = more + fewer
     tail = sum(comb(changed, number) for number in range(min(more, fewer) + 1))
     return min(1.0, float(tail / 2 ** (changed - 1)))

@@ -1,4 +1,4 @@
-"""The learned shape of each activation: its curves, their uncertainty, and the nearest known functions.
+"""Compute the learned shape of each activation: its curves, their standard errors, and the nearest known functions.
 
 Begin with `learned_shapes`. Axes in names: U point of a curve, P parameter of one layer, S step of the identification,
 C curve of one layer.
@@ -24,27 +24,29 @@ POINTS = 121
 BEYOND = 0.2
 """How far a curve extends beyond the inputs, as a share of their range."""
 AS_NEAR, SHARE = 0.001, 0.02
-"""A known function is as near as the nearest one within a thousandth, or within a fiftieth of its distance."""
+"""A known function counts as near as the nearest one if its distance is larger by at most AS_NEAR, or by at most SHARE
+of the nearest one's distance."""
 ROUNDING = 1e-6
+"""Standard deviation, relative to the mean, up to which a shape is constant."""
 NEAR = 0.1
-"""A shape is called after a known function up to this distance."""
+"""Distance up to which a shape gets the name of a known function."""
 
 
 @dataclass(frozen=True)
 class LearnedShape(Curves):
     """The curves of one layer's activation, and what they show.
 
-    Distances are relative RMS differences over the layer's inputs: the root mean square of the difference by the
-    standard deviation of the shape.
+    Distances are relative RMS differences over the layer's inputs: the root mean square of the difference, divided by
+    the standard deviation of the shape.
 
     Attributes:
         path: Path of the layer.
         curves: Number of the layer's curves.
         steps_SU: The curve after each step of the identification.
-        nearest: The nearest known function, and those that are as near; a constant where that is nearer.
+        nearest: The nearest known function, and those that are as near; or a constant, if it is nearer than all.
         changed: Relative RMS change from initial to tuned.
-        error: Root mean square of `error_U` over the inputs that determine it, relative as `changed`; None: not
-            available.
+        error: Root mean square of `error_U` over the inputs at which it is not NaN, relative as `changed`; None if it
+            is not available, or if the layer has several curves.
         significant: Whether the change exceeds two standard errors; None: no standard error is available.
     """
 
@@ -85,14 +87,14 @@ def learned_shapes(
         initial: The network with the new activations before tuning.
         base: The network with the original activations at the same paths.
         found: The identification.
-        vectors: Its coordinates after each step.
+        vectors: The coordinates after each of its steps, (P,) each.
         inputs: The distributions of the layers' inputs.
     """
     tuned = deepcopy(initial)
     coordinates = Coordinates(tuned)
     by_path = {row.path: row for row in inputs}
     steps: dict[str, list[Tensor]] = {path: [] for path in by_path}
-    # The start of an identification without steps is its result.
+    # If no step was recorded, the result stands for the only one.
     for vector_P in vectors or [found.state.vector_P]:
         coordinates.write(vector_P)
         for path, row in by_path.items():
@@ -154,8 +156,13 @@ def points(inputs: InputDistribution) -> Tensor:
 def standard_errors(activation: AdaptiveActivation, u_U: Tensor, covariance_PP: Tensor) -> Tensor:
     """Return the standard error of an activation with a single curve at each input, (U,), by the delta method.
 
-    With the covariance C of the parameters and the gradient g of the output with respect to them it is sqrt(g^T C g);
-    NaN where the output depends on a parameter that the samples do not determine.
+    With the covariance C of the parameters and the gradient g of the output with respect to them it is sqrt(g^T C g).
+
+    Args:
+        activation: An activation with one parameter set.
+        u_U: Inputs in float64.
+        covariance_PP: Covariance of the parameters. A variance of NaN stands for a parameter that is not determined:
+            the standard error is NaN where the output depends on it.
     """
     # Each point becomes a neuron with its own parameters: one backward pass gives the gradients at all points.
     own = deepcopy(activation).cpu().double().reshaped((len(u_U),)).requires_grad_(True)
@@ -177,7 +184,8 @@ def nearest(shape: Tensor, inputs: InputDistribution) -> tuple[Near, ...]:
     known = nearest_functions(inputs.centres, shape, inputs.weights)
     std = rms(shape - mean, inputs.weights)
     if std < known[0].rms:
-        # Relative to its own standard deviation only what is constant but for rounding is near a constant.
+        # The RMS difference of the mean is the shape's standard deviation, so the relative distance is 1, unless the
+        # shape is constant up to rounding.
         return (Near(f"the constant {mean:.3g}", std, 0.0 if std <= ROUNDING * abs(mean.item()) else 1.0),)
     least = known[0].distance
     return tuple(row for row in known if row.distance <= least + max(AS_NEAR, SHARE * least))

@@ -32,7 +32,11 @@ TENSOR = "tensor"
 
 
 class Store:
-    """The parts of one study, saved in the folder `within`/<first 12 digits of its key>.
+    """Saves and loads the parts of one study, in the folder `within`/<first 12 digits of its key>.
+
+    Args:
+        within: The folder of all studies; None: nothing is saved.
+        key: The key of the study, see `study_key`.
 
     Attributes:
         key: SHA-256 of everything that the study depends on.
@@ -46,7 +50,12 @@ class Store:
         self.seconds: dict[str, float] = {}
 
     def value(self, name: str, kind: type[Value], compute: Callable[[], Value]) -> Value:
-        """Return the part `name`: the saved one, or else the result of `compute`, which is saved.
+        """Return the part `name`: the saved one, or else the result of `compute`, which is then saved.
+
+        Args:
+            name: Name of the part, and of its file.
+            kind: Type of the part, see `decode`.
+            compute: Computes the part.
 
         Raises:
             UserError: The file of the part is damaged, or cannot be written.
@@ -62,7 +71,7 @@ class Store:
         return value
 
     def read(self, name: str, kind: type[Value]) -> Value | None:
-        """Return the saved part `name`, None if there is none.
+        """Return the saved part `name`; None if there is none.
 
         Raises:
             UserError: Its file is damaged.
@@ -83,7 +92,11 @@ class Store:
         return value
 
     def write(self, name: str, value: Any) -> None:
-        """Save a part."""
+        """Save a part, if there is a folder.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
         if self.folder is not None:
             content = encode(value)
             document = {"sha256": _sha256(content), "seconds": self.seconds.get(name, 0.0), "value": content}
@@ -95,10 +108,11 @@ def _sha256(content: Any) -> str:
 
 
 def encode(value: Any) -> Any:
-    """Return a value of JSON's types from which `decode` restores `value`; NaN and infinity stay numbers.
+    """Return `value` in the types of JSON, from which `decode` restores it; NaN and infinity stay floats.
 
     Raises:
-        TypeError: It holds something else than dataclasses, mappings, sequences, tensors, numbers, texts and None.
+        TypeError: It contains something else than dataclasses, mappings, tuples, lists, tensors, numbers, strings and
+            None.
     """
     if isinstance(value, Tensor):
         return {TENSOR: base64.b64encode(save({TENSOR: value.detach().cpu().contiguous()})).decode()}
@@ -140,8 +154,8 @@ def decode(kind: Any, value: Any) -> Any:
 def study_key(net: nn.Module, samples: StudySamples, config: StudyConfig) -> str:
     """Return the SHA-256 of everything that a study depends on: network, samples, arguments and version.
 
-    A module among the arguments counts with its values, a function with its name and code, without the variables that
-    it captures.
+    A module among the arguments is identified by its parameters and buffers, a function by its name and code. Variables
+    that a function captures are not included.
     """
     content = {
         "version": __version__,

@@ -1,4 +1,4 @@
-"""`aafit.study`: all analyses of a network's activations, with their progress and their page."""
+"""Run all analyses of a network's activations in one call: `aafit.study`. The analyses are in parts.py."""
 
 import logging
 import time
@@ -63,16 +63,17 @@ def study(
         batches: A few thousand samples that the network was not trained on, or augmented ones, in batches of any form.
         replacements: As for `replace_activations`; by default every activation is replaced by an F-Neuron fitted to it.
         heldout: Samples to evaluate on, which take no part in the identification.
-        heldout_share: Share of `batches` to hold out where `heldout` is not given; by default 0.2 of 500 samples or
-            more, and 0 of fewer. With 0 the networks are evaluated on the fitted samples, and no gain is claimed.
+        heldout_share: Share of `batches` to hold out if `heldout` is not given; by default 0.2 of 500 samples or more,
+            and 0 of fewer. With 0 the networks are evaluated on the fitted samples, and no gain is claimed.
         sharing: As for `replace_activations`: "layer", "channel", "neuron", or a dictionary by key.
         target: As for `identify`; by default "labels" if the batches have them, else "logits".
         loss: As for `identify`.
-        output: From what the network returns to its output tensor, as `lambda out: out.last_hidden_state`.
-        steps: Steps of the identification, at most.
-        samples: Number of samples for input distributions, audit, importance and the comparison of layers.
-        memory: Bytes that the batches may take.
-        seed: Of the held-out samples, the order of the samples, and the random probes of the curvature.
+        output: Selects the output tensor of what the network returns, as `lambda out: out.last_hidden_state`.
+        steps: Maximum number of joint steps of the identification.
+        samples: Maximum number of samples for input distributions, audit (at most 512), importance, the comparison of
+            layers and that of families. The identification uses all.
+        memory: Bytes that `batches` may take, and that `heldout` may take.
+        seed: Seed of the choice of held-out samples, the order of the samples, and the random probes of the curvature.
         families: Families that are compared in each replaced layer and in all, as for `compare_families`; None: none.
         report: The HTML file to write; None: no page is written and nothing is saved.
         command: The command that the page shows.
@@ -82,11 +83,11 @@ def study(
         The results; prints as a verdict in three sentences and a table of the layers.
 
     Raises:
-        UserError: Its parts refuse the arguments (`replace_activations`, `identify`, ...); there are no samples, or too
-            many for the memory; `report` is no name of an HTML file, exists and is not the page of this study, or
-            cannot be written.
+        UserError: One of the analyses refuses the arguments (`replace_activations`, `identify`, ...); there are no
+            samples, or they exceed `memory`; `report` is not the name of an HTML file, exists and is not the page of
+            this study, or cannot be written.
         ImportError: A report is requested, and jinja2 is not installed.
-        Stopped: Ctrl-C; with a report the parts so far are saved.
+        Stopped: Ctrl-C was pressed; with a report the parts so far are saved.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 3))
