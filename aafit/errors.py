@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from math import isfinite
 from numbers import Real
 from typing import Any, TypeGuard
 
@@ -90,8 +91,13 @@ def check_count(what: str, value: int, least: int = 1) -> int:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Return whether `value` is a number of at most `LARGEST` in absolute value: no NaN, no infinity, no bool."""
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) <= LARGEST
+    """Return whether `value` is a number of a finite float: no NaN, no infinity, no bool, no integer beyond floats."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_seed(value: int) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aafit.errors import Stopped, UserError, check_count, check_name, check_seed, is_number
+from aafit.errors import LARGEST, Stopped, UserError, check_count, check_name, check_seed, is_number
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.gauss_newton import (
     DENSE,
@@ -237,7 +237,7 @@ def _show(state: State, show: ShowProgress, steps: int) -> None:
 def _check_prior(prior: float | str | None) -> None:
     if isinstance(prior, str):
         check_name("prior", prior, ("auto",))
-    elif prior is not None and not (is_number(prior) and prior > 0):
+    elif prior is not None and not (is_number(prior) and 0 < prior <= LARGEST):
         raise UserError(
             f'The weight of the prior must be a number above 0, "auto", or None for no prior; got {prior!r}.'
         )

@@ -35,7 +35,7 @@ def found(folder):
 
 def test_it_finds_replaces_and_evaluates(found):
     assert [row.path for row in found.found] == ["act1", "act2"]
-    assert [row.new for row in found.replaced] == ["F-Neuron as ReLU", "AHAF as SiLU"]
+    assert [row.new for row in found.replaced] == ["F-Neuron(knots=6) as ReLU", "AHAF as SiLU"]
     assert [row.path for row in found.inputs] == ["act1", "act2"]
     right, images, net = 0, 0, base()
     with torch.no_grad():
