@@ -178,7 +178,7 @@ class Batch:
 
         Raises:
             UserError: there is none; their inputs have different forms; their tensors differ in shape apart from the
-            number of samples; a tensor that belongs to all samples differs between them.
+                number of samples; a tensor that belongs to all samples differs between them.
         """
         if not batches:
             raise UserError("There is no batch to join.")
