@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any, TypeGuard
 
 LARGEST = 1 << 53
-"""Numbers above this are no counts or weights that a user means; every whole number up to it is a float."""
+"""The largest valid count or weight: every integer up to it is exactly a float64."""
 
 
 class UserError(ValueError):
@@ -79,19 +79,19 @@ def check_line(value: str) -> str:
 
 
 def check_count(what: str, value: int, least: int = 1) -> int:
-    """Return `value` if it is a whole number of at least `least`.
+    """Return `value` if it is an integer of at least `least`.
 
     Raises:
         UserError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
         most = f" and at most {LARGEST}" if isinstance(value, int) and value > LARGEST else ""
-        raise UserError(f"The {what} must be a whole number of at least {least}{most}; got {value!r}.")
+        raise UserError(f"The {what} must be an integer of at least {least}{most}; got {value!r}.")
     return value
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Return whether `value` is a number of a finite float: no NaN, no infinity, no bool, no integer beyond floats."""
+    """Return whether `value` is a finite real number: no bool, and no integer above the range of floats."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     try:
@@ -104,10 +104,10 @@ def check_seed(value: int) -> int:
     """Return `value` if it is a seed that torch takes.
 
     Raises:
-        UserError: it is no whole number, or it has more than 64 bits.
+        UserError: it is not an integer, or has more than 64 bits.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not -(1 << 63) <= value < 1 << 64:
-        raise UserError(f"The seed must be a whole number of at most 64 bits; got {value!r}.")
+        raise UserError(f"The seed must be an integer of at most 64 bits; got {value!r}.")
     return value
 
 

@@ -208,7 +208,7 @@ def whole_numbers(context: click.Context, parameter: click.Parameter, text: str)
     except ValueError:
         numbers = (0,)
     if min(numbers) < 1:
-        raise click.BadParameter(f"{text!r} is not a list of whole numbers above 0 such as 1,2,4.")
+        raise click.BadParameter(f"{text!r} is not a list of integers above 0 such as 1,2,4.")
     return numbers
 
 

@@ -94,7 +94,7 @@ def parse_text(text: str) -> TextForm:
     numbers = tuple(max(option.least, min(option.most, number)) for number in (*found, *default[len(found) :]))
     value = numbers if several else numbers[0]
     if name != (right := family + option.written(value)):
-        what = f"{len(default)} whole numbers" if several else "a whole number"
+        what = f"{len(default)} integers" if several else "an integer"
         raise UserError(
             f"Activation {text!r}: {family} takes the option {option.name}, {what} from {option.least} to "
             f"{option.most:,}. Did you mean {f'{right} {start}'.strip()!r}?"

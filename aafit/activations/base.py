@@ -24,8 +24,8 @@ class TextOption(NamedTuple):
     """An argument of `like` and `fit` that a text form can give, as "Polynomial(degree=4) as ReLU".
 
     Attributes:
-        name: Of the argument, and of the attribute that holds its value.
-        default: A whole number, or a tuple of some.
+        name: Name of the argument, and of the attribute that holds its value.
+        default: Default value: an integer, or a tuple of integers.
         least: The least valid number.
         most: The largest valid number.
     """

@@ -205,7 +205,7 @@ def needs_plain_operations(*tensors: Tensor) -> bool:
 def dual_numbers() -> Iterator[None]:
     """Compute in forward mode, without gradients."""
     with torch.no_grad(), forward_ad.dual_level(), warnings.catch_warnings():
-        # torch 2.14 warns of its own use of torch.jit.script there.
+        # torch 2.14 itself uses torch.jit.script in forward mode, and warns about it.
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
         yield
 

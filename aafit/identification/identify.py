@@ -239,7 +239,8 @@ def _check_prior(prior: float | str | None) -> None:
         check_name("prior", prior, ("auto",))
     elif prior is not None and not (is_number(prior) and 0 < prior <= LARGEST):
         raise UserError(
-            f'The weight of the prior must be a number above 0, "auto", or None for no prior; got {prior!r}.'
+            f'The weight of the prior must be a number above 0 and at most {LARGEST}, "auto", or None for no prior; '
+            f"got {prior!r}."
         )
 
 
@@ -368,7 +369,7 @@ class Identifier:
         per_sample = state.samples / state.dispersion
         decrement = posterior.decrement() * per_sample
         last = [step.gained or 0.0 for step in state.steps[-2:]]
-        # Where the quadratic model is wrong, as for the slope of a ReLU, the decrement never becomes small enough.
+        # If the quadratic model is wrong, as for the slope of a ReLU, the decrement never becomes small enough.
         stalled = whole and state.rounds > 2 and max(last) * per_sample < STALLED
         done = stalled or sum(step.phase == "joint" for step in state.steps) >= self.steps
         accepted = None

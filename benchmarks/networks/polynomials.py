@@ -31,13 +31,13 @@ WAYS = ("plain", "fitted", "adam", "layers", "together")
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is tried.
+    """The settings of a comparison.
 
     Attributes:
-        ways: Of `WAYS`.
-        sharing: What has coefficients of its own.
-        epochs: Of Adam.
-        steps: Joint steps, at most.
+        ways: Names of ways to determine the coefficients, from `WAYS`.
+        sharing: Sharing of the coefficients.
+        epochs: Number of epochs of Adam.
+        steps: Maximum number of joint steps.
     """
 
     ways: tuple[str, ...]
@@ -58,7 +58,7 @@ def rows(trial: Swapped, degree: int, chosen: Chosen, coefficients: Path | None)
     ways: dict[str, tuple[str, Any, Callable[[nn.Module], object]]] = {
         "plain": ("plain least squares", plain, lambda net: None),
         "fitted": ("fitted with margin and tails", weighted, lambda net: None),
-        "adam": (f"Adam, {chosen.epochs} epochs at 1e-3", weighted, adam),
+        "adam": (f"Adam, {chosen.epochs} epoch{'s' * (chosen.epochs > 1)} at 1e-3", weighted, adam),
         "layers": ("identified layer by layer", weighted, layers),
         "together": (f"identified layer by layer, then together, {chosen.steps} steps at most", weighted, together),
     }

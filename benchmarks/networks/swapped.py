@@ -31,9 +31,9 @@ class Swapped:
         output: The output that is matched.
         sample: An input for the fits of the activations.
         outputs: (net) -> the outputs for the held-out batches.
-        before: Those of the base network.
+        before: The outputs of the base network for these batches.
         judge: (before, after) -> cells of a table: how much of the outputs remains.
-        target: Of the identification.
+        target: Target of the identification, as for `identify`.
         as_exported: (net) -> a network from tensors to a tensor, for ONNX.
     """
 

@@ -216,7 +216,7 @@ def test_the_number_of_knots(make) -> None:
     assert make(*function, knots=5).knots == make(*function, knots=5).weight.shape[-1] == 5
     with pytest.raises(UserError, match=r"write knots=18 instead of pieces=16"):
         make(*function, pieces=16)
-    with pytest.raises(UserError, match=r"knots of F-Neuron must be a whole number of at least 3; got 2"):
+    with pytest.raises(UserError, match=r"knots of F-Neuron must be an integer of at least 3; got 2"):
         make(*function, knots=2)
     with pytest.raises(UserError, match="Unknown outside 'lines'"):
         make(*function, outside="lines")

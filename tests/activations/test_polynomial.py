@@ -104,7 +104,7 @@ def test_a_state_dict_sets_the_interval() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda h: Polynomial.fit(F.gelu, h, degree=0), "degree of Polynomial must be a whole number of at least 1"),
+        (lambda h: Polynomial.fit(F.gelu, h, degree=0), "degree of Polynomial must be an integer of at least 1"),
         (lambda h: Polynomial.fit(F.gelu, h, degree=2.5), "at least 1; got 2.5"),
         (lambda h: Polynomial.fit(F.gelu, h, degree=65), "at most 64; got 65"),
         (lambda h: Polynomial.like("GELU", degree=-1), "at least 1; got -1"),

@@ -101,7 +101,7 @@ def test_the_interval_is_a_scale_only() -> None:
         (lambda h: Rational.fit(F.gelu, h, degrees=(5, 0)), "degree of Rational's denominator .* at least 1; got 0"),
         (lambda h: Rational.fit(F.gelu, h, degrees=(5, 17)), "denominator must be at most 16; got 17"),
         (lambda h: Rational.fit(F.gelu, h, degrees=5), r"two numbers \(m, n\), as \(5, 4\); got 5"),
-        (lambda h: Rational(torch.ones(1, 1), torch.ones(1, 2)), "numerator must be a whole number of at least 1"),
+        (lambda h: Rational(torch.ones(1, 1), torch.ones(1, 2)), "numerator must be an integer of at least 1"),
         (lambda h: Rational(torch.ones(3), torch.ones(2)), r"\(1, 6\) and \(1, 4\); got \(3,\) and \(2,\)"),
         (lambda h: Rational(torch.ones(2, 3), torch.ones(1, 2)), r"need one shape; got \(2,\), \(1,\)"),
         (lambda h: Rational(torch.ones(1, 3), torch.tensor([[math.inf]])), "denominator must be finite"),

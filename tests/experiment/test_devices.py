@@ -69,5 +69,5 @@ def test_no_such_device(device: str, said: str) -> None:
 
 @pytest.mark.parametrize("jobs", [0, -1])
 def test_no_jobs(jobs: int) -> None:
-    with pytest.raises(UserError, match="number of --jobs must be a whole number of at least 1; got"):
+    with pytest.raises(UserError, match="number of --jobs must be an integer of at least 1; got"):
         slots("cpu", jobs)

@@ -193,7 +193,7 @@ def test_a_gain_of_more_than_the_loss_is_not_believed() -> None:
     [
         (nn.Linear(2, 2), [], {}, "no adaptive activation"),
         (network(), [], {}, "nothing to predict from"),
-        (network(), problem(), {"samples": 0}, "must be a whole number of at least 1; got 0"),
+        (network(), problem(), {"samples": 0}, "must be an integer of at least 1; got 0"),
         (network(), problem(), {"samples": 1}, "from 2 samples or more"),
         (network(), [(x * math.nan, y) for x, y in problem()], {}, "not finite"),
         (FNeuron(torch.zeros(2000, 3)), [], {}, "6000 adaptive parameters"),

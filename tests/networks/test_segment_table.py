@@ -104,9 +104,9 @@ def test_onnx_has_plain_operators_and_the_same_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"segments": 0}, "number of segments must be a whole number of at least 1; got 0"),
+        ({"segments": 0}, "number of segments must be an integer of at least 1; got 0"),
         ({"segments": 65}, "at most 64 segments; got 65"),
-        ({"segments": 8, "bits": 3}, "number of bits must be a whole number of at least 4; got 3"),
+        ({"segments": 8, "bits": 3}, "number of bits must be an integer of at least 4; got 3"),
         ({"segments": 8, "bits": 17}, "at most 16 bits; got 17"),
         ({"bits": 8}, r"bits=8 is for tables of few segments: give segments= too"),
         ({"as_": "function", "segments": 8}, r'segments=8 is for tables: give as_="table" too'),

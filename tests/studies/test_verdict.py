@@ -96,8 +96,8 @@ def test_a_share_is_held_out_of_many_samples(caplog):
         ({"heldout_share": 0.001}, "leaves none to hold out"),
         ({"heldout_share": 0.999}, "leaves none to fit"),
         ({"heldout_share": 0.2, "heldout": batches(768)}, "not both"),
-        ({"samples": 1}, "number of samples must be a whole number of at least 2"),
-        ({"steps": -1}, "number of steps must be a whole number of at least 0"),
+        ({"samples": 1}, "number of samples must be an integer of at least 2"),
+        ({"steps": -1}, "number of steps must be an integer of at least 0"),
         ({"report": "study.pdf"}, r"report='study\.html'"),
     ],
 )

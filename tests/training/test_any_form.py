@@ -385,7 +385,7 @@ def test_a_metric_that_is_no_number(metric: Any) -> None:
 
 @pytest.mark.parametrize("epochs", [-1, 1.5, True, "3"])
 def test_epochs_that_are_no_number_of_epochs(epochs: Any) -> None:
-    with pytest.raises(UserError, match=f"The number of epochs must be a whole number of at least 0; got {epochs!r}"):
+    with pytest.raises(UserError, match=f"The number of epochs must be an integer of at least 0; got {epochs!r}"):
         tune(Norm(), [(X, Y)], epochs=epochs)
 
 

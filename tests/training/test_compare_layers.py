@@ -197,7 +197,7 @@ def test_an_input_that_is_changed_in_place_is_given_anew_to_the_second() -> None
 
 
 def test_each_network_has_its_own_rounding() -> None:
-    base = nn.Sequential(nn.ReLU())  # of whole numbers exact in float32
+    base = nn.Sequential(nn.ReLU())  # of integers exact in float32
     wrapped = nn.Sequential(base)
     net, _ = replace_activations(wrapped, {"ReLU": LEAF.like("Tanh")})
     x = torch.arange(-8.0, 8.0).reshape(4, 4)

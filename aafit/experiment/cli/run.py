@@ -32,7 +32,7 @@ def _integers(context: click.Context, option: click.Parameter, text: str | None)
     try:
         return None if text is None else tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a list of whole numbers such as 42,100.") from error
+        raise click.BadParameter(f"{text!r} is not a list of integers such as 42,100.") from error
 
 
 @click.command(cls=Command)

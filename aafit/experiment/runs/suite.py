@@ -45,7 +45,7 @@ class Suite(Settings):
         if not self.runs:
             raise UserError("it has no runs.")
         if not self.seeds or len({seed for seed in self.seeds if 0 <= seed < SEEDS}) < len(self.seeds):
-            raise UserError(f"seeds = {list(self.seeds)} must be different whole numbers from 0 to 2^64 - 1.")
+            raise UserError(f"seeds = {list(self.seeds)} must be different integers from 0 to 2^64 - 1.")
         names = [run.name for run in self.runs]
         for name in names:
             if names.count(name) > 1:

@@ -258,7 +258,7 @@ def test_evaluation_batches_are_the_split_in_its_order(batch_size, sizes):
 @pytest.mark.parametrize("batch_size", [0, -3])
 @pytest.mark.parametrize("make", [lambda split, size: training_batches(split, size, 42, 0), evaluation_batches])
 def test_a_batch_needs_an_image(make, batch_size):
-    with pytest.raises(UserError, match=f"batch size must be a whole number of at least 1; got {batch_size}"):
+    with pytest.raises(UserError, match=f"batch size must be an integer of at least 1; got {batch_size}"):
         make(numbered_split(3), batch_size)
 
 
