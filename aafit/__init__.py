@@ -53,8 +53,7 @@ if TYPE_CHECKING:
     from aafit.networks.surgery import Replacement, replace_activations, restore_activations
     from aafit.plots.activations import plot_activations
     from aafit.studies.families import FamilyComparison, compare_families
-    from aafit.studies.families_figure import plot_families
-    from aafit.studies.figure import plot_study
+    from aafit.studies.figures import plot_families, plot_study
     from aafit.studies.result import Study
     from aafit.studies.study import study
     from aafit.training.compare import Comparison, compare
@@ -165,7 +164,7 @@ _MODULES = {
     "aafit.networks.polynomials": ("PolynomialExport", "export_polynomials"),
     "aafit.networks.surgery": ("Replacement", "replace_activations", "restore_activations"),
     "aafit.plots.activations": ("plot_activations",),
-    "aafit.studies.figure": ("plot_study",),
+    "aafit.studies.figures": ("plot_families", "plot_study"),
     "aafit.studies.result": ("Study",),
     "aafit.studies.study": ("study",),
     "aafit.training.compare": ("Comparison", "compare"),
@@ -174,15 +173,13 @@ _MODULES = {
     "aafit.training.tune": ("tune",),
     "aafit.networks.fold": ("Fold", "fold_activations"),
     "aafit.studies.families": ("FamilyComparison", "compare_families"),
-    "aafit.studies.families_figure": ("plot_families",),
 }
 _FOLDERS = ("activations", "identification", "networks", "studies", "training")
 _EXTRAS = {
     "aafit.experiment.authors_checkpoint": "experiment",
     "aafit.experiment.runs.start": "experiment",
     "aafit.plots.activations": "plots",
-    "aafit.studies.families_figure": "plots",
-    "aafit.studies.figure": "plots",
+    "aafit.studies.figures": "plots",
 }
 """The extra that installs what a module needs besides torch, numpy and safetensors."""
 

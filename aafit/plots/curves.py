@@ -1,6 +1,6 @@
 """The curves of one activation, as every picture draws them: original, initial and tuned, with error and inputs.
 
-`Curves` is what a picture needs; panels.py draws it with matplotlib, pictures.py as SVG. Both use the labels below.
+`Curves` is what a picture needs; panels.py draws it with matplotlib, svg.py as SVG. Both use the labels below.
 """
 
 import math

@@ -1,5 +1,6 @@
 """HTML pages of a single file, rendered from templates that contain their style and script."""
 
+import base64
 import json
 import re
 from dataclasses import dataclass
@@ -56,3 +57,8 @@ def breakable(path: str) -> Markup:
 def embedded_json(content: Any) -> Markup:
     """Return JSON for a script element, with every "<" escaped so that no text can end the element."""
     return Markup(json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
+
+
+def svg_url(content: bytes) -> str:
+    """Return the data URL of an SVG file: as an image of its own, its ids cannot clash with those of others."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"

@@ -45,6 +45,8 @@ LOOK: dict[str, Any] = {
     # Text stays text, which can be searched and edited.
     "svg.fonttype": "none",
 }
+FIGURE_METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+"""The kinds of figure files, each without its date: the same figure gives the same file."""
 GREY = "#777777"
 # The dashes of the initial curve are above the tuned one, so that both are visible where they coincide.
 TUNED: dict[str, Any] = {"color": "black", "linestyle": "-", "linewidth": 1.8, "zorder": 3}
@@ -146,6 +148,14 @@ def text_width(text: str, size: float) -> float:
     return 0.58 * size / 72 * len(text)
 
 
+def figure_bytes(figure: Figure, kind: str, dpi: int = 160) -> bytes:
+    """Return the content of a figure's file, of a kind in `FIGURE_METADATA`."""
+    content = io.BytesIO()
+    with look():
+        figure.savefig(content, format=kind, dpi=dpi, metadata=FIGURE_METADATA[kind])
+    return content.getvalue()
+
+
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write `name`.svg and `name`.png (160 dots per inch), and return their paths.
 
@@ -153,14 +163,10 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         UserError: The folder cannot be written to.
     """
     make_folder(folder)
-    files = []
-    with look():
-        for kind, metadata in (("svg", {"Date": None}), ("png", {})):
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=160, metadata=metadata)
-            files.append(folder / f"{name}.{kind}")
-            write_atomically(files[-1], content.getvalue())
-    return files
+    files = {kind: folder / f"{name}.{kind}" for kind in ("svg", "png")}
+    for kind, file in files.items():
+        write_atomically(file, figure_bytes(figure, kind))
+    return list(files.values())
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], height: float, size: float = 8) -> None:

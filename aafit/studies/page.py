@@ -3,8 +3,6 @@
 Begin with `study_page`; page_tables.py makes the tables.
 """
 
-import base64
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,11 @@ from torch import Tensor
 from aafit.errors import UserError
 from aafit.files import is_file, is_folder, make_folder, write_atomically
 from aafit.plots.curves import LABELS
-from aafit.plots.html import embedded_json, rendered
-from aafit.plots.pictures import curves_picture, thumbnail
-from aafit.plots.style import look
-from aafit.plots.svg import line_picture
+from aafit.plots.html import embedded_json, rendered, svg_url
+from aafit.plots.style import figure_bytes
+from aafit.plots.svg import curves_picture, line_picture, thumbnail
 from aafit.studies import page_tables as tables
-from aafit.studies.families_figure import plot_families
+from aafit.studies.figures import plot_families
 from aafit.studies.result import Study, evaluated_on
 from aafit.studies.shapes import LearnedShape
 
@@ -211,14 +208,14 @@ def _identification(study: Study) -> dict[str, Any]:
     """Return the text and the picture of the steps."""
     found = study.identification
     shown = [found.steps[index] for index in _shown_steps(study)]
-    lines = [("tuned", [step.loss for step in shown])]
-    values = [value for _, line in lines for value in line if math.isfinite(value)]
-    log = bool(values) and min(values) > 0 and max(values) > 10 * min(values)
+    losses = [step.loss for step in shown]
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    log = bool(finite) and min(finite) > 0 and max(finite) > 10 * min(finite)
     label = "Loss after each step of the identification"
     return {
         "text": f"{len(found.names):,} parameters, fitted to {found.samples:,} samples in {found.seconds:.1f} s"
         + (f"; {found.heldout_samples:,} other samples judged the result." if found.heldout_samples else "."),
-        "picture": line_picture([step.number for step in shown], lines, label, ("step", "loss"), log)
+        "picture": line_picture([step.number for step in shown], losses, label, ("step", "loss"), log)
         if len(shown) > 1
         else None,
         "messages": (*found.state.messages, *map(str, found.gains)),
@@ -230,12 +227,9 @@ def _families(study: Study) -> dict[str, str] | None:
     if study.families is None:
         return None
     found = study.families
-    content = io.BytesIO()
-    with look():
-        plot_families(found).savefig(content, format="svg", metadata={"Date": None})
     judged = f"{found.heldout_samples:,} {'held-out' if found.held_out else 'of the fitted'} samples"
     return {
-        "picture": f"data:image/svg+xml;base64,{base64.b64encode(content.getvalue()).decode()}",
+        "picture": svg_url(figure_bytes(plot_families(found), "svg")),
         "label": "Held-out gain of each family against its number of parameters, in each layer and in all",
         "text": f"Each family was fitted to the original activations and identified from {found.samples:,} samples. "
         f"Gain: decrease of {found.loss} against the base network on {judged}, paired, with its standard error. p: "

@@ -16,7 +16,7 @@ README = Path(__file__).parents[2] / "README.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.S | re.M)
 
 if __name__ == "__main__":
-    from aafit.studies.figure import write_figure
+    from aafit.studies.figures import write_figure
 
     names: dict[str, Any] = {"__name__": "readme"}
     with tempfile.TemporaryDirectory() as folder:

@@ -18,8 +18,9 @@ from aafit.errors import UserError, check_name, nearest, needs_extra
 from aafit.experiment.cli.options import SHARINGS, Command, data_dir_option, device_option
 from aafit.experiment.devices import choose_device
 from aafit.identification.identify import TARGETS
+from aafit.plots.style import FIGURE_METADATA
 from aafit.studies.families import FAMILIES
-from aafit.studies.figure import KINDS, write_figure
+from aafit.studies.figures import write_figure
 from aafit.studies.study import study as study_of
 
 
@@ -89,7 +90,7 @@ def study(
     The page is written to --report; after a stop the same command resumes from the folder alongside it.
     """
     if figure is not None:
-        check_name("kind of figure", figure.suffix.removeprefix("."), KINDS)
+        check_name("kind of figure", figure.suffix.removeprefix("."), FIGURE_METADATA)
     if Path(network).is_dir():
         if batches is not None:
             raise UserError(f"{network} is the folder of a run, which has its own batches: leave {batches} out.")

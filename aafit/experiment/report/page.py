@@ -3,7 +3,6 @@
 Read `write_report` first. The other public functions draw single figures for the commands.
 """
 
-import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from aafit.experiment.report.summary import (
 )  # fmt: skip
 from aafit.experiment.runs.documents import ACTIVATIONS, StoredCurveError
 from aafit.files import make_folder, write_atomically
-from aafit.plots.html import rendered
+from aafit.plots.html import rendered, svg_url
 from aafit.plots.panels import draw_saved
 from aafit.plots.style import save
 
@@ -138,13 +137,8 @@ def _draw_activations(run: RunRecord, out: Path) -> Drawn:
 
 
 def _embedded(figures: Sequence[Drawn]) -> list[tuple[str, str]]:
-    """Return (description, data URL) of each SVG; as images of their own, so that ids within them cannot clash."""
-    return [
-        (text, "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode())
-        for _, text, paths in figures
-        for path in paths
-        if path.suffix == ".svg"
-    ]
+    """Return (description, data URL) of each SVG."""
+    return [(text, svg_url(path.read_bytes())) for _, text, paths in figures for path in paths if path.suffix == ".svg"]
 
 
 def _file_name(run: RunRecord) -> str:

@@ -8,7 +8,7 @@ from study_helpers import studied
 
 import aafit
 from aafit.errors import UserError
-from aafit.studies.figure import write_figure
+from aafit.studies.figures import write_figure
 
 
 def test_the_forms_of_a_study_in_one_figure() -> None:
