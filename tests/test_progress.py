@@ -176,7 +176,7 @@ def test_after_ctrl_c_a_study_says_where_it_resumes(data, tmp_path: Path, monkey
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("aafit.studies.parts.importance", interrupt)
+    monkeypatch.setattr("aafit.studies.study.importance", interrupt)
     with pytest.raises(aafit.Stopped, match="nothing was saved"):
         aafit.study(base, batches, steps=1)
     with pytest.raises(aafit.Stopped, match=r"resumes from .*study\.parts"):

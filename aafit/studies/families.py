@@ -26,7 +26,7 @@ from aafit.networks.running import copied, evaluation_mode
 from aafit.networks.surgery import Sharings, put_activation, replace_activations, with_matching_modules
 from aafit.progress import progress
 from aafit.studies.samples import StudySamples, first_samples
-from aafit.studies.scores import VALUES, paired_gain, sample_values
+from aafit.studies.scores import joined_values, paired_gain, sample_values
 from aafit.tables import fit_for_json, table
 from aafit.training.losses import LossLike
 from aafit.training.predictor import Predictor
@@ -115,10 +115,10 @@ class FamilyComparison:
         Raises:
             UserError: There is no such place.
         """
-        own = [row for row in self.rows if row.place == place]
-        if not own:
+        rows = [row for row in self.rows if row.place == place]
+        if not rows:
             raise UserError(f"No family was tried in {place!r}. {nearest(place, {row.place for row in self.rows})}")
-        return own[0]
+        return rows[0]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content for JSON; values that are not finite become None."""
@@ -259,9 +259,9 @@ def _name(family: Any) -> str:
         return family
     if isinstance(family, AdaptiveActivation):
         return family.text
-    own = getattr(family, "family", None)
-    if own is not None:
-        return str(own)
+    class_name = getattr(family, "family", None)
+    if class_name is not None:
+        return str(class_name)
     # functools.partial(FNeuron.fit, knots=34)
     function = getattr(family, "func", family)
     bound = getattr(getattr(function, "__self__", None), "family", None) or getattr(function, "__name__", "a function")
@@ -290,19 +290,19 @@ class _Compared:
         self.target, self.loss, self.output, self.steps, self.seed = target, loss, output, steps, seed
         self.fitted, self.judged = first_samples(data.fitted, samples), data.evaluated
         self.held_out = bool(data.heldout)
-        self.whole = {
+        self.networks = {
             name: replace_activations(net, dict.fromkeys(keys, family), sharing, data.example)[0]
             for name, family in families.items()
         }
-        first = next(iter(self.whole.values()))
+        first = next(iter(self.networks.values()))
         self.base = with_matching_modules(net, first)
         self.paths = list(adaptive_activations(first))
         self.histograms = input_histograms(self.base, data.example, self.paths)
         places = [(path, [path]) for path in self.paths]
         places += [(ALL, self.paths)] if len(self.paths) > 1 else []
-        self.tasks = [(place, paths, name) for place, paths in places for name in self.whole]
+        self.tasks = [(place, paths, name) for place, paths in places for name in self.networks]
         self.operators = {
-            name: _operators(adaptive_activations(own)[self.paths[0]]) for name, own in self.whole.items()
+            name: _operators(adaptive_activations(network)[self.paths[0]]) for name, network in self.networks.items()
         }
         self.times: dict[tuple[str, str], float] = {}
 
@@ -314,7 +314,7 @@ class _Compared:
         fitted, judged = (sum(map(len, batches)) for batches in (self.fitted, self.judged))
         count = len(self.tasks)
         cost = (
-            f"{len(self.whole)} families in {count // len(self.whole)} places: {count} identifications of up to "
+            f"{len(self.networks)} families in {count // len(self.networks)} places: {count} identifications of up to "
             f"{self.steps} steps from {fitted:,} samples, and {count} forward passes of {judged:,} samples, which take "
             f"the base network {passed:.2g} s; none begins after {seconds:g} s"
         )
@@ -357,16 +357,16 @@ class _Compared:
 
     def _values(self, net: nn.Module | None, targets: Sequence[tuple[Tensor, Any]]) -> dict[str, Tensor]:
         """Return the `sample_values` by name, (N,) each, of `net`; None: of the base network."""
-        found = []
+        values = []
         # If the targets are the base's outputs, the gain is the decrease of the distance from them.
         loss = self.loss if self.target == "labels" else "mean squared error"
-        for batch, (outputs, target) in zip(self.judged, targets, strict=True):
-            own = outputs
+        for batch, (base_outputs, target) in zip(self.judged, targets, strict=True):
+            outputs = base_outputs
             if net is not None:
                 with evaluation_mode(net):
-                    own = Predictor(net, self.output)(batch).double()
-            found.append(sample_values(loss, own, outputs, target))
-        return dict(zip(VALUES, torch.cat(found, 1), strict=True))
+                    outputs = Predictor(net, self.output)(batch).double()
+            values.append(sample_values(loss, outputs, base_outputs, target))
+        return joined_values(values)
 
     def _row(
         self,
@@ -377,7 +377,7 @@ class _Compared:
         base_values: Mapping[str, Tensor],
     ) -> FamilyRow:
         net = copied(self.base)
-        new = {path: deepcopy(self.whole[name].get_submodule(path)) for path in paths}
+        new = {path: deepcopy(self.networks[name].get_submodule(path)) for path in paths}
         for path, activation in new.items():
             put_activation(net, path, activation)
         began = time.perf_counter()
@@ -395,7 +395,7 @@ class _Compared:
             verbose=False,
         )
         took = time.perf_counter() - began
-        gain = paired_gain(self._values(net, targets), dict(base_values), "loss", "labelled")
+        gain = paired_gain(self._values(net, targets), base_values, "loss", "labelled")
         if gain is None:
             raise UserError("The families cannot be judged: the held-out samples are fewer than 2, or have no target.")
         residuals = [one.residual for one in new.values() if isinstance(one, AdaptiveActivation)]
@@ -417,10 +417,9 @@ class _Compared:
         """Return the time of a family's activations over that of the original ones, on inputs like theirs."""
         for path in paths:
             if (name, path) not in self.times:
-                inputs = _inputs_like(self.histograms[path], self.whole[name].get_submodule(path))
-                pair = {"new": self.whole[name].get_submodule(path), "": self.base.get_submodule(path)}
-                times = _times(pair, inputs)
-                self.times[name, path], self.times["", path] = times["new"], times[""]
+                new, original = self.networks[name].get_submodule(path), self.base.get_submodule(path)
+                times = _times({name: new, "": original}, _inputs_like(self.histograms[path], new))
+                self.times |= {(which, path): seconds for which, seconds in times.items()}
         return sum(self.times[name, path] for path in paths) / sum(self.times["", path] for path in paths)
 
 
@@ -450,11 +449,11 @@ def _times(modules: Mapping[str, nn.Module], inputs: Tensor) -> dict[str, float]
     with torch.no_grad():
         for number in range(ROUNDS):
             for name, module in modules.items():
-                own = inputs.clone()
+                copy = inputs.clone()
                 began = time.perf_counter()
-                module(own)
-                if own.device.type == "cuda":
-                    torch.cuda.synchronize(own.device)
+                module(copy)
+                if copy.device.type == "cuda":
+                    torch.cuda.synchronize(copy.device)
                 took = time.perf_counter() - began
                 # The first round does not count: modules may be compiled in it.
                 least[name] = min(least[name], took) if number else least[name]
@@ -463,14 +462,14 @@ def _times(modules: Mapping[str, nn.Module], inputs: Tensor) -> dict[str, float]
 
 def _operators(activation: nn.Module) -> tuple[str, ...]:
     """Return the names of the operators that torch.export makes of an activation; empty if it cannot export it."""
-    own = deepcopy(activation).requires_grad_(False).eval()
-    shape = own.shape if isinstance(own, AdaptiveActivation) else (1,)
-    parameter = next(own.parameters())
+    frozen = deepcopy(activation).requires_grad_(False).eval()
+    shape = frozen.shape if isinstance(frozen, AdaptiveActivation) else (1,)
+    parameter = next(frozen.parameters())
     try:
-        program = torch.export.export(own, (torch.zeros(2, *shape, device=parameter.device, dtype=parameter.dtype),))
+        program = torch.export.export(frozen, (torch.zeros(2, *shape, device=parameter.device, dtype=parameter.dtype),))
     # The error may be of any type: the formula may be the user's.
     except Exception as error:
-        log.info("%s is not exported: %s", type(own).__name__, error)
+        log.info("%s is not exported: %s", type(frozen).__name__, error)
         return ()
     called = [node.target for node in program.graph.nodes if node.op == "call_function"]
     names = {target.name().removeprefix("aten::").partition(".")[0] for target in called if hasattr(target, "name")}

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from aafit.errors import UserError
 from aafit.files import is_file, is_folder, make_folder, write_atomically
+from aafit.identification.importance import ImportanceRow
+from aafit.networks.surgery import Replaced
 from aafit.plots.curves import LABELS
 from aafit.plots.html import embedded_json, rendered, svg_url
 from aafit.plots.style import figure_bytes
 from aafit.plots.svg import curves_picture, line_picture, thumbnail
 from aafit.studies import page_tables as tables
 from aafit.studies.figures import plot_families
+from aafit.studies.inputs import InputDistribution
 from aafit.studies.result import Study, evaluated_on
 from aafit.studies.shapes import LearnedShape
 
@@ -61,7 +64,7 @@ def check_page(path: Path, key: str) -> None:
 
 def study_page(study: Study) -> str:
     """Return the page as HTML."""
-    layers = [_layer(study, row.path) for row in study.replaced]
+    layers = [_layer(study, row) for row in study.replaced]
     drawn = [layer for layer in layers if layer["small"]]
     most = sorted(drawn, key=lambda layer: -layer["changed"])[:SHOWN]
     return rendered(
@@ -94,25 +97,28 @@ def study_page(study: Study) -> str:
     )
 
 
-def _layer(study: Study, path: str) -> dict[str, Any]:
+def _layer(study: Study, replaced: Replaced) -> dict[str, Any]:
     """Return the texts and pictures of one replaced layer."""
-    number, shape = next(((n, one) for n, one in enumerate(study.shapes) if one.path == path), (0, None))
+    path = replaced.path
+    shape = next((row for row in study.shapes if row.path == path), None)
     inputs = next((row for row in study.inputs if row.path == path), None)
+    expected = next((row for row in study.importance.rows if row.layer == path), None)
     layer = {
         "path": path,
         "anchor": tables.anchor(path),
         "near": "not called" if shape is None else shape.nearest_text(),
         "changed": 0.0 if shape is None else shape.changed,
-        "gain": next((row.gain for row in study.importance.rows if row.layer == path), 0.0),
-        "summary": _layer_summary(study, path, shape),
-        "lead": _lead(study, path),
+        "gain": 0.0 if expected is None else expected.gain,
+        "summary": _layer_summary(shape, expected),
+        "lead": _lead(study, replaced),
         "small": None,
         "picture": None,
         "legend": (),
-        "facts": _layer_facts(study, path, shape),
+        "facts": _layer_facts(study, path, shape, inputs, expected),
         "parameters": tables.parameter_table(study, path),
     }
     if shape is not None and inputs is not None:
+        number = [row.path for row in study.shapes].index(path)
         label = f"{path}: original, initial and tuned activation"
         layer |= {
             "small": thumbnail(shape, inputs.histogram, number, label),
@@ -140,25 +146,31 @@ def _numbers(study: Study) -> list[tuple[str, str]]:
     return numbers
 
 
-def _lead(study: Study, path: str) -> str:
-    row = next(row for row in study.replaced if row.path == path)
-    found = next((one for one in study.found if one.path == path), None)
+def _lead(study: Study, replaced: Replaced) -> str:
+    found = next((row for row in study.found if row.path == replaced.path), None)
     after = f", after {' '.join(found.after)}" if found is not None and found.after else ""
     line = f", called in {found.line}" if found is not None and found.line else ""
-    return f"{row.old} → {row.new}{after}{line}"
+    return f"{replaced.old} → {replaced.new}{after}{line}"
 
 
-def _layer_summary(study: Study, path: str, shape: LearnedShape | None) -> list[tuple[str, str]]:
+def _layer_summary(shape: LearnedShape | None, expected: ImportanceRow | None) -> list[tuple[str, str]]:
     """Return the cells of a layer's row in the overview: a text and its name each."""
     cells = [("not called" if shape is None else shape.nearest_text(), "nearest")]
     if shape is not None:
         error = "" if shape.error is None else ", undetermined" if shape.undetermined else f" ± {shape.error:.1%}"
         cells.append((f"{shape.changed:.1%}{error}", "changed"))
-    gain = next((row for row in study.importance.rows if row.layer == path), None)
-    return cells if gain is None else [*cells, (f"{gain.gain:.2g} ± {gain.error:.1g}", "expected gain")]
+    if expected is not None:
+        cells.append((f"{expected.gain:.2g} ± {expected.error:.1g}", "expected gain"))
+    return cells
 
 
-def _layer_facts(study: Study, path: str, shape: LearnedShape | None) -> list[tuple[str, str]]:
+def _layer_facts(
+    study: Study,
+    path: str,
+    shape: LearnedShape | None,
+    inputs: InputDistribution | None,
+    expected: ImportanceRow | None,
+) -> list[tuple[str, str]]:
     """Return the facts about a layer, each with its name."""
     if shape is None:
         facts = [("Not called", "the forward pass of the samples does not call it")]
@@ -170,13 +182,12 @@ def _layer_facts(study: Study, path: str, shape: LearnedShape | None) -> list[tu
         facts.append(("Relative RMS change", f"{shape.changed:.2%}, {error}"))
         if shape.curves > 1:
             facts.append(("Curves", f"{shape.curves}; the median is drawn"))
-    row = next((row for row in study.inputs if row.path == path), None)
-    if row is not None:
-        facts.append(("Inputs", f"mean {row.mean:.3g}, std {row.std:.3g}, from {row.low:.3g} to {row.high:.3g}"))
-    gain = next((row for row in study.importance.rows if row.layer == path), None)
-    if gain is not None:
-        note = "" if gain.significant else ", within the noise"
-        facts.append(("Expected gain", f"{gain.gain:.2g} ± {gain.error:.1g} in loss, adapted alone{note}"))
+    if inputs is not None:
+        moments = f"mean {inputs.mean:.3g}, std {inputs.std:.3g}"
+        facts.append(("Inputs", f"{moments}, from {inputs.low:.3g} to {inputs.high:.3g}"))
+    if expected is not None:
+        note = "" if expected.significant else ", within the noise"
+        facts.append(("Expected gain", f"{expected.gain:.2g} ± {expected.error:.1g} in loss, adapted alone{note}"))
     audited = [row for row in study.audit.rows if row.name.rpartition(".")[0] == path]
     names: dict[str, list[str]] = {}
     for parameter in audited:
@@ -206,19 +217,20 @@ def _step_names(study: Study) -> list[str]:
 
 def _identification(study: Study) -> dict[str, Any]:
     """Return the text and the picture of the steps."""
-    found = study.identification
-    shown = [found.steps[index] for index in _shown_steps(study)]
+    identification = study.identification
+    shown = [identification.steps[index] for index in _shown_steps(study)]
     losses = [step.loss for step in shown]
     finite = [loss for loss in losses if math.isfinite(loss)]
     log = bool(finite) and min(finite) > 0 and max(finite) > 10 * min(finite)
     label = "Loss after each step of the identification"
     return {
-        "text": f"{len(found.names):,} parameters, fitted to {found.samples:,} samples in {found.seconds:.1f} s"
-        + (f"; {found.heldout_samples:,} other samples judged the result." if found.heldout_samples else "."),
+        "text": f"{len(identification.names):,} parameters, fitted to {identification.samples:,} samples in "
+        f"{identification.seconds:.1f} s"
+        + (f"; {heldout:,} other samples judged the result." if (heldout := identification.heldout_samples) else "."),
         "picture": line_picture([step.number for step in shown], losses, label, ("step", "loss"), log)
         if len(shown) > 1
         else None,
-        "messages": (*found.state.messages, *map(str, found.gains)),
+        "messages": (*identification.state.messages, *map(str, identification.gains)),
     }
 
 

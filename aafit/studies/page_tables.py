@@ -73,10 +73,11 @@ def relative_error(shape: LearnedShape) -> Cell:
 
 def parameter_table(study: Study, path: str) -> PageTable:
     """Return the parameters of a layer before and after tuning."""
-    found = study.identification
-    errors = {} if found.uncertainty is None else {row.name: row for row in found.uncertainty.rows}
-    all_rows = zip(found.names, found.start, found.values, strict=True)
-    own = [row for row in all_rows if row[0].partition("[")[0].rpartition(".")[0] == path]
+    identification = study.identification
+    uncertainty = identification.uncertainty
+    errors = {} if uncertainty is None else {row.name: row for row in uncertainty.rows}
+    all_rows = zip(identification.names, identification.start, identification.values, strict=True)
+    rows = [row for row in all_rows if row[0].partition("[")[0].rpartition(".")[0] == path]
 
     def error(row: tuple[str, float, float]) -> Cell:
         known = errors.get(row[0])
@@ -88,9 +89,9 @@ def parameter_table(study: Study, path: str) -> PageTable:
         ("tuned", NUMBER, lambda row: _parameter(row[2])),
         ("standard error", NUMBER, error),
     ]
-    shown_of = "" if len(own) <= MOST_PARAMETERS else f", the first {MOST_PARAMETERS} of {len(own):,}"
+    shown_of = "" if len(rows) <= MOST_PARAMETERS else f", the first {MOST_PARAMETERS} of {len(rows):,}"
     caption = f"Parameters of {path}{shown_of}"
-    return page_table(f"{anchor(path)}-parameters", caption, columns, own[:MOST_PARAMETERS])
+    return page_table(f"{anchor(path)}-parameters", caption, columns, rows[:MOST_PARAMETERS])
 
 
 def step_table(study: Study) -> PageTable:

@@ -131,16 +131,16 @@ def _replacement_sentence(study: Study) -> str:
 
 
 def _tuning_sentence(study: Study) -> str:
-    found, scores = study.identification, study.scores
-    count, seconds = f"{len(found.names):,} parameters", _seconds(found.seconds)
-    steps = sum(step.phase in ("layers", "joint") for step in found.steps)
-    if not steps or found.steps[-1].phase == "start":
+    identification, scores = study.identification, study.scores
+    count, seconds = f"{len(identification.names):,} parameters", _seconds(identification.seconds)
+    steps = sum(step.phase in ("layers", "joint") for step in identification.steps)
+    if not steps or identification.steps[-1].phase == "start":
         return (
             f"Gauss-Newton found nothing better than the initial values of the {count} ({seconds}), as far as the "
-            f"{found.samples:,} samples tell; they keep these values."
+            f"{identification.samples:,} samples tell; they keep these values."
         )
     taken = f"{steps} step{'s' * (steps != 1)} ({seconds})"
-    begun = f"Gauss-Newton fitted their {count} to {found.samples:,} samples in {taken}"
+    begun = f"Gauss-Newton fitted their {count} to {identification.samples:,} samples in {taken}"
     tuned = scores.tuned
     if scores.accuracy_gain is not None and tuned.accuracy is not None:
         gain = scores.accuracy_gain

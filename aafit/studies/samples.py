@@ -57,22 +57,22 @@ class StudySamples:
         check_memory(memory)
         check_seed(seed)
         fitted = _loaded(batches, "batches", memory)
-        count = sum(map(len, fitted))
         if heldout is not None:
             if share:
                 raise UserError("Give held-out batches (heldout=) or a share to hold out (heldout_share=), not both.")
-            held = _loaded(heldout, "held-out batches", memory)
-            _check_apart(fitted, held)
+            heldout_batches = _loaded(heldout, "held-out batches", memory)
+            _check_apart(fitted, heldout_batches)
         else:
-            share = (HELDOUT if count >= ENOUGH_TO_HOLD_OUT else 0.0) if share is None else share
+            if share is None:
+                share = HELDOUT if sum(map(len, fitted)) >= ENOUGH_TO_HOLD_OUT else 0.0
             if not (is_number(share) and 0 <= share < 1):
                 raise UserError(f"heldout_share={share} is no share: give a number from 0 to below 1, such as 0.2.")
-            fitted, held = _split(fitted, share, seed)
-        kept, out = sum(map(len, fitted)), sum(map(len, held))
-        if kept < 2:
+            fitted, heldout_batches = _split(fitted, share, seed)
+        count = sum(map(len, fitted))
+        if count < 2:
             raise UserError("There is one sample to fit; a study needs at least 2.")
-        log.info("%d samples are fitted, %d are held out to evaluate on", kept, out)
-        return cls(fitted, held, (_sha256(fitted), _sha256(held)))
+        log.info("%d samples are fitted, %d are held out to evaluate on", count, sum(map(len, heldout_batches)))
+        return cls(fitted, heldout_batches, (_sha256(fitted), _sha256(heldout_batches)))
 
     @property
     def evaluated(self) -> list[Batch]:
@@ -121,7 +121,7 @@ def _loaded(batches: Iterable[Any], what: str, memory: int) -> list[Batch]:
     return loaded
 
 
-def _check_apart(fitted: Sequence[Batch], held: Sequence[Batch]) -> None:
+def _check_apart(fitted: Sequence[Batch], heldout: Sequence[Batch]) -> None:
     """Check that held-out samples, with their targets, are not among those to fit; warn if many are.
 
     Raises:
@@ -129,7 +129,7 @@ def _check_apart(fitted: Sequence[Batch], held: Sequence[Batch]) -> None:
     """
     to_fit, judged = (
         [_sha256([batch.part(row, row + 1)]) for batch in batches for row in range(len(batch))]
-        for batches in (fitted, held)
+        for batches in (fitted, heldout)
     )
     known = set(to_fit)
     shared = sum(sample in known for sample in judged)
@@ -151,11 +151,11 @@ def _split(batches: list[Batch], share: float, seed: int) -> tuple[list[Batch], 
     chosen = torch.zeros(count, dtype=torch.bool)
     chosen[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:number]] = True
     parts = list(zip(batches, chosen.split([len(batch) for batch in batches]), strict=True))
-    fitted, held = (
+    fitted, heldout = (
         [batch.at(rows.nonzero().flatten().to(batch.device)) for batch, rows in pairs if rows.any()]
         for pairs in ([(batch, ~rows) for batch, rows in parts], parts)
     )
-    return fitted, held
+    return fitted, heldout
 
 
 def _sha256(batches: Iterable[Batch]) -> str:

@@ -1,9 +1,9 @@
 """Compute loss, accuracy and agreement of the base, the initial and the tuned network, and the gain's significance.
 
-Begin with `study_scores`. Axes in names: B sample of a batch, N sample, V value of a sample (see `VALUES`).
+Begin with `study_scores`. Axes in names: B sample of a batch, N sample.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import comb
 from typing import Any
@@ -34,7 +34,7 @@ FEW = 25
 LEVEL = 0.05
 """Significance level of the exact test."""
 VALUES = ("loss", "labelled", "correct", "with class", "agreed", "positions", "finite", "squares", "elements")
-"""The values of a sample, in this order: sums (loss, correct, agreed, squares of the differences from the base's
+"""The values of a sample: sums (loss, correct, agreed, squares of the differences from the base's
 outputs) with the counts that they are divided by (labelled, with class, positions, elements), and whether the outputs
 are finite."""
 
@@ -138,50 +138,50 @@ def study_scores(
     """
     nets = (base, initial, tuned)
     predictors = [Predictor(net, output) for net in nets]
-    values: list[list[Tensor]] = [[], [], []]
+    values: list[list[dict[str, Tensor]]] = [[], [], []]
     totals: dict[Size, list[Tensor]] = {}
     with evaluation_mode(*nets):
         for batch in batches:
-            outputs = [predictor(batch).double() for predictor in predictors]
-            target = wide_target(batch.target)
-            for own, found in zip(outputs, values, strict=True):
-                found.append(sample_values(loss, own, outputs[0], target))
-            sums = [outputs[0].sum(0), outputs[0].square().sum(0), torch.ones_like(outputs[0]).sum(0)]
-            before = totals.get(outputs[0].shape[1:], [torch.zeros_like(one) for one in sums])
-            totals[outputs[0].shape[1:]] = [one + other for one, other in zip(before, sums, strict=True)]
+            all_outputs = [predictor(batch).double() for predictor in predictors]
+            base_outputs, target = all_outputs[0], wide_target(batch.target)
+            for outputs, of_batches in zip(all_outputs, values, strict=True):
+                of_batches.append(sample_values(loss, outputs, base_outputs, target))
+            sums = [base_outputs.sum(0), base_outputs.square().sum(0), torch.ones_like(base_outputs).sum(0)]
+            before = totals.get(base_outputs.shape[1:], [torch.zeros_like(one) for one in sums])
+            totals[base_outputs.shape[1:]] = [one + other for one, other in zip(before, sums, strict=True)]
     if not values[0]:
         raise UserError("The batches hold no sample to evaluate.")
-    by_net = [dict(zip(VALUES, torch.cat(found, 1), strict=True)) for found in values]
+    base_values, initial_values, tuned_values = map(joined_values, values)
     variance = sum((square - total.square() / count).sum().item() for total, square, count in totals.values())
-    std = (variance / by_net[0]["elements"].sum().item()) ** 0.5
+    std = (variance / base_values["elements"].sum().item()) ** 0.5
     return StudyScores(
-        samples=len(by_net[0]["loss"]),
+        samples=len(base_values["loss"]),
         held_out=held_out,
-        base=_score(by_net[0], std),
-        initial=_score(by_net[1], std),
-        tuned=_score(by_net[2], std),
-        accuracy_gain=paired_gain(by_net[2], by_net[0], "correct", "with class"),
-        loss_gain=paired_gain(by_net[2], by_net[0], "loss", "labelled"),
+        base=_score(base_values, std),
+        initial=_score(initial_values, std),
+        tuned=_score(tuned_values, std),
+        accuracy_gain=paired_gain(tuned_values, base_values, "correct", "with class"),
+        loss_gain=paired_gain(tuned_values, base_values, "loss", "labelled"),
     )
 
 
-def sample_values(given: LossLike | None, outputs: Tensor, base_outputs: Tensor, target: Any) -> Tensor:
-    """Return the `VALUES` of each sample, (V, B) in float64 on the CPU; NaN for those that are not defined.
+def sample_values(loss_like: LossLike | None, outputs: Tensor, base_outputs: Tensor, target: Any) -> dict[str, Tensor]:
+    """Return the `VALUES` of each sample by name, (B,) in float64 on the CPU; NaN for those that are not defined.
 
     Args:
-        given: The loss; None: the default for the target.
+        loss_like: The loss; None: the default for the target.
         outputs: Outputs of a network, (B, ...) in float64.
         base_outputs: Outputs of the base network, of the same shape.
         target: The target; None: there is none.
     """
     values = dict.fromkeys(VALUES, torch.full((len(outputs),), torch.nan, dtype=torch.float64))
-    loss = _loss_of(given, outputs, target)
+    loss = _loss_of(loss_like, outputs, target)
     if loss is not None and target is not None:
-        found = scores(loss, outputs, target)
-        values |= {"loss": found.loss_B, "labelled": found.labelled_B}
-        if found.correct_B is not None and found.with_class_B is not None:
-            check_labels(found.outside, found.classes)
-            values |= {"correct": found.correct_B, "with class": found.with_class_B}
+        scored = scores(loss, outputs, target)
+        values |= {"loss": scored.loss_B, "labelled": scored.labelled_B}
+        if scored.correct_B is not None and scored.with_class_B is not None:
+            check_labels(scored.outside, scored.classes)
+            values |= {"correct": scored.correct_B, "with class": scored.with_class_B}
     labels = target if has_labels(outputs, target) else None
     axis = class_axis(outputs.shape, None if labels is None else labels.shape)
     if axis is not None and (labels is not None or (loss is not None and loss.is_cross_entropy)):
@@ -192,26 +192,31 @@ def sample_values(given: LossLike | None, outputs: Tensor, base_outputs: Tensor,
     flat = (outputs - base_outputs).reshape(len(outputs), -1)
     values |= {"finite": outputs.reshape(len(outputs), -1).isfinite().all(1), "squares": flat.square().sum(1)}
     values["elements"] = torch.full((len(outputs),), flat.shape[1])
-    return torch.stack([values[name].detach().double().cpu() for name in VALUES])
+    return {name: value.detach().double().cpu() for name, value in values.items()}
 
 
-def _loss_of(given: LossLike | None, outputs: Tensor, target: Any) -> Loss | None:
-    if given is not None:
-        return as_loss(given)
+def joined_values(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the `VALUES` of the samples of all batches by name, (N,) each."""
+    return {name: torch.cat([values[name] for values in batches]) for name in VALUES}
+
+
+def _loss_of(loss_like: LossLike | None, outputs: Tensor, target: Any) -> Loss | None:
+    if loss_like is not None:
+        return as_loss(loss_like)
     if has_labels(outputs, target):
         return CROSS_ENTROPY
     return SQUARED_ERROR if isinstance(target, Tensor) and target.shape == outputs.shape else None
 
 
-def _score(own: dict[str, Tensor], std: float) -> Score:
-    difference = _mean(own["squares"], own["elements"])
+def _score(values: dict[str, Tensor], std: float) -> Score:
+    difference = _mean(values["squares"], values["elements"])
     assert difference is not None
     return Score(
-        _mean(own["loss"], own["labelled"]),
-        _mean(own["correct"], own["with class"]),
-        _mean(own["agreed"], own["positions"]),
+        _mean(values["loss"], values["labelled"]),
+        _mean(values["correct"], values["with class"]),
+        _mean(values["agreed"], values["positions"]),
         difference**0.5 / std if std > 0 else difference**0.5,
-        int((own["finite"] == 0).sum()),
+        int((values["finite"] == 0).sum()),
     )
 
 
@@ -220,19 +225,21 @@ def _mean(totals_N: Tensor, counts_N: Tensor) -> float | None:
     return None if counts == 0 else (totals_N.sum() / counts).item()
 
 
-def paired_gain(own: dict[str, Tensor], base: dict[str, Tensor], total: str, count: str) -> PairedGain | None:
+def paired_gain(
+    values: Mapping[str, Tensor], base_values: Mapping[str, Tensor], total: str, count: str
+) -> PairedGain | None:
     """Return the paired difference of two ratios of sums, with its standard error by the delta method.
 
     Args:
-        own: The values of each sample by name, (N,) each.
-        base: The same values of the base network.
+        values: The values of each sample by name, (N,) each.
+        base_values: The same values of the base network.
         total: Name of the value whose sum is the numerator.
         count: Name of the value whose sum is the denominator.
 
     Returns:
-        The difference, `own` minus `base`; None for fewer than two samples, or if the value is not defined.
+        The difference, `values` minus `base_values`; None for fewer than two samples, or if the value is not defined.
     """
-    counts_N, difference_N = base[count], own[total] - base[total]
+    counts_N, difference_N = base_values[count], values[total] - base_values[total]
     if len(counts_N) < 2 or counts_N.nansum() == 0:
         return None
     value = (difference_N.sum() / counts_N.sum()).item()

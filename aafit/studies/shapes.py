@@ -77,7 +77,7 @@ class LearnedShape(Curves):
 def learned_shapes(
     initial: nn.Module,
     base: nn.Module,
-    found: Identification,
+    identification: Identification,
     vectors: Sequence[Tensor],
     inputs: Iterable[InputDistribution],
 ) -> tuple[LearnedShape, ...]:
@@ -86,7 +86,7 @@ def learned_shapes(
     Args:
         initial: The network with the new activations before tuning.
         base: The network with the original activations at the same paths.
-        found: The identification.
+        identification: The identification.
         vectors: The coordinates after each of its steps, (P,) each.
         inputs: The distributions of the layers' inputs.
     """
@@ -95,19 +95,19 @@ def learned_shapes(
     by_path = {row.path: row for row in inputs}
     steps: dict[str, list[Tensor]] = {path: [] for path in by_path}
     # If no step was recorded, the result stands for the only one.
-    for vector_P in vectors or [found.state.vector_P]:
+    for vector_P in vectors or [identification.state.vector_P]:
         coordinates.write(vector_P)
         for path, row in by_path.items():
             steps[path].append(median(curve_values(tuned.get_submodule(path), points(row))))
-    coordinates.write(found.state.vector_P)
-    covariance_PP = None if found.uncertainty is None else found.uncertainty.covariance_PP
+    coordinates.write(identification.state.vector_P)
+    covariance_PP = None if identification.uncertainty is None else identification.uncertainty.covariance_PP
     activations = adaptive_activations(tuned)
     shapes = []
     for path, row in by_path.items():
         at = torch.tensor([number for number, layer in enumerate(coordinates.layers) if layer == path])
-        own_PP = None if covariance_PP is None else covariance_PP[at][:, at]
+        of_layer_PP = None if covariance_PP is None else covariance_PP[at][:, at]
         modules = base.get_submodule(path), initial.get_submodule(path), activations[path]
-        shapes.append(_shape(path, *modules, own_PP, torch.stack(steps[path]), row))
+        shapes.append(_shape(path, *modules, of_layer_PP, torch.stack(steps[path]), row))
     return tuple(shapes)
 
 
@@ -131,9 +131,9 @@ def _shape(
         determined = ~squares.isnan()
         share, std = weights[determined].sum().item(), rms(before - (weights * before).sum(), weights)
         if share > 0 and std > 0:
-            own = weights * determined / share
-            error = rms(squares.nan_to_num(0).sqrt(), own) / std
-            significant = rms(after - before, own) / std > 2 * error
+            counted = weights * determined / share
+            error = rms(squares.nan_to_num(0).sqrt(), counted) / std
+            significant = rms(after - before, counted) / std > 2 * error
     return LearnedShape(
         **(vars(drawn) | {"error_U": error_U}),
         path=path,
@@ -165,9 +165,8 @@ def standard_errors(activation: AdaptiveActivation, u_U: Tensor, covariance_PP: 
             the standard error is NaN where the output depends on it.
     """
     # Each point becomes a neuron with its own parameters: one backward pass gives the gradients at all points.
-    own = deepcopy(activation).cpu().double().reshaped((len(u_U),)).requires_grad_(True)
-    parameters = [parameter for _, parameter in own.named_parameters(recurse=False)]
-    gradients = torch.autograd.grad(own(u_U.unsqueeze(0)).sum(), parameters)
+    neurons = deepcopy(activation).cpu().double().reshaped((len(u_U),)).requires_grad_(True)
+    gradients = torch.autograd.grad(neurons(u_U.unsqueeze(0)).sum(), list(neurons.parameters(recurse=False)))
     gradients_UP = torch.cat([gradient.reshape(len(u_U), -1) for gradient in gradients], dim=1)
     undetermined_P = covariance_PP.diag().isnan()
     variance_U = ((gradients_UP @ covariance_PP.nan_to_num(0)) * gradients_UP).sum(1).clamp(min=0)

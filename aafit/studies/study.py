@@ -1,31 +1,51 @@
-"""Run all analyses of a network's activations in one call: `aafit.study`. The analyses are in parts.py."""
+"""Run all analyses of a network's activations in one call: `aafit.study`.
+
+`_run_parts` has the analyses in their order; a part that an earlier call has computed is loaded from the store.
+"""
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from aafit.activations import FNeuron
 from aafit.errors import Stopped, UserError, check_count, needs_extra
 from aafit.files import as_path
-from aafit.networks.batches import Output
+from aafit.identification import Audit, Identification, Importance, State, audit, identify, importance
+from aafit.identification.coordinates import Coordinates
+from aafit.networks.adaptive import load_activations, save_activations
+from aafit.networks.batches import Batch, Output
 from aafit.networks.build import NewActivation
+from aafit.networks.find import found_in
 from aafit.networks.running import check_network
-from aafit.networks.surgery import Sharings
+from aafit.networks.surgery import Replaced, Sharings, Skipped, replace_activations, with_matching_modules
 from aafit.progress import progress
-from aafit.studies.config import StudyConfig
-from aafit.studies.parts import PARTS, ProgressCallback, run_parts
+from aafit.studies.config import StudyConfig, provenance
+from aafit.studies.families import FamilyComparison, compare_families
+from aafit.studies.inputs import InputDistribution, input_distributions
 from aafit.studies.result import Study
-from aafit.studies.samples import StudySamples
+from aafit.studies.samples import StudySamples, first_samples
+from aafit.studies.scores import StudyScores, study_scores
+from aafit.studies.shapes import LearnedShape, learned_shapes
 from aafit.studies.store import Store, study_key
+from aafit.training.compare import Comparison, compare
 from aafit.training.losses import LossLike
 
 log = logging.getLogger(__name__)
+
+PARTS = ("find", "replace", "inputs", "audit", "importance", "identify", "compare", "shapes", "families")
+AUDITED = 512
+"""The most samples of the audit."""
+
+ShowPart = Callable[[str, str], None]
+"""Called with the name of a part and a description of its step; the description is "" when the part begins."""
 
 
 def study(
@@ -108,16 +128,15 @@ def study(
     if target == "labels" and not data.labelled:
         raise UserError("The batches have no labels: give batches of (inputs, labels), or target='logits'.")
     replacements = {"*": FNeuron} if replacements is None else replacements
-    config = StudyConfig(replacements, sharing, target, loss, output, steps, samples, memory, seed)
-    if families is not None:
-        config = replace(config, families=tuple(families))
+    compared = None if families is None else tuple(families)
+    config = StudyConfig(replacements, sharing, target, loss, output, steps, samples, memory, seed, compared)
     key = study_key(net, data, config)
     if page is not None:
         check_page(page, key)
     store = Store(None if page is None else page.with_suffix(".parts"), key)
     try:
         with _progress(verbose) as show:
-            found = run_parts(net, data, config, store, command, show)
+            found = _run_parts(net, data, config, store, command, show)
     except KeyboardInterrupt:
         kept = (
             "Stopped; nothing was saved. With report= the parts are saved, and the same call resumes."
@@ -129,7 +148,7 @@ def study(
 
 
 @contextmanager
-def _progress(verbose: bool) -> Iterator[ProgressCallback]:
+def _progress(verbose: bool) -> Iterator[ShowPart]:
     """Show the parts and the steps of the identification; log a line for each part."""
     began = time.perf_counter()
     with progress("study", len(PARTS), verbose) as show:
@@ -143,3 +162,187 @@ def _progress(verbose: bool) -> Iterator[ProgressCallback]:
         yield show_part
         show(len(PARTS), "done")
         log.info("%7.1f s  done", time.perf_counter() - began)
+
+
+def _run_parts(
+    net: nn.Module, data: StudySamples, config: StudyConfig, store: Store, command: str, show: ShowPart
+) -> Study:
+    """Run all parts, or load them from the store."""
+    show("find", "")
+    found = found_in(net, data.example)
+    show("replace", "")
+    initial, replaced, skipped = _replaced(net, data, config, store)
+    base = with_matching_modules(net, initial)
+    labels = config.target == "labels"
+    options: dict[str, Any] = {
+        "base": None if labels else base,
+        "output": config.output,
+        "loss": config.loss,
+    }
+    fitted, evaluated = (first_samples(batches, config.samples) for batches in (data.fitted, data.evaluated))
+
+    show("inputs", "")
+    paths = [row.path for row in replaced]
+    inputs = store.value("inputs", tuple[InputDistribution, ...], lambda: input_distributions(base, paths, fitted))
+    calls = {row.path: number for number, row in enumerate(inputs)}
+    replaced = tuple(sorted(replaced, key=lambda row: calls.get(row.path, len(calls))))
+    show("audit", "")
+    audited = store.value(
+        "audit", Audit, lambda: audit(initial, data.fitted, samples=min(config.samples, AUDITED), **options)
+    )
+    rows = sorted(audited.rows, key=lambda row: calls.get(row.name.rpartition(".")[0], len(calls)))
+    show("importance", "")
+    expected = store.value(
+        "importance", Importance, lambda: importance(initial, data.fitted, samples=config.samples, **options)
+    )
+    show("identify", "")
+    identification, vectors = store.value(
+        "identify",
+        tuple[Identification, tuple[Tensor, ...]],
+        lambda: _identified(initial, base, data, config, store, show),
+    )
+    tuned = deepcopy(initial)
+    Coordinates(tuned).write(identification.state.vector_P)
+    if data.heldout:
+        identification.check_inputs(tuned, data.heldout)
+    show("compare", "")
+    # On labels the networks are compared by the loss of the identification, otherwise by the default for the targets.
+    loss = (config.loss or "cross-entropy") if labels else None
+    if not labels and not all(batch.target is None or _has_classes(batch) for batch in evaluated):
+        evaluated = [batch.without_target() for batch in evaluated]
+    comparisons = store.value(
+        "compare",
+        tuple[Comparison, Comparison],
+        lambda: (
+            compare(base, initial, evaluated, output=config.output, loss=loss),
+            compare(base, tuned, evaluated, output=config.output, loss=loss),
+        ),
+    )
+    scores = store.value(
+        "scores",
+        StudyScores,
+        lambda: study_scores(base, initial, tuned, data.evaluated, bool(data.heldout), loss, config.output),
+    )
+    show("shapes", "")
+    shapes = store.value(
+        "shapes",
+        tuple[LearnedShape, ...],
+        lambda: learned_shapes(initial, base, identification, vectors, inputs),
+    )
+    show("families", "")
+    families = None
+    if config.families is not None:
+        families = store.value("families", FamilyComparison, lambda: _families(net, paths, data, config))
+    facts = store.value("provenance", dict[str, str], lambda: provenance(net, data, config, command))
+    if store.folder is not None and not (store.folder / "tuned.safetensors").exists():
+        save_activations(tuned, store.folder / "tuned.safetensors")
+    return Study(
+        found=tuple(sorted(found, key=lambda row: calls.get(row.path, len(calls)))),
+        replaced=replaced,
+        skipped=skipped,
+        inputs=inputs,
+        audit=replace(audited, rows=tuple(rows)),
+        importance=expected,
+        identification=identification,
+        initial=comparisons[0],
+        tuned=comparisons[1],
+        scores=scores,
+        shapes=shapes,
+        provenance={**facts, "study": store.key},
+        seconds={name: seconds for name, seconds in store.seconds.items() if seconds},
+        families=families,
+        net=tuned,
+        base=base,
+        folder=store.folder,
+    )
+
+
+def _replaced(
+    net: nn.Module, data: StudySamples, config: StudyConfig, store: Store
+) -> tuple[nn.Module, tuple[Replaced, ...], tuple[Skipped, ...]]:
+    """Return the network before tuning, the replaced and the skipped activations.
+
+    The initial parameters of an earlier call are loaded from its file, because they may have been drawn at random.
+    """
+    file = None if store.folder is None else store.folder / "start.safetensors"
+    initial: nn.Module | None = None
+
+    def compute() -> tuple[tuple[Replaced, ...], tuple[Skipped, ...]]:
+        nonlocal initial
+        initial, replacement = replace_activations(net, config.replacements, config.sharing, data.example)
+        if file is not None:
+            save_activations(initial, file)
+        return replacement.rows, replacement.skipped
+
+    rows, skipped = store.value("replace", tuple[tuple[Replaced, ...], tuple[Skipped, ...]], compute)
+    if initial is None:
+        assert file is not None
+        initial = load_activations(net, file)
+    return initial, rows, skipped
+
+
+def _identified(
+    initial: nn.Module,
+    base: nn.Module,
+    data: StudySamples,
+    config: StudyConfig,
+    store: Store,
+    show: ShowPart,
+) -> tuple[Identification, tuple[Tensor, ...]]:
+    """Identify, or resume a stopped identification; return the result and the coordinates after each step."""
+    state, vectors = store.read("identify-state", tuple[State, tuple[Tensor, ...]]) or (None, ())
+    trajectory = list(vectors)
+
+    def after_step(now: State) -> None:
+        if len(now.steps) > len(trajectory):
+            # If one call adds several steps, only the coordinates after the last one are known.
+            unknown = torch.full_like(now.vector_P, torch.nan)
+            trajectory.extend([unknown] * (len(now.steps) - len(trajectory) - 1))
+            trajectory.append(now.vector_P.clone())
+            last = now.steps[-1]
+            show("identify", f"step {last.number} ({last.phase}): loss {last.loss:.5g}")
+        store.write("identify-state", (now, tuple(trajectory)))
+
+    result = identify(
+        deepcopy(initial),
+        data.fitted,
+        base=base,
+        target=config.target,
+        loss=config.loss,
+        output=config.output,
+        steps=config.steps,
+        # The study evaluates the result on its own held-out set.
+        heldout=0.0 if data.heldout else None,
+        memory=config.memory,
+        seed=config.seed,
+        state=state,
+        after_step=after_step,
+        verbose=False,
+    )
+    return result, tuple(trajectory)
+
+
+def _families(net: nn.Module, paths: list[str], data: StudySamples, config: StudyConfig) -> FamilyComparison:
+    """Compare the families in the replaced layers, on the samples of the study."""
+    return compare_families(
+        net,
+        data.fitted,
+        # Without a held-out set the fitted samples are used, and the comparison reports that.
+        heldout=data.heldout or None,
+        heldout_share=None if data.heldout else 0.0,
+        families=config.families,
+        layers=paths,
+        # A sharing by key refers to the keys of the replacements, and families are not replaced by those keys.
+        sharing=config.sharing if isinstance(config.sharing, str) else "layer",
+        target=config.target,
+        loss=config.loss,
+        output=config.output,
+        samples=config.samples,
+        memory=config.memory,
+        seed=config.seed,
+        verbose=False,
+    )
+
+
+def _has_classes(batch: Batch) -> bool:
+    return isinstance(batch.target, Tensor) and not batch.target.is_floating_point()

@@ -18,7 +18,7 @@ from study_helpers import REPLACEMENTS, base, batches, studied
 import aafit
 from aafit.errors import UserError
 from aafit.studies.page import study_page, write_study_page
-from aafit.studies.parts import PARTS
+from aafit.studies.study import PARTS
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import aafit
 from aafit import LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.identification import CROSS_ENTROPY, SQUARED_ERROR, identify
-from aafit.studies import parts as module
+from aafit.studies import study as module
 from aafit.studies.config import StudyConfig
 from aafit.studies.page import study_page
 from aafit.studies.samples import StudySamples

@@ -102,13 +102,13 @@ def test_a_share_is_held_out_of_many_samples(caplog):
     ],
 )
 def test_arguments_are_checked_before_anything_runs(options, sentence, monkeypatch):
-    monkeypatch.setattr("aafit.studies.study.run_parts", lambda *given: pytest.fail("it ran"))
+    monkeypatch.setattr("aafit.studies.study._run_parts", lambda *given: pytest.fail("it ran"))
     with pytest.raises(UserError, match=sentence):
         aafit.study(base(), batches(512), **options)
 
 
 def test_held_out_samples_are_others_than_those_to_fit(monkeypatch):
-    monkeypatch.setattr("aafit.studies.study.run_parts", lambda *given: pytest.fail("it ran"))
+    monkeypatch.setattr("aafit.studies.study._run_parts", lambda *given: pytest.fail("it ran"))
     with pytest.raises(UserError, match="256 of the 256 held-out samples are among those to fit"):
         aafit.study(base(), batches(512), heldout=batches(512)[::-1])
     mixed = [*batches(512)[:1], *batches(768)[:2]]
@@ -127,7 +127,7 @@ def test_few_large_samples_are_enough(size):
 
 
 def test_too_few_samples_are_refused_before_anything_runs(monkeypatch):
-    monkeypatch.setattr("aafit.studies.study.run_parts", lambda *given: pytest.fail("it ran"))
+    monkeypatch.setattr("aafit.studies.study._run_parts", lambda *given: pytest.fail("it ran"))
     with pytest.raises(UserError, match="one sample to fit; a study needs at least 2"):
         aafit.study(base(), [(x[:1], y[:1]) for x, y in batches(512)[:1]])
 
