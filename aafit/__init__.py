@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from aafit.networks.adaptive import (
         adaptive_activations,
         adaptive_parameters,
-        load_activations,
-        save_activations,
         train_only_activations,
     )
     from aafit.networks.batches import Batch
@@ -50,6 +48,7 @@ if TYPE_CHECKING:
     from aafit.networks.fold import Fold, fold_activations
     from aafit.networks.freeze import Freeze, freeze_activations
     from aafit.networks.polynomials import PolynomialExport, export_polynomials
+    from aafit.networks.saving import load_activations, save_activations
     from aafit.networks.surgery import Replacement, replace_activations, restore_activations
     from aafit.plots.activations import plot_activations
     from aafit.studies.families import FamilyComparison, compare_families
@@ -154,14 +153,13 @@ _MODULES = {
     "aafit.networks.adaptive": (
         "adaptive_activations",
         "adaptive_parameters",
-        "load_activations",
-        "save_activations",
         "train_only_activations",
     ),
     "aafit.networks.batches": ("Batch",),
     "aafit.networks.find": ("find_activations",),
     "aafit.networks.freeze": ("Freeze", "freeze_activations"),
     "aafit.networks.polynomials": ("PolynomialExport", "export_polynomials"),
+    "aafit.networks.saving": ("load_activations", "save_activations"),
     "aafit.networks.surgery": ("Replacement", "replace_activations", "restore_activations"),
     "aafit.plots.activations": ("plot_activations",),
     "aafit.studies.figures": ("plot_families", "plot_study"),

@@ -49,6 +49,11 @@ def nearest(value: str, valid: Iterable[str]) -> str:
     return f"Did you mean {meant!r}? {listed}" if meant else listed
 
 
+def short_message(error: Exception) -> str:
+    """Return the first line of an error's message, without a final period; the name of its class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
+
+
 def check_name(what: str, value: str, valid: Iterable[str]) -> str:
     """Return `value` if it is one of `valid`.
 

@@ -27,7 +27,8 @@ from aafit.experiment.runs.job import jobs_of
 from aafit.experiment.runs.suite import Suite, load_suite
 from aafit.experiment.scheduling.engines.local import LocalEngine
 from aafit.experiment.scheduling.schedule import RunOptions, run_suite
-from aafit.networks.adaptive import adaptive_parameters, save_activations
+from aafit.networks.adaptive import adaptive_parameters
+from aafit.networks.saving import save_activations
 from aafit.networks.surgery import replace_activations
 from benchmarks.harness import Command, call, json_option, peak_bytes, report
 from benchmarks.sleeper import LAYERS

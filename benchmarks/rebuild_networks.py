@@ -19,7 +19,7 @@ from aafit.experiment.runs.documents import ACTIVATIONS, DONE, NETWORK, OPTIMIZE
 from aafit.experiment.runs.folder import save_network
 from aafit.experiment.runs.start import load_run
 from aafit.files import sha256_of
-from aafit.networks.adaptive import load_activations
+from aafit.networks.saving import load_activations
 from benchmarks.harness import Command
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
@@ -61,6 +62,7 @@ class AdaptiveActivation(nn.Module):
         text_option: The argument that a text form can give; None if there is none.
         start: Name of the values it was constructed with: "ReLU", "random", ...
         replaced: Name of the activation that it replaced, None if it replaced none.
+        call_position: Its position among the calls of a network's activations; infinity if it is not known.
         residual: Error of the fit if `fit` made it, otherwise None.
 
     Raises:
@@ -87,6 +89,7 @@ class AdaptiveActivation(nn.Module):
     slow_parameters: ClassVar[tuple[str, ...]] = ()
     slope_parameters: ClassVar[tuple[str, ...]] = ()
     text_option: ClassVar[TextOption | None] = None
+    call_position: float = math.inf
     # A formula with an explicit gradient, which is computed in one pass.
     _formula: ClassVar[Formula | None] = None
     # Dimensions of a parameter beyond `shape`: F-Neuron has a vector of weights in each parameter set.

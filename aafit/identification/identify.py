@@ -37,8 +37,7 @@ from aafit.identification.slope import outputs_changed, smoothest
 from aafit.identification.uncertainty import Uncertainty, uncertainty
 from aafit.networks.adaptive import train_only_activations
 from aafit.networks.batches import Batch, Output
-from aafit.networks.running import own_modes
-from aafit.networks.surgery import with_matching_modules
+from aafit.networks.running import own_modes, with_matching_modules
 from aafit.progress import ShowProgress, progress
 from aafit.training.compare import replaced_paths
 from aafit.training.losses import LossLike, as_loss

@@ -1,7 +1,7 @@
 """Find the activations of a network, replace and restore them, train them alone, freeze, fold, save and load them.
 
-Begin with surgery.py, which replaces activations and names the file of each step. adaptive.py trains, saves and loads
-the new ones, freeze.py turns them into fixed functions or tables, and fold.py folds the affine ones into the layers
-around them. All others use batches.py, which reads batches of any form, and running.py, which runs a network without
-changing it. frozen_prefix.py splits off the part of a network that does not change in tuning.
+Begin with surgery.py, which replaces activations and names the file of each step. adaptive.py trains the new ones,
+saving.py saves and loads them, freeze.py turns them into fixed functions or tables, and fold.py folds the affine ones
+into the layers around them. All others use batches.py, which reads batches of any form, and running.py, which runs a
+network without changing it. frozen_prefix.py splits off the part of a network that does not change in tuning.
 """

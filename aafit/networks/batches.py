@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
-from aafit.errors import UserError, check_count
+from aafit.errors import UserError, check_count, short_message
 
 INPUT_FORMS = "give a tensor, a tuple of the inputs, a dictionary of keyword inputs, or an aafit.Batch"
 BATCH_FORMS = (
@@ -399,7 +399,7 @@ def call(net: Callable[..., Any], batch: Batch, what: str = "batch") -> Any:
         elif all(tensor.dtype == torch.uint8 for tensor in batch.inputs()):
             hint = " If these are images of bytes, make them floating-point, as the network was trained (x / 255)."
         raise UserError(
-            f"The network's forward of the {what} ({_describe(batch)}) failed: {_first_line(error)}.{hint}"
+            f"The network's forward of the {what} ({_describe(batch)}) failed: {short_message(error)}.{hint}"
         ) from error
 
 
@@ -420,7 +420,7 @@ def _selected_output(output: Output, returned: Any, batch: Batch) -> Tensor:
         raise
     except Exception as error:
         raise UserError(
-            f"The function given as output failed ({_first_line(error)}) on what the network returns: "
+            f"The function given as output failed ({short_message(error)}) on what the network returns: "
             f"{_form(returned)}."
         ) from error
     if not isinstance(tensor, Tensor):
@@ -480,10 +480,6 @@ def _described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}, on {value.device}"
     return f"a {type(value).__name__}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
 
 
 # --- padding --------------------------------------------------------------------------------------------------------

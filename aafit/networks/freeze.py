@@ -19,7 +19,7 @@ from aafit.errors import UserError, check_count, check_name
 from aafit.networks.kinds import KNOWN, activation_name
 from aafit.networks.running import copied, forward_of_sample, probe_of, receiving
 from aafit.networks.segment_table import LEAST_BITS, MOST_BITS, SegmentTable, segment_table
-from aafit.networks.surgery import call_position, put_activation
+from aafit.networks.surgery import put_activation
 from aafit.tables import table
 
 WAYS = ("function", "table")
@@ -274,7 +274,7 @@ def freeze_activations(
     # With duplicates, because one activation may be at several paths.
     named = frozen.named_modules(remove_duplicate=False)
     found = [(path, module) for path, module in named if isinstance(module, AdaptiveActivation)]
-    activations = dict(sorted(found, key=lambda item: call_position(item[1])))
+    activations = dict(sorted(found, key=lambda item: item[1].call_position))
     if not activations:
         raise UserError("There is nothing to freeze: the network has no adaptive activation.")
     if "" in activations:

@@ -4,8 +4,9 @@ Everything here is undone at the end of a block, or happens on a copy: a user's 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from torch.fx import GraphModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from aafit.activations import FNeuron
 from aafit.activations.interval import IntervalActivation
-from aafit.errors import UserError
+from aafit.errors import UserError, short_message
 from aafit.networks.batches import as_inputs, call
+from aafit.networks.call_sites import install_interceptors, intercepted_calls, remove_interceptors
 
 WORTH_NAMING = 1e-3
 """Share of inputs outside an interval from which a layer is named."""
@@ -114,6 +115,35 @@ def without_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
+def disable_fast_path(net: nn.Module, path: str) -> None:
+    """Let a TransformerEncoderLayer at `path` call its activation; its fast path in evaluation mode does not.
+
+    The encoder around it then passes padded tensors: only the fast path takes nested ones, which leave padding out.
+    """
+    layer = net.get_submodule(path)
+    if isinstance(layer, nn.TransformerEncoderLayer) and layer.activation_relu_or_gelu:
+        vars(layer)["_fused_activation"], layer.activation_relu_or_gelu = layer.activation_relu_or_gelu, 0
+        for encoder in _encoders_around(net, path):
+            vars(encoder).setdefault("_nested_tensors", encoder.use_nested_tensor)
+            encoder.use_nested_tensor = False
+
+
+def enable_fast_path(net: nn.Module, path: str) -> None:
+    """Undo `disable_fast_path`."""
+    layer = net.get_submodule(path)
+    if isinstance(layer, nn.TransformerEncoderLayer) and "_fused_activation" in vars(layer):
+        layer.activation_relu_or_gelu = layer.__dict__.pop("_fused_activation")
+        for encoder in _encoders_around(net, path):
+            if not any("_fused_activation" in vars(one) for one in encoder.layers):
+                encoder.use_nested_tensor = encoder.__dict__.pop("_nested_tensors")
+
+
+def _encoders_around(net: nn.Module, path: str) -> Iterator[nn.TransformerEncoder]:
+    names = path.split(".")
+    around = (net.get_submodule(".".join(names[:depth])) for depth in range(len(names)))
+    return (module for module in around if isinstance(module, nn.TransformerEncoder))
+
+
 @contextmanager
 def fork_rng(seed: int | None) -> Iterator[None]:
     """Within the block, let torch draw random numbers from a seed (None: from its state); restore its state at the end.
@@ -138,14 +168,13 @@ def watched(net: nn.Module, paths: Iterable[str], see: Callable[[str, Tensor, Te
     The input is the first tensor that a module receives; a module that works in place has changed it by then.
     """
 
-    def hook_at(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            see(path, _first(args, kwargs), output)
+    def hook(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        see(path, _first(args, kwargs), output)
 
-        return hook
-
-    handles = [net.get_submodule(path).register_forward_hook(hook_at(path), with_kwargs=True) for path in paths]
-    with _removed_at_the_end(handles):
+    with ExitStack() as hooks:
+        for path in paths:
+            module = net.get_submodule(path)
+            hooks.enter_context(module.register_forward_hook(partial(hook, path), with_kwargs=True))
         yield
 
 
@@ -153,14 +182,13 @@ def watched(net: nn.Module, paths: Iterable[str], see: Callable[[str, Tensor, Te
 def receiving(net: nn.Module, paths: Iterable[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Call see(path, input) before each call of the modules at `paths`, before one that works in place changes it."""
 
-    def hook_at(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            see(path, _first(args, kwargs))
+    def hook(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(path, _first(args, kwargs))
 
-        return hook
-
-    handles = [net.get_submodule(path).register_forward_pre_hook(hook_at(path), with_kwargs=True) for path in paths]
-    with _removed_at_the_end(handles):
+    with ExitStack() as hooks:
+        for path in paths:
+            module = net.get_submodule(path)
+            hooks.enter_context(module.register_forward_pre_hook(partial(hook, path), with_kwargs=True))
         yield
 
 
@@ -208,15 +236,6 @@ def outside_text(shares: Mapping[str, float]) -> str:
     )
 
 
-@contextmanager
-def _removed_at_the_end(handles: list[RemovableHandle]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def probe_of(net: nn.Module) -> nn.Module:
     """Return a copy of `net` in evaluation mode to observe; it shares the parameters, which a forward only reads.
 
@@ -235,6 +254,26 @@ def sharing_copy(net: nn.Module) -> nn.Module:
     """
     tensors = (*net.parameters(), *net.buffers())
     return copied(net, {id(tensor): tensor for tensor in tensors if not is_lazy(tensor)})
+
+
+def with_matching_modules(base: nn.Module, net: nn.Module) -> nn.Module:
+    """Return a copy of `base` in which the calls that have modules in `net` have modules too.
+
+    The copy shares the parameters and buffers of `base`. It computes what `base` does, and has an activation at every
+    path at which `net`, made from it, has one. If all of them are modules in `base` already, `base` itself is returned.
+
+    Raises:
+        UserError: `net` was made from another network.
+    """
+    own, wanted = intercepted_calls(base), intercepted_calls(net)
+    if all(own.get(path) == calls for path, calls in wanted.items()):
+        return base
+    matching = sharing_copy(base)
+    remove_interceptors(matching, own)
+    install_interceptors(matching, wanted)
+    for path in wanted:
+        disable_fast_path(matching, path)
+    return matching
 
 
 def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -257,7 +296,7 @@ def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     # The error may be of any type: the objects that a network holds are the user's.
     except Exception as error:
         what = next(filter(None, (_uncopyable(path, module) for path, module in net.named_modules())), "something")
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        reason = short_message(error).partition(". ")[0]
         raise UserError(
             f"The network cannot be copied, as it holds {what} ({reason}): remove that attribute, or give its class a "
             "__deepcopy__ method."

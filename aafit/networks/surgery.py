@@ -6,7 +6,7 @@ module in a copy of the network (call_sites.py), builds the new activations (bui
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain
@@ -28,10 +28,19 @@ from aafit.networks.build import (
     leave_out_unfittable,
     make_activation,
 )
-from aafit.networks.call_sites import ActivationCall, install_interceptors, intercepted_calls, remove_interceptors
+from aafit.networks.call_sites import ActivationCall, install_interceptors, remove_interceptors
 from aafit.networks.find import NOT_SAMPLED, Found, FoundActivation, check_network, found_in
 from aafit.networks.kinds import activation_name
-from aafit.networks.running import OutsideShares, copied, forward_of_sample, outside_text, probe_of, sharing_copy
+from aafit.networks.running import (
+    OutsideShares,
+    copied,
+    disable_fast_path,
+    enable_fast_path,
+    forward_of_sample,
+    outside_text,
+    probe_of,
+    sharing_copy,
+)
 from aafit.networks.select import (
     Sharings,
     check_inputs_fit,
@@ -47,8 +56,6 @@ from aafit.tables import table
 
 POOR_FIT = 0.05
 """A fit with a residual above this is named in the report."""
-POSITION = "position"
-"""Attribute of an adaptive activation: its place among the calls of the network."""
 
 
 @dataclass(frozen=True)
@@ -266,8 +273,8 @@ def replace_activations(
         rows.append(Replaced(row.path, activation_name(old), name, row.calls, shapes[row.path], type(new).__name__))
     modules = dict(net.named_modules())
     for position, row in enumerate(found):
-        if isinstance(modules.get(row.path), AdaptiveActivation):
-            setattr(modules[row.path], POSITION, position)
+        if isinstance(activation := modules.get(row.path), AdaptiveActivation):
+            activation.call_position = position
     outside = _check_forward(net, sample)
     return net, Replacement(
         tuple(rows),
@@ -321,12 +328,6 @@ def restore_activations(net: nn.Module, replacement: Replacement) -> nn.Module:
     for name, parameter in restored.named_parameters():
         parameter.requires_grad_(replacement.trained.get(name, parameter.requires_grad))
     return restored
-
-
-def call_position(activation: nn.Module) -> float:
-    """Return the position of an activation among the calls of its network; infinity if it is not known."""
-    position: float = vars(activation).get(POSITION, float("inf"))
-    return position
 
 
 def find_module(net: nn.Module, path: str) -> nn.Module:
@@ -410,26 +411,6 @@ def _give_modules(
     return calls
 
 
-def with_matching_modules(base: nn.Module, net: nn.Module) -> nn.Module:
-    """Return a copy of `base` in which the calls that have modules in `net` have modules too.
-
-    The copy shares the parameters and buffers of `base`. It computes what `base` does, and has an activation at every
-    path at which `net`, made from it, has one. If all of them are modules in `base` already, `base` itself is returned.
-
-    Raises:
-        UserError: `net` was made from another network.
-    """
-    own, wanted = intercepted_calls(base), intercepted_calls(net)
-    if all(own.get(path) == calls for path, calls in wanted.items()):
-        return base
-    matching = sharing_copy(base)
-    remove_interceptors(matching, own)
-    install_interceptors(matching, wanted)
-    for path in wanted:
-        disable_fast_path(matching, path)
-    return matching
-
-
 def _check_same_outputs(model: nn.Module, net: nn.Module, sample: Any, chosen: Iterable[FoundActivation]) -> None:
     """Raise unless the outputs for the sample are the same now that the chosen activations are modules.
 
@@ -485,32 +466,3 @@ def _check_forward(net: nn.Module, sample: Any) -> dict[str, float]:
                 stacklevel=3,
             )
     return {}
-
-
-def disable_fast_path(net: nn.Module, path: str) -> None:
-    """Let a TransformerEncoderLayer at `path` call its activation; its fast path in evaluation mode does not.
-
-    The encoder around it then passes padded tensors: only the fast path takes nested ones, which leave padding out.
-    """
-    layer = net.get_submodule(path)
-    if isinstance(layer, nn.TransformerEncoderLayer) and layer.activation_relu_or_gelu:
-        vars(layer)["_fused_activation"], layer.activation_relu_or_gelu = layer.activation_relu_or_gelu, 0
-        for encoder in _encoders_around(net, path):
-            vars(encoder).setdefault("_nested_tensors", encoder.use_nested_tensor)
-            encoder.use_nested_tensor = False
-
-
-def enable_fast_path(net: nn.Module, path: str) -> None:
-    """Undo `disable_fast_path`."""
-    layer = net.get_submodule(path)
-    if isinstance(layer, nn.TransformerEncoderLayer) and "_fused_activation" in vars(layer):
-        layer.activation_relu_or_gelu = layer.__dict__.pop("_fused_activation")
-        for encoder in _encoders_around(net, path):
-            if not any("_fused_activation" in vars(one) for one in encoder.layers):
-                encoder.use_nested_tensor = encoder.__dict__.pop("_nested_tensors")
-
-
-def _encoders_around(net: nn.Module, path: str) -> Iterator[nn.TransformerEncoder]:
-    names = path.split(".")
-    around = (net.get_submodule(".".join(names[:depth])) for depth in range(len(names)))
-    return (module for module in around if isinstance(module, nn.TransformerEncoder))

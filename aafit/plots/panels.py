@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from aafit.activations import FIXED, AdaptiveActivation, FNeuron, Histogram
 from aafit.errors import UserError
-from aafit.networks.adaptive import read_activations
 from aafit.networks.kinds import KNOWN
+from aafit.networks.saving import read_activations
 from aafit.plots.curves import LABELS, Curves, curves_of, drawn_bars, faded, vertical_range
 from aafit.plots.style import BAND, GREY, INITIAL, ORIGINAL, TUNED, VEIL, look, panels
 

@@ -22,8 +22,8 @@ from aafit.identification.hessian import wide_target
 from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.batches import Output
 from aafit.networks.build import input_histograms, is_fit
-from aafit.networks.running import copied, evaluation_mode
-from aafit.networks.surgery import Sharings, put_activation, replace_activations, with_matching_modules
+from aafit.networks.running import copied, evaluation_mode, with_matching_modules
+from aafit.networks.surgery import Sharings, put_activation, replace_activations
 from aafit.progress import progress
 from aafit.studies.samples import StudySamples, first_samples
 from aafit.studies.scores import joined_values, paired_gain, sample_values

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError
 from aafit.files import make_folder, write_atomically
-from aafit.networks.adaptive import fingerprint
+from aafit.networks.saving import fingerprint
 from aafit.studies.config import StudyConfig
 from aafit.studies.samples import StudySamples
 from aafit.version import __version__

@@ -20,12 +20,12 @@ from aafit.errors import Stopped, UserError, check_count, needs_extra
 from aafit.files import as_path
 from aafit.identification import Audit, Identification, Importance, State, audit, identify, importance
 from aafit.identification.coordinates import Coordinates
-from aafit.networks.adaptive import load_activations, save_activations
 from aafit.networks.batches import Batch, Output
 from aafit.networks.build import NewActivation
 from aafit.networks.find import found_in
-from aafit.networks.running import check_network
-from aafit.networks.surgery import Replaced, Sharings, Skipped, replace_activations, with_matching_modules
+from aafit.networks.running import check_network, with_matching_modules
+from aafit.networks.saving import load_activations, save_activations
+from aafit.networks.surgery import Replaced, Sharings, Skipped, replace_activations
 from aafit.progress import progress
 from aafit.studies.config import StudyConfig, provenance
 from aafit.studies.families import FamilyComparison, compare_families

@@ -19,8 +19,14 @@ from torch import Tensor, nn
 from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError
 from aafit.networks.batches import Batch, Output, each_batch
-from aafit.networks.running import check_not_scripted, evaluation_mode, fork_rng, receiving, watched
-from aafit.networks.surgery import with_matching_modules
+from aafit.networks.running import (
+    check_not_scripted,
+    evaluation_mode,
+    fork_rng,
+    receiving,
+    watched,
+    with_matching_modules,
+)
 from aafit.tables import fit_for_json, table
 from aafit.training.evaluate import Batches, Evaluation, Tally
 from aafit.training.losses import CROSS_ENTROPY, IGNORED, Loss, LossLike, Metric, as_loss, class_axis, has_labels

@@ -12,7 +12,17 @@ from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.batches import Batch, Output, each_batch
 from aafit.networks.running import evaluation_mode
-from aafit.training.losses import IGNORED, Loss, LossLike, Metric, as_loss, check_labels, scores, total_metric
+from aafit.training.losses import (
+    IGNORED,
+    Loss,
+    LossLike,
+    Metric,
+    as_loss,
+    check_labels,
+    finite_samples,
+    scores,
+    total_metric,
+)
 from aafit.training.predictor import Predictor
 
 Batches = Iterable[Any]
@@ -107,7 +117,7 @@ class Tally:
         """Add the outputs for a batch."""
         self._samples += len(outputs)
         if batch.target is None:
-            self._add(finite=outputs.isfinite().flatten(1).all(1) if outputs.ndim > 1 else outputs.isfinite())
+            self._add(finite=finite_samples(outputs))
         else:
             found = scores(self.loss, outputs, batch.target)
             self._add(finite=found.finite_B, loss=found.loss_B, labelled=found.labelled_B)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Adam, Optimizer, RMSprop
 
-from aafit.errors import Stopped, UserError, check_count, check_name, is_number
+from aafit.errors import Stopped, UserError, check_count, check_name, is_number, short_message
 from aafit.networks.adaptive import (
     adaptive_activations,
     adaptive_parameters,
@@ -387,8 +387,7 @@ class _Objective:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"The backward pass of the network failed: {reason}") from error
+            raise UserError(f"The backward pass of the network failed: {short_message(error)}") from error
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not all(bool(each.isfinite().all()) for each in (value, *gradients)):
             self._skip()

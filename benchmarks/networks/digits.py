@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.identification import identify
-from aafit.networks.adaptive import load_activations, save_activations
+from aafit.networks.saving import load_activations, save_activations
 from aafit.networks.surgery import replace_activations
 from aafit.training.compare import compare
 from aafit.training.evaluate import evaluate

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from aafit.activations import LEAF, AdaptiveActivation, Histogram, from_settings
 from aafit.errors import UserError
 from aafit.identification import audit, identify
-from aafit.networks.adaptive import adaptive_parameters, load_activations, read_activations, save_activations
+from aafit.networks.adaptive import adaptive_parameters
+from aafit.networks.saving import load_activations, read_activations, save_activations
 from aafit.networks.surgery import replace_activations
 from aafit.plots.activations import plot_activations
 from aafit.training.tune import tune

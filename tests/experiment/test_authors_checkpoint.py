@@ -14,7 +14,8 @@ from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.experiment.authors_checkpoint import load_authors_checkpoint
 from aafit.experiment.models import NETWORKS, build
-from aafit.networks.adaptive import adaptive_activations, load_activations, save_activations
+from aafit.networks.adaptive import adaptive_activations
+from aafit.networks.saving import load_activations, save_activations
 
 Tensors = dict[str, Tensor]
 NEURONS = {

@@ -12,10 +12,12 @@ from written import FORMS, NOT_FOUND, Swish, Written, written
 
 from aafit.activations import AHAF, LEAF, AdaptiveActivation
 from aafit.errors import UserError
-from aafit.networks.adaptive import adaptive_activations, load_activations, save_activations
+from aafit.networks.adaptive import adaptive_activations
 from aafit.networks.call_sites import ActivationCall, digest, intercepted_calls
 from aafit.networks.find import find_activations
-from aafit.networks.surgery import replace_activations, with_matching_modules
+from aafit.networks.running import with_matching_modules
+from aafit.networks.saving import load_activations, save_activations
+from aafit.networks.surgery import replace_activations
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(5))
 

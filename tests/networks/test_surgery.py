@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from aafit.activations import AHAF, FIXED, LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.experiment.models import NETWORKS, build
-from aafit.networks.adaptive import load_activations, save_activations, train_only_activations
+from aafit.networks.adaptive import train_only_activations
+from aafit.networks.saving import load_activations, save_activations
 from aafit.networks.surgery import replace_activations, restore_activations
 
 

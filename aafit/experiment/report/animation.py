@@ -20,7 +20,7 @@ from aafit.errors import UserError
 from aafit.experiment.report.runs import RunRecord
 from aafit.experiment.runs.documents import ACTIVATIONS
 from aafit.files import make_folder, write_atomically
-from aafit.networks.adaptive import read_activations
+from aafit.networks.saving import read_activations
 from aafit.plots.curves import LABELS, Curves, curves_of, drawn_range
 from aafit.plots.panels import add_legend, draw_curves, panel_grid
 from aafit.plots.style import look

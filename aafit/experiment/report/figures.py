@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from aafit.experiment.report.runs import RunRecord, SuiteRuns
 from aafit.experiment.runs.documents import ACTIVATIONS, StoredDifference
-from aafit.networks.adaptive import read_activations
+from aafit.networks.saving import read_activations
 from aafit.plots.curves import LABELS, curves_of, drawn_range
 from aafit.plots.style import BAND, GREY, INITIAL, TUNED, look, panels, text_width
 

@@ -43,7 +43,8 @@ from aafit.experiment.runs.documents import (
 )
 from aafit.experiment.runs.job import Job
 from aafit.files import sha256_of, write_atomically
-from aafit.networks.adaptive import adaptive_parameters, save_activations
+from aafit.networks.adaptive import adaptive_parameters
+from aafit.networks.saving import save_activations
 from aafit.training.precision import device_name
 from aafit.version import __version__
 

@@ -19,7 +19,8 @@ from aafit.experiment.runs.folder import load_tensors
 from aafit.experiment.runs.gauss_newton import unseen_batches
 from aafit.experiment.runs.job import Job
 from aafit.files import as_path
-from aafit.networks.adaptive import adaptive_activations, adaptive_parameters, load_activations
+from aafit.networks.adaptive import adaptive_activations, adaptive_parameters
+from aafit.networks.saving import load_activations
 from aafit.networks.surgery import Replacement, replace_activations
 from aafit.training.evaluate import Batches
 from aafit.training.precision import data_type

@@ -8,7 +8,7 @@ from fake_runs import write_run
 
 from aafit.experiment.report.figures import draw_seeds
 from aafit.experiment.report.runs import read_suite
-from aafit.networks.adaptive import read_activations
+from aafit.networks.saving import read_activations
 from aafit.plots.curves import curves_of
 
 
