@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError, check_name
 from aafit.experiment.data.batches import evaluation_batches
-from aafit.experiment.data.datasets import Dataset, Split, load_dataset
-from aafit.experiment.data.noise import noise_like
+from aafit.experiment.data.datasets import Dataset, Split, load_dataset, noise_like
 from aafit.experiment.devices import slots
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.documents import METRICS, Config, check_finished

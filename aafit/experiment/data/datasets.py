@@ -145,6 +145,18 @@ def load_dataset(name: str, folder: Path | None = None, holdout: int = 0, train_
     return Dataset(name, train, heldout, test, CLASSES, fingerprint)
 
 
+def noise_like(name: str, train_images: int, test_images: int) -> Dataset:
+    """Return images of noise with the size of those of a data set of `DATASETS`, the same ones at each call."""
+    channels, height, width = SIZES[name].in_shape
+    generator = torch.Generator().manual_seed(1)
+
+    def split(count: int) -> Split:
+        images = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, generator=generator)
+        return Split(images, torch.randint(0, CLASSES, (count,), generator=generator))
+
+    return Dataset(name, split(train_images), None, split(test_images), CLASSES, "noise")
+
+
 def _load(name: str, folder: Path | None) -> tuple[Split, Split]:
     if name == "MNIST-5k":
         return _load_mnist5k()

@@ -6,32 +6,185 @@ measurement after each epoch, and write the results into the run's folder. Table
 
 import logging
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from aafit.errors import UserError
 from aafit.experiment.data.batches import evaluation_batches
-from aafit.experiment.data.datasets import Dataset, load_dataset
+from aafit.experiment.data.datasets import Dataset, Split, load_dataset
 from aafit.experiment.devices import choose_device
-from aafit.experiment.runs.active import ActiveRun
+from aafit.experiment.runs import metrics
 from aafit.experiment.runs.documents import METRICS, StoredComparison
-from aafit.experiment.runs.folder import finish, parents_optimizer, write_config
-from aafit.experiment.runs.job import Job, is_done, verdict
+from aafit.experiment.runs.folder import OptimizerState, finish, load_run_state, parents_optimizer, write_config
+from aafit.experiment.runs.job import Job, is_done, learning_rate, verdict
 from aafit.experiment.runs.process import locked, printing_to_log
 from aafit.experiment.runs.start import starting_network
-from aafit.identification import audit
+from aafit.identification import State, audit
 from aafit.networks.adaptive import adaptive_activations, adaptive_parameters, train_only_activations
+from aafit.networks.surgery import Replacement
 from aafit.tables import fit_for_json
 from aafit.training.compare import compare
 from aafit.training.curve_errors import curve_errors
+from aafit.training.evaluate import Evaluation, repeated_evaluation
 from aafit.training.precision import arithmetic, data_type
+from aafit.training.tune import SLOWED
 
 log = logging.getLogger("aafit")
 
 AUDITED = 256  # number of images that the parameters are audited on
+
+COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_loss_variance",
+    "heldout_loss",
+    "heldout_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "lr",
+    "lr_slow",
+    "seconds",
+    "evaluation_seconds",
+)
+"""The columns of metrics.csv, besides the shared parameters of activations."""
+
+
+@dataclass
+class ActiveRun:
+    """A run under way.
+
+    Attributes:
+        job: the run.
+        device: where it is trained.
+        net: the network that it trains.
+        base: the network whose activations were replaced, None if none were.
+        replacement: the report of the replacement.
+        initial_values: the adaptive parameters before training, by name.
+        parents_optimizer: the optimizer state to continue with, None to start anew.
+        tuned: number of parameters that are trained.
+        optimizers: of a method that takes gradient steps.
+        identification: state that an identification resumes from.
+        epoch: the last one that was measured, None before the first.
+        seconds: training time; of an epoch in lockstep with other runs, an equal share.
+        diverged: the epoch after which the loss was not finite, None if it is finite.
+    """
+
+    job: Job
+    device: torch.device
+    net: nn.Module
+    base: nn.Module | None
+    replacement: Replacement | None
+    initial_values: dict[str, Tensor]
+    parents_optimizer: OptimizerState | None
+    tuned: int = 0
+    optimizers: list[Optimizer] = field(default_factory=list)
+    identification: State | None = None
+    epoch: int | None = None
+    seconds: float = 0.0
+    diverged: int | None = None
+    _metrics_digest: str | None = None
+    _writers: Sequence[metrics.WriteRow] = ()
+    _evaluators: dict[str, Callable[[], Evaluation]] = field(default_factory=dict)
+
+    @property
+    def has_epochs_left(self) -> bool:
+        return self.diverged is None and (self.epoch is None or self.epoch < self.job.config.end_epoch)
+
+    def load_state(self, device: torch.device) -> dict[str, Any] | None:
+        """Return the state that the run was stopped in, its tensors on `device`; None if it has not begun."""
+        state = load_run_state(self.job, device)
+        self._metrics_digest = None if state is None else state.get("metrics")
+        return state
+
+    @contextmanager
+    def recording(self, test: Split, heldout: Split | None = None) -> Iterator[None]:
+        """Open what the measurements go to, metrics.csv and what the job asks for besides; prepare the evaluations.
+
+        Rows of metrics.csv after `epoch`, the last one that the saved state includes, are dropped.
+        """
+        job, epoch = self.job, self.epoch
+        measured = range(0) if epoch is None else range(job.config.start_epoch, epoch + 1)
+        columns = [*COLUMNS, *shared_values(self.net)]
+        writers = [metrics.metrics_file(job.folder / METRICS, columns, measured, self._metrics_digest)]
+        if job.tensorboard:
+            writers.append(metrics.tensorboard(job.folder, epoch))
+        if job.wandb:
+            name = f"{job.config.name}-seed{job.seed}"
+            writers.append(metrics.wandb(job.folder, name, job.config.model_dump(mode="json")))
+        splits = {"test": test} if heldout is None else {"heldout": heldout, "test": test}
+        with ExitStack() as stack:
+            self._writers = [stack.enter_context(writer) for writer in writers]
+            self._evaluators = {name: self._evaluator(split) for name, split in splits.items()}
+            yield
+
+    def _evaluator(self, split: Split) -> Callable[[], Evaluation]:
+        precision = self.job.config.precision
+        return repeated_evaluation(self.net, lambda: evaluation_batches(split, dtype=data_type(precision)), precision)
+
+    def measure(
+        self,
+        epoch: int,
+        *,
+        loss: float | None = None,
+        variance: float | None = None,
+        seconds: float | None = None,
+        heldout_loss: float | None = None,
+    ) -> None:
+        """Evaluate the network as it is after `epoch`, and record all measurements of that epoch.
+
+        A network whose loss is not finite gets no accuracy: it predicts the first class for every image.
+
+        Args:
+            epoch: its number.
+            loss: mean training loss of the epoch; None before any training.
+            variance: variance of the training losses over the minibatches.
+            seconds: training time of the epoch.
+            heldout_loss: loss on held-out images, if training evaluated it.
+        """
+        began = time.perf_counter()
+        evaluations = {name: evaluate() for name, evaluate in self._evaluators.items()}
+        evaluation_seconds = time.perf_counter() - began
+        test, heldout = evaluations["test"], evaluations.get("heldout")
+        config, rate = self.job.config, learning_rate(self.job.config)
+        row = {
+            "epoch": epoch,
+            "train_loss": loss,
+            "train_loss_variance": variance,
+            "heldout_loss": heldout.loss if heldout else heldout_loss,
+            "heldout_accuracy": heldout.accuracy if heldout and math.isfinite(heldout.loss) else None,
+            "test_loss": test.loss,
+            "test_accuracy": test.accuracy if math.isfinite(test.loss) else None,
+            "lr": rate,
+            "lr_slow": rate / SLOWED[config.optimizer] if config.p24sl else None,
+            "seconds": seconds,
+            "evaluation_seconds": evaluation_seconds,
+            **shared_values(self.net),
+        }
+        for write in self._writers:
+            write(row)
+        finite = math.isfinite(test.loss) and (loss is None or math.isfinite(loss))
+        training = "" if loss is None else f"train loss {loss:.4f}, "
+        tested = f"test {test}" if finite else "diverged: the loss is not finite"
+        log.info("epoch %d: %s%s%s", epoch, training, tested, "" if seconds is None else f", {seconds:.1f} s")
+        self.epoch, self.diverged = epoch, None if finite else epoch
+
+
+def shared_values(net: nn.Module) -> dict[str, float]:
+    """Return the parameters of activations that are shared by a layer: `act1.gamma`, `act7.weight[0]`, ..."""
+    values: dict[str, float] = {}
+    for name, parameter in adaptive_parameters(net).items():
+        if parameter.shape[0] == 1:
+            flat = parameter.detach().flatten().tolist()
+            names = [name] if len(flat) == 1 else [f"{name}[{index}]" for index in range(len(flat))]
+            values.update(zip(names, flat, strict=True))
+    return values
 
 
 def execute(*jobs: Job, data: Dataset | None = None, patience: float = 0.0) -> None:

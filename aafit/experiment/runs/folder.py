@@ -8,7 +8,7 @@ import io
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,27 +43,12 @@ from aafit.experiment.runs.documents import (
 )
 from aafit.experiment.runs.job import Job
 from aafit.files import sha256_of, write_atomically
-from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.saving import save_activations
 from aafit.training.precision import device_name
 from aafit.version import __version__
 
 if TYPE_CHECKING:
-    from aafit.experiment.runs.active import ActiveRun
-
-COLUMNS = (
-    "epoch",
-    "train_loss",
-    "train_loss_variance",
-    "heldout_loss",
-    "heldout_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "lr",
-    "lr_slow",
-    "seconds",
-    "evaluation_seconds",
-)
+    from aafit.experiment.runs.execute import ActiveRun
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -162,38 +147,6 @@ def load_run_state(job: Job, device: torch.device) -> dict[str, Any] | None:
     if state.get("hash") != job.settings_hash:
         raise UserError(f"{path} belongs to a run with other settings; give --fresh to set its folder aside.")
     return state
-
-
-@contextmanager
-def row_writers(
-    job: Job, net: nn.Module, last_epoch: int | None, digest: str | None
-) -> Iterator[list[metrics.WriteRow]]:
-    """Open what the measurements of an epoch are written to: `metrics.csv` and what the job asks for besides.
-
-    Rows after `last_epoch`, the last one that the saved state includes, are dropped; `digest` is the SHA-256 of
-    `metrics.csv` at that time, None if it is not known.
-    """
-    measured = range(0) if last_epoch is None else range(job.config.start_epoch, last_epoch + 1)
-    columns = [*COLUMNS, *shared_values(net)]
-    with ExitStack() as stack:
-        opened = [metrics.metrics_file(job.folder / METRICS, columns, measured, digest)]
-        if job.tensorboard:
-            opened.append(metrics.tensorboard(job.folder, last_epoch))
-        if job.wandb:
-            name = f"{job.config.name}-seed{job.seed}"
-            opened.append(metrics.wandb(job.folder, name, job.config.model_dump(mode="json")))
-        yield [stack.enter_context(one) for one in opened]
-
-
-def shared_values(net: nn.Module) -> dict[str, float]:
-    """Return the parameters of activations that are shared by a layer: `act1.gamma`, `act7.weight[0]`, ..."""
-    values: dict[str, float] = {}
-    for name, parameter in adaptive_parameters(net).items():
-        if parameter.shape[0] == 1:
-            flat = parameter.detach().flatten().tolist()
-            names = [name] if len(flat) == 1 else [f"{name}[{index}]" for index in range(len(flat))]
-            values.update(zip(names, flat, strict=True))
-    return values
 
 
 def save_network(path: Path, net: nn.Module) -> None:

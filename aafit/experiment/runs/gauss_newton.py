@@ -21,8 +21,8 @@ from aafit.training.evaluate import Batches
 from aafit.training.precision import data_type
 
 if TYPE_CHECKING:
-    from aafit.experiment.runs.active import ActiveRun
     from aafit.experiment.runs.config import RunConfig
+    from aafit.experiment.runs.execute import ActiveRun
 
 log = logging.getLogger("aafit")
 

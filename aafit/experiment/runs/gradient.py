@@ -32,7 +32,7 @@ from aafit.training.predictor import Predictor
 from aafit.training.tune import make_optimizers, mean_and_variance, train_epoch, train_step, trained_by
 
 if TYPE_CHECKING:
-    from aafit.experiment.runs.active import ActiveRun
+    from aafit.experiment.runs.execute import ActiveRun
 
 log = logging.getLogger("aafit")
 

@@ -56,10 +56,6 @@ class Job(Settings):
     wandb: bool = False
 
     @property
-    def learning_rate(self) -> float:
-        return learning_rate(self.config)
-
-    @property
     def settings_hash(self) -> str:
         """SHA-256 of everything that decides the result: the settings, the seed, and the parent's hash.
 
@@ -70,7 +66,7 @@ class Job(Settings):
         settings = {key: value for key, value in settings.items() if key not in NOT_HASHED or value != NOT_HASHED[key]}
         # Run folders of format 2 counted the inner knots.
         settings["pieces"] = settings.pop("knots") - 2
-        settings |= {"lr": self.learning_rate, "seed": self.seed, "parent": self.parent_hash}
+        settings |= {"lr": learning_rate(run), "seed": self.seed, "parent": self.parent_hash}
         if run.init_from is not None:
             settings["init_from"] = content_of(run.init_from)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -162,7 +158,7 @@ def differences(stored: Mapping[str, Any], job: Job) -> list[str]:
     there = {**stored.get("run", {}), "seed": stored.get("seed")}
     if there.get("lr", 0) is None:
         there["lr"] = LEARNING_RATES.get(there.get("optimizer", ""))
-    here = {**job.config.model_dump(mode="json"), "lr": job.learning_rate, "seed": job.seed}
+    here = {**job.config.model_dump(mode="json"), "lr": learning_rate(job.config), "seed": job.seed}
     texts = [
         f"{key}: {_shown(there, key)} there, {_shown(here, key)} here"
         for key in dict.fromkeys([*here, *there])

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from aafit.experiment.data.batches import evaluation_batches, training_batches
-from aafit.experiment.data.datasets import SIZES
-from aafit.experiment.data.noise import noise_like
+from aafit.experiment.data.datasets import SIZES, noise_like
 from aafit.experiment.devices import choose_device
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.execute import choose_trained

@@ -10,7 +10,7 @@ from data_files import CIFAR10_FILES, RECORDS, cifar10_arrays, cifar10_records, 
 
 import aafit.experiment.data.datasets
 from aafit.errors import UserError
-from aafit.experiment.data.datasets import DATASETS, load_dataset
+from aafit.experiment.data.datasets import DATASETS, SIZES, load_dataset, noise_like
 from aafit.experiment.data.download import RemoteFile
 
 
@@ -293,3 +293,14 @@ def test_no_folder_and_no_network(name, file):
     reasons = "127.0.0.1:1: no connection; 127.0.0.1:2: no connection"
     assert str(caught.value).startswith(f"{name} cannot be downloaded: no mirror gave {file} ({reasons}). Connect this")
     assert "(--data-dir or $AAFIT_DATA)" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_noise_has_the_form_of_the_data_set_and_is_the_same_at_each_call(name):
+    data, again = noise_like(name, 30, 20), noise_like(name, 30, 20)
+    assert (data.name, data.in_shape, data.classes) == (name, SIZES[name].in_shape, 10)
+    assert (len(data.train), len(data.test), data.heldout) == (30, 20, None)
+    assert data.train.images_BHWC.dtype == torch.uint8
+    assert data.train.images_BHWC.max() > 200
+    assert torch.equal(data.train.images_BHWC, again.train.images_BHWC)
+    assert torch.equal(data.test.labels_B, again.test.labels_B)
