@@ -44,6 +44,18 @@ def as_path(value: str | Path) -> Path:
     return Path(value)
 
 
+def read_file(path: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+
+
 def make_folder(path: Path) -> Path:
     """Return `path`, created with its parents if it is missing.
 

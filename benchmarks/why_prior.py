@@ -30,7 +30,7 @@ def main(out: Path) -> None:
     fresh = drawn(truth, FRESH)
     u = torch.linspace(-5, 5, 401)
     with look():
-        figure, axes = panels(1, 2, (3.2, 2.4), (0.55, 0.15, 0.45, 0.3), f"F-Neuron identified from {SAMPLES} samples")
+        figure, axes = panels(2, 2, (3.2, 2.4), (0.55, 0.15, 0.45, 0.3), f"F-Neuron identified from {SAMPLES} samples")
         for axis, prior, title in zip(axes, (None, "auto"), ("without a prior", "with a prior"), strict=True):
             net, _ = aafit.replace_activations(base, {"ReLU": aafit.FNeuron.like("Tanh")}, sample=x[:2])
             found = aafit.identify(net, [(x, y)], loss="mean squared error", prior=prior)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError, check_name
 from aafit.experiment.models import NETWORKS, KerasNet, LeNet5, Shape, build
-from aafit.files import as_path
+from aafit.files import as_path, read_file
 from aafit.networks.find import found_in
 from aafit.networks.surgery import put_activation
 
@@ -85,10 +85,7 @@ def load_authors_checkpoint(
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    content = read_file(path)
     try:
         # torch does not check the checksums that it writes; the files of versions before 1.6 are no archives.
         if zipfile.is_zipfile(packed := io.BytesIO(content)):

@@ -72,10 +72,9 @@ def panel_grid(
     title: str = "",
     foot: float = 0.4,
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `count` panels and room for `add_legend`; the arguments are those of `panels`."""
-    rows = -(-count // columns)
+    """Return a figure with panels and room for `add_legend`; the arguments are those of `panels`."""
     with look():
-        return panels(rows, columns, size, margins, title, foot=0.0 if rows * columns > count else foot)
+        return panels(count, columns, size, margins, title, foot=0.0 if count % columns else foot)
 
 
 def add_legend(
@@ -95,8 +94,6 @@ def add_legend(
         handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     ranks = {label: rank for rank, label in enumerate(order)}
     labels = sorted(handles, key=lambda label: ranks.get(label, len(ranks)))
-    for panel in axes[count:]:
-        panel.set_axis_off()
     with look():
         if len(axes) > count:
             where: Any = axes[count]

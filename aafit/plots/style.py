@@ -108,7 +108,7 @@ TITLE_INDENT, TITLE_SIZE = 0.12, 12  # inches, points
 
 
 def panels(
-    rows: int,
+    count: int,
     columns: int,
     size: tuple[float, float],
     margins: tuple[float, float, float, float],
@@ -118,8 +118,10 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure of equal panels, not registered with pyplot, and its axes row by row.
 
+    The last row is filled up with panels that are hidden.
+
     Args:
-        rows: Rows of the grid.
+        count: Number of panels.
         columns: Columns of the grid.
         size: Width and height of each panel in inches, as all lengths, so that text always fits.
         margins: Left, right, bottom and top margin of each panel.
@@ -128,6 +130,7 @@ def panels(
         foot: Space at the bottom.
     """
     (width, height), (left, right, bottom, top) = size, margins
+    rows = -(-count // columns)
     head = 0.32 if title else 0.05
     wide = max(lead + columns * (left + width + right), TITLE_INDENT + 1.1 * text_width(title, TITLE_SIZE))
     whole = (wide, head + rows * (top + height + bottom) + foot)
@@ -139,6 +142,8 @@ def panels(
             x = lead + column * (left + width + right) + left
             y = foot + (rows - 1 - row) * (top + height + bottom) + bottom
             axes.append(figure.add_axes((x / whole[0], y / whole[1], width / whole[0], height / whole[1])))
+    for panel in axes[count:]:
+        panel.set_axis_off()
     figure.text(TITLE_INDENT / wide, 1 - 0.1 / whole[1], title, fontsize=TITLE_SIZE, fontweight="bold", va="top")
     return figure, axes
 

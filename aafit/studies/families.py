@@ -6,7 +6,7 @@ fitted to the original activations, identified, and compared with the base netwo
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from math import erfc, sqrt
@@ -226,7 +226,8 @@ def compare_families(
     data = StudySamples.load(batches, heldout, heldout_share, memory, seed)
     target = target or ("labels" if data.labelled else "logits")
     named = _named(FAMILIES if families is None else families)
-    compared = _Compared(net, data, named, tuple(layers or ("*",)), sharing, target, loss, output, samples, steps, seed)
+    options = {"target": target, "loss": loss, "output": output, "steps": steps, "seed": seed}
+    compared = _Compared(net, data, named, tuple(layers or ("*",)), sharing, samples, options)
     with progress("compare families", len(compared.tasks), verbose) as show:
         return compared.run(seconds, show)
 
@@ -270,7 +271,7 @@ def _name(family: Any) -> str:
 
 
 class _Compared:
-    """The networks and samples that all rows share."""
+    """The networks and samples that all rows share; `options` are those of `identify`."""
 
     def __init__(
         self,
@@ -279,15 +280,11 @@ class _Compared:
         families: Mapping[str, Any],
         keys: Sequence[str],
         sharing: Sharings,
-        target: str,
-        loss: LossLike | None,
-        output: Output | None,
         samples: int,
-        steps: int,
-        seed: int,
+        options: dict[str, Any],
     ) -> None:
         self.began = time.perf_counter()
-        self.target, self.loss, self.output, self.steps, self.seed = target, loss, output, steps, seed
+        self.options, self.on_labels = options, options["target"] == "labels"
         self.fitted, self.judged = first_samples(data.fitted, samples), data.evaluated
         self.held_out = bool(data.heldout)
         self.networks = {
@@ -305,18 +302,20 @@ class _Compared:
             name: _operators(adaptive_activations(network)[self.paths[0]]) for name, network in self.networks.items()
         }
         self.times: dict[tuple[str, str], float] = {}
+        self.targets: list[tuple[Tensor, Any]] = []
+        """The base network's outputs and the target of each batch of held-out samples."""
 
     def run(self, seconds: float, show: Callable[[int, str], None]) -> FamilyComparison:
         """Compute all rows, as far as the time allows."""
         began = time.perf_counter()
-        targets, base_values = self._of_base()
+        base_values = self._base_values()
         passed = time.perf_counter() - began
         fitted, judged = (sum(map(len, batches)) for batches in (self.fitted, self.judged))
         count = len(self.tasks)
         cost = (
             f"{len(self.networks)} families in {count // len(self.networks)} places: {count} identifications of up to "
-            f"{self.steps} steps from {fitted:,} samples, and {count} forward passes of {judged:,} samples, which take "
-            f"the base network {passed:.2g} s; none begins after {seconds:g} s"
+            f"{self.options['steps']} steps from {fitted:,} samples, and {count} forward passes of {judged:,} samples, "
+            f"which take the base network {passed:.2g} s; none begins after {seconds:g} s"
         )
         log.info("%s", cost)
         rows: list[FamilyRow] = []
@@ -326,12 +325,12 @@ class _Compared:
             if time.perf_counter() - began > seconds:
                 skipped.append(f"{name} in {place}")
                 continue
-            rows.append(self._row(place, paths, name, targets, base_values))
+            rows.append(self._row(place, paths, name, base_values))
             log.info("%7.1f s  %s in %s: gain %+.3g", time.perf_counter() - began, name, place, rows[-1].gain)
         show(len(self.tasks), "done")
         order = {place: number for number, place in enumerate((*self.paths, ALL))}
         adjusted = [row for place in order for row in _adjusted([row for row in rows if row.place == place])]
-        what = "the loss on the labels" if self.target == "labels" else "the squared error from the base's outputs"
+        what = "the loss on the labels" if self.on_labels else "the squared error from the base's outputs"
         return FamilyComparison(
             tuple(sorted(adjusted, key=lambda row: (order[row.place], -row.gain))),
             fitted,
@@ -344,58 +343,36 @@ class _Compared:
             time.perf_counter() - self.began,
         )
 
-    def _of_base(self) -> tuple[list[tuple[Tensor, Any]], dict[str, Tensor]]:
-        """Return the base network's outputs and the target of each batch, and the base's `sample_values` by name."""
-        predictor = Predictor(self.base, self.output)
-        targets = []
-        with evaluation_mode(self.base):
-            for batch in self.judged:
+    def _base_values(self) -> dict[str, Tensor]:
+        """Compute the targets; return the `sample_values` of the base network by name, (N,) each."""
+        for outputs, batch in zip(self._outputs(self.base), self.judged, strict=True):
+            self.targets.append((outputs, wide_target(batch.target) if self.on_labels else outputs))
+        return self._values([outputs for outputs, _ in self.targets])
+
+    def _outputs(self, net: nn.Module) -> Iterator[Tensor]:
+        """Return the outputs of a network for each batch of held-out samples, in float64."""
+        predictor = Predictor(net, self.options["output"])
+        for batch in self.judged:
+            with evaluation_mode(net):
                 outputs = predictor(batch).double()
-                target = wide_target(batch.target) if self.target == "labels" else outputs
-                targets.append((outputs, target))
-        return targets, self._values(None, targets)
+            yield outputs
 
-    def _values(self, net: nn.Module | None, targets: Sequence[tuple[Tensor, Any]]) -> dict[str, Tensor]:
-        """Return the `sample_values` by name, (N,) each, of `net`; None: of the base network."""
-        values = []
+    def _values(self, outputs: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Return the `sample_values` of a network by name, (N,) each."""
         # If the targets are the base's outputs, the gain is the decrease of the distance from them.
-        loss = self.loss if self.target == "labels" else "mean squared error"
-        for batch, (base_outputs, target) in zip(self.judged, targets, strict=True):
-            outputs = base_outputs
-            if net is not None:
-                with evaluation_mode(net):
-                    outputs = Predictor(net, self.output)(batch).double()
-            values.append(sample_values(loss, outputs, base_outputs, target))
-        return joined_values(values)
+        loss = self.options["loss"] if self.on_labels else "mean squared error"
+        pairs = zip(outputs, self.targets, strict=True)
+        return joined_values([sample_values(loss, of_net, *of_base) for of_net, of_base in pairs])
 
-    def _row(
-        self,
-        place: str,
-        paths: Sequence[str],
-        name: str,
-        targets: Sequence[tuple[Tensor, Any]],
-        base_values: Mapping[str, Tensor],
-    ) -> FamilyRow:
+    def _row(self, place: str, paths: Sequence[str], name: str, base_values: Mapping[str, Tensor]) -> FamilyRow:
         net = copied(self.base)
         new = {path: deepcopy(self.networks[name].get_submodule(path)) for path in paths}
         for path, activation in new.items():
             put_activation(net, path, activation)
         began = time.perf_counter()
-        identify(
-            net,
-            self.fitted,
-            base=self.base,
-            target=self.target,
-            loss=self.loss,
-            output=self.output,
-            steps=self.steps,
-            heldout=0.0,
-            errors=False,
-            seed=self.seed,
-            verbose=False,
-        )
+        identify(net, self.fitted, base=self.base, heldout=0.0, errors=False, verbose=False, **self.options)
         took = time.perf_counter() - began
-        gain = paired_gain(self._values(net, targets), base_values, "loss", "labelled")
+        gain = paired_gain(self._values(self._outputs(net)), base_values, "loss", "labelled")
         if gain is None:
             raise UserError("The families cannot be judged: the held-out samples are fewer than 2, or have no target.")
         residuals = [one.residual for one in new.values() if isinstance(one, AdaptiveActivation)]

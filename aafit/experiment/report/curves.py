@@ -123,7 +123,7 @@ def draw_group(group: Group) -> Figure:
     with look():
         right = 0.3 + max(text_width(f"{name}  00.00", 8) for name in names)
         foot = 0.2 + 0.19 * -(-len(names) // 2)
-        figure, axes = panels(2, 2, (WIDTH, HEIGHT), (0.65, right, 0.5, 0.3), title, foot=foot)
+        figure, axes = panels(4, 2, (WIDTH, HEIGHT), (0.65, right, 0.5, 0.3), title, foot=foot)
         for column, accuracy in enumerate((True, False)):
             curves = {name: _curve(runs, accuracy, lines[name]) for name, runs in names.items()}
             curves = {name: curve for name, curve in curves.items() if len(curve.epochs)}
@@ -295,11 +295,9 @@ def draw_trajectories(run: RunRecord) -> Figure | None:
     right = 0.35 + max(text_width(label, 7.5) for layers in kinds.values() for label in layers)
     title = f"{run.name}, seed {run.seed}: change of each parameter from its initial value"
     with look():
-        figure, axes = panels(-(-len(kinds) // columns), columns, (width, height), (0.65, right, 0.5, 0.35), title)
+        figure, axes = panels(len(kinds), columns, (width, height), (0.65, right, 0.5, 0.35), title)
         for panel, (kind, layers) in zip(axes, kinds.items(), strict=False):
             _trajectories(panel, kind, layers, run.columns["epoch"], height)
-        for panel in axes[len(kinds) :]:
-            panel.set_axis_off()
     return figure
 
 

@@ -39,7 +39,7 @@ def draw_differences(suite: SuiteRuns) -> Figure | None:
     lead = text_width(max(names, key=len), 8) - 0.1
     with look():
         size = (1.5, 0.15 + 0.25 * len(names))
-        figure, axes = panels(1, len(layers) + 1, size, (0.25, 0.1, 0.35, 0.3), title, lead, foot=0.3)
+        figure, axes = panels(len(layers) + 1, len(layers) + 1, size, (0.25, 0.1, 0.35, 0.3), title, lead, foot=0.3)
         for panel, layer in zip(axes, layers, strict=False):
             _layer(panel, layer, names.values(), limits)
         _agreement(axes[-1], names.values())
@@ -111,7 +111,7 @@ def draw_seeds(runs: Sequence[RunRecord]) -> Figure | None:
     of = f"{first}{len(counted)}{f' of {len(finished):,}' if first else ''} seeds"
     title = f"{counted[0].name}: tuned activations of {of}, mean and standard deviation"
     with look():
-        figure, axes = panels(-(-count // columns), columns, (2.9, 2.0), (0.5, 0.15, 0.42, 0.3), title, foot=0.3)
+        figure, axes = panels(count, columns, (2.9, 2.0), (0.5, 0.15, 0.42, 0.3), title, foot=0.3)
         for panel, layers in zip(axes, zip(*saved, strict=True), strict=False):
             u = torch.linspace(*drawn_range(layers[0].tuned), 241, dtype=torch.float64)
             curves = [curves_of(layer.tuned, layer.start, None, u) for layer in layers]
@@ -123,7 +123,5 @@ def draw_seeds(runs: Sequence[RunRecord]) -> Figure | None:
             panel.plot(u, mean, label=f"{LABELS['tuned']}, mean over the seeds", **TUNED)
             panel.set_title(f"{layers[0].path}: {layers[0].tuned.text}", fontsize=8)
             panel.set_xlabel("input")
-        for panel in axes[count:]:
-            panel.set_axis_off()
         figure.legend(*axes[0].get_legend_handles_labels(), loc="lower left", ncols=3, borderaxespad=0.4)
     return figure

@@ -55,7 +55,7 @@ def write_report(suite_folder: Path) -> Report:
     suite = read_suite(suite_folder)
     folder = make_folder(suite_folder / "report")
     table = results_table(suite)
-    tables = {"results.md": table.markdown(), "results.csv": csv_rows(suite), "results.tex": table.latex()}
+    tables = {"results.md": table.markdown(), "results.csv": csv_rows(table.rows), "results.tex": table.latex()}
     for name, text in tables.items():
         write_atomically(folder / name, text)
     shared = _draw_suite(suite, folder / "figures")

@@ -241,10 +241,10 @@ def results_table(suite: SuiteRuns) -> ResultsTable:
     return ResultsTable(title, tuple(columns), rows, _notes(suite, rows, several_seeds))
 
 
-def csv_rows(suite: SuiteRuns) -> str:
+def csv_rows(rows: Sequence[RunSummary]) -> str:
     """Return the unrounded table as CSV: accuracies as fractions, times in seconds, means and standard deviations."""
     table: list[dict[str, Any]] = []
-    for row in summarise(suite):
+    for row in rows:
         run = row.settings
         names = ("stage", "name", "network", "dataset", "parent", "cnn", "fc", "sharing", "train", "dspu4")
         cells = {"run" if name == "name" else name: _no_formula(getattr(run, name)) for name in names}

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from aafit.errors import UserError
 from aafit.experiment.runs.config import RunConfig
-from aafit.files import is_file, sha256_of, write_atomically
+from aafit.files import is_file, read_file, sha256_of, write_atomically
 from aafit.tables import fit_for_json
 
 FORMAT = 3
@@ -236,11 +236,9 @@ def diverged(folder: Path, epoch: int) -> str:
 
 def load_json(path: Path) -> dict[str, Any]:
     """Return the JSON object that `save_json` wrote into a file, with the names of format 3."""
+    content = read_file(path)
     try:
-        content = path.read_bytes()
         found = json.loads(content)
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it is not JSON ({error})") from error
     if not isinstance(found, dict):

@@ -42,7 +42,7 @@ from aafit.experiment.runs.documents import (
     check_finished,
 )
 from aafit.experiment.runs.job import Job
-from aafit.files import sha256_of, write_atomically
+from aafit.files import read_file, sha256_of, write_atomically
 from aafit.networks.saving import save_activations
 from aafit.training.precision import device_name
 from aafit.version import __version__
@@ -99,10 +99,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
     """Return the state that `save_state` saved."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    content = read_file(path)
     body, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
         raise UserError(f"{path} is truncated or was altered; remove it to start this run again from its beginning.")
@@ -162,10 +159,9 @@ def save_network(path: Path, net: nn.Module) -> None:
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, by name."""
+    content = read_file(path)
     try:
-        return tensors_from_bytes(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+        return tensors_from_bytes(content)
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is truncated or not a safetensors file ({error}).") from error
 

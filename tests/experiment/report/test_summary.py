@@ -23,7 +23,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def csv_table(suite: Path) -> dict[str, dict[str, str]]:
-    return {row["run"]: row for row in csv.DictReader(io.StringIO(csv_rows(read_suite(suite))))}
+    return {row["run"]: row for row in csv.DictReader(io.StringIO(csv_rows(summarise(read_suite(suite)))))}
 
 
 def test_csv_has_the_raw_numbers_and_over_seeds_their_mean_and_sample_deviation(suite: Path) -> None:
