@@ -37,7 +37,7 @@ class ImportanceRow:
         parameters: Number of its parameters.
         gain: Gain of the damped step minus `noise`; negative if the gradient is smaller than its noise.
         error: Standard error of `gain`: its standard deviation over other samples of the same number.
-        noise: The gain that would be predicted on average if the true gradient were 0.
+        noise: The gain by chance: what would be predicted on average if the true gradient were 0.
         silent: Parameters with practically no curvature, for which nothing can be predicted.
     """
 
@@ -76,13 +76,16 @@ class Importance:
         return fit_for_json({"samples": self.samples, "loss": self.loss, "rows": rows[:-1], "together": rows[-1]})
 
     def __str__(self) -> str:
-        header = ("layer", "parameters", "gain in loss", "error", "of noise", "")
+        header = ("layer", "parameters", "gain in loss", "error", "gain by chance", "")
         lines = [table(header, [_cells(row, self.loss) for row in (*self.rows, self.together)])]
         if self.together.silent:
             count = Counter(name.partition("[")[0] for name in self.together.silent)
             names = [f"{name} ({number} elements)" if number > 1 else name for name, number in count.items()]
             lines.append(f"No curvature, so no prediction: {listed(names)}")
-        lines.append(f"{self.samples} samples, loss {self.loss:.4f}; gains of a quadratic model at the present values")
+        lines.append(
+            f"{self.samples} samples, loss {self.loss:.4f}; gains of a quadratic model at the present values; the gain "
+            "by chance is subtracted"
+        )
         return "\n".join(lines)
 
 
@@ -141,10 +144,10 @@ def importance(
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), aafit.AHAF.like("SiLU"), nn.Linear(8, 3))
         >>> print(aafit.importance(net, [(torch.randn(64, 4), torch.randint(3, (64,)))]))  # doctest: +SKIP
-        layer         parameters  gain in loss   error  of noise
-        1                      2        0.0008  0.0045    0.0044  within the noise
-        all together           2        0.0008  0.0045    0.0044  within the noise
-        64 samples, loss 1.1463; gains of a quadratic model at the present values
+        layer         parameters  gain in loss   error  gain by chance
+        1                      2        0.0008  0.0045          0.0044  within the noise
+        all together           2        0.0008  0.0045          0.0044  within the noise
+        64 samples, loss 1.1463; gains of a quadratic model at the present values; the gain by chance is subtracted
     """
     net, base = unwrapped(net), None if base is None else unwrapped(base)
     coordinates = Coordinates(net)

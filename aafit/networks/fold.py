@@ -87,7 +87,7 @@ class Fold:
         )
 
 
-class FunctionWithRest(nn.Module):
+class ScaledFunction(nn.Module):
     """A fixed function with the scales and shifts that could not be folded, y = scale f(slope u + shift) + offset.
 
     Args:
@@ -308,7 +308,7 @@ def _fold(net: nn.Module, path: str, activation: AffineActivation, layers: _Laye
     rest = {name: x.reshape(activation.shape) for name, x in rest_S.items() if (x != neutral[name]).any()}
     function = activation.function_module()
     name = activation_name(function)
-    put_activation(net, path, FunctionWithRest(function, rest) if rest else function)
+    put_activation(net, path, ScaledFunction(function, rest) if rest else function)
     words = {"slope": "scale before", "shift": "shift before", "scale": "scale behind", "offset": "shift behind"}
     return FoldedActivation(
         path,

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import aafit
 from aafit.errors import UserError
-from aafit.networks.fold import FunctionWithRest
+from aafit.networks.fold import ScaledFunction
 
 IMAGES, ROWS, TOKENS = (3, 4, 9, 9), (5, 6), (2, 5, 6)
 
@@ -199,7 +199,7 @@ def test_the_outputs_stay_and_the_report_says_what_remains(case: str) -> None:
     assert report.is_plain == (not remains)
     assert ("nothing" in str(report)) == report.is_plain
     module = folded.get_submodule(row.path)
-    assert type(module) is (FunctionWithRest if remains else nn.ReLU)
+    assert type(module) is (ScaledFunction if remains else nn.ReLU)
     for inputs in (x, torch.randn(sizes)):
         torch.testing.assert_close(folded(inputs), net(inputs), rtol=0, atol=1e-10)
     # The network itself is as it was.
