@@ -3,35 +3,12 @@
 import base64
 import json
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aafit.version import __version__
-
-Cell = Any
-"""A value, (text, sort key), or markup."""
-
-
-@dataclass(frozen=True)
-class PageTable:
-    """A table that readers can sort and filter.
-
-    Attributes:
-        anchor: Its id in the page.
-        caption: Its caption.
-        columns: (heading, CSS classes): "number" aligns right, "optional" is hidden on narrow screens.
-        rows: One cell for each column.
-        search: Label of the field that filters the rows; empty for none.
-    """
-
-    anchor: str
-    caption: str
-    columns: tuple[tuple[str, str], ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    search: str = ""
 
 
 def rendered(template: str, **values: Any) -> str:

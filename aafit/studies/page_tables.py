@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from aafit.plots.html import Cell, PageTable, breakable
+from aafit.plots.html import breakable
 from aafit.studies.result import Study
 from aafit.studies.shapes import LearnedShape
 from aafit.training.compare import Difference
@@ -19,18 +19,35 @@ MOST_PAIRS = 60
 """The most rows of a layer's table of parameters, and of the table of collinear pairs."""
 NUMBER, OPTIONAL, BOTH = "number", "optional", "number optional"
 
+Cell = Any
+"""A value, (text, sort key), or markup."""
 Column = tuple[str, str, Callable[[Any], Cell]]
-"""Heading, classes, and the cell of a row."""
+"""Heading, CSS classes ("number" aligns right, "optional" is hidden on narrow screens), and the cell of a row."""
+PageTable = dict[str, Any]
+"""A table that readers can sort and filter: what the macro `sorted_table` of the templates takes."""
 
 
 def page_table(
     anchor: str, caption: str, columns: Sequence[Column], rows: Iterable[Any], search: str = ""
 ) -> PageTable:
-    """Return a table without the columns in which every cell is empty."""
-    cells = [tuple(cell(row) for _, _, cell in columns) for row in rows]
+    """Return a table without the columns in which every cell is empty.
+
+    Args:
+        anchor: Its id in the page.
+        caption: Its caption.
+        columns: Its columns.
+        rows: What the columns make a cell of.
+        search: Label of the field that filters the rows; empty for none.
+    """
+    cells = [[cell(row) for _, _, cell in columns] for row in rows]
     kept = [at for at in range(len(columns)) if not cells or any(row[at] != "" for row in cells)]
-    headings = tuple(columns[at][:2] for at in kept)
-    return PageTable(anchor, caption, headings, tuple(tuple(row[at] for at in kept) for row in cells), search)
+    return {
+        "anchor": anchor,
+        "caption": caption,
+        "columns": [columns[at][:2] for at in kept],
+        "rows": [[row[at] for at in kept] for row in cells],
+        "search": search,
+    }
 
 
 def anchor(path: str) -> str:

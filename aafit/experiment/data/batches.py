@@ -51,7 +51,9 @@ def training_batches(
     """
     check_count("batch size", batch_size)
     count, device = len(split), split.images_BHWC.device
-    order_N = _order(count, seed, epoch) if shuffle else torch.arange(count)
+    order_N = torch.arange(count)
+    if shuffle:
+        order_N = torch.randperm(count, generator=_generator("order", seed, epoch))
     draws = _draws(split.images_BHWC.shape, seed, epoch) if augment else ()
     order_N, *draws_N = (values.to(device) for values in (order_N, *draws))
 
@@ -102,10 +104,6 @@ def flip_and_shift(images_BHWC: Tensor, flips_B: Tensor, shifts_B2: Tensor) -> T
 
 def _inside(index: Tensor, size: int) -> Tensor:
     return (index >= 0) & (index < size)
-
-
-def _order(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=_generator("order", seed, epoch))
 
 
 def _draws(shape: torch.Size, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
