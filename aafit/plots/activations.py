@@ -38,19 +38,20 @@ def plot_activations(net: nn.Module, inputs: Iterable[Any] | Tensor | None = Non
         >>> figure = aafit.plot_activations(net, inputs=torch.randn(100, 3))
         >>> figure.savefig("activations.svg")  # doctest: +SKIP
     """
-    found = adaptive_activations(net)
-    if not found:
+    activations = adaptive_activations(net)
+    if not activations:
         raise UserError("The network has no adaptive activation to draw: put some in with aafit.replace_activations.")
-    histograms = {} if inputs is None else _histograms(net, found, [inputs] if isinstance(inputs, Tensor) else inputs)
+    batches = [inputs] if isinstance(inputs, Tensor) else inputs
+    histograms = {} if batches is None else _histograms(net, activations, batches)
     drawn = []
-    for path, activation in found.items():
+    for path, activation in activations.items():
         initial = FIXED[activation.start]() if activation.start in FIXED else None
         drawn.append(Drawn(path or type(net).__name__, activation, initial, activation.replaced, histograms.get(path)))
     return draw_activations(drawn, title)
 
 
 def _histograms(
-    net: nn.Module, found: Mapping[str, AdaptiveActivation], batches: Iterable[Any]
+    net: nn.Module, activations: Mapping[str, AdaptiveActivation], batches: Iterable[Any]
 ) -> dict[str, Histogram]:
     histograms: dict[str, Histogram] = {}
 
@@ -59,7 +60,7 @@ def _histograms(
         histograms[path] = histograms[path].merged(histogram) if path in histograms else histogram
 
     predictor, seen = Predictor(net), 0
-    with receiving(net, found, see), evaluation_mode(net):
+    with receiving(net, activations, see), evaluation_mode(net):
         for batch in each_batch(batches):
             predictor.forward(batch)
             seen += 1

@@ -147,9 +147,9 @@ def _numbers(study: Study) -> list[tuple[str, str]]:
 
 
 def _lead(study: Study, replaced: Replaced) -> str:
-    found = next((row for row in study.found if row.path == replaced.path), None)
-    after = f", after {' '.join(found.after)}" if found is not None and found.after else ""
-    line = f", called in {found.line}" if found is not None and found.line else ""
+    activation = next((row for row in study.found if row.path == replaced.path), None)
+    after = f", after {' '.join(activation.after)}" if activation is not None and activation.after else ""
+    line = f", called in {activation.line}" if activation is not None and activation.line else ""
     return f"{replaced.old} → {replaced.new}{after}{line}"
 
 
@@ -238,15 +238,15 @@ def _families(study: Study) -> dict[str, str] | None:
     """Return the picture and the text of the comparison of families; None if there is none."""
     if study.families is None:
         return None
-    found = study.families
-    judged = f"{found.heldout_samples:,} {'held-out' if found.held_out else 'of the fitted'} samples"
+    families = study.families
+    judged = f"{families.heldout_samples:,} {'held-out' if families.held_out else 'of the fitted'} samples"
     return {
-        "picture": svg_url(figure_bytes(plot_families(found), "svg")),
+        "picture": svg_url(figure_bytes(plot_families(families), "svg")),
         "label": "Held-out gain of each family against its number of parameters, in each layer and in all",
-        "text": f"Each family was fitted to the original activations and identified from {found.samples:,} samples. "
-        f"Gain: decrease of {found.loss} against the base network on {judged}, paired, with its standard error. p: "
-        f"{found.correction}; * significant. Time: of the activations over that of the original ones, forward only.",
-        "skipped": f"Not tried, as the time was up: {', '.join(found.skipped)}." if found.skipped else "",
+        "text": f"Each family was fitted to the original activations and identified from {families.samples:,} samples. "
+        f"Gain: decrease of {families.loss} against the base network on {judged}, paired, with its standard error. p: "
+        f"{families.correction}; * significant. Time: of the activations over that of the original ones, forward only.",
+        "skipped": f"Not tried, as the time was up: {', '.join(families.skipped)}." if families.skipped else "",
     }
 
 

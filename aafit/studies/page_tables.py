@@ -40,12 +40,12 @@ def page_table(
         search: Label of the field that filters the rows; empty for none.
     """
     cells = [[cell(row) for _, _, cell in columns] for row in rows]
-    kept = [at for at in range(len(columns)) if not cells or any(row[at] != "" for row in cells)]
+    filled = [at for at in range(len(columns)) if not cells or any(row[at] != "" for row in cells)]
     return {
         "anchor": anchor,
         "caption": caption,
-        "columns": [columns[at][:2] for at in kept],
-        "rows": [[row[at] for at in kept] for row in cells],
+        "columns": [columns[at][:2] for at in filled],
+        "rows": [[row[at] for at in filled] for row in cells],
         "search": search,
     }
 

@@ -133,11 +133,11 @@ def _check_apart(fitted: Sequence[Batch], heldout: Sequence[Batch]) -> None:
     )
     known = set(to_fit)
     shared = sum(sample in known for sample in judged)
-    found = f"{shared} of the {len(judged)} held-out samples are among those to fit"
+    overlap = f"{shared} of the {len(judged)} held-out samples are among those to fit"
     if shared == len(judged):
-        raise UserError(f"{found}, and show no gain on new ones: give others as heldout=, or a heldout_share=.")
+        raise UserError(f"{overlap}, and show no gain on new ones: give others as heldout=, or a heldout_share=.")
     if shared > SHARED * len(judged):
-        warnings.warn(f"{found}: on these the gain is too favourable.", stacklevel=4)
+        warnings.warn(f"{overlap}: on these the gain is too favourable.", stacklevel=4)
 
 
 def _split(batches: list[Batch], share: float, seed: int) -> tuple[list[Batch], list[Batch]]:

@@ -136,15 +136,15 @@ def study(
     store = Store(None if page is None else page.with_suffix(".parts"), key)
     try:
         with _progress(verbose) as show:
-            found = _run_parts(net, data, config, store, command, show)
+            result = _run_parts(net, data, config, store, command, show)
     except KeyboardInterrupt:
-        kept = (
+        message = (
             "Stopped; nothing was saved. With report= the parts are saved, and the same call resumes."
             if store.folder is None
             else f"Stopped. The same call resumes from {store.folder}."
         )
-        raise Stopped(kept) from None
-    return found if page is None else replace(found, page=write_study_page(found, page))
+        raise Stopped(message) from None
+    return result if page is None else replace(result, page=write_study_page(result, page))
 
 
 @contextmanager
