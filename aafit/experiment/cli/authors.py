@@ -13,6 +13,7 @@ from aafit.activations import is_adaptive
 from aafit.errors import UserError
 from aafit.experiment.devices import slots
 from aafit.experiment.runs.config import RunConfig
+from aafit.experiment.runs.method import METHODS
 from aafit.experiment.runs.suite import Suite
 
 FAMILIES = {"base": None, "ahaf": "AHAF", "leaf": "LEAF", "fuzzy_ffn": "F-Neuron"}
@@ -25,8 +26,7 @@ DATASETS = {"F-MNIST": "Fashion-MNIST", "CIFAR-10": "CIFAR-10", "MNIST-5k": "MNI
 """Data sets by the authors' names; the last one is not theirs."""
 
 SCRIPT = ["./run_experiment.sh", "experiments/train_individual.py"]
-OF_TRAINING = ("precision", "lr", "holdout", "train_images", "knots")
-OF_IDENTIFICATION = ("target", "heldout", "curvature", "prior", "budget")
+GIVEN = ("precision", "lr", "holdout", "train_images", "knots", *METHODS["gauss-newton"].settings)
 """Settings that are given where they are not the default, by a flag of the same name or of `FLAG_NAMES`."""
 FLAG_NAMES = {"heldout": "--heldout-share", "holdout": "--heldout-images"}
 
@@ -175,7 +175,7 @@ def _flags(run: RunConfig, parent: RunConfig | None, suite: str) -> list[str]:
     flags += ["--net", run.network, "--ds", data_set, "--opt", run.optimizer, "--bs", str(run.batch_size)]
     flags += [f"--{key}" for key in ("p24sl", "dspu4") if getattr(run, key)]
     flags += [f"--no-{key}" for key in ("augment", "shuffle") if not getattr(run, key)]
-    for key in (*OF_TRAINING, *OF_IDENTIFICATION):
+    for key in GIVEN:
         if (value := getattr(run, key)) != RunConfig.model_fields[key].default:
             flags += [FLAG_NAMES.get(key, f"--{key.replace('_', '-')}"), str(value)]
     flags += ["--interval", *map(str, run.interval)] if run.interval != (-4.0, 4.0) else []

@@ -45,7 +45,7 @@ from aafit.experiment.runs.method import METHODS
 
 log = logging.getLogger("aafit")
 
-SETTINGS = ("cnn", "fc", "sharing", "interval", "knots", "target", "heldout", "curvature", "prior", "budget")
+SETTINGS = ("cnn", "fc", "sharing", "interval", "knots", *METHODS["gauss-newton"].settings)
 """Flags that are settings of the same name, where they are given."""
 
 IN_NAME = ("lr", "train", "train_images", "from_run")

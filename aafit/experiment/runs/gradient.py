@@ -69,14 +69,13 @@ def train(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
             dtype = data_type(runs[0].job.config.precision)
             few_images, _ = next(evaluation_batches(data.test, batch_size=2, dtype=dtype))
             lockstep = Lockstep.of([run.net for run in runs], few_images)
-        while left := [at for at, run in enumerate(runs) if run.has_epochs_left]:
-            epoch = min(runs[at].epoch or 0 for at in left)
-            together = [at for at in left if runs[at].epoch == epoch]
+        while left := [run for run in runs if run.has_epochs_left]:
+            epoch = min(run.epoch or 0 for run in left)
+            together = [run for run in left if run.epoch == epoch]
             began = time.perf_counter()
-            losses = _train_epoch(runs, together, lockstep, epoch, data)
+            losses = _train_epoch(together, lockstep, epoch, data)
             seconds = (time.perf_counter() - began) / len(together)
-            for at, (loss, variance) in zip(together, losses, strict=True):
-                run = runs[at]
+            for run, (loss, variance) in zip(together, losses, strict=True):
                 run.seconds += seconds
                 with log_of(run.job):
                     run.measure(epoch + 1, loss=loss, variance=variance, seconds=seconds)
@@ -87,12 +86,11 @@ def train(runs: Sequence["ActiveRun"], data: Dataset, log_of: LogOf) -> None:
 
 
 def _train_epoch(
-    runs: Sequence["ActiveRun"], together: Sequence[int], lockstep: "Lockstep | None", epoch: int, data: Dataset
+    runs: Sequence["ActiveRun"], lockstep: "Lockstep | None", epoch: int, data: Dataset
 ) -> list[tuple[float, float]]:
-    """Train one epoch of the runs at the indices `together`, and return mean and variance of each one's losses."""
-    trained = [runs[at] for at in together]
+    """Train one epoch of the runs, and return mean and variance of each one's losses."""
     # Runs in lockstep have seed and batches in common.
-    seed, config = trained[0].job.seed, trained[0].job.config
+    seed, config = runs[0].job.seed, runs[0].job.config
 
     def batches() -> Batches:
         # Order, augmentation and dropout depend on seed and epoch alone, so that a resumed run sees the same.
@@ -100,9 +98,10 @@ def _train_epoch(
         dtype = data_type(config.precision)
         return training_batches(data.train, config.batch_size, seed, epoch, config.augment, config.shuffle, dtype)
 
-    if lockstep is None or len(together) == 1:
-        return [train_epoch(run.net, batches(), run.optimizers, config.precision) for run in trained]
-    return lockstep.part(together).train_epoch(batches(), [run.optimizers for run in trained], config.precision)
+    if lockstep is None or len(runs) == 1:
+        return [train_epoch(run.net, batches(), run.optimizers, config.precision) for run in runs]
+    nets, optimizers = zip(*((run.net, run.optimizers) for run in runs), strict=True)
+    return lockstep.train_epoch(nets, batches(), optimizers, config.precision)
 
 
 @dataclass(frozen=True)
@@ -110,46 +109,44 @@ class Lockstep:
     """Networks that differ above a common frozen prefix only.
 
     Attributes:
-        nets: the networks.
         prefix: their common frozen prefix.
-        rests: what is left of each network above it; it shares the network's modules.
+        rests: by network, what is left of it above the prefix; it shares the network's modules.
     """
 
-    nets: tuple[nn.Module, ...]
     prefix: nn.Module
-    rests: tuple[nn.Module, ...]
+    rests: dict[nn.Module, nn.Module]
 
     @classmethod
     def of(cls, nets: Sequence[nn.Module], x_B: Tensor) -> "Lockstep | None":
         """Split the networks, tried on a few images; None if their prefixes differ or are empty."""
-        parts = []
+        prefixes: list[nn.Module] = []
+        rests: dict[nn.Module, nn.Module] = {}
         for net in nets:
             with evaluation_mode(net):
-                prefix, rest = split_network(net, (x_B,))
+                prefix, rests[net] = split_network(net, (x_B,))
                 if prefix is None or len(prefix(x_B)) != 1:
                     return None
-                parts.append((prefix, rest))
-        prefixes, rests = zip(*parts, strict=True)
+                prefixes.append(prefix)
         weights = [prefix.state_dict() for prefix in prefixes]
         same = {str(prefix) for prefix in prefixes} == {str(prefixes[0])} and all(
             torch.equal(tensor, other[name]) for name, tensor in weights[0].items() for other in weights[1:]
         )
-        return cls(tuple(nets), prefixes[0], rests) if same else None
-
-    def part(self, indices: Sequence[int]) -> "Lockstep":
-        """Return the networks at these indices only."""
-        return Lockstep(tuple(self.nets[at] for at in indices), self.prefix, tuple(self.rests[at] for at in indices))
+        return cls(prefixes[0], rests) if same else None
 
     def train_epoch(
-        self, batches: Batches, optimizers: Sequence[Sequence[Optimizer]], precision: str = "float32"
+        self,
+        nets: Sequence[nn.Module],
+        batches: Batches,
+        optimizers: Sequence[Sequence[Optimizer]],
+        precision: str = "float32",
     ) -> list[tuple[float, float]]:
         """Train each network on these batches, bit-identical to `train_epoch`; mean and variance of its losses."""
-        trained: list[list[list[Parameter]]] = [trained_by(own) for own in optimizers]
-        losses: list[list[Tensor]] = [[] for _ in self.rests]
-        for net in self.nets:
+        trained: list[list[list[Parameter]]] = [trained_by(of_net) for of_net in optimizers]
+        losses: list[list[Tensor]] = [[] for _ in nets]
+        for net in nets:
             training_mode(net)
-        predictors = [Predictor(rest, precision=precision) for rest in self.rests]
-        last = len(self.rests) - 1
+        predictors = [Predictor(self.rests[net], precision=precision) for net in nets]
+        last = len(nets) - 1
         for batch in map(as_batch, batches):
             with torch.no_grad(), autocast(precision, batch.device):
                 (between_B,) = self.prefix(*batch.args)
@@ -159,4 +156,4 @@ class Lockstep:
                 # Each network draws its dropout from where the prefix left the generator; the last one advances it.
                 with torch.random.fork_rng(devices, enabled=at < last):
                     losses[at].append(train_step(predictor, between, optimizers[at], trained[at]))
-        return [mean_and_variance(own) for own in losses]
+        return [mean_and_variance(of_net) for of_net in losses]

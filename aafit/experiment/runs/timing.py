@@ -59,7 +59,7 @@ def _measured(run: RunConfig, device: torch.device, count: int) -> float:
         if lockstep is None:
             train_epoch(nets[0], batches, optimizers[0], run.precision)
         else:
-            lockstep.train_epoch(batches, optimizers, run.precision)
+            lockstep.train_epoch(nets, batches, optimizers, run.precision)
 
     def test() -> None:
         evaluate(nets[0], evaluation_batches(noise.test, dtype=dtype), run.precision)

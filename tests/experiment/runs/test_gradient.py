@@ -52,7 +52,7 @@ def test_networks_in_lockstep_get_the_bits_they_get_alone(precision):
     lockstep = Lockstep.of(together, next(batches())[0])
     assert lockstep is not None
     torch.manual_seed(7)
-    found = [lockstep.train_epoch(batches(), optimizers, precision) for _ in range(2)]
+    found = [lockstep.train_epoch(together, batches(), optimizers, precision) for _ in range(2)]
     for at, (maker, options) in enumerate(MAKERS.values()):
         alone = network(maker)
         own = make_optimizers(alone, **options)
@@ -71,7 +71,7 @@ def test_what_is_frozen_runs_once_a_batch():
         net.fc8.register_forward_hook(lambda *_: seen.append("fc8"))
     lockstep = Lockstep.of(nets, next(batches())[0])
     seen.clear()
-    lockstep.train_epoch(batches(), [make_optimizers(net) for net in nets])
+    lockstep.train_epoch(nets, batches(), [make_optimizers(net) for net in nets])
     assert (seen.count("conv2"), seen.count("fc8")) == (3, 9)
 
 
