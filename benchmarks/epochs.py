@@ -14,7 +14,7 @@ least five each; the speedup is the median of the ratios of the rounds.
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from benchmarks.harness import (
 )
 from benchmarks.parts import table_of_parts
 from benchmarks.straightforward import straightforward_step
-from benchmarks.workload import FIRST_OF_KIND, Measured, chosen_kinds, measured_in_turns, merged
+from benchmarks.workload import EVALUATED, FIRST_OF_KIND, Measured, chosen_kinds, measured_in_turns, merged
 
 IMAGES = 50_000
 TARGETS = {
@@ -49,6 +49,8 @@ TARGETS = {
 
 @click.command(cls=Command)
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1), help="Training steps an epoch.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images of a step [default: the suite's].")
+@click.option("--evaluated", type=click.IntRange(min=1), help=f"Test images of an epoch [default: {EVALUATED}].")
 @click.option("--images", default=IMAGES, show_default=True, type=click.IntRange(min=1), help="Images of an epoch.")
 @click.option("--precision", default="float32", show_default=True, type=click.Choice(list(TARGETS)))
 @click.option("--kind", "kinds", multiple=True, help=f"Only this: {', '.join(FIRST_OF_KIND)}. May be repeated.")
@@ -60,6 +62,8 @@ TARGETS = {
 @json_option
 def main(
     steps: int,
+    batch_size: int | None,
+    evaluated: int | None,
     images: int,
     precision: str,
     kinds: tuple[str, ...],
@@ -72,13 +76,16 @@ def main(
 ) -> None:
     """Measure the seconds of an epoch of each kind of run, of the straightforward loop, and the lower bound."""
     runs = chosen_kinds(kinds, precision)
+    if batch_size is not None:
+        runs = {kind: run.model_copy(update={"batch_size": batch_size}) for kind, run in runs.items()}
     with report(json_path) as out:
         ours: dict[str, Measured] = {}
         theirs: dict[str, float] = {}
         all_turns: dict[str, Turns] = {}
         lockstep = lockstep_of_the_paper()
         for kind, run in runs.items():
-            measured, turns = _measured(run, steps, data_dir, device, lockstep[kind], jobs, images, compiled, rounds)
+            program = measured_in_turns(run, steps, data_dir, device, jobs, lockstep[kind], evaluated)
+            measured, turns = _measured(program, run, steps, data_dir, device, images, compiled, rounds)
             ours[kind], all_turns[kind] = merged(measured), turns
             theirs[kind] = turns.median("straightforward")
         rows = [_row(kind, lockstep[kind], ours[kind], all_turns[kind], images, precision) for kind in runs]
@@ -86,16 +93,15 @@ def main(
         _whole(out, {kind: ours[kind].training_of(images) / ours[kind].processes for kind in runs}, theirs)
         floor, processes = measure_floor(next(iter(runs.values())).batch_size, precision, device)
         _floor(out, runs, lockstep, floor, processes, ours, images)
-        table_of_parts(out, runs, steps, data_dir, device)
+        table_of_parts(out, runs, steps, data_dir, device, evaluated)
 
 
 def _measured(
+    starting: AbstractContextManager[Callable[[], Measured]],
     run: RunConfig,
     steps: int,
     data_dir: Path | None,
     device: str,
-    lockstep: int,
-    jobs: int | None,
     images: int,
     compiled: bool,
     rounds: int,
@@ -103,7 +109,7 @@ def _measured(
     """Measure machine seconds of an epoch of the program and of the straightforward loop, in turns."""
     measured: list[Measured] = []
     with ExitStack() as stack:
-        program = stack.enter_context(measured_in_turns(run, steps, data_dir, device, jobs, lockstep))
+        program = stack.enter_context(starting)
         loops = {
             name: stack.enter_context(straightforward_step(run, steps, data_dir, device, name == "compiled"))
             for name in ("straightforward", "compiled")[: 1 + compiled]

@@ -71,7 +71,7 @@ slower=1
 if [ -n "$quick" ]; then
     shapes=(--shape 8x16)
     which=(--part forward)
-    epochs=(--steps 1)
+    epochs=(--steps 1 --batch-size 16 --evaluated 20)
     kinds=(--kind "F-Neuron tuning")
     side_by_side=1
     slower=3  # a CPU that is busy with other work

@@ -51,9 +51,11 @@ class EpochEnds(logging.Handler):
             self.seconds.append(record.created)
 
 
-def shares_of_an_epoch(run: RunConfig, steps: int, data_dir: Path | None, device: str) -> dict[str, float]:
+def shares_of_an_epoch(
+    run: RunConfig, steps: int, data_dir: Path | None, device: str, evaluated: int | None = None
+) -> dict[str, float]:
     """Return the share of each part in an epoch of the full data set, with as many processes as the program uses."""
-    places, sample = slots(device), sample_for(run, steps, data_dir)
+    places, sample = slots(device), sample_for(run, steps, data_dir, evaluated)
     out = {"run": shortened(run, sample, 3).model_dump(mode="json"), "sample": sample}
     results = side_by_side("benchmarks.parts:seconds_of_parts", places, [out] * len(places))
     size = SIZES[run.dataset]
@@ -101,11 +103,18 @@ def seconds_of_parts(run: dict[str, Any], sample: Sample, device: str, threads: 
     }
 
 
-def table_of_parts(out: Report, runs: dict[str, RunConfig], steps: int, data_dir: Path | None, device: str) -> None:
+def table_of_parts(
+    out: Report,
+    runs: dict[str, RunConfig],
+    steps: int,
+    data_dir: Path | None,
+    device: str,
+    evaluated: int | None = None,
+) -> None:
     """Report the shares of an epoch of each kind of run."""
     rows: list[Row] = []
     for kind, run in runs.items():
-        shares = shares_of_an_epoch(run, steps, data_dir, device)
+        shares = shares_of_an_epoch(run, steps, data_dir, device, evaluated)
         rest = [share for part, share in shares.items() if part != PARTS[0]]
         rows.append({"kind": kind, **shares, "each but the steps below 5%": max(rest) < SHARE_TO_REACH})
     out.table("Shares of an epoch of the program, evaluation included", rows)

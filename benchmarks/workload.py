@@ -139,6 +139,7 @@ def measured_in_turns(
     device: str = "auto",
     processes: int | None = None,
     lockstep: int = 1,
+    evaluated: int | None = None,
 ) -> Iterator[Callable[[], Measured]]:
     """Provide a callable that times one more epoch of `steps` steps in processes that stay alive.
 
@@ -147,7 +148,7 @@ def measured_in_turns(
     Raises:
         UserError: the device is not here, or the images are not in `data_dir`.
     """
-    places, sample = slots(device, processes), sample_for(run, steps, data_dir)
+    places, sample = slots(device, processes), sample_for(run, steps, data_dir, evaluated)
     shorter = shortened(run, sample, 1).model_dump(mode="json")
     with ExitStack() as stack, ThreadPoolExecutor(len(places)) as pool:
         following = [
@@ -214,9 +215,9 @@ def merged(rounds: Sequence[Measured]) -> Measured:
     )
 
 
-def sample_for(run: RunConfig, steps: int, data_dir: Path | None) -> Sample:
+def sample_for(run: RunConfig, steps: int, data_dir: Path | None, evaluated: int | None = None) -> Sample:
     """Return the images for a number of steps of a run, and some to evaluate."""
-    return Sample(run.dataset, steps * run.batch_size, EVALUATED, data_dir)
+    return Sample(run.dataset, steps * run.batch_size, evaluated or EVALUATED, data_dir)
 
 
 def measured_run(

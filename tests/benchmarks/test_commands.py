@@ -1,7 +1,7 @@
 """The commands of the benchmarks, on a handful of images; most of them within this process, which saves its start."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from small_runs import write_done
 
 from aafit.experiment.runs.job import jobs_of
-from aafit.experiment.runs.suite import Suite
+from aafit.experiment.runs.suite import Suite, load_suite
 from aafit.experiment.scheduling.progress import RunState, Status
 from aafit.experiment.scheduling.schedule import Summary
 from benchmarks import (
@@ -50,8 +50,23 @@ def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def within_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One slot, and no new processes."""
+def two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates take two turns instead of five, which is what the commands insist on."""
+
+    def take_turns(candidates: Mapping[str, Callable[[], float]], rounds: int) -> harness.Turns:
+        assert rounds == 5
+        return harness.take_turns(candidates, 2)
+
+    monkeypatch.setattr(harness, "LEAST_ROUNDS", 2)
+    for module in (activations, epochs, whole):
+        monkeypatch.setattr(module, "take_turns", take_turns)
+
+
+@pytest.fixture
+def within_this_process(monkeypatch: pytest.MonkeyPatch, two_rounds: None) -> None:
+    """One slot, no new processes, and batches of 16 images."""
+    paper = load_suite("paper")
+    small = paper.with_(runs=[run.model_copy(update={"batch_size": 16}) for run in paper.runs])
 
     def call(function: str, environment: Mapping[str, str] | None = None, **arguments: Any) -> Any:
         module, _, name = function.partition(":")
@@ -68,6 +83,7 @@ def within_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "call", call)
     for module in (straightforward, workload):
         monkeypatch.setattr(module, "measuring", measuring)
+    monkeypatch.setattr(workload, "load_suite", lambda name: small)
     monkeypatch.setattr("aafit.experiment.devices.usable_cores", lambda: 1)
     monkeypatch.setattr(straightforward, "WORKERS", 0)
     monkeypatch.setattr(straightforward, "WARM_STEPS", 1)
@@ -102,7 +118,8 @@ def test_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("within_this_process")
 def test_epochs(tmp_path: Path) -> None:
-    tables = done(epochs.main, tmp_path, ["--kind", "F-Neuron tuning", "--steps", "1"])
+    options = ["--kind", "F-Neuron tuning", "--steps", "1", "--batch-size", "8", "--evaluated", "10"]
+    tables = done(epochs.main, tmp_path, options)
     (speed,), (floor,), (shares,) = tables.values()
     assert speed["program, machine"] > 0
     assert speed["straightforward, machine"] > 0
@@ -189,7 +206,8 @@ def test_precision_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert [row["seed 2"] for row in each] == pytest.approx([72.0, 72.0, 72.1, 72.1])
 
 
-def test_an_epoch_in_a_process_of_its_own() -> None:
+def test_an_epoch_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workload, "EVALUATED", 20)
     run = chosen_kinds(["LEAF tuning"])["LEAF tuning"].model_copy(update={"batch_size": 16})
     found = measured_run(run, steps=2, epochs=1, device="cpu", processes=1)
     assert found.processes == 1
