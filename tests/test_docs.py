@@ -1,5 +1,6 @@
 """What the documents show runs as it stands; their links lead somewhere, and they build into a site."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 
 import aafit
 from aafit.experiment.cli.main import main
+from aafit.experiment.data.datasets import load_dataset
 from aafit.experiment.runs.suite import load_suite
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +51,16 @@ batches = [(x, None)]
 }
 
 
+@pytest.fixture
+def fewer_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages get half of the 5,000 digits: their code is tested, not their figures."""
+    whole = load_dataset("MNIST-5k")
+    train, test = whole.train.at(torch.arange(2500)), whole.test.at(torch.arange(500))
+    few = dataclasses.replace(whole, train=train, test=test)
+    monkeypatch.setattr("aafit.experiment.data.datasets.load_dataset", lambda name: few)
+
+
+@pytest.mark.usefixtures("fewer_digits")
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -18,7 +18,7 @@ from aafit.networks.adaptive import adaptive_activations, adaptive_parameters, t
 from aafit.networks.surgery import replace_activations
 
 X = torch.randn(12, 6, generator=torch.Generator().manual_seed(5))
-PROCESSES = 3
+PROCESSES = 2
 STEPS = 4
 
 
