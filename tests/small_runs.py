@@ -1,13 +1,18 @@
 """Runs of seconds, on a few real digits, for the tests that need a run's folder."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from aafit.experiment.data.datasets import load_dataset
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.documents import Config, Data, Done, Result
+from aafit.experiment.runs.execute import execute
 from aafit.experiment.runs.job import Job
 from aafit.training.precision import processor_name
 
@@ -35,6 +40,12 @@ def child_job(parent, name="child", **settings):
             "parent_hash": parent.settings_hash,
         }
     )
+
+
+def execute_on_few(job):
+    """`execute` with 100 test images: the evaluation of 1,000 takes longer than the training."""
+    data = load_dataset(job.config.dataset, None, job.config.holdout, job.config.train_images)
+    execute(job, data=dataclasses.replace(data, test=data.test.at(torch.arange(100))))
 
 
 def write_config(folder, run, settings_hash="", device=None):

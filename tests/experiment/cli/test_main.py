@@ -39,16 +39,27 @@ def suite_file(tmp_path):
     return file
 
 
-def aafit(*arguments, **options):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+def aafit(*arguments):
+    """The command line as a process, with compiled activations."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160", "AAFIT_COMPILE": "1"}
     command = [sys.executable, "-m", "aafit", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_a_suite_from_start_to_report(tmp_path, suite_file):
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """The command line within this process, which saves its start; it times no epochs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AAFIT_DATA", raising=False)
+    monkeypatch.delenv("AAFIT_RUNS", raising=False)
+    monkeypatch.setattr("aafit.experiment.cli.run.seconds_an_epoch", lambda *_: 1.0)
+    return lambda *arguments: CliRunner().invoke(main, list(map(str, arguments)))
+
+
+def test_a_suite_from_start_to_report(call, tmp_path, suite_file):
     runs = tmp_path / "runs"
-    plan = aafit("run", "--suite", suite_file, "--runs-dir", runs, "--dry-run")
-    assert plan.returncode == 0, plan.stderr
+    plan = call("run", "--suite", suite_file, "--runs-dir", runs, "--dry-run")
+    assert plan.exit_code == 0, plan.output
     assert "2 of 2 runs to do, 2 epochs" in plan.stdout
     assert not runs.exists()
 
@@ -62,19 +73,19 @@ def test_a_suite_from_start_to_report(tmp_path, suite_file):
     assert str(report / "report.html") in first.stdout
     assert list((runs / "tiny" / "relu-leaf-tanh" / "seed42" / "tensorboard").iterdir())
 
-    again = aafit("run", "--suite", suite_file, "--runs-dir", runs)
-    assert again.returncode == 0
+    again = call("run", "--suite", suite_file, "--runs-dir", runs)
+    assert again.exit_code == 0, again.output
     assert "already done" in again.stdout
     assert {path: (path / "done.json").read_bytes() for path in done} == done
 
-    other = aafit("run", "--suite", suite_file, "--runs-dir", runs, "--precision", "float64")
-    assert other.returncode == 2
+    other = call("run", "--suite", suite_file, "--runs-dir", runs, "--precision", "float64")
+    assert other.exit_code == 2
     assert "precision" in other.stderr
     assert {path: (path / "done.json").read_bytes() for path in done} == done
 
     child = runs / "tiny" / "relu-leaf-tanh" / "seed42"
-    shown = aafit("show", child, "--out", tmp_path / "pictures")
-    assert shown.returncode == 0, shown.stderr
+    shown = call("show", child, "--out", tmp_path / "pictures")
+    assert shown.exit_code == 0, shown.output
     assert {path.suffix for path in (tmp_path / "pictures/tiny/relu-leaf-tanh").iterdir()} == {".svg", ".png"}
     base = runs / "tiny" / "base-relu" / "seed42"
     accuracies = {
@@ -82,34 +93,26 @@ def test_a_suite_from_start_to_report(tmp_path, suite_file):
     }
     assert accuracies[base] != accuracies[child]
     for folders, (first, second) in (([child], (base, child)), ([child, base], (child, base))):
-        compared = aafit("compare", *folders)
-        assert compared.returncode == 0, compared.stderr
+        compared = call("compare", *folders)
+        assert compared.exit_code == 0, compared.output
         assert compared.stdout.startswith(f"{first}  compared with  {second}\n")
         assert f"accuracy {accuracies[first]:.2%} -> {accuracies[second]:.2%}" in compared.stdout
     assert "prediction agreement" in compared.stdout
 
 
-def test_a_failed_run_fails_only_what_comes_from_it(tmp_path, suite_file):
+def test_a_failed_run_fails_only_what_comes_from_it(call, tmp_path, suite_file):
     runs = tmp_path / "runs"
     other = '[[runs]]\nname = "broken"\ninit_from = "not-a-checkpoint.bin"\nepochs = 0\ntrain = "none"\n'
     child = '[[runs]]\nname = "of-broken"\nparent = "broken"\ncnn = "LEAF as ReLU"\nepochs = 1\n'
     suite_file.write_text(SUITE + other + child)
     (tmp_path / "not-a-checkpoint.bin").write_bytes(b"nothing")
-    result = aafit("run", "--suite", suite_file, "--runs-dir", runs, cwd=tmp_path)
-    assert result.returncode == 1, result.stdout + result.stderr
+    result = call("run", "--suite", suite_file, "--runs-dir", runs)
+    assert result.exit_code == 1, result.output
     assert {path.parent.parent.name for path in runs.glob("*/*/*/done.json")} == {"base-relu", "relu-leaf-tanh"}
     output = " ".join(result.stdout.split())
     assert "not-a-checkpoint.bin" in output
     assert "broken failed" in output
     assert "log.txt" in output
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("AAFIT_DATA", raising=False)
-    monkeypatch.delenv("AAFIT_RUNS", raising=False)
-    return lambda *arguments: CliRunner().invoke(main, list(map(str, arguments)))
 
 
 def assert_user_error(result, message):

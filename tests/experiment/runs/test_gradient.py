@@ -1,6 +1,7 @@
 """Runs in lockstep: the same bits as on their own, and what is frozen below them computed once."""
 
 import io
+import shutil
 
 import pytest
 import torch
@@ -137,6 +138,12 @@ def test_neither_another_seed_nor_another_base_nor_a_base_goes_along(base):
     assert lockstep_group(one.model_copy(update={"parent_hash": "another"})) != lockstep_group(one)
 
 
+def suite_with(base, folder):
+    """A suite of the jobs in a folder, where its base is done already."""
+    shutil.copytree(base.folder, folder / "s" / "base" / "seed42")
+    return Suite(name="s", runs=tuple(job.config for job in (base, *jobs_of(base, folder))))
+
+
 def assert_same_results(base, folder, ours):
     for alone in jobs_of(base, folder / "alone"):
         execute(alone)
@@ -171,23 +178,22 @@ def test_a_stop_between_two_of_them(base, tmp_path, monkeypatch):
 
 
 def test_a_suite_puts_them_in_one_process(base, tmp_path):
-    runs = [job.config for job in (base, *jobs_of(base, tmp_path))]
-    summary = run_suite(Suite(name="s", runs=tuple(runs)), tmp_path, OPTIONS, console=Console(file=io.StringIO()))
+    suite = suite_with(base, tmp_path)
+    summary = run_suite(suite, tmp_path, OPTIONS, console=Console(file=io.StringIO()))
     assert summary.ok, [outcome.message for outcome in summary.runs]
     assert_same_results(base, tmp_path, tmp_path / "s")
-    for run in runs[1:]:
+    for run in suite.runs[1:]:
         folder = tmp_path / "s" / run.name / "seed42"
         assert read_json(folder / "config.json")["run"]["name"] == run.name
         assert (folder / "log.txt").read_text().count("train loss") == 3
 
 
 def test_one_that_fails_does_not_take_the_others_along(base, tmp_path):
-    runs = [job.config for job in (base, *jobs_of(base, tmp_path))]
-    suite = Suite(name="s", runs=tuple(runs))
+    suite = suite_with(base, tmp_path)
     with locked(tmp_path / "s" / "random" / "seed42"):
         summary = run_suite(suite, tmp_path, OPTIONS, console=Console(file=io.StringIO()))
     ended = {outcome.job.config.name: str(outcome.status) for outcome in summary.runs}
-    assert ended == {"base": "done", "tanh": "done", "random": "failed", "leaf": "done"}
+    assert ended == {"base": "already done", "tanh": "done", "random": "failed", "leaf": "done"}
     assert "Another process is running" in summary.runs[2].message
 
 

@@ -1,7 +1,7 @@
 """A run that continues a finished one with its optimizer is bit-identical to a single longer run."""
 
 import pytest
-from small_runs import LEAF, base_job, child_job, untimed_rows
+from small_runs import LEAF, base_job, child_job, execute_on_few, untimed_rows
 
 from aafit.errors import UserError
 from aafit.experiment.runs.config import RunConfig
@@ -28,7 +28,7 @@ def test_four_epochs_are_two_and_two(tmp_path, settings):
     second, afresh = going_on(first, resume_optimizer=True), going_on(first, name="afresh")
     afresh = afresh.model_copy(update={"folder": tmp_path / "afresh"})
     for job in (whole, first, second, afresh):
-        execute(job)
+        execute_on_few(job)
     network = (whole.folder / "network.safetensors").read_bytes()
     assert (second.folder / "network.safetensors").read_bytes() == network
     assert (afresh.folder / "network.safetensors").read_bytes() != network

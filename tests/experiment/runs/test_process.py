@@ -110,6 +110,11 @@ def test_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert process.exitcode == 0 or process.join() is None
 
 
+@pytest.fixture(scope="module")
+def nothing_compiled() -> None:
+    """Here the compiler is what is tested."""
+
+
 class CountingCompiler:
     """Has no compiled loop, and counts how often one is asked for."""
 

@@ -4,7 +4,7 @@ import signal
 import time
 
 import pytest
-from small_runs import base_job, child_job, start_process, untimed_rows
+from small_runs import base_job, child_job, execute_on_few, start_process, untimed_rows
 
 from aafit.errors import UserError
 from aafit.experiment.runs import folder as run_folder
@@ -46,17 +46,23 @@ def assert_same_result(one, other):
     assert untimed_rows(one) == untimed_rows(other)
 
 
-@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+@pytest.fixture(scope="module", params=KINDS)
+def whole(request, tmp_path_factory):
+    """A run that never stopped."""
+    job = base_job(tmp_path_factory.mktemp("whole"), epochs=3, **KINDS[request.param])
+    execute_on_few(job)
+    return job
+
+
 @pytest.mark.parametrize("before_state", [True, False])
-def test_same_bits_after_a_stop(tmp_path, monkeypatch, settings, before_state):
-    whole, broken = (base_job(tmp_path / name, epochs=3, **settings) for name in ("whole", "broken"))
-    execute(whole)
+def test_same_bits_after_a_stop(tmp_path, monkeypatch, whole, before_state):
+    broken = whole.model_copy(update={"folder": tmp_path / "base" / "seed42"})
     with monkeypatch.context() as patch:
         stop_in_epoch(patch, 2, before_state)
         with pytest.raises(Stopped):
-            execute(broken)
+            execute_on_few(broken)
     assert not (broken.folder / "done.json").exists()
-    execute(broken)
+    execute_on_few(broken)
     assert_same_result(whole.folder, broken.folder)
     assert not (broken.folder / "state.pt").exists()
     # The time is that of all epochs, not of those after the stop alone.
