@@ -30,6 +30,6 @@ export AAFIT_DEVELOP=1
 python() { "$root/run_experiment.sh" "$@"; }
 python -m ruff check .
 python -m ruff format --check .
-python -m mypy
+python -m mypy --num-workers 2
 # Two processes of one thread each are faster than one of two. In the order of the files: sorted by number of tests, the long ones come last.
 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
