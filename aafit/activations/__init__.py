@@ -1,6 +1,6 @@
 """The adaptive activations, a file for each family, and the fixed functions that they start from.
 
-Begin with leaf.py, then base.py, the class of all adaptive activations. elementwise.py and piecewise_linear.py compute
+Begin with leaf.py, then base.py, the class of all adaptive activations. elementwise.py and linear_spline.py compute
 them, compiled.py makes that fast, fitting.py fits them to functions. A text form names each activation: "ReLU",
 "AHAF as SiLU", "LEAF random", "F-Neuron ramp", "Affine(ReLU) as SiLU", "Polynomial(degree=4) as ReLU".
 """
@@ -23,9 +23,9 @@ from aafit.activations.fneuron import KNOTS, FNeuron
 from aafit.activations.histogram import Histogram
 from aafit.activations.interval import INTERVAL, IntervalActivation
 from aafit.activations.leaf import LEAF
+from aafit.activations.piecewise_linear import PiecewiseLinear
 from aafit.activations.polynomial import Polynomial
 from aafit.activations.rational import Rational
-from aafit.activations.segments import PiecewiseLinear
 from aafit.activations.xielu import XIELU
 from aafit.errors import UserError, check_name, nearest
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import cache
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,6 @@ INTERVAL, CELLS = (-4.0, 4.0), 400
 """The even grid on which a start is fitted to a function that the family does not contain."""
 NEUTRAL: Mapping[str, float] = {"a": 1.0, "b": 1.0, "c": 0.0, "d": 0.0}
 """The values with which a f(b u + c) + d is f."""
-
-
-class _Derivative(NamedTuple):
-    """A fixed function and its derivative, made of differentiable elementwise operations."""
-
-    value: Callable[[Tensor], Tensor]
-    slope: Callable[[Tensor], Tensor]
 
 
 def _silu_slope(v: Tensor) -> Tensor:
@@ -51,15 +44,16 @@ def _gelu_slope(v: Tensor) -> Tensor:
     return _normal_share(v) + v * (torch.exp(-0.5 * v * v) * (1 / math.sqrt(2 * math.pi)))
 
 
-DERIVATIVES: Mapping[str, _Derivative] = {
-    "ReLU": _Derivative(torch.relu, lambda v: (v > 0).to(v.dtype)),
-    "SiLU": _Derivative(lambda v: v * torch.special.expit(v), _silu_slope),
-    "GELU": _Derivative(lambda v: v * _normal_share(v), _gelu_slope),
-    "Tanh": _Derivative(torch.tanh, lambda v: 1 - torch.tanh(v).square()),
-    "Sigmoid": _Derivative(torch.special.expit, _sigmoid_slope),
-    "HardTanh": _Derivative(lambda v: v.clamp(-1, 1), lambda v: ((v > -1) & (v < 1)).to(v.dtype)),
-    "HardSigmoid": _Derivative(lambda v: (v + 3).clamp(0, 6) / 6, lambda v: ((v > -3) & (v < 3)).to(v.dtype) * (1 / 6)),
+DERIVATIVES: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "ReLU": (torch.relu, lambda v: (v > 0).to(v.dtype)),
+    "SiLU": (lambda v: v * torch.special.expit(v), _silu_slope),
+    "GELU": (lambda v: v * _normal_share(v), _gelu_slope),
+    "Tanh": (torch.tanh, lambda v: 1 - torch.tanh(v).square()),
+    "Sigmoid": (torch.special.expit, _sigmoid_slope),
+    "HardTanh": (lambda v: v.clamp(-1, 1), lambda v: ((v > -1) & (v < 1)).to(v.dtype)),
+    "HardSigmoid": (lambda v: (v + 3).clamp(0, 6) / 6, lambda v: ((v > -3) & (v < 3)).to(v.dtype) * (1 / 6)),
 }
+"""The fixed functions, each with its derivative, made of differentiable elementwise operations."""
 
 EQUAL: Mapping[tuple[str, str], tuple[float, float, float, float]] = {
     ("Tanh", "Sigmoid"): (0.5, 0.5, 0.0, 0.5),
@@ -221,8 +215,7 @@ def _is_known(function: Any, name: str) -> bool:
 @cache
 def _family(function: str | Callable[[Tensor], Tensor], offset: bool) -> type[AffineActivation]:
     name = repr(function) if isinstance(function, nn.Module) else function_name(function)
-    derivative = DERIVATIVES[function] if isinstance(function, str) else None
-    value = function if derivative is None else derivative.value
+    value, slope = DERIVATIVES[function] if isinstance(function, str) else (function, None)
     left_out = {"b": _is_homogeneous(value), "d": not offset}
     free = tuple(own for own in NEUTRAL if not left_out.get(own))
     formula = _formula(value, free)
@@ -234,8 +227,7 @@ def _family(function: str | Callable[[Tensor], Tensor], offset: bool) -> type[Af
         "function": function if isinstance(function, str) else staticmethod(function),
         "free": free,
         "slope_parameters": tuple(own for own in free if own == "b"),
-        "formula": staticmethod(formula),
-        "_formula": None if derivative is None else Formula(formula, _backward(derivative, free)),
+        "formula": staticmethod(formula) if slope is None else Formula(formula, _backward(value, slope, free)),
         "starts": {name: tuple(NEUTRAL[own] for own in free)},
     }
     shown = f"Affine{name[:1].upper()}{name[1:]}" if name.isidentifier() else "AffineFunction"
@@ -270,13 +262,15 @@ def _formula(function: Any, free: tuple[str, ...]) -> Callable[..., Tensor]:
     return forward
 
 
-def _backward(function: _Derivative, free: tuple[str, ...]) -> Callable[..., tuple[Tensor, ...]]:
+def _backward(
+    function: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor], free: tuple[str, ...]
+) -> Callable[..., tuple[Tensor, ...]]:
     def backward(grad: Tensor, u: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         values = dict(zip(free, parameters, strict=True))
         u = u.clamp(-largest(u), largest(u))
         v = _inner(u, values).clamp(max=largest(u))
-        by_v = grad * (values["a"] * function.slope(v))
-        by = {"a": grad * function.value(v), "b": by_v * u, "c": by_v, "d": grad}
+        by_v = grad * (values["a"] * slope(v))
+        by = {"a": grad * function(v), "b": by_v * u, "c": by_v, "d": grad}
         return by_v * values["b"] if "b" in values else by_v, *(by[name] for name in free)
 
     return backward

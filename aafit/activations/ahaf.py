@@ -24,9 +24,6 @@ def _backward(grad: Tensor, u: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Ten
     return grad * (beta * s + rise * gamma), grad * (rise * u), grad * (u * s)
 
 
-FORMULA = Formula(_forward, _backward)
-
-
 class AHAF(AdaptiveActivation):
     """The adaptive hybrid activation function, AHAF(u) = beta * u * sigmoid(gamma * u).
 
@@ -60,8 +57,7 @@ class AHAF(AdaptiveActivation):
     starts: ClassVar[Mapping[str, tuple[float, ...]]] = {"ReLU": (2.0**16, 1.0), "SiLU": (1.0, 1.0)}
     others: ClassVar[tuple[str, ...]] = ("random",)
     slope_parameters: ClassVar[tuple[str, ...]] = ("gamma",)
-    formula = staticmethod(_forward)
-    _formula: ClassVar[Formula | None] = FORMULA
+    formula = Formula(_forward, _backward)
 
     gamma: nn.Parameter
     beta: nn.Parameter

@@ -54,7 +54,8 @@ class AdaptiveActivation(nn.Module):
     Attributes:
         family: Name of the kind of function, e.g. "LEAF".
         starts: The values of the parameters, in their order, for each name that `like` accepts.
-        formula: (u, *parameters) -> output, made of differentiable elementwise torch operations.
+        formula: (u, *parameters) -> output, made of differentiable elementwise torch operations; or a `Formula`, which
+            also has the gradient.
         likes: The names in `starts`.
         others: Further starts, each a class method of that name, e.g. "random".
         slow_parameters: Names of the parameters that the p24sl procedure trains at a lower rate.
@@ -83,15 +84,15 @@ class AdaptiveActivation(nn.Module):
 
     family: ClassVar[str]
     starts: ClassVar[Mapping[str, tuple[float, ...]]]
-    formula: ClassVar[Callable[..., Tensor]]
+    formula: ClassVar[Callable[..., Tensor] | Formula]
     likes: ClassVar[tuple[str, ...]]
     others: ClassVar[tuple[str, ...]] = ()
     slow_parameters: ClassVar[tuple[str, ...]] = ()
     slope_parameters: ClassVar[tuple[str, ...]] = ()
     text_option: ClassVar[TextOption | None] = None
     call_position: float = math.inf
-    # A formula with an explicit gradient, which is computed in one pass.
-    _formula: ClassVar[Formula | None] = None
+    # The names of the parameters of a family that has no formula.
+    _names: ClassVar[tuple[str, ...]] = ()
     # Dimensions of a parameter beyond `shape`: F-Neuron has a vector of weights in each parameter set.
     _own_dims: ClassVar[int] = 0
 
@@ -135,8 +136,11 @@ class AdaptiveActivation(nn.Module):
     @classmethod
     def parameter_names(cls) -> tuple[str, ...]:
         """Return the names of the parameters: the formula's arguments after the input."""
+        if cls._names:
+            return cls._names
         cls._check_complete()
-        return tuple(inspect.signature(cls.formula).parameters)[1:]
+        formula = cls.formula.forward if isinstance(cls.formula, Formula) else cls.formula
+        return tuple(inspect.signature(formula).parameters)[1:]
 
     @classmethod
     def like(cls, name: str, shape: tuple[int, ...] = (1,)) -> Self:
@@ -215,7 +219,7 @@ class AdaptiveActivation(nn.Module):
         # `parameters()` would take longer than a small layer.
         parameters: tuple[Any, ...] = tuple(self._parameters.values())
         check_input(input, parameters[0].shape, self.family)
-        return apply_formula(self._formula or type(self).formula, input, *parameters)
+        return apply_formula(type(self).formula, input, *parameters)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -323,7 +323,7 @@ class LoopCache:
         known = None
         try:
             known = next((loop for loop in loops if loop.fits(*arrays)), None)
-            loop = known or self._new(run, arrays, serial)
+            loop = known or rebuild_if_truncated(partial(compiled_loop, run, arrays, _options(serial)))
             with torch.no_grad():
                 result = loop.call(*arrays)
         except torch.OutOfMemoryError:
@@ -345,9 +345,6 @@ class LoopCache:
         if not self._warned:
             self._warned = True
             log.warning("Activations on %s are not compiled and run slower: %s", self.device, first_line(error))
-
-    def _new(self, run: Pass, arrays: Sequence[Tensor], serial: bool) -> Loop:
-        return rebuild_if_truncated(partial(compiled_loop, run, arrays, _options(serial)))
 
 
 @cache

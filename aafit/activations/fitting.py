@@ -1,7 +1,7 @@
 """Least-squares fits of activations to a function or to given outputs, all in float64.
 
-`LeastSquares` fits any activation by Levenberg-Marquardt, for many starts or parameter sets at once. splines.py fits
-F-Neurons, which are linear in their weights.
+`LeastSquares` fits any activation by Levenberg-Marquardt, for many starts or parameter sets at once. linear_spline.py
+fits F-Neurons, which are linear in their weights.
 
 Axes in names: E input, S start or parameter set, Q parameter of a set.
 """
@@ -133,6 +133,16 @@ class FitTarget:
             return self
         inner = FitTarget.of(self.function, self.histogram.between(left, right), self.family)
         return replace(inner, name=self.name)
+
+    def with_even_inputs(self, left: float, right: float, number: int, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the inputs with evenly spaced ones in [left, right] added, the function's values, and the weights.
+
+        The weights of the added inputs sum to `weight`, those of the others to 1.
+        """
+        even_E = torch.linspace(left, right, number, dtype=torch.float64)
+        y_E = torch.cat([self.y_E, function_values(self.function, even_E, self.family)])
+        weight_E = torch.cat([self.weight_E, torch.full_like(even_E, weight / number)])
+        return torch.cat([self.u_E, even_E]), y_E, weight_E
 
     def residual(self, activation: nn.Module) -> Residual:
         """Return the error of an activation with one parameter set."""

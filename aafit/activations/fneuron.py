@@ -13,8 +13,7 @@ from aafit.activations.fitting import FitTarget, Residual, function_name, functi
 from aafit.activations.fixed import FUNCTIONS
 from aafit.activations.histogram import Histogram, bulk_of
 from aafit.activations.interval import INTERVAL, PRECISION, SMALLEST, check_interval
-from aafit.activations.piecewise_linear import Line
-from aafit.activations.splines import fit_intervals, fit_linear_spline, knots_between, spline_values
+from aafit.activations.linear_spline import Line, fit_intervals, fit_linear_spline, knots_between, spline_values
 from aafit.errors import UserError, check_count, check_name
 
 KNOTS = 18
@@ -77,6 +76,7 @@ class FNeuron(AdaptiveActivation):
 
     family: ClassVar[str] = "F-Neuron"
     text_option: ClassVar[TextOption | None] = TextOption("knots", KNOTS, 3, MOST_KNOTS)
+    _names: ClassVar[tuple[str, ...]] = ("weight",)
     likes: ClassVar[tuple[str, ...]] = tuple(FUNCTIONS)
     others: ClassVar[tuple[str, ...]] = ("random", "ramp", "constant")
     _own_dims: ClassVar[int] = 1
@@ -102,11 +102,6 @@ class FNeuron(AdaptiveActivation):
                 "F-Neuron's weight must have the shape (*shape, knots) with at least 3 knots, e.g. (1, 18); got "
                 f"{tuple(self.weight.shape)}."
             )
-
-    @classmethod
-    def parameter_names(cls) -> tuple[str, ...]:
-        """Return the name of the only parameter, "weight"."""
-        return ("weight",)
 
     @property
     def knots(self) -> int:

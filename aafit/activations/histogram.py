@@ -88,7 +88,8 @@ class Histogram:
         if low == high:
             half = max(abs(low), 1.0) * NARROWEST
             return cls(torch.tensor([low - half, low + half], dtype=torch.float64), torch.tensor([float(u.numel())]))
-        inner = bulk_of(*(x.cpu() for x in _some(u).double().sort().values.unique(return_counts=True)))
+        some = u[:: max(1, u.numel() // SAMPLED)]
+        inner = bulk_of(*(x.cpu() for x in some.double().sort().values.unique(return_counts=True)))
         grid = _grid(low, high, inner, bins)
         edges = grid.edges(low, high)
         first, number = grid.bin_of(torch.tensor([low], dtype=torch.float64)).item(), len(edges) - 1
@@ -201,10 +202,6 @@ def bulk_of(values: Tensor, weights: Tensor) -> tuple[float, float]:
             reach = DEVIATIONS * width / 3.92
             return quantile(0.5) - reach, quantile(0.5) + reach
     return values[0].item(), values[-1].item()
-
-
-def _some(u: Tensor) -> Tensor:
-    return u[:: max(1, u.numel() // SAMPLED)]
 
 
 def _onto(histogram: Histogram, edges: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ EVEN = 1024
 class IntervalActivation(AdaptiveActivation):
     """An adaptive activation that is made for the inputs in an interval, and has vectors of parameters.
 
-    The state_dict holds the parameters, and the interval as extra state. Subclasses define `family`,
-    `parameter_names`, `fit` and `_formula_of`.
+    The state_dict holds the parameters, and the interval as extra state. Subclasses define `family`, `_names`, `fit`
+    and `_formula_of`.
 
     Attributes:
         interval: (left, right). Inputs outside it are computed by the same formula.
@@ -169,14 +169,24 @@ def check_interval(interval: Iterable[Any], family: str) -> tuple[float, float]:
     return left, right
 
 
-def interval_for(histogram: Histogram, margin: float, family: str) -> tuple[float, float]:
-    """Return the bulk of the inputs (see `Histogram.bulk`), widened on both sides by a share of its width.
+def interval_of_fit(
+    interval: Iterable[Any] | None, histogram: Histogram, margin: float, family: str
+) -> tuple[float, float]:
+    """Return the interval; None: the bulk of the inputs (see `Histogram.bulk`), widened on both sides.
+
+    Args:
+        interval: Its ends, or None.
+        histogram: The inputs.
+        margin: By how much the bulk is widened, as a share of its width.
+        family: For messages.
 
     Raises:
-        UserError: The margin is not a number of at least 0.
+        UserError: The interval is not valid, or the margin is not a number of at least 0.
     """
+    if interval is not None:
+        return check_interval(interval, family)
     if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin < math.inf:
         raise UserError(f"{family}'s margin is a share of the width of the inputs, at least 0; got {margin!r}.")
     left, right = histogram.bulk()
     reach = margin * (right - left)
-    return left - reach, right + reach
+    return check_interval((left - reach, right + reach), family)

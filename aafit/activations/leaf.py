@@ -26,9 +26,6 @@ def _backward(
     return grad * (p1 * s + rise * p3), grad * (u * s), grad * s, grad * (rise * u), grad
 
 
-FORMULA = Formula(_forward, _backward)
-
-
 class LEAF(AdaptiveActivation):
     """The learnable extended activation function, LEAF(u) = (p1 * u + p2) * sigmoid(p3 * u) + p4.
 
@@ -72,8 +69,7 @@ class LEAF(AdaptiveActivation):
     others: ClassVar[tuple[str, ...]] = ("random",)
     slow_parameters: ClassVar[tuple[str, ...]] = ("p2", "p4")
     slope_parameters: ClassVar[tuple[str, ...]] = ("p3",)
-    formula = staticmethod(_forward)
-    _formula: ClassVar[Formula | None] = FORMULA
+    formula = Formula(_forward, _backward)
 
     p1: nn.Parameter
     p2: nn.Parameter

@@ -2,7 +2,7 @@
 //
 // at = (u - left) * scale; k is its segment, part = at - k, y = weight[k] + part * rises[k].
 //
-// The operations and their order are those of piecewise_linear.py, and so are the bits. The loop that a compiler makes
+// The operations and their order are those of linear_spline.py, and so are the bits. The loop that a compiler makes
 // of that program loads weight[k] and rises[k] element by element, which takes most of its time.
 
 #include <algorithm>

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from aafit.activations.base import TextOption
 from aafit.activations.elementwise import Formula
-from aafit.activations.fitting import FitTarget, function_values
+from aafit.activations.fitting import FitTarget
 from aafit.activations.histogram import Histogram
-from aafit.activations.interval import INTERVAL, IntervalActivation, check_interval, interval_for
+from aafit.activations.interval import INTERVAL, IntervalActivation, interval_of_fit
 from aafit.errors import UserError, check_count
 
 DEGREE, MOST_DEGREE = 8, 64
@@ -83,6 +83,7 @@ class Polynomial(IntervalActivation):
 
     family: ClassVar[str] = "Polynomial"
     text_option: ClassVar[TextOption | None] = TextOption("degree", DEGREE, 1, MOST_DEGREE)
+    _names: ClassVar[tuple[str, ...]] = ("coefficients",)
 
     coefficients: nn.Parameter
 
@@ -94,11 +95,6 @@ class Polynomial(IntervalActivation):
                 f"{tuple(self.coefficients.shape)}."
             )
         _check_degree(self.degree)
-
-    @classmethod
-    def parameter_names(cls) -> tuple[str, ...]:
-        """Return the name of the only parameter, "coefficients"."""
-        return ("coefficients",)
 
     @property
     def degree(self) -> int:
@@ -145,15 +141,12 @@ class Polynomial(IntervalActivation):
         if isinstance(tails, bool) or not isinstance(tails, (int, float)) or not 0 <= tails < float("inf"):
             raise UserError(f"The weight of Polynomial's tails must be a number of at least 0; got {tails!r}.")
         target = FitTarget.of(function, histogram, cls.family)
-        ends = interval_for(histogram, margin, cls.family) if interval is None else interval
-        left, right = check_interval(ends, cls.family)
+        left, right = interval_of_fit(interval, histogram, margin, cls.family)
         inner = target.within(left, right)
-        even_E = torch.linspace(left, right, 40 * (degree + 1), dtype=torch.float64)
-        u_E = torch.cat([inner.u_E, even_E])
-        y_E = torch.cat([inner.y_E, function_values(target.function, even_E, cls.family)])
-        weight_E = torch.cat([inner.weight_E, torch.full_like(even_E, max(tails, 1e-12) / len(even_E))])
+        u_E, y_E, weight_E = inner.with_even_inputs(left, right, 40 * (degree + 1), max(tails, 1e-12))
         root_E = weight_E.sqrt()
-        basis_EN = torch.from_numpy(np.polynomial.chebyshev.chebvander(_unit(u_E, left, right).numpy(), degree))
+        z_E = (2 * u_E - left - right) / (right - left)
+        basis_EN = torch.from_numpy(np.polynomial.chebyshev.chebvander(z_E.numpy(), degree))
         found_N = torch.linalg.lstsq(basis_EN * root_E[:, None], (y_E * root_E)[:, None], driver="gelsd").solution[:, 0]
         return cls._made({"coefficients": found_N}, shape, target, interval=(left, right))
 
@@ -182,11 +175,6 @@ class Polynomial(IntervalActivation):
         left, right = self.interval
         constants = 2 / (right - left), -(left + right) / (right - left)
         return FORMULA, parameters[0].unbind(-1), constants
-
-
-def _unit(u: Tensor, left: float, right: float) -> Tensor:
-    """Return the inputs mapped from [left, right] to [-1, 1]."""
-    return (2 * u - left - right) / (right - left)
 
 
 def _check_degree(degree: int) -> None:

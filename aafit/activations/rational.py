@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from aafit.activations.base import TextOption
 from aafit.activations.elementwise import Formula, largest
-from aafit.activations.fitting import FitTarget, LeastSquares, function_values
+from aafit.activations.fitting import FitTarget, LeastSquares
 from aafit.activations.histogram import Histogram
-from aafit.activations.interval import INTERVAL, IntervalActivation, check_interval, interval_for
+from aafit.activations.interval import INTERVAL, IntervalActivation, interval_of_fit
 from aafit.errors import UserError, check_count
 
 DEGREES, MOST_DEGREE = (5, 4), 16
@@ -119,6 +119,7 @@ class Rational(IntervalActivation):
 
     family: ClassVar[str] = "Rational"
     text_option: ClassVar[TextOption | None] = TextOption("degrees", DEGREES, 1, MOST_DEGREE)
+    _names: ClassVar[tuple[str, ...]] = ("numerator", "denominator")
 
     numerator: nn.Parameter
     denominator: nn.Parameter
@@ -137,11 +138,6 @@ class Rational(IntervalActivation):
                 f"and (1, 4); got {tuple(self.numerator.shape)} and {tuple(self.denominator.shape)}."
             )
         _check_degrees(self.degrees)
-
-    @classmethod
-    def parameter_names(cls) -> tuple[str, ...]:
-        """Return the names of the parameters, "numerator" and "denominator"."""
-        return ("numerator", "denominator")
 
     @property
     def degrees(self) -> tuple[int, int]:
@@ -182,13 +178,9 @@ class Rational(IntervalActivation):
         """
         _check_degrees(degrees)
         target = FitTarget.of(function, histogram, cls.family)
-        ends = interval_for(histogram, MARGIN, cls.family) if interval is None else interval
-        left, right = check_interval(ends, cls.family)
+        left, right = interval_of_fit(interval, histogram, MARGIN, cls.family)
         inner = FitTarget.of(target.function, target.histogram.between(left, right).coarser(POINTS), cls.family)
-        even_E = torch.linspace(left, right, POINTS // 4, dtype=torch.float64)
-        u_E = torch.cat([inner.u_E, even_E])
-        y_E = torch.cat([inner.y_E, function_values(target.function, even_E, cls.family)])
-        weight_E = torch.cat([inner.weight_E, torch.full_like(even_E, TAILS / len(even_E))])
+        u_E, y_E, weight_E = inner.with_even_inputs(left, right, POINTS // 4, TAILS)
         starts = _linearized(u_E / _scale((left, right)), y_E, weight_E, degrees)
         own = cls(starts["numerator"][:1], starts["denominator"][:1], (left, right))
 

@@ -40,9 +40,6 @@ def _backward(grad: Tensor, u: Tensor, alpha_p: Tensor, alpha_n: Tensor) -> tupl
     return by_u, by_p, by_n
 
 
-FORMULA = Formula(_forward, _backward)
-
-
 def _raw(alpha: float) -> float:
     """Return the parameter whose softplus is `alpha`."""
     return math.log(math.expm1(alpha))
@@ -89,8 +86,7 @@ class XIELU(AdaptiveActivation):
         "GELU": (_raw(0.235079), _raw(0.845622 - BETA)),
     }
     others: ClassVar[tuple[str, ...]] = ("initial",)
-    formula = staticmethod(_forward)
-    _formula: ClassVar[Formula | None] = FORMULA
+    formula = Formula(_forward, _backward)
 
     alpha_p: nn.Parameter
     alpha_n: nn.Parameter

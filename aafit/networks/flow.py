@@ -2,12 +2,13 @@
 
 `Flow` records every torch function of a forward with the tensors that it takes and returns. `Flow.follow` carries a
 label for each element of a tensor through operations that only move, select or average elements, so that a layer's
-channels can be told apart however the tensor is reshaped in between.
+channels can be distinguished however the tensor is reshaped in between.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -140,7 +141,7 @@ class Flow(TorchFunctionMode):
         for path, module in probe.named_modules():
             if isinstance(module, AdaptiveActivation):
                 module.register_forward_pre_hook(flow._enter)
-                module.register_forward_hook(flow._left(path), always_call=True)
+                module.register_forward_hook(partial(flow._leave, path), always_call=True)
         returned = forward_of_sample(probe, sample, flow)
         flow._kept.append(returned)
         flow.outputs = {id(tensor) for tensor in tensors_in(returned)}
@@ -160,13 +161,10 @@ class Flow(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._inside += 1
 
-    def _left(self, path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._inside -= 1
-            if not self._inside:
-                self._note(FunctionCall("", module, args, {}, output, path))
-
-        return hook
+    def _leave(self, path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._inside -= 1
+        if not self._inside:
+            self._note(FunctionCall("", module, args, {}, output, path))
 
     def _note(self, call: FunctionCall) -> None:
         taken, made = tensors_in([*call.args, *call.kwargs.values()]), tensors_in(call.output)
@@ -214,16 +212,16 @@ class Flow(TorchFunctionMode):
                         ends.append((output, carried, maximum or call.name in MAXIMA))
         return arrivals, ""
 
-    def source(self, tensor: Tensor) -> tuple[FunctionCall | None, str]:
+    def source(self, tensor: Tensor) -> FunctionCall | str:
         """Return the layer whose output a tensor is, through operations that pass elements on; or why there is none."""
         while True:
             call = self.producers.get(id(tensor))
             if call is None:
-                return None, "it is an input of the network"
+                return "it is an input of the network"
             if call.layer is not None:
-                return call, ""
+                return call
             if not call.passes or call.name in JOINS:
-                return None, f"{call} gives it"
+                return f"{call} gives it"
             (tensor, *_) = tensors_in([*call.args, *call.kwargs.values()])
 
 

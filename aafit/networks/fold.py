@@ -8,7 +8,7 @@ Axes in names: S parameter set of the activation, K channel of a layer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ class Fold:
 
 
 class ScaledFunction(nn.Module):
-    """A fixed function with the scales and shifts that could not be folded, y = scale f(slope u + shift) + offset.
+    """A fixed function with scales and shifts, y = scale f(slope u + shift) + offset: those that could not be folded.
 
     Args:
         function: An elementwise module.
@@ -96,6 +96,7 @@ class ScaledFunction(nn.Module):
             trailing dimensions of the input.
     """
 
+    slope_parameters: ClassVar[tuple[str, ...]] = ("slope",)
     slope: Tensor | None
     shift: Tensor | None
     scale: Tensor | None
@@ -195,7 +196,7 @@ class _Layers:
 
     def path(self, call: FunctionCall) -> str:
         """Return the path of the module that has the layer's weight."""
-        return self._owners[id(call.argument("weight"))][0][0]
+        return self._of_weight(call)[0]
 
     def why_not(self, call: FunctionCall, shifted: bool) -> str:
         """Return why the layer of a call cannot be changed; "" if it can.
@@ -215,7 +216,7 @@ class _Layers:
                 return f"the weights of {call} are computed"
             if len(owners) > 1 or len(self.flow.consumers[id(parameter)]) > 1:
                 return f"{owners[0][0]!r} is called more than once, or its weights are shared"
-        _, module, name = self._owners[id(weight)][0]
+        _, module, name = self._of_weight(call)
         if nn.utils.parametrize.is_parametrized(module):
             return f"{self.path(call)!r} is parametrized"
         own_bias = "bias" in module._parameters and name == "weight"
@@ -227,13 +228,13 @@ class _Layers:
 
     def weight(self, call: FunctionCall) -> Tensor:
         """Return the present weight of a layer in float64."""
-        _, module, name = self._owners[id(call.argument("weight"))][0]
+        _, module, name = self._of_weight(call)
         weight: Tensor = getattr(module, name).detach().double()
         return weight
 
     def set_weight(self, call: FunctionCall, values: Tensor) -> None:
         """Set the weight of a layer."""
-        _, module, name = self._owners[id(call.argument("weight"))][0]
+        _, module, name = self._of_weight(call)
         _set(module, name, values)
 
     def bias(self, call: FunctionCall) -> Tensor:
@@ -256,10 +257,17 @@ class _Layers:
             own = values_K.to(weight.device, weight.dtype)
             module.register_parameter(name, nn.Parameter(own, requires_grad=weight.requires_grad))
 
+    def _of_weight(self, call: FunctionCall) -> tuple[str, nn.Module, str]:
+        """Return the path of the module that has the layer's weight, the module, and the weight's name in it."""
+        return self._owners[id(call.argument("weight"))][0]
+
     def _bias(self, call: FunctionCall) -> tuple[nn.Module, str]:
+        """Return the module that has the layer's bias, or would get one, and its name in it."""
         bias = call.argument("bias")
-        _, module, name = self._owners[id(call.argument("weight") if bias is None else bias)][0]
-        return module, "bias" if bias is None else name
+        if bias is None:
+            return self._of_weight(call)[1], "bias"
+        _, module, name = self._owners[id(bias)][0]
+        return module, name
 
 
 def _set(module: nn.Module, name: str, values: Tensor) -> None:
@@ -283,15 +291,16 @@ def _fold(net: nn.Module, path: str, activation: AffineActivation, layers: _Laye
         if not reason and not takes_a:
             reason = "a maximum comes behind it, and a scale is not above 0"
         takes_d = takes_a and not shiftable
-        before, map_K, why = _before(calls[0], activation, layers)
-        if before is not None:
+        found = _before(calls[0], activation, layers)
+        if not isinstance(found, str):
+            before, set_K = found
             if not takes_a and "b" not in activation.free and (a_S > 0).all():
                 # a f(v) = f(a v).
                 b_S, c_S, a_S = a_S * b_S, a_S * c_S, torch.ones_like(a_S)
-            _into_before(before, map_K, b_S, c_S, layers)
+            _into_before(before, set_K, b_S, c_S, layers)
             b_S, c_S = torch.ones_like(b_S), torch.zeros_like(c_S)
         elif (b_S != 1).any() or (c_S != 0).any():
-            reasons.append(f"the input: {why}")
+            reasons.append(f"the input: {found}")
         if takes_a:
             if not takes_d and (d_S != 0).any() and (a_S == 0).any():
                 takes_a, reason = False, "a scale is 0"
@@ -388,17 +397,14 @@ def _has_padding(call: FunctionCall) -> bool:
     return padding is not None and any(torch.as_tensor(padding).flatten().tolist())
 
 
-def _before(
-    call: FunctionCall, activation: AffineActivation, layers: _Layers
-) -> tuple[FunctionCall | None, Tensor, str]:
-    """Return the layer before an activation with the parameter set of its output channels; None with the reason."""
-    none = torch.zeros(0, dtype=torch.int64)
+def _before(call: FunctionCall, activation: AffineActivation, layers: _Layers) -> tuple[FunctionCall, Tensor] | str:
+    """Return the layer before an activation and the parameter set of each of its K channels; or why there is none."""
     u = tensors_in(list(call.args))[0]
-    layer, why = layers.flow.source(u)
-    if layer is None:
-        return None, none, why
+    layer = layers.flow.source(u)
+    if isinstance(layer, str):
+        return layer
     if why := layers.why_not(layer, shifted=True):
-        return None, none, why
+        return why
     out = layer.output
     axis = _channel_axis(layer, out)
     known = _random_labels(out.shape[axis])
@@ -406,32 +412,35 @@ def _before(
     arrivals, reason = layers.flow.follow(out, known.reshape(shape).expand(out.shape))
     if reason or len(arrivals) != 1 or arrivals[0].call is not call:
         others = [one.call for one in arrivals if one.call is not call]
-        return None, none, reason or f"{layers.path(layer)!r} feeds {', '.join(map(str, others)) or 'it twice'} too"
+        return reason or f"{layers.path(layer)!r} feeds {', '.join(map(str, others)) or 'it twice'} too"
     b_S = activation.constants()[1].flatten()
     if arrivals[0].through_maximum and (b_S <= 0).any():
-        return None, none, "a maximum comes before it, and a scale is not above 0"
+        return "a maximum comes before it, and a scale is not above 0"
     channel, sets = _index_of(arrivals[0].labels, known).flatten(), _sets_of(activation, u).flatten()
     if (channel < 0).any():
-        return None, none, "padding comes before it"
+        return "padding comes before it"
     set_K = torch.full((len(known),), -2).scatter(0, channel, sets)
     if (set_K[channel] != sets).any():
-        return None, none, f"its parameters vary within a channel of {layers.path(layer)!r}"
-    return layer, set_K, ""
+        return f"its parameters vary within a channel of {layers.path(layer)!r}"
+    return layer, set_K
 
 
-def _per_channel(values_S: Tensor, set_K: Tensor, neutral: float) -> Tensor:
-    return torch.where(set_K >= 0, values_S.cpu()[set_K.clamp(min=0)], neutral)
+def _per_channel(values_S: Tensor, set_K: Tensor, neutral: float, device: torch.device) -> Tensor:
+    return torch.where(set_K >= 0, values_S.cpu()[set_K.clamp(min=0)], neutral).to(device)
+
+
+def _per_row(values_K: Tensor, call: FunctionCall, weight: Tensor) -> Tensor:
+    """Return values of channels for each row of a weight, which belongs to one group: (rows, channels of a group)."""
+    groups = 1 if call.layer == "linear" else call.argument("groups") or 1
+    return values_K.reshape(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1).flatten(0, 1)
 
 
 def _into_before(call: FunctionCall, set_K: Tensor, b_S: Tensor, c_S: Tensor, layers: _Layers) -> None:
     """Change a layer so that it returns b y + c instead of y, in place."""
     weight = layers.weight(call)
-    b_K, c_K = (_per_channel(*each).to(weight.device) for each in ((b_S, set_K, 1.0), (c_S, set_K, 0.0)))
-    scale = b_K
-    if call.layer == "conv_transpose":
-        # The weight is (input channels, output channels of a group, ...).
-        groups = call.argument("groups") or 1
-        scale = b_K.reshape(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1).flatten(0, 1)
+    b_K, c_K = _per_channel(b_S, set_K, 1.0, weight.device), _per_channel(c_S, set_K, 0.0, weight.device)
+    # The weight of a transposed convolution is (input channels, output channels of a group, ...).
+    scale = _per_row(b_K, call, weight) if call.layer == "conv_transpose" else b_K
     layers.set_weight(call, weight * _trailing(scale, weight))
     layers.set_bias(call, b_K * layers.bias(call) + c_K)
 
@@ -441,29 +450,21 @@ def _into_behind(behind: Sequence[tuple[Arrival, Tensor]], a_S: Tensor, d_S: Ten
     for arrival, set_K in behind:
         call = arrival.call
         weight = layers.weight(call)
-        a_K, d_K = (_per_channel(*each).to(weight.device) for each in ((a_S, set_K, 1.0), (d_S, set_K, 0.0)))
+        a_K, d_K = _per_channel(a_S, set_K, 1.0, weight.device), _per_channel(d_S, set_K, 0.0, weight.device)
         if call.layer == "batch_norm":
-            mean_K = call.argument("running_mean").double()
-            deviation_K = (call.argument("running_var").double() + _eps(call)).sqrt()
+            mean_K, eps = call.argument("running_mean").double(), call.argument("eps")
+            deviation_K = (call.argument("running_var").double() + (1e-5 if eps is None else eps)).sqrt()
             shift_K = weight * (d_K + (a_K - 1) * mean_K) / deviation_K
             scaled = weight * a_K
         elif call.layer == "conv_transpose":
             scaled, shift_K = weight * _trailing(a_K, weight), torch.zeros_like(layers.bias(call))
         else:
             # The weight of a convolution is (output channels, input channels of a group, ...).
-            groups = (call.argument("groups") or 1) if call.layer == "conv" else 1
-            of_group = weight.shape[0] // groups
-            a_KJ, d_KJ = (x.reshape(groups, 1, -1).expand(-1, of_group, -1).flatten(0, 1) for x in (a_K, d_K))
-            scaled = weight * _trailing(a_KJ, weight)
-            shift_K = (weight * _trailing(d_KJ, weight)).flatten(1).sum(1)
+            scaled = weight * _trailing(_per_row(a_K, call, weight), weight)
+            shift_K = (weight * _trailing(_per_row(d_K, call, weight), weight)).flatten(1).sum(1)
         layers.set_weight(call, scaled)
         if d_S.any() or call.layer == "batch_norm":
             layers.set_bias(call, layers.bias(call) + shift_K)
-
-
-def _eps(call: FunctionCall) -> float:
-    eps = call.argument("eps")
-    return 1e-5 if eps is None else float(eps)
 
 
 def _trailing(values: Tensor, like: Tensor) -> Tensor:

@@ -1,22 +1,27 @@
 """Turn adaptive activations into fixed functions or fixed tables, which have nothing left to train.
 
-Begin with `freeze_activations`. Axes in names: U point of a curve, N knot of a table.
+Begin with `freeze_activations`, which chooses. knot_table.py and segment_table.py make the tables. Axes in names:
+E input, S start of a fit.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aafit.activations import AdaptiveActivation, FNeuron, Histogram
+from aafit.activations import AdaptiveActivation, Histogram
+from aafit.activations.base import curve_values
 from aafit.activations.fitting import LeastSquares
-from aafit.activations.segments import MOST_SEGMENTS
+from aafit.activations.piecewise_linear import MOST_SEGMENTS
 from aafit.errors import UserError, check_count, check_name
+from aafit.networks.fold import ScaledFunction
 from aafit.networks.kinds import KNOWN, activation_name
+from aafit.networks.knot_table import Table, knot_table
 from aafit.networks.running import copied, forward_of_sample, probe_of, receiving
 from aafit.networks.segment_table import LEAST_BITS, MOST_BITS, SegmentTable, segment_table
 from aafit.networks.surgery import put_activation
@@ -25,14 +30,8 @@ from aafit.tables import table
 WAYS = ("function", "table")
 LIMITS = (-8.0, 8.0)
 SIZE = 513
-CELLS = 16
-"""Cells of a table per knot: a knot is at the edge of a cell."""
 AT_ONCE = 1 << 18
 """Elements that are compared at once."""
-KINKS = 16
-"""The most kinks of an activation that get a knot of their own."""
-SHARP = 50.0
-"""A second difference above this multiple of their median marks a kink."""
 POINTS, CLOSEST, ITERATIONS = 500, 6, 40
 """The number of inputs to which a function is fitted, of functions that are fitted, and of iterations."""
 WORTHWHILE = 0.9
@@ -96,76 +95,8 @@ class Freeze:
         return f"{table(header, cells, numbers=False)}\nErrors are over {where}."
 
 
-class Table(nn.Module):
-    """A fixed piecewise-linear function with knots at any multiples of a cell width, extrapolated linearly.
-
-    Shape: input (B, *...) of any floating-point dtype; the output has the same shape and dtype. There are no
-    parameters, and the operations are plain ones that export. NaN gives NaN. Everything is in the state_dict: loading
-    another table makes this one that table, or is refused if the sizes differ.
-
-    Args:
-        limits: The first and the last knot.
-        knots: The cell at whose left edge each knot is, (N,) in ascending order from 0 to the number of cells.
-        values: The values at the knots, (*shape, N), where `shape` is (1,) or broadcasts against the trailing
-            dimensions of the input.
-        slopes: The slopes below the first and above the last knot, (2, *shape).
-    """
-
-    __jit_unused_properties__: ClassVar[list[str]] = ["shape"]
-    limits: Tensor
-    knots: Tensor
-    segments: Tensor
-    values: Tensor
-    slopes: Tensor
-
-    def __init__(self, limits: tuple[float, float], knots: Tensor, values: Tensor, slopes: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("limits", torch.tensor(limits, dtype=torch.float32, device=values.device))
-        self.register_buffer("knots", knots.to(torch.int64))
-        # The segment of each cell.
-        self.register_buffer("segments", torch.repeat_interleave(knots.diff()).to(torch.int32))
-        self.register_buffer("values", values.clone())
-        self.register_buffer("slopes", slopes.clone())
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the sets of values; (1,) if the layer shares one function."""
-        return tuple(self.values.shape[:-1])
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the function elementwise."""
-        dtype = torch.promote_types(input.dtype, torch.float32)
-        values, slopes, cells = self.values.to(dtype), self.slopes.to(dtype), len(self.segments)
-        left, right = self.limits.to(dtype).unbind()
-        # So that the straight tails stay finite in float32.
-        u = input.to(dtype).clamp(-3e35, 3e35)
-        at = ((u - left) * (cells / (right - left))).clamp(0, cells)
-        # A comparison with NaN is false: it takes cell 0, and its position stays NaN.
-        cell = torch.where(at > 0, at, 0.0).floor().clamp(max=cells - 1).to(torch.int64)
-        segment = self.segments[cell].to(torch.int64)
-        begin, end = self.knots[segment], self.knots[segment + 1]
-        size = self.values.shape[-1]
-        sets = torch.arange(values.numel() // size, device=values.device).mul(size).reshape(values.shape[:-1])
-        first, last = values.reshape(-1)[segment + sets], values.reshape(-1)[segment + 1 + sets]
-        inside = first + (at - begin) / (end - begin) * (last - first)
-        below = (u - left).clamp(max=0) * slopes[0]
-        above = (u - right).clamp(min=0) * slopes[1]
-        return (inside + below + above).to(input.dtype)
-
-    def extra_repr(self) -> str:
-        left, right = self.limits.tolist()
-        return f"[{left:g}, {right:g}], knots={len(self.knots)}, shape={self.shape}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Table":
-        limits = self.limits
-        super()._apply(fn, recurse)
-        # In bfloat16 the cells would move.
-        self.limits = limits.to(self.limits.device)
-        return self
-
-
-class ScaledFunction(nn.Module):
-    """A fixed function that is scaled and shifted: scale * function(slope * u + shift) + offset, elementwise.
+class FittedFunction(nn.Module):
+    """A known function, scaled and shifted to fit: scale * function(slope * u + shift) + offset, elementwise.
 
     Args:
         function: An elementwise module.
@@ -194,26 +125,6 @@ class ScaledFunction(nn.Module):
         """The formula: "6.3 * ReLU(1 * u + 0) + 0"."""
         scale, slope, shift, offset = self.constants.tolist()
         return f"{scale:.4g} * {_function_name(self.function)}({slope:.4g} * u + {shift:.4g}) + {offset:.4g}"
-
-
-class _Affine(nn.Module):
-    """The formula of `ScaledFunction` with parameters to fit."""
-
-    slope_parameters = ("slope",)
-    scale: Tensor
-    slope: Tensor
-    shift: Tensor
-    offset: Tensor
-
-    def __init__(self, function: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name in ("scale", "slope", "shift", "offset"):
-            setattr(self, name, nn.Parameter(torch.zeros(1, dtype=torch.float64)))
-
-    def forward(self, u: Tensor) -> Tensor:
-        output: Tensor = self.scale * self.function(self.slope * u + self.shift) + self.offset
-        return output
 
 
 def freeze_activations(
@@ -286,15 +197,15 @@ def freeze_activations(
         if id(activation) in made:
             continue
         own = [inputs[other] for other, same in activations.items() if same is activation and other in inputs]
-        histogram = _merged(own) if own else _even(limits or LIMITS)
+        histogram = reduce(Histogram.merged, own) if own else _even(limits or LIMITS)
         spans[id(activation)] = span = limits or histogram.bulk()
         wide = deepcopy(activation).double()
-        if not _values(wide, histogram.points()[0][[0, -1]]).isfinite().all():
+        if not curve_values(wide, histogram.points()[0][[0, -1]]).isfinite().all():
             raise UserError(f"{path!r} ({activation.text}) gives NaN or infinity: it cannot be frozen.")
         if segments is not None:
             new: nn.Module = segment_table(wide, histogram.between(*span), path, segments, bits)
         else:
-            new = _function(wide, histogram, span) if as_ == "function" else _table(wide, histogram, span, size)
+            new = _function(wide, histogram, span) if as_ == "function" else knot_table(wide, histogram, span, size)
         made[id(activation)] = new.to(next(activation.parameters()).device)
     errors = {
         path: _Errors(path, activation, made[id(activation)], spans[id(activation)])
@@ -357,96 +268,14 @@ def _histograms(net: nn.Module, sample: Any, activations: Mapping[str, AdaptiveA
     return histograms
 
 
-def _merged(histograms: Iterable[Histogram]) -> Histogram:
-    first, *others = histograms
-    for other in others:
-        first = first.merged(other)
-    return first
-
-
 def _even(limits: tuple[float, float]) -> Histogram:
     return Histogram(torch.linspace(*limits, 4002, dtype=torch.float64), torch.ones(4001))
-
-
-def _values(activation: AdaptiveActivation, u_U: Tensor) -> Tensor:
-    """Return the values of each parameter set, (*shape, U) in float64."""
-    shape, device = activation.shape, next(activation.parameters()).device
-    parts = u_U.to(device, torch.float64).split(max(1, AT_ONCE // torch.Size(shape).numel()))
-    with torch.no_grad():
-        values = [activation(part.reshape(-1, *[1] * len(shape)).expand(-1, *shape)) for part in parts]
-    return torch.cat(values).movedim(0, -1)
-
-
-def _table(activation: AdaptiveActivation, histogram: Histogram, span: tuple[float, float], size: int) -> Table:
-    """Return a table of an activation: an F-Neuron's own knots, or those that `_chosen_knots` finds."""
-    if isinstance(activation, FNeuron) and activation.intervals is None:
-        ends, cells = activation.interval, activation.knots - 1
-        knots = torch.arange(activation.knots)
-        values = activation.weight.detach()
-    else:
-        ends, cells = _aligned(span, CELLS * (size - 1))
-        edges_U = torch.linspace(*ends, cells + 1, dtype=torch.float64)
-        values_U = _values(activation, edges_U)
-        knots = _chosen_knots(edges_U, values_U.flatten(0, -2), histogram, size)
-        values = values_U[..., knots.to(values_U.device)]
-    # The slopes of the straight tails: over the inputs beyond the limits, or over the next unit.
-    u_E, _ = histogram.points()
-    tails = []
-    for end, beyond_E, step in ((ends[0], u_E[u_E < ends[0]], -1.0), (ends[1], u_E[u_E > ends[1]], 1.0)):
-        beyond_E = beyond_E if len(beyond_E) else torch.tensor([end + step], dtype=torch.float64)
-        rise = _values(activation, beyond_E) - _values(activation, torch.tensor([end]))
-        distance_E = (beyond_E - end).to(rise.device)
-        tails.append((rise * distance_E).sum(-1) / distance_E.square().sum())
-    made = Table(ends, knots.to(values.device), values, torch.stack(tails))
-    return made.to(torch.get_default_dtype())
-
-
-def _aligned(span: tuple[float, float], cells: int) -> tuple[tuple[float, float], int]:
-    """Return limits around a span that are exact in float32, with the edge of a cell at 0 if 0 is within them."""
-    left, right = span
-    if left == right:
-        left, right = left - 1, right + 1
-    if left < 0 < right:
-        width = (right - left) / (cells - 2)
-        # A power of two times a short number: multiples of it are exact in float32.
-        width = math.ceil(width * 2.0 ** (10 - math.frexp(width)[1])) * 2.0 ** (math.frexp(width)[1] - 10)
-        below, above = math.ceil(-left / width), math.ceil(right / width)
-        return (-below * width, above * width), below + above
-    left, right = torch.tensor([left, right]).tolist()
-    return (left, right), cells
-
-
-def _chosen_knots(edges_U: Tensor, values_SU: Tensor, histogram: Histogram, size: int) -> Tensor:
-    """Return the cells at whose edges the knots are, about `size` of them.
-
-    A third of the knots are evenly spaced, a third follow the quantiles of the inputs, and a third the square root of
-    the curvature. A kink, where the curvature is much larger than elsewhere, gets a knot of its own.
-    """
-    cells = len(edges_U) - 1
-    bend_U = torch.zeros(cells + 1, dtype=torch.float64)
-    bend_U[1:-1] = values_SU.cpu().diff(n=2, dim=-1).abs().amax(0)
-    u_E, weight_E = histogram.points()
-    at_E = torch.bucketize(u_E, edges_U).clamp(0, cells)
-    inputs_U = torch.zeros(cells + 1, dtype=torch.float64).index_add(0, at_E, weight_E)
-    density_U = torch.full((cells + 1,), 1 / (cells + 1), dtype=torch.float64) + inputs_U / inputs_U.sum()
-    root_U = bend_U.sqrt()
-    if root_U.sum() > 0:
-        density_U = density_U + root_U / root_U.sum()
-    total_U = density_U.cumsum(0)
-    wanted = torch.linspace(0, total_U[-1].item(), size, dtype=torch.float64)
-    chosen = torch.searchsorted(total_U, wanted).clamp(0, cells)
-    sharp = ((bend_U > SHARP * bend_U.median()) & (bend_U > 1e-9 * values_SU.abs().max().cpu())).nonzero().flatten()
-    kinks = sharp[bend_U[sharp].argsort(descending=True)[:KINKS]]
-    zero = (edges_U == 0).nonzero().flatten()
-    knots: Tensor = torch.cat([chosen, kinks, zero, torch.tensor([0, cells])]).unique()
-    return knots
 
 
 def _function(activation: AdaptiveActivation, histogram: Histogram, span: tuple[float, float]) -> nn.Module:
     """Return the known function nearest to an activation, scaled and shifted if that is clearly nearer."""
     u_E, weight_E = histogram.between(*span).coarser(POINTS).points()
-    y_SE = _values(activation, u_E).flatten(0, -2).cpu()
-    y_E = y_SE.mean(0)
+    y_E = curve_values(activation, u_E).mean(1)
     known = {name: (function, _affine_error(function(u_E), y_E, weight_E)) for name, function in KNOWN.items()}
     plain = {name: (weight_E @ (function(u_E) - y_E).square()).item() for name, function in KNOWN.items()}
     nearest = min(plain, key=plain.__getitem__)
@@ -454,7 +283,7 @@ def _function(activation: AdaptiveActivation, histogram: Histogram, span: tuple[
     for name in sorted(known, key=lambda name: known[name][1])[:CLOSEST]:
         fitted = _fit_affine(KNOWN[name], u_E, y_E, weight_E)
         if fitted is not None and fitted[1] < WORTHWHILE**2 * least:
-            best, least = ScaledFunction(deepcopy(KNOWN[name]), fitted[0]), fitted[1]
+            best, least = FittedFunction(deepcopy(KNOWN[name]), fitted[0]), fitted[1]
     variance = (weight_E @ (y_E - weight_E @ y_E).square()).item()
     if best is None or plain[nearest] <= 1e-6 * variance:
         return deepcopy(KNOWN[nearest])
@@ -478,8 +307,8 @@ def _fit_affine(function: nn.Module, u_E: Tensor, y_E: Tensor, weight_E: Tensor)
     offset_S = weight_E @ y_E - scale_S * (weight_E @ f_ES)
     start = {"scale": scale_S, "slope": starts, "shift": torch.zeros_like(starts), "offset": offset_S}
     u_ES, y_ES = (x_E[:, None].expand(-1, len(starts)) for x_E in (u_E, y_E))
-    # The function is a child of the module: its calls go through the substituted parameters.
-    problem = LeastSquares(_Affine(function), start, u_ES, y_ES, weight_E)
+    formula = ScaledFunction(function, {name: value_S[:1] for name, value_S in start.items()})
+    problem = LeastSquares(formula, start, u_ES, y_ES, weight_E)
     try:
         cost_S = problem.minimise(ITERATIONS, 1e-9, torch.zeros_like(starts))
     except (RuntimeError, NotImplementedError):
@@ -543,7 +372,7 @@ def _name(module: nn.Module) -> str:
         return f"Table of {module.segments} segments in {module.bits} bits"
     if isinstance(module, Table):
         return f"Table with {len(module.knots)} knots"
-    return module.text if isinstance(module, ScaledFunction) else _function_name(module)
+    return module.text if isinstance(module, FittedFunction) else _function_name(module)
 
 
 def _function_name(module: nn.Module) -> str:

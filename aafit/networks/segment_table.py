@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from aafit.activations import AdaptiveActivation, FNeuron, Histogram, PiecewiseLinear
 from aafit.activations.base import curve_values
-from aafit.activations.segments import least_squares_values
+from aafit.activations.piecewise_linear import least_squares_values
 from aafit.errors import UserError
 
 LEAST_BITS, MOST_BITS = 4, 16

@@ -24,7 +24,7 @@ import aafit
 from aafit.activations import AdaptiveActivation, Histogram, check_text, fit_from_text, from_settings, from_text
 from aafit.activations.compiled import compiled_loops
 from aafit.errors import UserError
-from aafit.networks.freeze import Table
+from aafit.networks.knot_table import Table
 
 # torch's own: the first forward-mode derivative of a process loads decompositions that torch scripts.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
-from aafit.networks.freeze import ScaledFunction, Table, freeze_activations
+from aafit.networks.freeze import FittedFunction, freeze_activations
 from aafit.networks.kinds import KNOWN
+from aafit.networks.knot_table import Table
 
 
 def network(act: nn.Module, other: nn.Module | None = None) -> nn.Sequential:
@@ -78,7 +79,7 @@ def test_a_function_is_scaled_and_shifted() -> None:
     assert report.rows[0].new.startswith("6.3 * ReLU(1 * u + ")
     assert report.rows[1].new.startswith("2.857 * SiLU(0.7 * u + ")
     assert all(row.rms < 0.01 for row in report.rows)
-    assert isinstance(frozen[1], ScaledFunction)
+    assert isinstance(frozen[1], FittedFunction)
     assert torch.allclose(frozen(inputs()), net(inputs()), atol=0.05)
 
 
