@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from aafit.activations import LEAF, AdaptiveActivation
+from aafit.networks.surgery import replace_activations
+
 
 class Block(nn.Module):
     """A residual block whose two activations work in place."""
@@ -67,3 +70,15 @@ def changed(net: nn.Module, before: dict[str, Tensor]) -> set[str]:
     now = net.state_dict()
     assert now.keys() == before.keys()
     return {name for name, tensor in now.items() if not torch.equal(tensor, before[name])}
+
+
+def adaptive_resnet(sharing="layer", new: AdaptiveActivation | None = None) -> nn.Module:
+    return replace_activations(resnet(), {"ReLU": new or LEAF.like("SiLU")}, sharing, images())[0]
+
+
+def train(net: nn.Module, parameters: list[nn.Parameter], steps: int = 3) -> None:
+    optimizer = torch.optim.Adam(parameters, lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        net(images(8)).square().sum().backward()
+        optimizer.step()

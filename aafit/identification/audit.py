@@ -21,11 +21,11 @@ from aafit.identification.hessian import wide_target
 from aafit.identification.problem import Problem, check_targets
 from aafit.identification.samples import load_samples, with_targets
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.batches import Batch, Output
+from aafit.networks.batches import Batch
 from aafit.networks.running import check_not_scripted, evaluation_mode, own_modes, watched
 from aafit.tables import fit_for_json, listed, ranges, table
 from aafit.training.losses import LossLike, scores
-from aafit.training.predictor import Predictor, unwrapped
+from aafit.training.predictor import Output, Predictor, unwrapped
 from aafit.training.tune import make_optimizers
 
 MINIBATCH = 128

@@ -36,12 +36,11 @@ from aafit.identification.samples import prepare
 from aafit.identification.slope import outputs_changed, smoothest
 from aafit.identification.uncertainty import Uncertainty, uncertainty
 from aafit.networks.adaptive import train_only_activations
-from aafit.networks.batches import Batch, Output
-from aafit.networks.running import own_modes, with_matching_modules
+from aafit.networks.batches import Batch
+from aafit.networks.running import own_modes, replaced_paths, with_matching_modules
 from aafit.progress import ShowProgress, progress
-from aafit.training.compare import replaced_paths
 from aafit.training.losses import LossLike, as_loss
-from aafit.training.predictor import Predictor, unwrapped
+from aafit.training.predictor import Output, Predictor, unwrapped
 
 TARGETS = ("labels", "logits", "activations")
 CURVATURES = ("exact", "sampled")

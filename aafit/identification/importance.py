@@ -17,11 +17,10 @@ from aafit.identification.problem import Problem, Quadratic, probes_for
 from aafit.identification.samples import load_samples, with_targets
 from aafit.identification.uncertainty import scaled_inverse
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.batches import Output
 from aafit.networks.running import evaluation_mode
 from aafit.tables import fit_for_json, listed, table
 from aafit.training.losses import LossLike
-from aafit.training.predictor import Predictor, unwrapped
+from aafit.training.predictor import Output, Predictor, unwrapped
 
 MOST_COORDINATES = 5_000
 MEASURABLE = 1e-6

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from aafit.errors import UserError, is_number
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.samples import load_samples
-from aafit.networks.batches import Output
 from aafit.networks.running import evaluation_mode
-from aafit.training.predictor import Predictor
+from aafit.training.predictor import Output, Predictor
 
 BISECTIONS = 10
 

@@ -1,13 +1,12 @@
-"""Batches of any form: the inputs and the target of a network, its outputs, and the positions that are padding.
+"""Batches of any form: the inputs and the target of a network, and the positions that are padding.
 
-`as_batch` and `as_inputs` bring what a DataLoader or a user gives to a `Batch`; `run` calls a network with one and
-returns the output tensor; `without_padding` selects the positions of sequences that are no padding.
+`as_batch` and `as_inputs` bring what a DataLoader or a user gives to a `Batch`; `call` calls a network with one;
+`without_padding` selects the positions of sequences that are no padding.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass, replace
-from inspect import Parameter, signature
 from math import prod
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -154,11 +153,11 @@ class Batch:
         """Return the samples from `start` up to, not including, `stop`, with their targets."""
         if start <= 0 and stop >= len(self):
             return self
-        return self._selected(slice(start, stop), lambda samples: samples[start:stop])
+        return self._selected(slice(start, stop))
 
     def at(self, rows_N: Tensor) -> "Batch":
         """Return the samples with these indices, (N,) integers, with their targets."""
-        return self._selected(rows_N, lambda samples: [samples[row] for row in rows_N.tolist()])
+        return self._selected(rows_N)
 
     def batches(self, size: int) -> "Iterator[Batch]":
         """Yield batches of `size` samples, the last of which may be smaller."""
@@ -185,7 +184,8 @@ class Batch:
         first = batches[0]
         if len(batches) == 1:
             return first
-        inputs, targets = ([batch._leaves(of) for batch in batches] for of in ("inputs", "target"))
+        inputs = [_leaves((batch.args, batch.kwargs)) for batch in batches]
+        targets = [_leaves(batch.target) for batch in batches]
         forms = {(len(a), len(b), tuple(c.kwargs), c.axis) for a, b, c in zip(inputs, targets, batches, strict=True)}
         if len(forms) > 1:
             raise UserError("The batches cannot be joined: they have different inputs.")
@@ -195,25 +195,28 @@ class Batch:
         left = iter(joined)
         return first._mapped(lambda _: next(left), _holds_samples)
 
-    def _selected(self, rows: slice | Tensor, of_list: Callable[[list[Any]], list[Any]]) -> "Batch":
+    def _selected(self, rows: slice | Tensor) -> "Batch":
         count = len(self)
 
         def selected(leaf: Any, axis: int) -> Any:
             if not isinstance(leaf, Tensor):
-                return _like(leaf, of_list(_samples(leaf, "divided into samples")))
+                samples = _samples(leaf, "divided into samples")
+                return _like(leaf, samples[rows] if isinstance(rows, slice) else [samples[at] for at in rows.tolist()])
             return leaf[(*[slice(None)] * axis, rows)] if leaf.dim() > axis and leaf.shape[axis] == count else leaf
 
         args, kwargs = map_tensors(lambda leaf: selected(leaf, self.axis), (self.args, self.kwargs), _holds_samples)
         return Batch(args, kwargs, map_tensors(lambda leaf: selected(leaf, 0), self.target, _holds_samples), self.axis)
 
-    def _leaves(self, of: str) -> list[Any]:
-        leaves: list[Any] = []
-        map_tensors(leaves.append, self.target if of == "target" else (self.args, self.kwargs), _holds_samples)
-        return leaves
-
     def _mapped(self, function: Callable[[Any], Any], is_leaf: Callable[[Any], bool] | None = None) -> "Batch":
         args, kwargs, target = map_tensors(function, (self.args, self.kwargs, self.target), is_leaf)
         return Batch(args, kwargs, target, self.axis)
+
+
+def _leaves(value: Any) -> list[Any]:
+    """Return the tensors, and the lists and batches of samples, in a nested value."""
+    leaves: list[Any] = []
+    map_tensors(leaves.append, value, _holds_samples)
+    return leaves
 
 
 def _count(samples: Any) -> int:
@@ -351,32 +354,6 @@ def _joined(leaves: tuple[Any, ...], rows: Sequence[int], axis: int) -> Any:
     return first
 
 
-# --- outputs --------------------------------------------------------------------------------------------------------
-
-
-Output = Callable[..., Tensor]
-"""A function from what a network returns to the output tensor, as `lambda out: out.last_hidden_state`. If it takes two
-arguments, the second is the `Batch` of inputs: what it leaves out, as padding by the attention mask, does not count."""
-
-
-def run(net: Callable[..., Any], batch: Batch, output: Output | None = None) -> Tensor:
-    """Call `net` with the inputs of `batch`, and return its output tensor.
-
-    The function `output` selects it; by default it is the tensor itself, the field or key "logits", or the only element
-    of a tuple.
-
-    Raises:
-        UserError: the network or `output` fails (with its error as the cause); `output` returns no tensor; no `output`
-            is given and the tensor cannot be determined; the tensor has no axis for the samples.
-    """
-    returned = call(net, batch)
-    tensor = _default_output(returned) if output is None else _selected_output(output, returned, batch)
-    if tensor.dim() == 0:
-        of = "The function given as output" if output is not None else "The network"
-        raise UserError(f"{of} gives one number for a whole batch: let output= give one or more for each sample.")
-    return tensor
-
-
 def call(net: Callable[..., Any], batch: Batch, what: str = "batch") -> Any:
     """Return what `net` returns for the inputs of `batch`, which is named `what` in messages.
 
@@ -401,73 +378,6 @@ def call(net: Callable[..., Any], batch: Batch, what: str = "batch") -> Any:
         raise UserError(
             f"The network's forward of the {what} ({_describe(batch)}) failed: {short_message(error)}.{hint}"
         ) from error
-
-
-def takes_inputs(output: Output | None) -> bool:
-    """Return whether an output function takes the batch too: whether it has two arguments without defaults."""
-    try:
-        parameters = () if output is None else signature(output).parameters.values()
-    except (TypeError, ValueError):  # Python does not know the parameters of some builtin functions.
-        return False
-    places = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(one.kind in places and one.default is Parameter.empty for one in parameters) == 2
-
-
-def _selected_output(output: Output, returned: Any, batch: Batch) -> Tensor:
-    try:
-        tensor = output(returned, batch) if takes_inputs(output) else output(returned)
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise UserError(
-            f"The function given as output failed ({short_message(error)}) on what the network returns: "
-            f"{_form(returned)}."
-        ) from error
-    if not isinstance(tensor, Tensor):
-        raise UserError(
-            f"The function given as output returned a {type(tensor).__name__}, not a tensor: the network returns "
-            f"{_form(returned)}."
-        )
-    return tensor
-
-
-def _default_output(returned: Any) -> Tensor:
-    if isinstance(returned, Tensor):
-        return returned
-    logits = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    if isinstance(returned, (tuple, list)) and len(returned) == 1 and isinstance(returned[0], Tensor):
-        tensor: Tensor = returned[0]
-        return tensor
-    raise UserError(
-        f"The network returns {_form(returned)}: say which tensor is meant, as output={_proposal(returned)}."
-    )
-
-
-def _form(returned: Any) -> str:
-    """Describe what a network returned: its type, and what it holds."""
-    name, names = type(returned).__name__, _names(returned)
-    if names:
-        return f"a {name} with {', '.join(names)}"
-    return f"a {name} of {len(returned)} elements" if isinstance(returned, (tuple, list)) else f"a {name}"
-
-
-def _names(returned: Any) -> list[str]:
-    if isinstance(returned, Mapping):
-        return [str(key) for key in returned]
-    if is_dataclass(returned):
-        return [field.name for field in fields(returned)]
-    return list(getattr(returned, "_fields", ()))
-
-
-def _proposal(returned: Any) -> str:
-    names = _names(returned)
-    if not names:
-        return "lambda out: out[0]" if isinstance(returned, (tuple, list)) else "lambda out: ..., which returns it"
-    name = "last_hidden_state" if "last_hidden_state" in names else names[0]
-    # A mapping whose keys are attributes too, as the data classes of transformers, reads better so.
-    return f"lambda out: out.{name}" if hasattr(returned, name) else f"lambda out: out[{name!r}]"
 
 
 def _describe(batch: Batch) -> str:

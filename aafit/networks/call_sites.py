@@ -19,11 +19,10 @@ from dataclasses import asdict, dataclass
 from functools import cache, lru_cache, wraps
 from inspect import unwrap
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
 from torch.fx.proxy import Proxy, TracerBase
@@ -31,7 +30,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily, handle_torch_function
 
 from aafit.errors import UserError
-from aafit.networks.kinds import CalledFunction, called_kind, function_name
+from aafit.networks.kinds import CalledFunction, called_kind, full_options, function_name, is_plain
 
 log = logging.getLogger(__name__)
 
@@ -101,27 +100,6 @@ def join_path(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def full_options(function: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options by name, with the defaults of a function of torch.nn.functional; without `inplace`."""
-    defaults = _defaults(function)
-    full = dict(defaults)
-    for name, value in options.items():
-        at = int(name) - 1 if name.isdecimal() else len(defaults)
-        full[defaults[at][0] if at < len(defaults) else name] = value
-    full.pop("inplace", None)
-    return full
-
-
-def _defaults(name: str) -> tuple[tuple[str, Any], ...]:
-    """Return the names and defaults of a function's arguments beside its input; empty if they are not known."""
-    function = getattr(F, name, None)
-    if not isinstance(function, FunctionType):
-        return ()
-    names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
-    defaults = function.__defaults__ or ()
-    return tuple(zip(names, (*[None] * (len(names) - len(defaults)), *defaults), strict=True))
-
-
 def called_with(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any], bool]:
     """Return the name of a function (or the path of a proxied module), its options, and whether it is a module."""
     if function is call_proxied:
@@ -129,11 +107,6 @@ def called_with(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     options = {str(at): value for at, value in enumerate(args[1:], 1)}
     options |= {name: value for name, value in kwargs.items() if name not in ("input", "inplace")}
     return function_name(function), options, False
-
-
-def is_plain(options: Mapping[str, Any]) -> bool:
-    """Return whether all options are plain values, which can be compared and saved."""
-    return all(value is None or isinstance(value, (bool, int, float, str)) for value in options.values())
 
 
 # --- frames ---------------------------------------------------------------------------------------------------------
@@ -146,22 +119,30 @@ def calling_frames(owner: nn.Module) -> list[FrameType]:
     """
     forward = _forward_code(owner)
     frames: list[FrameType] = []
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if _is_of_the_network(file):
-            frames.append(frame)
-            if frame.f_code is forward:
-                break
-        elif frames and file in _CALLS_FORWARDS:
+    for frame in _frames_of_network(sys._getframe(1), "f_back"):
+        frames.append(frame)
+        if frame.f_code is forward:
             break
-        frame = frame.f_back
     return frames
 
 
-def _is_of_the_network(file: str) -> bool:
-    of_torch = file.startswith(_TORCH) and (not file.startswith(_TORCH_MODULES) or file in _NOT_OF_A_NETWORK)
-    return not of_torch and not file.startswith(_OURS)
+def _frames_of_network(frame: Any, caller: str) -> Iterator[Any]:
+    """Yield the frames of the network's program outwards to the first that a module's call runs.
+
+    Args:
+        frame: the innermost frame, of Python or of torch.compile.
+        caller: attribute of a frame that is the one around it.
+    """
+    inside = False
+    while frame is not None:
+        file = frame.f_code.co_filename
+        of_torch = file.startswith(_TORCH) and (not file.startswith(_TORCH_MODULES) or file in _NOT_OF_A_NETWORK)
+        if not of_torch and not file.startswith(_OURS):
+            inside = True
+            yield frame
+        elif inside and file in _CALLS_FORWARDS:
+            return
+        frame = getattr(frame, caller, None)
 
 
 def _forward_code(owner: nn.Module) -> CodeType | None:
@@ -243,15 +224,9 @@ def find_compiled_call(described: str, called: str, options: Mapping[str, Any], 
     """
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
-    at = []
-    frame: Any = InstructionTranslator.current_tx().output.current_tx
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if _is_of_the_network(file):
-            at.append((frame.f_code, frame.current_instruction.offset))
-        elif at and file in _CALLS_FORWARDS:
-            break
-        frame = getattr(frame, "parent", None)
+    innermost = InstructionTranslator.current_tx().output.current_tx
+    frames = _frames_of_network(innermost, "parent")
+    at = [(frame.f_code, frame.current_instruction.offset) for frame in frames]
     return find_call(_calls_from(described), at, called, options, of_module) if at else None
 
 

@@ -6,8 +6,9 @@ a torch function in it, and notes a `FoundActivation` for each call of an activa
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -24,8 +25,6 @@ from aafit.networks.call_sites import (
     SharedModuleProxy,
     called_with,
     calling_frames,
-    full_options,
-    is_plain,
     join_path,
     line_of,
     observe_other_calls,
@@ -36,8 +35,10 @@ from aafit.networks.kinds import (
     activation_name,
     called_kind,
     elementwise_kind,
+    full_options,
     is_activation,
     is_elementwise,
+    is_plain,
     may_be_an_activation,
     with_separate_activations,
 )
@@ -245,8 +246,7 @@ def found_in(net: nn.Module, sample: Any, named: Collection[str] = (), share_cal
                 f"{path!r} is compiled by torch.compile, and no call in it can be observed: put its _orig_mod there, "
                 "and compile the result."
             )
-    observer = observe(net, sample, named)
-    observed, kinds = observer.rows(), observer.kinds
+    observed, kinds = _observed(net, sample, named)
     owners = tuple(dict.fromkeys(_call(row).owner for row in observed))
     if share_calls:
         observed = _with_shared_calls(observed)
@@ -380,19 +380,24 @@ def _is_inside(path: str, roots: Collection[str]) -> bool:
     return False
 
 
-def observe(net: nn.Module, sample: Any, named: Collection[str] = ()) -> "_Observer":
+def _observed(net: nn.Module, sample: Any, named: Collection[str]) -> tuple[list[FoundActivation], dict[str, str]]:
     """Observe the activation calls of one forward of the sample.
 
     It runs on a copy in evaluation mode, without gradients: neither the network nor torch's random state changes.
+
+    Returns:
+        The calls in the order of the first ones, without those inside an activation; and the kinds of the modules that
+        are activations by what they compute, not by their class, by path.
 
     Raises:
         UserError: as `forward_of_sample`.
     """
     probe = with_separate_activations(probe_of(net))
     observer = _Observer(probe, named)
-    forward_of_sample(probe, sample, observer)
-    observer.close()
-    return observer
+    with observer.hooks:
+        forward_of_sample(probe, sample, observer)
+    kinds = observer.kinds()
+    return observer.rows(kinds), kinds
 
 
 class _Observer(TorchFunctionMode):
@@ -419,23 +424,22 @@ class _Observer(TorchFunctionMode):
         self._received: dict[str, Tensor] = {}
         # Candidates that are gates only if their kind is in GATES.
         self._gates_by_kind: set[str] = set()
-        self._handles = []
+        self.hooks = ExitStack()
         observe_other_calls(probe, self)
         for path, module in self._modules.items():
-            self._handles.append(module.register_forward_pre_hook(self._before(path), with_kwargs=True))
-            self._handles.append(module.register_forward_hook(self._after(path), always_call=True))
+            before, after = partial(self._before, path), partial(self._after, path)
+            self.hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
+            self.hooks.enter_context(module.register_forward_hook(after, always_call=True))
 
-    def close(self) -> None:
-        """Remove the hooks, and find the kinds of classes that are not torch's."""
-        for handle in self._handles:
-            handle.remove()
+    def kinds(self) -> dict[str, str]:
+        """Return the kinds of modules of classes that are not torch's, after the hooks were removed."""
         kinds = {path: elementwise_kind(self._candidates[path], u) for path, u in self._received.items()}
-        self.kinds = {path: kind for path, kind in kinds.items() if kind is not None}
+        return {path: kind for path, kind in kinds.items() if kind is not None}
 
-    def rows(self) -> list[FoundActivation]:
+    def rows(self, kinds: Mapping[str, str]) -> list[FoundActivation]:
         """Return the calls in the order of the first ones, without those inside an activation."""
         activations = {path for path, module in self._modules.items() if is_activation(module)}
-        hidden = activations | self.kinds.keys() | self._named
+        hidden = activations | kinds.keys() | self._named
         rows = []
         for row in self._rows.values():
             call = _call(row)
@@ -444,51 +448,45 @@ class _Observer(TorchFunctionMode):
             if not call.of_module:
                 row.gate = self._signals.gates.get(id(row), row.gate)
             else:
-                row.kind = self.kinds.get(call.called, row.kind)
+                row.kind = kinds.get(call.called, row.kind)
                 if call.called not in self._gates_by_kind or row.kind in GATES:
                     row.gate = self._signals.gates.get(call.called, row.gate)
             rows.append(row)
         return rows
 
-    def _before(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        received = None
+        if is_activation(module) or path in self._named or path in self._candidates:
             received = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-            if not is_activation(module) and path not in self._named and path not in self._candidates:
-                received = None
-            if received is not None:
-                # Whether a candidate is an activation is known only after the forward.
-                in_place = bool(getattr(module, "inplace", False))
-                self._note(activation_name(module), received, path, {}, in_place, module)
-                if path in self._candidates:
-                    self._received.setdefault(path, _first_rows(received))
-            self._running.append((path, None if received is None else self._signals.of(received)))
+        if received is not None:
+            # Whether a candidate is an activation is known only after the forward.
+            in_place = bool(getattr(module, "inplace", False))
+            self._note(activation_name(module), received, path, {}, in_place, module)
+            if path in self._candidates:
+                self._received.setdefault(path, _first_rows(received))
+        self._running.append((path, None if received is None else self._signals.of(received)))
 
-        return hook
-
-    def _after(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            _, received = self._running.pop()
-            made = next(iter(tensors_in(output)), None)
-            if made is None:
-                return
-            if _is_layer(module):
-                signal = self._signals.of(made)
-                signal.layer = type(module).__name__, path
-                if isinstance(module, nn.RNNBase) or type(module).__name__ == "Conv1D":
-                    # A Conv1D is a linear layer in spite of its name; it reshapes the product of matrices.
-                    signal.axis = made.dim() - 1
-            if received is None or not isinstance(output, Tensor):
-                return
-            if is_activation(module):
-                inputs = [value for value in args if isinstance(value, Tensor)]
-                self._signals.follow(type(module), output, inputs, path, True)
-                self._may_be_a_gate(activation_name(module), path, received, output)
-            elif path in self._candidates:
-                if not received.raw and not {*self._signals.of(output).gates} - {*received.gates}:
-                    self._gates_by_kind.add(path)
-                self._signals.add_gate(path, received, output)
-
-        return hook
+    def _after(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
+        _, received = self._running.pop()
+        made = next(iter(tensors_in(output)), None)
+        if made is None:
+            return
+        if _is_layer(module):
+            signal = self._signals.of(made)
+            signal.layer = type(module).__name__, path
+            if isinstance(module, nn.RNNBase) or type(module).__name__ == "Conv1D":
+                # A Conv1D is a linear layer in spite of its name; it reshapes the product of matrices.
+                signal.axis = made.dim() - 1
+        if received is None or not isinstance(output, Tensor):
+            return
+        if is_activation(module):
+            inputs = [value for value in args if isinstance(value, Tensor)]
+            self._signals.follow(type(module), output, inputs, path, True)
+            self._may_be_a_gate(activation_name(module), path, received, output)
+        elif path in self._candidates:
+            if not received.raw and not {*self._signals.of(output).gates} - {*received.gates}:
+                self._gates_by_kind.add(path)
+            self._signals.add_gate(path, received, output)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

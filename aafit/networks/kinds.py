@@ -7,7 +7,9 @@ what it computes. `KNOWN` has the fixed functions that activations are compared 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from types import MappingProxyType
+from functools import cache
+from inspect import signature
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 import torch
@@ -86,6 +88,12 @@ def is_elementwise(module: nn.Module) -> bool:
     return is_activation(module) and not isinstance(module, _NOT_ELEMENTWISE)
 
 
+def cannot_be_elementwise(module: nn.Module) -> bool:
+    """Return whether the module is known to be no elementwise activation, as a layer of torch and a softmax are."""
+    of_torch = type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Identity)
+    return (of_torch or is_activation(module)) and not is_elementwise(module)
+
+
 def activation_name(module: nn.Module) -> str:
     """Return a module's name in reports: "LEAF as ReLU", "F-Neuron random", "GELU", or the name of its class."""
     if isinstance(module, CalledFunction):
@@ -109,6 +117,32 @@ def function_name(function: Callable[..., Any]) -> str:
     """Return the name of a torch function, the same for its in-place variant; "" if it has none."""
     name = getattr(function, "__name__", "")
     return _NAMES.get(name, name)
+
+
+def full_options(function: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options by name, with the defaults of a function of torch.nn.functional; without `inplace`."""
+    full = dict(_defaults(function))
+    names = list(full)
+    for name, value in options.items():
+        position = int(name) - 1 if name.isdecimal() else len(names)
+        full[names[position] if position < len(names) else name] = value
+    full.pop("inplace", None)
+    return full
+
+
+@cache
+def _defaults(name: str) -> Mapping[str, Any]:
+    """Return the defaults of a function's arguments beside its input, by name; empty if they are not known."""
+    function = getattr(F, name, None)
+    if not isinstance(function, FunctionType):
+        return {}
+    _, *others = signature(function).parameters.values()
+    return {one.name: None if one.default is one.empty else one.default for one in others}
+
+
+def is_plain(options: Mapping[str, Any]) -> bool:
+    """Return whether all options are plain values, which can be compared and saved."""
+    return all(value is None or isinstance(value, (bool, int, float, str)) for value in options.values())
 
 
 class CalledFunction(nn.Module):

@@ -1,6 +1,6 @@
-"""Run networks: which ones can be run, copies to observe, evaluation mode, and what modules receive and return.
+"""Run networks: which ones can be run, evaluation mode, what modules receive and return, copies to observe and compare.
 
-Everything here is undone at the end of a block, or happens on a copy: a user's network stays as it was.
+What is changed here is a copy, or is undone at the end of a block: a user's network stays as it was.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,13 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from aafit.activations import FNeuron
+from aafit.activations import AdaptiveActivation, FNeuron
 from aafit.activations.interval import IntervalActivation
 from aafit.errors import UserError, short_message
 from aafit.networks.batches import as_inputs, call
-from aafit.networks.call_sites import install_interceptors, intercepted_calls, remove_interceptors
+from aafit.networks.call_sites import install_interceptors, intercepted_calls, join_path, remove_interceptors
 
-WORTH_NAMING = 1e-3
+REPORTED_SHARE = 1e-3
 """Share of inputs outside an interval from which a layer is named."""
 
 
@@ -228,7 +228,7 @@ class OutsideShares:
 
 def outside_text(shares: Mapping[str, float]) -> str:
     """Return a sentence on the shares of inputs outside the intervals of activations; empty if there is none."""
-    named = ", ".join(f"{path} {share:.2%}" for path, share in shares.items() if share >= WORTH_NAMING)
+    named = ", ".join(f"{path} {share:.2%}" for path, share in shares.items() if share >= REPORTED_SHARE)
     if not shares:
         return ""
     return (
@@ -276,6 +276,27 @@ def with_matching_modules(base: nn.Module, net: nn.Module) -> nn.Module:
     return matching
 
 
+def replaced_paths(base: nn.Module, net: nn.Module) -> list[str]:
+    """Return the paths at which `net` has another class of module than `base`, or an adaptive activation.
+
+    Raises:
+        UserError: the networks differ in more than that.
+    """
+    before, after = dict(base.named_modules()), dict(net.named_modules())
+    replaced = [
+        path
+        for path, module in after.items()
+        if path in before
+        and path
+        and (type(module) is not type(before[path]) or isinstance(module, AdaptiveActivation))
+    ]
+    within = tuple(f"{path}." for path in replaced)
+    unmatched = sorted(path for path in before.keys() ^ after.keys() if not path.startswith(within))
+    if unmatched:
+        raise UserError(f"The networks have different modules: only one of them has {', '.join(unmatched[:5])}.")
+    return [path for path in replaced if not path.startswith(within)]
+
+
 def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Return a copy of `net`, with `memo` as for deepcopy.
 
@@ -309,7 +330,7 @@ def _uncopyable(path: str, module: nn.Module) -> str | None:
             try:
                 deepcopy(value)
             except Exception:
-                return repr(f"{path}.{name}" if path else name)
+                return repr(join_path(path, name))
     return None
 
 

@@ -28,7 +28,7 @@ from aafit.networks.call_sites import (
     join_path,
     remove_interceptors,
 )
-from aafit.networks.kinds import activation_name, is_activation, is_elementwise
+from aafit.networks.kinds import activation_name, cannot_be_elementwise
 from aafit.networks.running import check_network, disable_fast_path
 from aafit.networks.surgery import find_module, put_activation
 
@@ -219,8 +219,7 @@ def _check_replaceable(net: nn.Module, path: str) -> None:
     module = find_module(net, path)
     if module is net:
         raise UserError(f"the network itself is a {activation_name(net)}.")
-    of_torch = type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Identity)
-    if (of_torch or is_activation(module)) and not is_elementwise(module):
+    if cannot_be_elementwise(module):
         raise UserError(f"{path!r} is a {activation_name(module)}, not an elementwise activation.")
 
 

@@ -10,7 +10,7 @@ from aafit.activations.elementwise import broadcasts
 from aafit.errors import UserError, check_name, nearest
 from aafit.networks.call_sites import SharedModuleProxy
 from aafit.networks.find import NOT_SAMPLED, Found, FoundActivation
-from aafit.networks.kinds import FUNCTIONS, function_name, is_activation
+from aafit.networks.kinds import FUNCTIONS, cannot_be_elementwise, function_name, is_activation
 from aafit.networks.running import forward_of_sample, probe_of, receiving
 
 Sharing = Literal["layer", "channel", "neuron"]
@@ -123,12 +123,13 @@ def named_modules_of(net: nn.Module, keys: Iterable[Key]) -> list[str]:
     Raises:
         UserError: one of them cannot be an elementwise activation.
     """
-    texts, classes = set(filter(_is_text, keys)), tuple(key for key in keys if isinstance(key, type))
+    texts = {key for key in keys if isinstance(key, str)}
+    classes = tuple(key for key in keys if isinstance(key, type))
     paths = []
     for path, module in net.named_modules():
         named = isinstance(module, classes) or path in texts or type(module).__name__ in texts
         if named and path and not is_activation(module):
-            if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Identity):
+            if cannot_be_elementwise(module):
                 raise UserError(
                     f"{path!r} is a {type(module).__name__}, not an elementwise activation: only those can be replaced."
                 )
@@ -148,8 +149,8 @@ def select(net: nn.Module, found: Found, keys: Iterable[Key]) -> dict[str, Key]:
     wanted = list(keys)
     paths, names = ({key for row in found for key in own(row)} for own in (_paths_of, _names_of))
     # A text that is only a path matches that row alone: it is looked up, so that thousands of paths stay fast.
-    general = [key for key in wanted if not _is_text(key) or key not in paths or key in names]
-    texts = set(filter(_is_text, wanted))
+    general = [key for key in wanted if not isinstance(key, str) or key not in paths or key in names]
+    texts = {key for key in wanted if isinstance(key, str)}
     keys_of: dict[str, list[Key]] = {}
     used: set[Key] = set()
     for row in found:
@@ -199,10 +200,6 @@ def describe_key(key: Any) -> str:
 
 def _capitalized(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _is_text(key: Key) -> bool:
-    return isinstance(key, str)
 
 
 def _paths_of(row: FoundActivation) -> tuple[str, ...]:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from aafit.networks.batches import Output
 from aafit.networks.build import NewActivation
 from aafit.networks.surgery import Sharings
 from aafit.studies.samples import StudySamples
 from aafit.training.losses import LossLike
 from aafit.training.precision import device_name
+from aafit.training.predictor import Output
 from aafit.version import __version__
 
 

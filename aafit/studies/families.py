@@ -20,7 +20,6 @@ from aafit.errors import UserError, check_count, nearest
 from aafit.identification import identify
 from aafit.identification.hessian import wide_target
 from aafit.networks.adaptive import adaptive_activations
-from aafit.networks.batches import Output
 from aafit.networks.build import input_histograms, is_fit
 from aafit.networks.running import copied, evaluation_mode, with_matching_modules
 from aafit.networks.surgery import Sharings, put_activation, replace_activations
@@ -29,7 +28,7 @@ from aafit.studies.samples import StudySamples, first_samples
 from aafit.studies.scores import joined_values, paired_gain, sample_values
 from aafit.tables import fit_for_json, table
 from aafit.training.losses import LossLike
-from aafit.training.predictor import Predictor
+from aafit.training.predictor import Output, Predictor
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from torch import Size, Tensor, nn
 
 from aafit.errors import UserError
 from aafit.identification.hessian import wide_target
-from aafit.networks.batches import Batch, Output
+from aafit.networks.batches import Batch
 from aafit.networks.running import evaluation_mode
 from aafit.training.losses import (
     CROSS_ENTROPY,
@@ -27,7 +27,7 @@ from aafit.training.losses import (
     has_labels,
     scores,
 )
-from aafit.training.predictor import Predictor
+from aafit.training.predictor import Output, Predictor
 
 FEW = 25
 """Changed samples below which the standard error of an accuracy gain is unreliable, and an exact test is used."""

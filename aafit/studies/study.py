@@ -20,7 +20,7 @@ from aafit.errors import Stopped, UserError, check_count, needs_extra
 from aafit.files import as_path
 from aafit.identification import Audit, Identification, Importance, State, audit, identify, importance
 from aafit.identification.coordinates import Coordinates
-from aafit.networks.batches import Batch, Output
+from aafit.networks.batches import Batch
 from aafit.networks.build import NewActivation
 from aafit.networks.find import found_in
 from aafit.networks.running import check_network, with_matching_modules
@@ -37,6 +37,7 @@ from aafit.studies.shapes import LearnedShape, learned_shapes
 from aafit.studies.store import Store, study_key
 from aafit.training.compare import Comparison, compare
 from aafit.training.losses import LossLike
+from aafit.training.predictor import Output
 
 log = logging.getLogger(__name__)
 

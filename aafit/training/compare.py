@@ -11,30 +11,28 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aafit.activations import AdaptiveActivation
 from aafit.errors import UserError
-from aafit.networks.batches import Batch, Output, each_batch
+from aafit.networks.batches import Batch, each_batch
 from aafit.networks.running import (
     check_not_scripted,
     evaluation_mode,
     fork_rng,
     receiving,
+    replaced_paths,
     watched,
     with_matching_modules,
 )
 from aafit.tables import fit_for_json, table
+from aafit.training.distance import Gap, InputRange
 from aafit.training.evaluate import Batches, Evaluation, Tally
 from aafit.training.losses import CROSS_ENTROPY, IGNORED, Loss, LossLike, Metric, as_loss, class_axis, has_labels
-from aafit.training.predictor import Predictor, unwrapped
+from aafit.training.predictor import Output, Predictor, unwrapped
 
 LOGITS = "logits"
-SAMPLED = 1 << 17  # inputs of an activation that its quantiles are computed from, at most
-CHUNK = 1 << 20  # values compared at once in float64
 RECORDED = 1 << 27  # bytes of inputs and outputs of the base's activations that are recorded at once
 
 
@@ -176,91 +174,6 @@ def _times(row: Difference) -> str:
     return "" if math.isnan(row.amplification) else f"x {row.amplification:.3g}"
 
 
-class Gap:
-    """Largest, mean and relative difference between pairs of tensors."""
-
-    def __init__(self) -> None:
-        self.max_abs = self._total = self._squares = self._of_base = 0.0
-        self._count = 0
-
-    def add(self, before: Tensor, after: Tensor) -> None:
-        """Add the values of the base and of the other network, of one shape."""
-        for base, other in zip(before.reshape(-1).split(CHUNK), after.reshape(-1).split(CHUNK), strict=True):
-            base = base.double()
-            difference = (other.double() - base).abs()
-            # Not Python's max, which loses NaN: the largest of 0 and NaN is 0 there.
-            self.max_abs = float(np.maximum(self.max_abs, difference.max().item()))
-            self._total += difference.sum().item()
-            self._squares += difference.square().sum().item()
-            self._of_base += base.square().sum().item()
-            self._count += difference.numel()
-
-    @property
-    def mean_abs(self) -> float:
-        return self._total / self._count
-
-    @property
-    def relative(self) -> float:
-        """Norm of the difference over that of the base's values; infinite if only the latter is 0."""
-        if self._of_base == 0:
-            return math.inf if self._squares else 0.0
-        return math.sqrt(self._squares / self._of_base)
-
-
-class InputRange:
-    """Minimum and maximum of all values added, and two quantiles of a random sample to which all contribute alike."""
-
-    def __init__(self) -> None:
-        self._least, self._largest = math.inf, -math.inf
-        self._generator = torch.Generator().manual_seed(0)
-        self._sample: list[Tensor] = []
-        self._share = 1.0
-
-    def add(self, values: Tensor) -> None:
-        """Add the values of a tensor."""
-        least, largest = values.aminmax()
-        self._least = float(np.minimum(self._least, least.item()))
-        self._largest = float(np.maximum(self._largest, largest.item()))
-        flat = values.reshape(-1)
-        while sum(map(len, self._sample)) + self._share * len(flat) > SAMPLED:
-            self._share /= 2
-            if self._sample:
-                kept = torch.cat(self._sample)
-                half = torch.randperm(len(kept), generator=self._generator)[: len(kept) // 2]
-                self._sample = [kept[half]]
-        if self._share < 1:
-            count = round(self._share * len(flat))
-            flat = flat[torch.randint(len(flat), (count,), generator=self._generator).to(flat.device)]
-        self._sample.append(flat.double().cpu())
-
-    def quantiles(self) -> tuple[float, float, float, float]:
-        """Return minimum, 1% quantile, 99% quantile and maximum."""
-        with np.errstate(invalid="ignore"):  # between infinite values
-            low, high = np.quantile(torch.cat(self._sample).numpy(), [0.01, 0.99])
-        return self._least, float(low), float(high), self._largest
-
-
-def replaced_paths(base: nn.Module, net: nn.Module) -> list[str]:
-    """Return the paths at which `net` has another class of module than `base`, or an adaptive activation.
-
-    Raises:
-        UserError: the networks differ in more than that.
-    """
-    before, after = dict(base.named_modules()), dict(net.named_modules())
-    replaced = [
-        path
-        for path, module in after.items()
-        if path in before
-        and path
-        and (type(module) is not type(before[path]) or isinstance(module, AdaptiveActivation))
-    ]
-    within = tuple(f"{path}." for path in replaced)
-    unmatched = sorted(path for path in before.keys() ^ after.keys() if not path.startswith(within))
-    if unmatched:
-        raise UserError(f"The networks have different modules: only one of them has {', '.join(unmatched[:5])}.")
-    return [path for path in replaced if not path.startswith(within)]
-
-
 def compare(
     base: nn.Module,
     net: nn.Module,
@@ -321,7 +234,7 @@ class _Layer:
     """Differences at one replaced activation, or at the outputs."""
 
     def __init__(self) -> None:
-        self.outputs, self.local, self.arriving, self.range = Gap(), Gap(), Gap(), InputRange()
+        self.outputs, self.local, self.inputs, self.range = Gap(), Gap(), Gap(), InputRange()
         self.exact, self.base_rounding, self.replaced_rounding = Gap(), Gap(), Gap()
 
     def add_exact(self, base: Tensor, net: Tensor, fine_base: Tensor, fine_net: Tensor) -> None:
@@ -330,19 +243,13 @@ class _Layer:
         self.base_rounding.add(fine_base, base)
         self.replaced_rounding.add(fine_net, net)
 
-    def difference(self, path: str, input_relative: float, previous: float, reference: bool) -> Difference:
-        return Difference(
-            path,
-            self.outputs.max_abs,
-            self.outputs.mean_abs,
-            self.outputs.relative,
-            input_relative / previous if previous else math.nan,
-            Reference(
-                self.exact.max_abs, self.exact.mean_abs, self.base_rounding.max_abs, self.replaced_rounding.max_abs
-            )
-            if reference
-            else None,
-        )
+    def difference(self, path: str, input_relative: float, previous: float) -> Difference:
+        outputs, exact, reference = self.outputs, self.exact, None
+        if exact.count:
+            rounding = self.base_rounding.max_abs, self.replaced_rounding.max_abs
+            reference = Reference(exact.max_abs, exact.mean_abs, *rounding)
+        amplification = input_relative / previous if previous else math.nan
+        return Difference(path, outputs.max_abs, outputs.mean_abs, outputs.relative, amplification, reference)
 
 
 class _Layers:
@@ -405,7 +312,7 @@ class _Layers:
             if pair := of_base(path):
                 layer = self.layers.setdefault(path, _Layer())
                 layer.range.add(pair[0])
-                layer.arriving.add(pair[0], v)
+                layer.inputs.add(pair[0], v)
 
         def after(path: str, v: Tensor, z: Tensor) -> None:
             pair = of_base(path)
@@ -460,8 +367,7 @@ class _Layers:
     def rows(self) -> tuple[LayerDifference, ...]:
         rows, previous = [], 0.0
         for path, layer in self.layers.items():
-            arriving = layer.arriving.relative
-            common = layer.difference(path, arriving, previous, self.reference is not None)
+            common = layer.difference(path, layer.inputs.relative, previous)
             rows.append(
                 LayerDifference(
                     **vars(common),
@@ -469,7 +375,7 @@ class _Layers:
                     local_max_abs=layer.local.max_abs,
                     local_mean_abs=layer.local.mean_abs,
                     local_relative=layer.local.relative,
-                    input_relative=arriving,
+                    input_relative=layer.inputs.relative,
                 )
             )
             previous = layer.outputs.relative
@@ -477,7 +383,7 @@ class _Layers:
 
     def outputs(self) -> Difference:
         previous = [layer.outputs.relative for layer in self.layers.values()][-1:] or [0.0]
-        return self.last.difference(LOGITS, self.last.outputs.relative, previous[0], self.reference is not None)
+        return self.last.difference(LOGITS, self.last.outputs.relative, previous[0])
 
 
 class _Outputs:

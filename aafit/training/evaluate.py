@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_parameters
-from aafit.networks.batches import Batch, Output, each_batch
+from aafit.networks.batches import Batch, each_batch
 from aafit.networks.running import evaluation_mode
 from aafit.training.losses import (
     IGNORED,
@@ -23,7 +23,7 @@ from aafit.training.losses import (
     scores,
     total_metric,
 )
-from aafit.training.predictor import Predictor
+from aafit.training.predictor import Output, Predictor
 
 Batches = Iterable[Any]
 """Batches of any form that `aafit.networks.batches.as_batch` takes; usually (inputs, labels)."""
@@ -157,12 +157,7 @@ class Tally:
 
 
 def repeated_evaluation(
-    net: nn.Module,
-    batches: Callable[[], Batches],
-    precision: str = "float32",
-    *,
-    output: Output | None = None,
-    loss: LossLike = "cross-entropy",
+    net: nn.Module, batches: Callable[[], Batches], precision: str = "float32"
 ) -> Callable[[], Evaluation]:
     """Return a function that evaluates `net` in its present state on `batches()`; bit-identical to `evaluate`.
 
@@ -171,14 +166,14 @@ def repeated_evaluation(
     """
 
     def plainly() -> Evaluation:
-        return evaluate(net, batches(), precision, output=output, loss=loss)
+        return evaluate(net, batches(), precision)
 
     adaptive = set(adaptive_parameters(net).values())
     if not adaptive or any(parameter.requires_grad for parameter in net.parameters() if parameter not in adaptive):
         return plainly
     with evaluation_mode(net):
-        found = Predictor(net, output, precision).after_prefix(each_batch(batches()), KEPT_BYTES)
+        found = Predictor(net, precision=precision).after_prefix(each_batch(batches()), KEPT_BYTES)
     if found is None:
         return plainly
     rest, kept = found
-    return lambda: evaluate(rest.net, kept, precision, output=output, loss=loss)
+    return lambda: evaluate(rest.net, kept, precision)

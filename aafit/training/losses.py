@@ -308,9 +308,8 @@ class Positions:
         labels_BM = target.reshape(B, M).long()
         labelled_BM = (labels_BM >= 0) & (labels_BM < K)
         outside = ((labels_BM != IGNORED) & ~labelled_BM).sum()
-        labels_BM = labels_BM.where(labelled_BM, IGNORED)
-        if not loss.is_cross_entropy:  # F.cross_entropy leaves ignored labels out itself, gradients included.
-            labels_BM = labels_BM.where(labelled_BM, 0)
+        # F.cross_entropy leaves ignored labels out itself, gradients included.
+        labels_BM = labels_BM.where(labelled_BM, IGNORED if loss.is_cross_entropy else 0)
         return cls(outputs_BMK, labels_BM, labelled_BM, outside, axis)
 
 

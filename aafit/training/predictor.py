@@ -4,16 +4,18 @@
 selects the output, and returns it in float32 or float64. It leaves the mode, training or evaluation, to its caller.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from dataclasses import fields, is_dataclass
+from inspect import Parameter, signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from aafit.errors import UserError, check_name
-from aafit.networks.batches import Batch, Output, call, run, takes_inputs
+from aafit.errors import UserError, check_name, short_message
+from aafit.networks.batches import Batch, call
 from aafit.networks.frozen_prefix import split_network
 from aafit.networks.running import check_module, fork_rng, without_fast_path
 from aafit.training.precision import PRECISIONS, autocast
@@ -22,6 +24,11 @@ NO_GRADIENT = (
     "The loss has no gradient with respect to any adaptive parameter: the forward pass does not use them, or detaches "
     "what depends on them (detach, torch.no_grad, re-entrant checkpointing)."
 )
+
+Output = Callable[..., Tensor]
+"""A function from what a network returns to the output tensor, as `lambda out: out.last_hidden_state`. If it takes two
+arguments, the second is the `Batch` of inputs: what it leaves out, as padding by the attention mask, does not count."""
+
 SEED = 0
 """Seed of the random numbers of every batch: two networks that draw some draw the same ones for the same batch."""
 
@@ -31,7 +38,7 @@ class Predictor:
 
     Args:
         net: any network; it runs in the mode that it is in.
-        output: function that selects the output tensor from what the network returns, see `aafit.networks.batches.run`.
+        output: function that selects the output tensor from what the network returns, see `run`.
         precision: "bf16" for autocast; otherwise the network computes in the data type of its parameters.
         batch_size: samples of a batch where the predictor forms batches itself, in `over`; None: all in one batch.
 
@@ -59,11 +66,14 @@ class Predictor:
             seed: of torch's random numbers during the call; None: those that come next, as training needs.
 
         Raises:
-            UserError: as `aafit.networks.batches.run`.
+            UserError: as `run`.
         """
-        net = self.net if not parameters else partial(_functional, self.net, parameters)
+
+        def substituted(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self.net, parameters or {}, args, kwargs)
+
         with self._forward(batch, seed) as inputs:
-            outputs = run(net, inputs, self.output)
+            outputs = run(substituted if parameters else self.net, inputs, self.output)
         return outputs if outputs.dtype == torch.float64 else outputs.float()
 
     def forward(self, batch: Batch) -> None:
@@ -165,5 +175,89 @@ def unwrapped(net: nn.Module) -> nn.Module:
     return net
 
 
-def _functional(net: nn.Module, parameters: dict[str, Tensor], *args: object, **kwargs: object) -> object:
-    return functional_call(net, parameters, args, kwargs)
+# --- outputs ---------------------------------------------------------------------------------------------------------
+
+
+def run(net: Callable[..., Any], batch: Batch, output: Output | None = None) -> Tensor:
+    """Call `net` with the inputs of `batch`, and return its output tensor.
+
+    The function `output` selects it; by default it is the tensor itself, the field or key "logits", or the only element
+    of a tuple.
+
+    Raises:
+        UserError: the network or `output` fails (with its error as the cause); `output` returns no tensor; no `output`
+            is given and the tensor cannot be determined; the tensor has no axis for the samples.
+    """
+    returned = call(net, batch)
+    tensor = _default_output(returned) if output is None else _selected_output(output, returned, batch)
+    if tensor.dim() == 0:
+        of = "The function given as output" if output is not None else "The network"
+        raise UserError(f"{of} gives one number for a whole batch: let output= give one or more for each sample.")
+    return tensor
+
+
+def takes_inputs(output: Output | None) -> bool:
+    """Return whether an output function takes the batch too: whether it has two arguments without defaults."""
+    try:
+        parameters = () if output is None else signature(output).parameters.values()
+    except (TypeError, ValueError):  # Python does not know the parameters of some builtin functions.
+        return False
+    places = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(one.kind in places and one.default is Parameter.empty for one in parameters) == 2
+
+
+def _selected_output(output: Output, returned: Any, batch: Batch) -> Tensor:
+    try:
+        tensor = output(returned, batch) if takes_inputs(output) else output(returned)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"The function given as output failed ({short_message(error)}) on what the network returns: "
+            f"{_form(returned)}."
+        ) from error
+    if not isinstance(tensor, Tensor):
+        raise UserError(
+            f"The function given as output returned a {type(tensor).__name__}, not a tensor: the network returns "
+            f"{_form(returned)}."
+        )
+    return tensor
+
+
+def _default_output(returned: Any) -> Tensor:
+    if isinstance(returned, Tensor):
+        return returned
+    logits = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(returned, (tuple, list)) and len(returned) == 1 and isinstance(returned[0], Tensor):
+        tensor: Tensor = returned[0]
+        return tensor
+    raise UserError(
+        f"The network returns {_form(returned)}: say which tensor is meant, as output={_proposal(returned)}."
+    )
+
+
+def _form(returned: Any) -> str:
+    """Describe what a network returned: its type, and what it holds."""
+    name, names = type(returned).__name__, _names(returned)
+    if names:
+        return f"a {name} with {', '.join(names)}"
+    return f"a {name} of {len(returned)} elements" if isinstance(returned, (tuple, list)) else f"a {name}"
+
+
+def _names(returned: Any) -> list[str]:
+    if isinstance(returned, Mapping):
+        return [str(key) for key in returned]
+    if is_dataclass(returned):
+        return [field.name for field in fields(returned)]
+    return list(getattr(returned, "_fields", ()))
+
+
+def _proposal(returned: Any) -> str:
+    names = _names(returned)
+    if not names:
+        return "lambda out: out[0]" if isinstance(returned, (tuple, list)) else "lambda out: ..., which returns it"
+    name = "last_hidden_state" if "last_hidden_state" in names else names[0]
+    # A mapping whose keys are attributes too, as the data classes of transformers, reads better so.
+    return f"lambda out: out.{name}" if hasattr(returned, name) else f"lambda out: out[{name!r}]"

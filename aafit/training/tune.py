@@ -23,7 +23,7 @@ from aafit.networks.adaptive import (
     train_only_activations,
     training_mode,
 )
-from aafit.networks.batches import Batch, Output, as_batch, each_batch
+from aafit.networks.batches import Batch, as_batch, each_batch
 from aafit.networks.running import check_module, check_not_scripted, evaluation_mode, fork_rng, own_modes
 from aafit.progress import progress
 from aafit.tables import listed
@@ -43,7 +43,7 @@ from aafit.training.losses import (
     scores,
     with_class_axis,
 )
-from aafit.training.predictor import NO_GRADIENT, Predictor, check_not_inference
+from aafit.training.predictor import NO_GRADIENT, Output, Predictor, check_not_inference
 
 OPTIMIZERS = ("adam", "rmsprop")
 LEARNING_RATES = {"adam": 1e-3, "rmsprop": 1e-4}

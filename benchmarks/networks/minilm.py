@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from aafit.activations import AHAF, LEAF, FNeuron
 from aafit.identification import identify
-from aafit.networks.batches import Batch, Output, as_inputs, run
+from aafit.networks.batches import Batch, as_inputs
 from aafit.networks.select import Sharing
 from aafit.networks.surgery import replace_activations
 from aafit.plots.activations import plot_activations
 from aafit.training.precision import arithmetic
+from aafit.training.predictor import Output, run
 from aafit.training.tune import tune
 from benchmarks.harness import Command, Row, json_option, markdown_option, report
 from benchmarks.networks.kept import Kept, adaptive_numbers

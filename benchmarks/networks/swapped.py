@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from aafit.experiment.data.datasets import load_dataset
-from aafit.networks.batches import Output, as_inputs
+from aafit.networks.batches import as_inputs
+from aafit.training.predictor import Output
 from benchmarks.networks.kept import Kept, SameClasses
 from benchmarks.networks.material import digits, fitted_and_judged_patches, sentences
 from benchmarks.networks.minilm import embedding, embeddings, tokenized

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import aafit
-from aafit.networks.batches import Output, as_inputs, run
+from aafit.networks.batches import as_inputs
 from aafit.training.precision import arithmetic
+from aafit.training.predictor import Output, run
 from benchmarks.harness import Command, Row, json_option, markdown_option, report
 from benchmarks.networks.kept import Kept, SameClasses, adaptive_numbers
 from benchmarks.networks.material import digits, fitted_and_judged_patches, sentences

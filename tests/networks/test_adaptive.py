@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign import RELUS, changed, images, resnet, snapshot
+from foreign import RELUS, adaptive_resnet, changed, resnet, snapshot, train
 from torch import Tensor, nn
 
-from aafit.activations import AHAF, LEAF, AdaptiveActivation
+from aafit.activations import AHAF, LEAF
 from aafit.errors import UserError
 from aafit.experiment.models import NETWORKS, build
 from aafit.networks.adaptive import (
@@ -21,18 +21,6 @@ from aafit.networks.surgery import replace_activations
 
 NAMES = ("p1", "p2", "p3", "p4")
 SMALL = (1, 16, 16)
-
-
-def adaptive_resnet(sharing="layer", new: AdaptiveActivation | None = None) -> nn.Module:
-    return replace_activations(resnet(), {"ReLU": new or LEAF.like("SiLU")}, sharing, images())[0]
-
-
-def train(net: nn.Module, parameters: list[nn.Parameter], steps: int = 3) -> None:
-    optimizer = torch.optim.Adam(parameters, lr=0.1)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        net(images(8)).square().sum().backward()
-        optimizer.step()
 
 
 def test_adaptive_activations_and_parameters_are_named_by_path() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign import changed, images, resnet, snapshot
+from foreign import adaptive_resnet, changed, images, resnet, snapshot, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -17,18 +17,6 @@ from aafit.errors import UserError
 from aafit.networks.adaptive import adaptive_activations, adaptive_parameters, train_only_activations
 from aafit.networks.saving import fingerprint, load_activations, read_activations, save_activations
 from aafit.networks.surgery import replace_activations
-
-
-def adaptive_resnet(sharing="layer", new: AdaptiveActivation | None = None) -> nn.Module:
-    return replace_activations(resnet(), {"ReLU": new or LEAF.like("SiLU")}, sharing, images())[0]
-
-
-def train(net: nn.Module, parameters: list[nn.Parameter], steps: int = 3) -> None:
-    optimizer = torch.optim.Adam(parameters, lr=0.1)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        net(images(8)).square().sum().backward()
-        optimizer.step()
 
 
 @pytest.mark.parametrize("sharing", ["layer", "channel", "neuron"])

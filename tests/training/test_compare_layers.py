@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from aafit.activations import LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.networks.surgery import replace_activations
-from aafit.training.compare import SAMPLED, InputRange, compare
+from aafit.training.compare import compare
+from aafit.training.distance import SAMPLED, InputRange
 
 
 def chain() -> nn.Sequential:

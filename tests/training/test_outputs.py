@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from aafit.errors import UserError
-from aafit.networks.batches import Batch, as_batch, run, takes_inputs
+from aafit.networks.batches import Batch, as_batch
+from aafit.training.predictor import run, takes_inputs
 
 X, Z, Y = torch.arange(6.0).reshape(3, 2), torch.ones(3, 4), torch.tensor([0, 1, 0])
 IDS = torch.tensor([[1, 2], [3, 0], [4, 5]])
