@@ -361,8 +361,9 @@ def _gradient_sums(problem: Problem, data: Batch, exact: bool) -> dict[nn.Parame
         for batch in problem.predictor.batches(data):
             rows = problem.rows(vector_P, batch, None if exact else 1, generator)
             labelled += rows.labelled
-            sums_3P[0] += rows.gradients_BP.sum(0)
-            sums_3P[1] += rows.gradients_BP.square().sum(0)
+            gradients_BP = rows.gradients()
+            sums_3P[0] += gradients_BP.sum(0)
+            sums_3P[1] += gradients_BP.square().sum(0)
             for probe_BP in rows.probes:
                 sums_3P[2] += probe_BP.square().sum(0)
     # The loss is a mean over labelled positions, not samples: this scale makes the mean over samples its gradient.

@@ -22,7 +22,11 @@ from aafit.networks.batches import Batch
 DENSE = 2000
 """Number of parameters up to which the curvature is a matrix."""
 
+CURVATURE_SAMPLES = 4000
+"""Most samples of a curvature."""
+
 FIRST_DAMPING = 1e-3  # damping after an undamped step has failed
+LEAST_DAMPING = 1e-6  # damping below which a step is not damped at all
 STRONGER = 8  # factor by which a failed step increases the damping
 MOST_DAMPED = 1e3
 LEAST_SHARE = 0.01  # least actual decrease of an accepted step, relative to the predicted one
@@ -66,28 +70,15 @@ class Model:
 
 
 def model_at(
-    problem: Problem, vector_P: Tensor, samples: Batch, groups: list[Tensor], curvature: list[Tensor]
+    problem: Problem,
+    vector_P: Tensor,
+    samples: Batch,
+    groups: list[Tensor],
+    probes: int | None,
+    seed: int,
+    curvature: list[Tensor] | None = None,
 ) -> Model:
-    """Return the quadratic model of the loss at a vector, with a curvature that `curvature_at` computed near it."""
-    derivatives_P, generator = problem.coordinates.derivatives(vector_P), torch.Generator()
-    gradient_P, total, labelled, scatter = torch.zeros_like(vector_P), 0.0, 0, _zeros(groups)
-    for batch in problem.predictor.batches(samples):
-        rows = problem.rows(vector_P, batch, 1, generator)
-        gradients_BP = rows.gradients_BP * derivatives_P
-        total, labelled = total + rows.loss, labelled + rows.labelled
-        gradient_P += gradients_BP.sum(0)
-        _add(scatter, groups, gradients_BP)
-    n, gradient_P = len(samples), gradient_P / labelled
-    for block_SQQ, index_SQ in zip(scatter, groups, strict=True):
-        mean_SQ = gradient_P[index_SQ]
-        block_SQQ.mul_(n / labelled**2).sub_(mean_SQ.unsqueeze(2) * mean_SQ.unsqueeze(1))
-    return Model(groups, total / labelled, gradient_P, curvature, scatter, n, labelled)
-
-
-def curvature_at(
-    problem: Problem, vector_P: Tensor, samples: Batch, groups: list[Tensor], probes: int | None, seed: int
-) -> list[Tensor]:
-    """Return the generalized Gauss-Newton blocks of the loss at a vector, (S, Q, Q) each.
+    """Return the quadratic model of the loss at a vector.
 
     Args:
         problem: the network and its loss.
@@ -96,15 +87,30 @@ def curvature_at(
         groups: indices of the coordinates of each block, (S, Q) each.
         probes: None for the exact curvature; else the number of random probes per sample of an unbiased estimate.
         seed: seed of the random probes.
+        curvature: blocks that were computed near the vector, which saves their computation. Otherwise they are
+            computed from the first CURVATURE_SAMPLES samples.
     """
     derivatives_P, generator = problem.coordinates.derivatives(vector_P), torch.Generator().manual_seed(seed)
-    curvature, labelled = _zeros(groups), 0
+    gradient_P, total, labelled, scatter = torch.zeros_like(vector_P), 0.0, 0, _zeros(groups)
+    blocks, curved, seen = _zeros(groups), 0, 0
     for batch in problem.predictor.batches(samples):
         rows = problem.rows(vector_P, batch, probes, generator)
-        labelled += rows.labelled
-        for probe_BP in rows.probes:
-            _add(curvature, groups, probe_BP * derivatives_P)
-    return [block / labelled for block in curvature]
+        gradients_BP = rows.gradients() * derivatives_P
+        total, labelled = total + rows.loss, labelled + rows.labelled
+        gradient_P += gradients_BP.sum(0)
+        _add(scatter, groups, gradients_BP)
+        if curvature is None and seen < CURVATURE_SAMPLES:
+            curved += rows.labelled
+            for probe_BP in rows.probes:
+                _add(blocks, groups, probe_BP * derivatives_P)
+        seen += len(batch)
+    n, gradient_P = len(samples), gradient_P / labelled
+    for block_SQQ, index_SQ in zip(scatter, groups, strict=True):
+        mean_SQ = gradient_P[index_SQ]
+        block_SQQ.mul_(n / labelled**2).sub_(mean_SQ.unsqueeze(2) * mean_SQ.unsqueeze(1))
+    if curvature is None:
+        curvature = [block / curved for block in blocks]
+    return Model(groups, total / labelled, gradient_P, curvature, scatter, n, labelled)
 
 
 def _zeros(groups: list[Tensor]) -> list[Tensor]:
@@ -242,7 +248,7 @@ def left_out(posteriors: Sequence[Posterior], steps: Sequence[Tensor]) -> Tensor
     derivatives_P, generator, parts = problem.coordinates.derivatives(vector_P), torch.Generator(), []
     to_loss = model.samples / model.labelled
     for batch in problem.predictor.batches(samples):
-        gradients_BP = problem.rows(vector_P, batch, 1, generator).gradients_BP * derivatives_P
+        gradients_BP = problem.rows(vector_P, batch, 1, generator).gradients() * derivatives_P
         changes_WB = torch.stack([gradients_BP @ step_P for step_P in steps]) * to_loss
         for changes_B, posterior in zip(changes_WB, posteriors, strict=True):
             for inverse_SQQ, index_SQ in zip(posterior.inverse, model.groups, strict=True):
@@ -292,30 +298,31 @@ class Accepted:
     """A step that decreased the objective.
 
     Attributes:
-        model: The quadratic model after the step.
         vector_P: The coordinates after the step.
+        loss: The loss there.
         damping: Damping for the next step.
         predicted, gained: Decrease of the objective, as the quadratic model predicts and as measured.
     """
 
-    model: Model
     vector_P: Tensor
+    loss: float
     damping: float
     predicted: float
     gained: float
 
 
 def descend(
-    posterior: Posterior, evaluate: Callable[[Tensor], Model], damping: float, most: float = MOST_DAMPED
+    posterior: Posterior, loss_at: Callable[[Tensor], float], damping: float, most: float = MOST_DAMPED
 ) -> Accepted | None:
     """Search for a step that decreases the objective on its samples.
 
     A step whose actual decrease is less than LEAST_SHARE of the predicted one is tried again with eight times the
-    damping (Levenberg-Marquardt).
+    damping (Levenberg-Marquardt). The next damping is an eighth of this one only if its first step was a good one.
+    Otherwise every second step would be too long again, since the curvature seldom changes much from step to step.
 
     Args:
         posterior: the quadratic model of the objective at the current vector.
-        evaluate: returns the model of the loss at another vector, on the same samples.
+        loss_at: returns the loss at another vector, on the same samples.
         damping: damping of the first trial.
         most: largest damping to try.
 
@@ -323,26 +330,27 @@ def descend(
         The step, or None if no damping up to `most` leads to one.
     """
 
-    def tried(step_P: Tensor) -> tuple[Model, float]:
+    def tried(step_P: Tensor) -> tuple[float, float]:
         vector_P = posterior.vector_P + step_P
-        model = evaluate(vector_P)
-        return model, posterior.objective - model.loss - posterior.prior_term(vector_P)
+        loss = loss_at(vector_P)
+        return loss, posterior.objective - loss - posterior.prior_term(vector_P)
 
+    first = damping
     while damping <= most:
         step_P = posterior.step(damping)
         slope, predicted = -(posterior.gradient_P @ step_P).item(), posterior.predicted(step_P)
-        model, gained = tried(step_P)
+        loss, gained = tried(step_P)
         # NaN fails every comparison, so that it is never accepted.
         if predicted > 0 and gained > LEAST_SHARE * predicted:
-            if gained < POOR * predicted and slope > gained:
+            if gained >= POOR * predicted and damping == first:
+                damping = damping / STRONGER if damping > LEAST_DAMPING else 0.0
+            elif gained < POOR * predicted and slope > gained:
                 # Line search: the minimum of the parabola through both objectives with this slope at the start.
                 share = slope / (2 * (slope - gained))
                 nearer, better = tried(share * step_P)
                 if better > gained:
-                    step_P, model, gained = share * step_P, nearer, better
-            easier = damping / STRONGER
-            damping = easier if easier >= FIRST_DAMPING / STRONGER else 0.0
-            return Accepted(model, posterior.vector_P + step_P, damping, predicted, gained)
+                    step_P, loss, gained = share * step_P, nearer, better
+            return Accepted(posterior.vector_P + step_P, loss, damping, predicted, gained)
         damping = max(FIRST_DAMPING, STRONGER * damping)
     return None
 

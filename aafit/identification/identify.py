@@ -50,8 +50,8 @@ LARGER = 8  # factor by which the subset grows once the steps on it have converg
 TRUSTED = 0.25  # relative error of the predicted decrease up to which the next step uses the same curvature
 SETTLED = 0.05  # least Newton decrement of the log-posterior: below, the search ends (a third of a standard error)
 STALLED = 0.02  # decrease of the negative log-posterior: the search ends after two steps that both achieve less
-SHARE_OF_NOISE = 0.02  # Newton decrement for each effective parameter at which steps on all samples end
-SHARE_OF_PART = 0.25  # Newton decrement for each effective parameter at which steps on a subset end
+SHARE_OF_NOISE = 0.02  # Newton decrement for each effective parameter at which the last steps end
+SHARE_OF_PART = 0.25  # the same for steps on a subset, and for those before the prior's weight is selected
 NOT_NOISY = 0.01  # Newton decrement for each sample at which steps end if the targets are the base network's outputs
 STEADY = 0.02  # relative change of the effective number of parameters at which updates of the prior's strength end
 UPDATES = 5  # most updates of the prior's strength at one vector
@@ -333,7 +333,8 @@ class Identifier:
             return after
         raw, prior = list(objective.base.batches(objective.raw_few)), Prior(net, coordinates, mean_P, inputs)
         tried: list[tuple[float, Tensor, tuple[Any, ...]]] = []
-        for inputs_of_base in (False, True):
+        # The first activation has the same inputs in both networks, so one alone is fitted once.
+        for inputs_of_base in (False, True)[: len(prior.blocks)]:
             matched = tuple(match_layers(net, base, raw, prior, objective.seed, inputs_of_base))
             found_P = coordinates.read()
             tried.append((objective.loss(found_P, objective.few), found_P, matched))
@@ -345,7 +346,7 @@ class Identifier:
         why = "" if only else "the start is far from the base network, so "
         message = (
             f"layers: {why}each activation was matched to the base's "
-            f"{'on the inputs that it has there' if vector_P is tried[1][1] else 'from the input on'}; "
+            f"{'from the input on' if vector_P is tried[0][1] else 'on the inputs that it has there'}; "
             f"the error left is at most {worst.after:.2%} of a layer's standard deviation ({worst.path})"
         )
         return self._moved(replace(after, matched=matched), "layers", vector_P, objective.few, message)
@@ -353,7 +354,7 @@ class Identifier:
     def _joint(self, state: State) -> State:
         """Take one damped step of all parameters, enlarge the subset, select the prior's weight, or end."""
         prior, n = self.objective.prior(state.mean_P), len(self.objective.samples.fitted)
-        whole = state.samples == n
+        whole, to_weigh = state.samples == n, self.prior == "auto" and not state.weighed
         # On a subset the curvature is cheap, so it is computed again after every step.
         curved_P = state.vector_P if state.curved_P is None or not whole else state.curved_P
         state = replace(state, curved_P=curved_P)
@@ -371,13 +372,15 @@ class Identifier:
         stalled = whole and state.rounds > 2 and max(last) * per_sample < STALLED
         done = stalled or sum(step.phase == "joint" for step in state.steps) >= self.steps
         accepted = None
-        if not done and decrement >= self._enough(posterior, whole):
-
-            def evaluate(vector_P: Tensor) -> Model:
-                return self.objective.model(vector_P, state.samples, curved_P)
-
+        if not done and decrement >= self._enough(posterior, whole and not to_weigh):
+            sample = self.objective.samples.fitted.part(0, state.samples)
             fresh = torch.equal(curved_P, state.vector_P)
-            accepted = descend(posterior, evaluate, state.damping, *([] if fresh else [state.damping]))
+            accepted = descend(
+                posterior,
+                lambda vector_P: self.objective.loss(vector_P, sample),
+                state.damping,
+                *([] if fresh else [state.damping]),
+            )
             if accepted is None and not fresh:
                 return replace(state, curved_P=None)
         if accepted is not None:
@@ -385,7 +388,7 @@ class Identifier:
                 len(state.steps),
                 "joint",
                 state.samples,
-                accepted.model.loss,
+                accepted.loss,
                 None,
                 accepted.damping,
                 accepted.predicted,
@@ -405,13 +408,14 @@ class Identifier:
             return replace(state, samples=n if 1.5 * larger > n else larger, rounds=0, damping=0.0, curved_P=None)
         if done and not stalled:
             state = replace(state, messages=(*state.messages, f"joint: stopped after {self.steps} steps"))
-        elif self.prior == "auto" and not state.weighed:
+        elif to_weigh:
             weight = self._weight(model, state)
             state = replace(state, weighed=True)
             if weight != state.strength.weight:
                 message = f"joint: the prior weighs {weight:g} samples, by the leave-one-out estimate of the loss"
                 strength = replace(state.strength, weight=weight)
-                return replace(state, strength=strength, rounds=0, damping=0.0, messages=(*state.messages, message))
+                state = replace(state, strength=strength, rounds=0, damping=0.0, messages=(*state.messages, message))
+            return state
         return self._judged(state, posterior)
 
     def _adapted(self, state: State, prior: Prior, model: Model) -> tuple[State, Posterior]:
@@ -434,11 +438,14 @@ class Identifier:
                 break
         return replace(state, strength=strength, dispersion=dispersion, rounds=state.rounds + 1), posterior
 
-    def _enough(self, posterior: Posterior, whole: bool) -> float:
-        """Return the Newton decrement of the log-posterior below which steps on a subset, or on all samples, end."""
+    def _enough(self, posterior: Posterior, last: bool) -> float:
+        """Return the Newton decrement of the log-posterior below which steps end; less for the last ones.
+
+        The last steps are those on all samples, with the selected prior.
+        """
         if self.target == "logits":
             return NOT_NOISY * posterior.model.samples
-        return max(SETTLED, (SHARE_OF_NOISE if whole else SHARE_OF_PART) * posterior.effective)
+        return max(SETTLED, (SHARE_OF_NOISE if last else SHARE_OF_PART) * posterior.effective)
 
     def _weight(self, model: Model, state: State) -> float:
         """Return the largest weight whose leave-one-out estimate of the loss is not clearly above the least.
@@ -503,7 +510,7 @@ class Identifier:
             strength = state.strength
         n = len(self.objective.samples.fitted)
         state = replace(state, samples=n)
-        model = self.objective.final_model(state.vector_P)
+        model = self.objective.model(state.vector_P, n, state.vector_P, final=True)
         posterior = self.objective.posterior(state, model, strength, state.dispersion)
         shift_P = -posterior.block_step()  # from the optimum under this prior, by the quadratic model, to the result
         coordinates, probes = self.objective.problem.coordinates, self.objective.probes

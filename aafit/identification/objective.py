@@ -1,9 +1,9 @@
 """The function that an identification minimizes, loss plus prior, with its quadratic models.
 
-The model of the last vector is cached, because several parts of a step use it. Begin with `Objective`.
+The last models are cached, because several parts of a step use them. Begin with `Objective`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aafit.identification.elements import calls_of, input_elements
-from aafit.identification.gauss_newton import DENSE, Model, Posterior, curvature_at, model_at
+from aafit.identification.gauss_newton import DENSE, Model, Posterior, model_at
 from aafit.identification.prior import Prior, Strength, set_indices
 from aafit.identification.problem import Problem, probes_for
 from aafit.identification.result import State
@@ -28,7 +28,6 @@ MOST_OUTPUTS = 1 << 20  # most outputs of these samples together: fewer samples 
 LEAST_FEW = 8
 EXACT_SAMPLES = 1000  # number of samples up to which the curvature on all samples takes `Objective.probes`
 PROBES = 2  # random probes per sample of any other curvature: many samples make up for few probes
-CURVATURE_SAMPLES = 4000  # most samples of a curvature
 COLLAPSED = 0.05  # share of the expected standard deviation of the predictions below which a network has collapsed
 CERTAIN = 0.4  # least standard deviation of a useful network's probabilities, relative to that of one-hot labels
 
@@ -66,29 +65,31 @@ class Objective:
         """Return the loss, the mean over the labelled positions."""
         return self.losses(vector_P, samples).mean().item()
 
-    def model(self, vector_P: Tensor, samples: int, curved_P: Tensor) -> Model:
+    def model(self, vector_P: Tensor, samples: int, curved_P: Tensor, final: bool = False) -> Model:
         """Return the quadratic model at a vector on the first samples.
 
         Args:
             vector_P: coordinates at which loss and gradient are computed.
             samples: number of samples.
             curved_P: coordinates at which the curvature is computed; an earlier vector saves its computation.
+            final: whether the curvature is the one that standard errors are computed from.
         """
-        key = (vector_P.numpy().tobytes(), samples, curved_P.numpy().tobytes())
-        if key not in self._models:
-            self._models.clear()
-            whole = samples == len(self.samples.fitted)
-            accurate = whole and (self.exact or samples <= EXACT_SAMPLES)
-            curvature = self._curvature(curved_P, samples, self.probes if accurate else PROBES)
-            sample = self.samples.fitted.part(0, samples)
-            self._models[key] = model_at(self.problem, vector_P, sample, self.groups, curvature)
-        return self._models[key]
+        whole = samples == len(self.samples.fitted)
+        accurate = final or (whole and (self.exact or samples <= EXACT_SAMPLES))
+        probes = self.probes if accurate else PROBES
 
-    def final_model(self, vector_P: Tensor) -> Model:
-        """Return the model on all samples with the curvature that standard errors are computed from."""
-        n = len(self.samples.fitted)
-        curvature = self._curvature(vector_P, n, self.probes)
-        return replace(self.model(vector_P, n, vector_P), curvature=curvature)
+        def key(at_P: Tensor) -> Any:
+            return at_P.numpy().tobytes(), curved_P.numpy().tobytes(), samples, probes
+
+        if key(vector_P) not in self._models:
+            same = torch.equal(vector_P, curved_P)
+            curvature = None if same else self.model(curved_P, samples, curved_P).curvature
+            sample = self.samples.fitted.part(0, samples)
+            model = model_at(self.problem, vector_P, sample, self.groups, probes, self.seed, curvature)
+            for other in self._models.keys() - {key(curved_P)}:
+                del self._models[other]
+            self._models[key(vector_P)] = model
+        return self._models[key(vector_P)]
 
     def posterior(self, state: State, model: Model, strength: Strength, dispersion: float) -> Posterior:
         """Return the quadratic model of the log-posterior at the state's vector."""
@@ -186,14 +187,6 @@ class Objective:
             return 1
         return None if self.exact else probes_for(self.problem, self.problem.coordinates.read(), self.samples.fitted)
 
-    def _curvature(self, vector_P: Tensor, samples: int, probes: int | None) -> list[Tensor]:
-        key = (vector_P.numpy().tobytes(), samples, probes)
-        if key not in self._curvatures:
-            self._curvatures.clear()
-            some = self.samples.fitted.part(0, min(samples, CURVATURE_SAMPLES))
-            self._curvatures[key] = curvature_at(self.problem, vector_P, some, self.groups, probes, self.seed)
-        return self._curvatures[key]
-
     @cached_property
     def _outputs_each(self) -> int:
         outputs = self.problem.outputs(self.problem.coordinates.read(), self.samples.fitted.part(0, 1))
@@ -201,10 +194,6 @@ class Objective:
 
     @cached_property
     def _models(self) -> dict[Any, Model]:
-        return {}
-
-    @cached_property
-    def _curvatures(self) -> dict[Any, list[Tensor]]:
         return {}
 
     @cached_property

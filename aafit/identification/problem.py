@@ -5,8 +5,9 @@ labelled positions, as in `evaluate`. Axes in names: N sample of all, B sample o
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,14 +71,14 @@ class Rows:
     Attributes:
         loss: Sum of the losses of the labelled positions.
         labelled: Number of labelled positions.
-        gradients_BP: Gradient of the loss of each sample.
+        gradients: Returns the gradient of the loss of each sample, (B, P), by a backward pass at each call.
         probes: Yields, for each probe of the curvature, its product with the Jacobian of each sample, (B, P). Each
             takes a backward pass when it is requested.
     """
 
     loss: float
     labelled: int
-    gradients_BP: Tensor
+    gradients: Callable[[], Tensor]
     probes: Iterator[Tensor]
 
 
@@ -155,7 +156,7 @@ class Problem:
         gradient_P, curvature_PP, scatter_PP = torch.zeros(P).double(), *torch.zeros(2, P, P).double()
         for batch in self.predictor.batches(samples):
             rows = self.rows(vector_P, batch, probes, generator)
-            gradients_BP = rows.gradients_BP * derivatives_P
+            gradients_BP = rows.gradients() * derivatives_P
             total += rows.loss
             labelled += rows.labelled
             gradient_P += gradients_BP.sum(0)
@@ -170,10 +171,12 @@ class Problem:
 
     def gradients(self, vector_P: Tensor, samples: Batch) -> Tensor:
         """Return the per-sample gradients, (N, P), scaled so that their mean is the gradient of the loss."""
-        generator = torch.Generator()
-        rows = [self.rows(vector_P, batch, 1, generator) for batch in self.predictor.batches(samples)]
-        each = sum(row.labelled for row in rows) / len(samples)
-        return torch.cat([row.gradients_BP for row in rows]) * self.coordinates.derivatives(vector_P) / each
+        generator, labelled, parts = torch.Generator(), 0, []
+        for batch in self.predictor.batches(samples):
+            rows = self.rows(vector_P, batch, 1, generator)
+            labelled += rows.labelled
+            parts.append(rows.gradients())
+        return torch.cat(parts) * self.coordinates.derivatives(vector_P) * len(samples) / labelled
 
     def gradient(self, vector_P: Tensor, samples: Batch) -> tuple[float, Tensor]:
         """Return the loss and its gradient with respect to the coordinates, (P,), without per-sample gradients."""
@@ -270,7 +273,7 @@ class Problem:
             return torch.cat(rows, 1).double().cpu()
 
         columns = probes_of(self.loss, outputs, batch.target, probes, generator)
-        return Rows(loss, labelled, by_parameters(gradient), map(by_parameters, columns))
+        return Rows(loss, labelled, partial(by_parameters, gradient), map(by_parameters, columns))
 
     def _find_placements(self, samples: Batch) -> None:
         self._placements = placements(self.predictor, samples)
@@ -285,7 +288,7 @@ class Problem:
         return Rows(
             sum(row.loss for row in rows),
             sum(row.labelled for row in rows),
-            torch.cat([row.gradients_BP for row in rows]),
+            lambda: torch.cat([row.gradients() for row in rows]),
             # Strict: samples with different numbers of outputs would have different numbers of exact probes.
             (torch.cat(each) for each in zip(*(row.probes for row in rows), strict=True)),
         )

@@ -19,6 +19,7 @@ NO_CURVATURE = 1e-7  # eigenvalue, relative to the largest, that counts as 0: th
 FROM_PRIOR = 0.5  # posterior variance, relative to the prior variance, above which a parameter is undetermined
 REACHED = 0.01  # least contribution of a parameter's curvature: below it, only the smoothness prior determines it
 SHOWN = 10  # collinear pairs in the table, at most
+STEEP_SLOPE = 10.0  # slope above which an activation is called as steep as ReLU
 STEEP = (
     "An activation as steep as ReLU depends on its slope at inputs near 0 only, and few samples determine it. "
     'To learn the shape there, start from a smooth function such as LEAF.like("SiLU"), or take F-Neurons.'
@@ -94,7 +95,8 @@ class Uncertainty:
             lines += [f"  {pair.correlation:+.3f}  {pair.first} and {pair.second}" for pair in self.pairs[:SHOWN]]
             if len(self.pairs) > SHOWN:
                 lines.append(f"  and {len(self.pairs) - SHOWN} more pairs")
-        if any(row.factor > math.e or (row.factor > 1 and not row.determined) for row in self.rows):
+        slopes = [row for row in self.rows if row.factor > math.e or (row.factor > 1 and not row.determined)]
+        if any(abs(row.value) > STEEP_SLOPE for row in slopes):
             lines.append(STEEP)
         probes = "" if self.probes is None else f", with {self.probes} random probes of the curvature for each"
         lines.append(f"{self.effective:.1f} effective parameters from {self.samples} samples{probes}")

@@ -1,5 +1,6 @@
 """Loss, gradient and Gauss-Newton curvature against autograd's own, and steps against plain solves."""
 
+import math
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.damped_steps import KrylovSteps, dense_step
-from aafit.identification.gauss_newton import curvature_at, model_at
+from aafit.identification.gauss_newton import descend, model_at
 from aafit.identification.problem import Problem, Quadratic
 from aafit.identification.samples import load_samples
 from aafit.networks.adaptive import adaptive_parameters
@@ -108,14 +109,16 @@ def test_the_model_of_a_step_has_the_covariance_of_the_gradients() -> None:
     problem, vector_P = problem_of(net)
     expected = by_autograd(net, CROSS_ENTROPY, images)
     groups = [torch.arange(len(vector_P)).unsqueeze(0)]
-    curvature = curvature_at(problem, vector_P, images, groups, None, 0)
-    model = model_at(problem, vector_P, images, groups, curvature)
+    model = model_at(problem, vector_P, images, groups, None, 0)
     assert model.loss == pytest.approx(expected.loss)
     assert torch.allclose(model.gradient_P, expected.gradient_P, rtol=1e-9, atol=1e-13)
     assert torch.allclose(model.curvature[0][0], expected.curvature_PP, rtol=1e-9, atol=1e-13)
     covariance_PP = expected.scatter_PP - torch.outer(expected.gradient_P, expected.gradient_P)
     assert torch.allclose(model.scatter[0][0], covariance_PP, rtol=1e-9, atol=1e-13)
     assert not torch.allclose(model.scatter[0][0], expected.scatter_PP, rtol=1e-3)
+    kept = model_at(problem, vector_P, images, groups, None, 0, curvature=[2 * model.curvature[0]])
+    assert torch.equal(kept.gradient_P, model.gradient_P)
+    assert torch.equal(kept.curvature[0], 2 * model.curvature[0])
 
 
 @pytest.mark.parametrize("name", ["probabilities", "mean squared error", "given"])
@@ -481,3 +484,46 @@ def test_what_nothing_depends_on_does_not_move(damping: float) -> None:
     nothing_P = torch.zeros(5).double()
     assert torch.equal(dense_step(nothing_P, torch.zeros(5, 5).double(), damping), nothing_P)
     assert torch.equal(KrylovSteps(nothing_P, torch.zeros_like, nothing_P)(damping), nothing_P)
+
+
+class Parabola:
+    """A quadratic model of t^2 / 2 at t = 1, whose damped steps are -1 / (1 + damping)."""
+
+    vector_P = torch.ones(1, dtype=torch.float64)
+    gradient_P = torch.ones(1, dtype=torch.float64)
+    objective = 0.5
+
+    def step(self, damping: float) -> Tensor:
+        return -self.vector_P / (1 + damping)
+
+    def predicted(self, step_P: Tensor) -> float:
+        return -(step_P + step_P.square() / 2).item()
+
+    def prior_term(self, vector_P: Tensor) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("damping", "longest", "following"),
+    [
+        (0.0, 2.0, 0.0),  # as predicted: undamped again
+        (0.8, 2.0, 0.1),  # a good first step: less
+        (1e-7, 2.0, 0.0),  # so little damping has no effect
+        (0.0, 0.9, 0.512),  # 0, 0.001, 0.008 and 0.064 lead too far: what was found is kept
+        (1e-7, 0.9, 0.512),
+        (0.064, 0.9, 0.512),
+    ],
+)
+def test_the_damping_that_was_found_is_kept(damping: float, longest: float, following: float) -> None:
+    """The loss is the parabola up to the longest step, and high beyond it."""
+
+    def loss(t_P: Tensor) -> float:
+        return t_P.square().item() / 2 if 1 - t_P.item() <= longest else 9.0
+
+    found = descend(Parabola(), loss, damping)  # type: ignore[arg-type]
+    assert found is not None
+    assert found.damping == pytest.approx(following)
+    assert found.loss == loss(found.vector_P) < 0.5
+    assert found.gained == pytest.approx(found.predicted)
+    assert descend(Parabola(), lambda t_P: 9.0, damping) is None  # type: ignore[arg-type]
+    assert descend(Parabola(), lambda t_P: math.nan, damping) is None  # type: ignore[arg-type]

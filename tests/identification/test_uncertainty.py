@@ -168,3 +168,16 @@ def test_a_slope_as_steep_as_relu_is_explained() -> None:
         printed[start] = str(aafit.identify(net, [(x, y)], loss="mean squared error"))
     assert "few samples determine it" in printed["ReLU"]
     assert "few samples determine it" not in printed["SiLU"]
+
+
+@pytest.mark.parametrize(("start", "advised"), [("ReLU", True), ("SiLU", False)])
+def test_smoother_functions_are_advised_only_for_steep_ones(start: str, advised: bool) -> None:
+    """Few samples determine neither slope; a smooth start is no advice for what is smooth."""
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 4), torch.randint(3, (60,))
+    net = nn.Sequential(nn.Linear(4, 8), aafit.LEAF.like(start), nn.Linear(8, 3))
+    found = aafit.identify(net, [(x, y)], verbose=False).uncertainty
+    assert found is not None
+    slopes = [row for row in found.rows if row.name in ("1.p1", "1.p3")]
+    assert not all(row.determined and row.factor < 2 for row in slopes)
+    assert ("as steep as ReLU" in str(found)) == advised
