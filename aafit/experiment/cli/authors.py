@@ -95,11 +95,11 @@ def find_checkpoint(
     tail = [*words.kind.split("_"), optimizer, f"{epoch}ep", "checkp", *(mark for mark, on in marks.items() if on)]
     base = words.base.lower() if marks["patched"] else ""
     files = sorted({file.absolute() for folder in folders for file in folder.rglob("*_checkp.bin")})
-    found = [file for file in files if _matches(file, head, tail, base)]
-    if len(found) > 1:
-        names = ", ".join(map(str, found))
+    matching = [file for file in files if _matches(file, head, tail, base)]
+    if len(matching) > 1:
+        names = ", ".join(map(str, matching))
         raise UserError(f"More than one of the authors' checkpoints matches: {names}. Choose one by --init-from.")
-    return found[0] if found else None
+    return matching[0] if matching else None
 
 
 def _tokens(name: str) -> list[str]:

@@ -146,16 +146,16 @@ def _iterable(text: str) -> Iterable[Any]:
 
 def _value(text: str) -> Any:
     """Return the object module:name, or what it returns if it is a function."""
-    found = _object(text)
-    if not callable(found) or isinstance(found, nn.Module):
-        return found
+    value = _object(text)
+    if not callable(value) or isinstance(value, nn.Module):
+        return value
     try:
-        signature(found).bind()
+        signature(value).bind()
     except TypeError as error:
         raise UserError(f"{text} cannot be called without arguments ({error}): name a function that can.") from error
     except ValueError:  # Python does not know the parameters of some builtin functions.
         pass
-    return found()
+    return value()
 
 
 def _function(text: str) -> Any:

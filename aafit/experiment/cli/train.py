@@ -176,13 +176,13 @@ def plan(flags: Flags, launcher: Launcher) -> list[Job]:
     flags.check()
     networks = list(NETWORKS) if flags.net == "all" else [flags.net]
     data_sets = list(DATASETS)[:2] if flags.ds == "all" else [flags.ds]
-    each = [
+    runs = [
         replace(flags, net=network, ds=data_set, acts=act)
         for network, data_set, act in product(networks, data_sets, ACTS[flags.acts])
     ]
-    if flags.folder is not None and len(each) > 1:
-        raise UserError(f"--folder {flags.folder} is for one run, but these flags describe {len(each)}.")
-    jobs = [job for one in each for job in _jobs(one, launcher)]
+    if flags.folder is not None and len(runs) > 1:
+        raise UserError(f"--folder {flags.folder} is for one run, but these flags describe {len(runs)}.")
+    jobs = [job for run_flags in runs for job in _jobs(run_flags, launcher)]
     return list({job.folder: job for job in jobs}.values())
 
 
@@ -201,25 +201,25 @@ def _jobs(flags: Flags, launcher: Launcher) -> list[Job]:
     wanted = {key: getattr(run, key) for key in DESCRIBED} | {"end_epoch": flags.start_ep, "lr": learning_rate(run)}
     wanted |= {"base": flags.base if flags.patched else None, "tuned": flags.tuned, "dspu4": flags.dspu4}
     try:
-        found = find_runs(launcher, wanted)
+        parents = find_runs(launcher, wanted)
     except UserError as error:
         marks = {key: getattr(flags, key) for key in ("patched", "tuned", "dspu4", "p24sl")}
         return [_resume_from_file(settings, _checkpoint(flags, flags.words, marks, launcher, error), launcher)]
-    return [_resume(flags, settings, found, launcher)]
+    return [_resume(flags, settings, parents, launcher)]
 
 
 def _named(flags: Flags, launcher: Launcher) -> Finished:
     """Return the finished run that --from names."""
     name = str(flags.from_run)
     folder = launcher.runs_dir.absolute() / name / f"seed{launcher.seed}"
-    found = read_finished(folder if folder.exists() else Path(name).absolute())
+    finished = read_finished(folder if folder.exists() else Path(name).absolute())
     shared = flags.shared_settings()
     wanted = {key: shared[key] for key in ("network", "dataset", "holdout")} | {"end_epoch": flags.start_ep}
     if flags.patch_base and flags.patched_from_af is not None:
         wanted |= {"cnn": flags.base, "fc": flags.base}
-    if different := differences(found.facts(), wanted):
+    if different := differences(finished.facts(), wanted):
         raise UserError(f"--from {name} is not the run that the flags describe ({', '.join(different)}).")
-    return found
+    return finished
 
 
 def _replace(flags: Flags, settings: dict[str, Any], launcher: Launcher) -> list[Job]:
@@ -231,12 +231,12 @@ def _replace(flags: Flags, settings: dict[str, Any], launcher: Launcher) -> list
         wanted = {key: getattr(described, key) for key in DESCRIBED}
         wanted |= {"end_epoch": flags.start_ep, "base": None, "tuned": False}
         try:
-            found = find_runs(launcher, wanted)
+            parents = find_runs(launcher, wanted)
         except UserError as error:
             marks = dict.fromkeys(("patched", "tuned", "dspu4", "p24sl"), False)
             file = _checkpoint(flags, Words("base", flags.base, None, flags.base), marks, launcher, error)
         else:
-            return [_resume(flags, settings, found, launcher)]
+            return [_resume(flags, settings, parents, launcher)]
     log.info("base network: %s", file)
     name = f"{flags.net}-{flags.ds}-base-{flags.base}-imported-{content_of(file)[:8]}-{flags.start_ep}"
     base |= {"name": name, "train": "none", "start_epoch": flags.start_ep, "init_from": file.absolute()}

@@ -64,18 +64,18 @@ def animate(run: RunRecord, out: Path, name: str, video: bool = False) -> Path:
 def _columns(run: RunRecord, path: str, activation: AdaptiveActivation) -> list[str]:
     """Return the names of an activation's recorded parameters, in the order of its vector; none if one is missing."""
     names = []
-    for own, parameter in activation.named_parameters(recurse=False):
-        name = f"{path}.{own}"
+    for own_name, parameter in activation.named_parameters(recurse=False):
+        name = f"{path}.{own_name}"
         names += [name] if parameter.numel() == 1 else [f"{name}[{index}]" for index in range(parameter.numel())]
     return names if all(name in run.parameters for name in names) else []
 
 
 def _curves(activation: AdaptiveActivation, vectors: torch.Tensor, u_U: torch.Tensor) -> list[Curves]:
     """Return the curves at each epoch, with the first as the initial one."""
-    own, curves = activation.double(), list[Curves]()
+    activation, curves = activation.double(), list[Curves]()
     for vector in vectors:
-        torch.nn.utils.vector_to_parameters(vector, list(own.parameters()))
-        curves.append(curves_of(own, None, None, u_U))
+        torch.nn.utils.vector_to_parameters(vector, list(activation.parameters()))
+        curves.append(curves_of(activation, None, None, u_U))
     return [replace(one, initial_U=curves[0].tuned_U) for one in curves]
 
 
@@ -116,13 +116,13 @@ def _mp4(frames: list[Image.Image]) -> bytes:
     shown = [*frames, *[frames[-1]] * round(LAST / MILLISECONDS - 1)]
     pixels = b"".join(frame.crop((0, 0, width, height)).tobytes() for frame in shown)
     rate = f"{1000 / MILLISECONDS:.3f}"
-    given = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "-"]
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "-"]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "activations.mp4"
-        made = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(file)]
-        done = subprocess.run([_ffmpeg(), "-loglevel", "error", *given, *made], input=pixels, capture_output=True)
-        if done.returncode:
-            raise UserError(f"ffmpeg could not write the MP4: {done.stderr.decode(errors='replace').strip()}")
+        target = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(file)]
+        ran = subprocess.run([_ffmpeg(), "-loglevel", "error", *source, *target], input=pixels, capture_output=True)
+        if ran.returncode:
+            raise UserError(f"ffmpeg could not write the MP4: {ran.stderr.decode(errors='replace').strip()}")
         return file.read_bytes()
 
 

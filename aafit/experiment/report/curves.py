@@ -58,7 +58,7 @@ def groups(suite: SuiteRuns) -> list[Group]:
     names = suite.by_name()
     roots = {name: (suite.ancestors(runs[0]) or runs[:1])[-1].name for name, runs in names.items()}
     children = {name: runs for name, runs in names.items() if runs[0].settings.parent is not None}
-    found: list[Group] = []
+    suite_groups: list[Group] = []
     placed: set[str] = set()
     for key, title, function, stage, matching_stage in PAPER:
         bases = [
@@ -73,13 +73,13 @@ def groups(suite: SuiteRuns) -> list[Group]:
                 matching = {name: runs for name, runs in tuned.items() if runs[0].settings.stage == matching_stage}
                 # Several bases with one activation are told apart by name.
                 suffix, place = ("", "") if len(bases) == 1 else (f"-{base}", f" ({base})")
-                found.append(Group(key + suffix, title + place, {base: names[base]}, {**group, **matching}))
+                suite_groups.append(Group(key + suffix, title + place, {base: names[base]}, {**group, **matching}))
                 placed |= {base, *group, *matching}
     for base in dict.fromkeys(roots.values()):
         rest = {name: runs for name, runs in children.items() if roots[name] == base and name not in placed}
         if rest:
             bases_of_rest = {} if base in rest else {base: names[base]}
-            found.append(Group(f"from-{base}", f"Tuned from {base}", bases_of_rest, rest))
+            suite_groups.append(Group(f"from-{base}", f"Tuned from {base}", bases_of_rest, rest))
             placed |= {base, *rest}
     kinds: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
     for name, runs in names.items():
@@ -90,7 +90,7 @@ def groups(suite: SuiteRuns) -> list[Group]:
         for (network, dataset), bases_of_kind in kinds.items()
         if not placed.issuperset(bases_of_kind)
     ]
-    return found + scratch
+    return suite_groups + scratch
 
 
 # Accuracy and loss over the epochs

@@ -62,19 +62,19 @@ def _differences(run: RunRecord) -> dict[str, StoredDifference]:
 def _layer(axes: Axes, layer: str, rows: Iterable[list[RunRecord]], limits: tuple[float, float]) -> None:
     labelled = set[tuple[int, str]]()
     for row, run in [(row, run) for row, runs in enumerate(rows) for run in runs]:
-        one = _differences(run).get(layer)
-        if one is None:
+        difference = _differences(run).get(layer)
+        if difference is None:
             continue
-        if one.max_abs is None or one.mean_abs is None or one.max_abs == 0:
-            text, color = ("zero", GREY) if one.max_abs == 0 else ("not finite", LARGEST["color"])
+        if difference.max_abs is None or difference.mean_abs is None or difference.max_abs == 0:
+            text, color = ("zero", GREY) if difference.max_abs == 0 else ("not finite", LARGEST["color"])
             if (row, text) not in labelled:  # once for all seeds
                 axes.text(limits[0] * 1.3, row, text, fontsize=7.5, color=color, va="center")
             labelled.add((row, text))
             continue
-        low = max(one.mean_abs, limits[0])
-        axes.plot([low, one.max_abs], [row, row], color="#999999", linewidth=0.8)
+        low = max(difference.mean_abs, limits[0])
+        axes.plot([low, difference.max_abs], [row, row], color="#999999", linewidth=0.8)
         axes.plot([low], [row], **MEAN)
-        axes.plot([one.max_abs], [row], **LARGEST)
+        axes.plot([difference.max_abs], [row], **LARGEST)
     axes.set_xscale("log")
     axes.set_xlim(*limits)
     axes.set_title(layer)

@@ -106,28 +106,28 @@ def draw_time_axis(run_folders: Sequence[Path], out: Path) -> list[Path]:
 
 def _draw_suite(suite: SuiteRuns, out: Path) -> list[Drawn]:
     """Draw the figures that several runs share."""
-    found: list[Drawn] = []
+    drawn: list[Drawn] = []
     for group in groups(suite):
         if any(run.last_epoch is not None for runs in {**group.bases, **group.tuned}.values() for run in runs):
             files = save(draw_group(group), out, f"curves-{_safe(group.key)}")
-            found.append(("curves", f"Test accuracy and training loss: {group.title}", files))
+            drawn.append(("curves", f"Test accuracy and training loss: {group.title}", files))
     for name, runs in suite.by_name().items():
         if (figure := draw_seeds(runs)) is not None:
             files = save(figure, out, f"seeds-{_safe(name)}")
-            found.append(("seeds", f"Tuned activations of {name}, mean and standard deviation over the seeds", files))
+            drawn.append(("seeds", f"Tuned activations of {name}, mean and standard deviation over the seeds", files))
     if (figure := draw_differences(suite)) is not None:
         files = save(figure, out, "differences")
-        found.append(("differences", "Differences of each layer from the base network", files))
-    return found
+        drawn.append(("differences", "Differences of each layer from the base network", files))
+    return drawn
 
 
 def _draw_run(run: RunRecord, out: Path) -> list[Drawn]:
     """Draw the activations of a finished run, and its parameters over the epochs."""
-    found = [_draw_activations(run, out)] if (run.folder / ACTIVATIONS).exists() else []
+    drawn = [_draw_activations(run, out)] if (run.folder / ACTIVATIONS).exists() else []
     if (figure := draw_trajectories(run)) is not None:
         files = save(figure, out, f"trajectories-{_file_name(run)}")
-        found.append(("run", f"Parameters of {run.name}, seed {run.seed}, over the epochs", files))
-    return found
+        drawn.append(("run", f"Parameters of {run.name}, seed {run.seed}, over the epochs", files))
+    return drawn
 
 
 def _draw_activations(run: RunRecord, out: Path) -> Drawn:

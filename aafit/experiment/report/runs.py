@@ -109,15 +109,15 @@ class SuiteRuns:
 
 def read_suite(folder: Path) -> SuiteRuns:
     """Read every folder `<run>/seed<k>` of a suite."""
-    found = _run_folders(folder)
-    if not any((path / CONFIG).exists() for path in found):
+    folders = _run_folders(folder)
+    if not any((path / CONFIG).exists() for path in folders):
         suites = sorted({path.parents[1].name for path in folder.glob("*/*/seed*")})
         hint = (
             f"Give one of the suites in it: {', '.join(suites)}." if suites else "Give the folder of a suite that ran."
         )
         raise UserError(f"{folder} has no run folders (<run>/seed<k>/config.json). {hint}")
-    runs = tuple(read_run(path) for path in found if (path / CONFIG).exists())
-    return SuiteRuns(folder, runs, tuple(path for path in found if not (path / CONFIG).exists()))
+    runs = tuple(read_run(path) for path in folders if (path / CONFIG).exists())
+    return SuiteRuns(folder, runs, tuple(path for path in folders if not (path / CONFIG).exists()))
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -148,8 +148,8 @@ def _run_folders(suite: Path) -> list[Path]:
         return []
     except OSError as error:
         raise UserError(f"Cannot read {error.filename}: {error.strerror}.") from error
-    found = [path for path in folders if re.fullmatch(r"seed-?\d+", path.name)]
-    return sorted(found, key=lambda path: _natural(str(path)))
+    of_runs = [path for path in folders if re.fullmatch(r"seed-?\d+", path.name)]
+    return sorted(of_runs, key=lambda path: _natural(str(path)))
 
 
 def _natural(text: str) -> tuple[Any, ...]:

@@ -419,7 +419,7 @@ def strips(rows: Sequence[RunSummary], anchors: Mapping[str, str]) -> dict[str, 
     def position(value: float) -> float:
         return round(100 * (value - low) / (high - low), 2)
 
-    found = []
+    lines = []
     for row, values in shown:
         marks = [(kind, position(value)) for kind, value in values.items()]
         span = None
@@ -427,7 +427,7 @@ def strips(rows: Sequence[RunSummary], anchors: Mapping[str, str]) -> dict[str, 
             left, right = sorted(position(values[kind]) for kind in ("replaced", "tuned"))
             span = left, round(right - left, 2)
         words = {"base": "base", "replaced": "before tuning", "tuned": "tuned" if "replaced" in values else "trained"}
-        found.append(
+        lines.append(
             {
                 "name": row.settings.name,
                 "fragment": anchors.get(row.settings.name, ""),
@@ -438,9 +438,9 @@ def strips(rows: Sequence[RunSummary], anchors: Mapping[str, str]) -> dict[str, 
             }
         )
     scale = [(f"{value:g}%", position(value)) for value in ticks(low, high, 5)]
-    return {"rows": found, "scale": scale, "more": len(measured) - len(shown)}
+    return {"rows": lines, "scale": scale, "more": len(measured) - len(shown)}
 
 
 def _accuracies(row: RunSummary) -> dict[str, float]:
-    found = {kind: 100 * _mean(row, name) for kind, name in ACCURACIES.items()}
-    return {kind: accuracy for kind, accuracy in found.items() if math.isfinite(accuracy)}
+    accuracies = {kind: 100 * _mean(row, name) for kind, name in ACCURACIES.items()}
+    return {kind: accuracy for kind, accuracy in accuracies.items() if math.isfinite(accuracy)}

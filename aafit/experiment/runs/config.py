@@ -205,11 +205,11 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     """Return one of pydantic's complaints as a sentence: an unknown key first, as it often explains the others."""
     details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")[0]
     key = str(details["loc"][0]) if details["loc"] else ""
-    given = _short(details["input"])
+    value = _short(details["input"])
     if key == "pieces" and type(details["input"]) is int:
         knots = details["input"] + 2
         return (
-            f"pieces = {given} is now knots = {knots}: an F-Neuron's values, with the two at the ends of its interval."
+            f"pieces = {value} is now knots = {knots}: an F-Neuron's values, with the two at the ends of its interval."
         )
     if details["type"] == "extra_forbidden":
         return f"unknown key {_short(key)}. {nearest(key, model.model_fields)}"
@@ -217,7 +217,7 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
         return f"the key {key!r} is missing."
     if details["type"] == "literal_error":
         valid = re.findall(r"'(.+?)'", details["ctx"]["expected"])
-        return f"{key} = {given} is not valid. {nearest(str(details['input']), valid)}"
+        return f"{key} = {value} is not valid. {nearest(str(details['input']), valid)}"
     if details["type"] == "value_error":
         return f"{key}: {details['ctx']['error']}" if key else str(details["ctx"]["error"])
-    return f"{key} = {given} is not valid: {details['msg'][0].lower()}{details['msg'][1:]}."
+    return f"{key} = {value} is not valid: {details['msg'][0].lower()}{details['msg'][1:]}."

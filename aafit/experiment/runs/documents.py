@@ -238,19 +238,19 @@ def load_json(path: Path) -> dict[str, Any]:
     """Return the JSON object that `save_json` wrote into a file, with the names of format 3."""
     content = read_file(path)
     try:
-        found = json.loads(content)
+        document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it is not JSON ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise _damaged(path, "it does not hold a JSON object")
-    version, digest = found.pop("format", None), found.pop("checksum", None)
+    version, digest = document.pop("format", None), document.pop("checksum", None)
     before, _, after = content.rpartition(f'"checksum": "{digest}"'.encode())
     if hashlib.sha256(before + b'"checksum": ""' + after).hexdigest() != digest:
         raise _damaged(path, "its checksum is not that of its content")
     if version not in (2, FORMAT):
         raise _damaged(path, f"it is of format {version}, and this version reads formats 2 and {FORMAT}")
     # Format 3 has none of the names that are replaced.
-    current: dict[str, Any] = from_format_2(found)
+    current: dict[str, Any] = from_format_2(document)
     return current
 
 

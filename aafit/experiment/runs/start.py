@@ -60,9 +60,9 @@ def _imported(run: RunConfig, file: Path, data: Dataset) -> nn.Module:
     """Return the network of an authors' checkpoint, which must have the activations that the settings name."""
     fixed = next((text for text in (run.cnn, run.fc) if not is_adaptive(text)), "ReLU")
     net = load_authors_checkpoint(file, run.network, data.in_shape, data.classes, base=fixed)
-    found = {path: activation.family for path, activation in adaptive_activations(net).items()}
-    if found != {path: text.split()[0] for path, text in _adaptive_texts(run).items()}:
-        listed = ", ".join(f"{path} {family}" for path, family in found.items()) or "no adaptive ones"
+    families = {path: activation.family for path, activation in adaptive_activations(net).items()}
+    if families != {path: text.split()[0] for path, text in _adaptive_texts(run).items()}:
+        listed = ", ".join(f"{path} {family}" for path, family in families.items()) or "no adaptive ones"
         raise UserError(
             f"{file} has other activations than cnn = {run.cnn!r} and fc = {run.fc!r} say: it has {listed}. Give "
             "another checkpoint, or the settings that fit this one."

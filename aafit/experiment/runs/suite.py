@@ -213,15 +213,15 @@ def _resolved(tables: dict[str, dict[str, Any]], defaults: dict[str, Any], file:
         raise UserError(f"{file}: {error}") from None
     runs: dict[str, RunConfig] = {}
     for name in order:
-        own, values = tables[name], dict(defaults)
-        if "parent" in own:
-            parent = runs[own["parent"]]
+        table, values = tables[name], dict(defaults)
+        if "parent" in table:
+            parent = runs[table["parent"]]
             values = {"train": "activations", **values, **parent.model_dump(mode="json", include=INHERITED)}
             values["start_epoch"] = parent.end_epoch
-        if isinstance(own.get("init_from"), str):
-            checkpoint = file.parent / own["init_from"]
+        if isinstance(table.get("init_from"), str):
+            checkpoint = file.parent / table["init_from"]
             if not is_file(checkpoint):
                 raise UserError(f"{file}: run {name!r}: init_from: there is no file {str(checkpoint)!r}.")
-            own = {**own, "init_from": str(checkpoint)}
-        runs[name] = RunConfig.checked({**values, **own}, f"{file}: run {name!r}")
+            table = {**table, "init_from": str(checkpoint)}
+        runs[name] = RunConfig.checked({**values, **table}, f"{file}: run {name!r}")
     return list(runs.values())

@@ -143,7 +143,7 @@ def changed_files(runs: str, folders: Sequence[str], seen: dict[str, tuple[int, 
 
     A state is read before the metrics that were written before it, so that those hold no less than it counts on.
     """
-    found = {}
+    changed = {}
     for folder in folders:
         paths = [path for path in Path(runs, folder).rglob("*") if path.is_file()]
         for path in sorted(paths, key=lambda path: (path.suffix != ".pt", path.name)):
@@ -151,8 +151,8 @@ def changed_files(runs: str, folders: Sequence[str], seen: dict[str, tuple[int, 
             with suppress(FileNotFoundError):
                 now = path.stat().st_mtime_ns, path.stat().st_size
                 if not path.name.startswith((".", "lease")) and seen.get(name) != now:
-                    found[name], seen[name] = path.read_bytes(), now
-    return found
+                    changed[name], seen[name] = path.read_bytes(), now
+    return changed
 
 
 def _end(process: WorkerProcess) -> None:
