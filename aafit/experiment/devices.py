@@ -44,6 +44,11 @@ def slots(device: str = "auto", jobs: int | None = None) -> list[Slot]:
     return [Slot("cpu", 1, ON_CPU)] * (jobs or usable_cores())
 
 
+def node_slot(gpu: bool) -> Slot:
+    """Return the slot of a process on a node of a cluster, whose scheduler chooses the GPU or the core."""
+    return Slot("cuda") if gpu else Slot("cpu", 1, ON_CPU | {"CUDA_VISIBLE_DEVICES": ""})
+
+
 def choose_device(name: str = "auto") -> torch.device:
     """Return the device of this name: "auto" (the GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", ..."""
     if name == "auto":

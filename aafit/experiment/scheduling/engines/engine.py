@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from aafit.experiment.devices import Slot
 from aafit.experiment.runs.job import Job
 from aafit.experiment.scheduling.engines.process import PYTHON
 
@@ -72,7 +73,7 @@ class Engine(Protocol):
         """Release the engine's resources, once its processes have ended."""
 
 
-def worker_input(jobs: Sequence[Job], device: str, threads: int | None) -> str:
-    """Return the line that a worker reads: the jobs as JSON, with the device and the threads that they get."""
-    placed = {"device": device, "threads": threads}
+def worker_input(jobs: Sequence[Job], slot: Slot) -> str:
+    """Return the line that a worker reads: the jobs as JSON, with the device and the threads of their slot."""
+    placed = {"device": slot.device, "threads": slot.threads}
     return f"[{','.join(job.model_copy(update=placed).model_dump_json() for job in jobs)}]\n"

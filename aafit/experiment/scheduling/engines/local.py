@@ -16,8 +16,7 @@ class LocalProcess(WorkerProcess):
     """A process that takes one of this machine's slots and returns it to `free` when it has ended."""
 
     def __init__(self, jobs: Sequence[Job], slot: Slot, free: list[Slot], command: Sequence[str]) -> None:
-        line = worker_input(jobs, slot.device, slot.threads)
-        super().__init__(command, line, slot.environment, str(jobs[0].folder / LOG))
+        super().__init__(command, worker_input(jobs, slot), slot.environment, str(jobs[0].folder / LOG))
         self.slot, self.free, self.ended = slot, free, False
 
     def end(self) -> End | None:

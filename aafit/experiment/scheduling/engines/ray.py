@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aafit.errors import UserError
-from aafit.experiment.devices import ON_CPU
+from aafit.experiment.devices import node_slot
 from aafit.experiment.runs.documents import LOG
 from aafit.experiment.runs.job import Job
 from aafit.experiment.scheduling.engines import process
@@ -149,7 +149,7 @@ class RayEngine:
         function: Any = process.run_on_own_disk if own_disks else process.run_to_end
         self.work: Any = ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(function)
         self.report = ray.remote(num_cpus=0, max_retries=0)(process.run_short)
-        self.environment = {} if self.on_gpu else ON_CPU | {"CUDA_VISIBLE_DEVICES": ""}
+        self.slot = node_slot(self.on_gpu)
 
     @property
     def slots(self) -> int:
@@ -163,12 +163,12 @@ class RayEngine:
         return self.count
 
     def check(self, jobs: Sequence[Job]) -> None:
-        with node_request(jobs, "cuda" if self.on_gpu else "cpu") as request:
+        with node_request(jobs, self.slot.device) as request:
             tasks = {}
             for node in nodes():
                 there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 task = self.report.options(scheduling_strategy=there).remote(
-                    COMMAND, request.model_dump_json(), self.environment
+                    COMMAND, request.model_dump_json(), self.slot.environment
                 )
                 tasks[task] = node
             ended = []
@@ -196,8 +196,8 @@ class RayEngine:
 
     def start(self, jobs: Sequence[Job]) -> ResumedProcess:
         placed = with_placeholder(jobs) if self.own_disks else jobs
-        line = worker_input(placed, "cuda" if self.on_gpu else "cpu", None if self.on_gpu else 1)
-        arguments = (*self.command, *WITH_PATIENCE), line, self.environment, str(placed[0].folder / LOG)
+        command, log = (*self.command, *WITH_PATIENCE), str(placed[0].folder / LOG)
+        arguments = command, worker_input(placed, self.slot), self.slot.environment, log
         if not self.own_disks:
             return ResumedProcess(jobs, lambda: RayProcess(lambda: self.work.remote(*arguments)))
         folders, runs = relative_folders(jobs), runs_folder(jobs)

@@ -12,7 +12,7 @@ import submitit
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from aafit.errors import UserError
-from aafit.experiment.devices import ON_CPU
+from aafit.experiment.devices import node_slot
 from aafit.experiment.runs.documents import LOG
 from aafit.experiment.runs.job import Job
 from aafit.experiment.scheduling.engines import process
@@ -74,13 +74,13 @@ class SlurmEngine:
             raise UserError("There is no Slurm here: sbatch is not found. Start this on a login node of the cluster.")
         # The jobs get the code of process.py by value: a job that only waits does not need to import this package.
         cloudpickle.register_pickle_by_value(process)
-        self.on_gpu, self.slots, self.command, self.cluster = device == "cuda", jobs or DEFAULT_JOBS, command, cluster
+        self.slots, self.command, self.cluster = jobs or DEFAULT_JOBS, command, cluster
         self.device = processor_name()
-        self.environment = {} if self.on_gpu else ON_CPU | {"CUDA_VISIBLE_DEVICES": ""}
+        self.slot = node_slot(device == "cuda")
 
     def check(self, jobs: Sequence[Job]) -> None:
-        with node_request(jobs, "cuda" if self.on_gpu else "cpu") as request:
-            checking = self._submit(jobs, process.run_short, COMMAND, request.model_dump_json(), self.environment)
+        with node_request(jobs, self.slot.device) as request:
+            checking = self._submit(jobs, process.run_short, COMMAND, request.model_dump_json(), self.slot.environment)
             try:
                 ended = checking.result()
             except UncompletedJobError as error:
@@ -89,8 +89,8 @@ class SlurmEngine:
             self.device = check_report("a Slurm node", ended, request.file.parent).device
 
     def start(self, jobs: Sequence[Job]) -> ResumedProcess:
-        line = worker_input(jobs, "cuda" if self.on_gpu else "cpu", None if self.on_gpu else 1)
-        arguments = (*self.command, *WITH_PATIENCE), line, self.environment, str(jobs[0].folder / LOG)
+        command, log = (*self.command, *WITH_PATIENCE), str(jobs[0].folder / LOG)
+        arguments = command, worker_input(jobs, self.slot), self.slot.environment, log
         return ResumedProcess(jobs, lambda: SlurmProcess(self._submit(jobs, process.run_to_end, *arguments)))
 
     def close(self) -> None:
@@ -99,5 +99,5 @@ class SlurmEngine:
     def _submit(self, jobs: Sequence[Job], function: Callable[..., object], *arguments: object) -> Any:
         executor = submitit.AutoExecutor(jobs[0].folder.parents[1] / ".slurm", cluster=self.cluster)
         settings = {"name": "aafit", "cpus_per_task": 1, "timeout_min": MINUTES}
-        executor.update_parameters(**settings, **({"gpus_per_node": 1} if self.on_gpu else {}))
+        executor.update_parameters(**settings, **({"gpus_per_node": 1} if self.slot.device == "cuda" else {}))
         return executor.submit(function, *arguments)

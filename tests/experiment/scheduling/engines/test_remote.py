@@ -70,7 +70,7 @@ def on_slurm(fake: Fake, cluster: object) -> Engine:
 @pytest.fixture(params=[on_ray])
 def engine(request: pytest.FixtureRequest, fake: Fake) -> Iterator[Engine]:
     opened = request.param(fake, request.getfixturevalue("cluster") if request.param is on_ray else None)
-    opened.environment = {**opened.environment, "FAKE": str(fake.folder)}
+    opened.slot.environment["FAKE"] = str(fake.folder)
     opened.check = lambda jobs: None  # reading the data takes longer than all the rest
     yield opened
     opened.close()
@@ -119,7 +119,7 @@ def test_a_signal_stops_all_and_the_same_command_resumes(engine: Engine, fake: F
 
 def test_a_node_that_is_lost_and_another_that_comes(cluster: object, fake: Fake) -> None:
     engine = on_ray(fake, cluster)
-    engine.environment = {**engine.environment, "FAKE": str(fake.folder)}
+    engine.slot.environment["FAKE"] = str(fake.folder)
     engine.check = lambda jobs: None
 
     summaries: list[Summary] = []
@@ -143,7 +143,7 @@ def test_nodes_with_their_own_disks(cluster: object, fake: Fake, monkeypatch: py
 
     monkeypatch.setattr(process, "SYNC_SECONDS", 0.2)
     engine = RayEngine(cluster.address, "cpu", command=WORKER, own_disks=True)
-    engine.environment = {**engine.environment, "FAKE": str(fake.folder)}
+    engine.slot.environment["FAKE"] = str(fake.folder)
     engine.check = lambda jobs: None
     try:
         summary = fake(engine=engine, long="dies after an epoch", other="fail")
@@ -211,7 +211,7 @@ def test_real_runs_on_their_own_disks_are_bit_identical_to_local_ones(
         killed.append(kill_what_is_under(f"AAFIT_TEST={tmp_path}"))
 
     engine = RayEngine(cluster.address, "cpu", own_disks=True)
-    engine.environment = {**engine.environment, "AAFIT_COMPILE": "0", "AAFIT_TEST": str(tmp_path)}
+    engine.slot.environment.update(AAFIT_COMPILE="0", AAFIT_TEST=str(tmp_path))
     killing = threading.Thread(target=kill)
     killing.start()
     try:
