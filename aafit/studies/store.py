@@ -12,19 +12,14 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import CodeType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from aafit.errors import UserError
 from aafit.files import make_folder, write_atomically
-from aafit.networks.saving import fingerprint
-from aafit.studies.config import StudyConfig
-from aafit.studies.samples import StudySamples
-from aafit.version import __version__
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -36,7 +31,7 @@ class Store:
 
     Args:
         within: The folder of all studies; None: nothing is saved.
-        key: The key of the study, see `study_key`.
+        key: The key of the study, see `aafit.studies.config.study_key`.
 
     Attributes:
         key: SHA-256 of everything that the study depends on.
@@ -81,7 +76,7 @@ class Store:
             return None
         try:
             document = json.loads(path.read_text())
-            if document["sha256"] != _sha256(document["value"]):
+            if document["sha256"] != sha256_of_json(document["value"]):
                 raise ValueError("The checksum does not match.")
             value: Value = decode(kind, document["value"])
             self.seconds[name] = float(document["seconds"])
@@ -99,11 +94,12 @@ class Store:
         """
         if self.folder is not None:
             content = encode(value)
-            document = {"sha256": _sha256(content), "seconds": self.seconds.get(name, 0.0), "value": content}
+            document = {"sha256": sha256_of_json(content), "seconds": self.seconds.get(name, 0.0), "value": content}
             write_atomically(self.folder / f"{name}.json", json.dumps(document))
 
 
-def _sha256(content: Any) -> str:
+def sha256_of_json(content: Any) -> str:
+    """Return the SHA-256 of content in JSON's types, in hexadecimal."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -149,44 +145,3 @@ def decode(kind: Any, value: Any) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         return {key: decode(inner[1], item) for key, item in value.items()}
     return float(value) if kind is float else value
-
-
-def study_key(net: nn.Module, samples: StudySamples, config: StudyConfig) -> str:
-    """Return the SHA-256 of everything that a study depends on: network, samples, arguments and version.
-
-    A module among the arguments is identified by its parameters and buffers, a function by its name and code. Variables
-    that a function captures are not included.
-    """
-    content = {
-        "version": __version__,
-        "network": [str(net), fingerprint(net, ())],
-        "data": samples.sha256,
-        "arguments": {name: _identity(value) for name, value in config.arguments().items()},
-    }
-    return _sha256(content)
-
-
-def _identity(value: Any) -> Any:
-    """Return what identifies an argument, of JSON's types and the same in every process."""
-    if isinstance(value, Mapping):
-        return [[_identity(key), _identity(item)] for key, item in value.items()]
-    if isinstance(value, tuple):
-        return list(map(_identity, value))
-    if isinstance(value, nn.Module):
-        return [str(value), fingerprint(value, ())]
-    if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
-    if is_dataclass(value):
-        return [_identity(getattr(value, field.name)) for field in fields(value)]
-    code = getattr(value, "__code__", None)
-    if code is not None:
-        return [value.__module__, value.__qualname__, *_program(code)]
-    if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
-
-
-def _program(code: CodeType) -> list[Any]:
-    """Return the code of a function with its names and constants, but not where it is in memory."""
-    constants = [_program(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
-    return [hashlib.sha256(code.co_code).hexdigest(), *code.co_names, *constants]

@@ -27,14 +27,14 @@ from aafit.networks.running import check_network, with_matching_modules
 from aafit.networks.saving import load_activations, save_activations
 from aafit.networks.surgery import Replaced, Sharings, Skipped, replace_activations
 from aafit.progress import progress
-from aafit.studies.config import StudyConfig, provenance
+from aafit.studies.config import StudyConfig, provenance, study_key
 from aafit.studies.families import FamilyComparison, compare_families
 from aafit.studies.inputs import InputDistribution, input_distributions
 from aafit.studies.result import Study
 from aafit.studies.samples import StudySamples, first_samples
 from aafit.studies.scores import StudyScores, study_scores
 from aafit.studies.shapes import LearnedShape, learned_shapes
-from aafit.studies.store import Store, study_key
+from aafit.studies.store import Store
 from aafit.training.compare import Comparison, compare
 from aafit.training.losses import LossLike
 from aafit.training.predictor import Output

@@ -12,10 +12,9 @@ from aafit import LEAF, FNeuron
 from aafit.errors import UserError
 from aafit.identification import CROSS_ENTROPY, SQUARED_ERROR, identify
 from aafit.studies import study as module
-from aafit.studies.config import StudyConfig
+from aafit.studies.config import StudyConfig, study_key
 from aafit.studies.page import study_page
 from aafit.studies.samples import StudySamples
-from aafit.studies.store import study_key
 
 
 def config(**given):

@@ -111,7 +111,8 @@ def _summary(runs: Sequence[RunRecord]) -> RunSummary:
     values: dict[str, list[float | None]] = {name: [_measured(run, name) for run in counted] for name in COMPARED}
     values["last_accuracy"] = [_last(run) for run in counted]
     values |= {name: [getattr(one.result, name) for one in done] for name in SELECTED}
-    values["recovered"] = list(map(_recovered, *list(values.values())[:3])) if finished else []
+    by_seed = zip(*(values[name] for name in ACCURACIES.values()), strict=True)
+    values["recovered"] = [_recovered(*accuracies) for accuracies in by_seed] if finished else []
     values["seconds"] = [one.seconds for one in done]
     unfinished = [f"seed {run.seed} {status(run)}" for run in runs if status(run)]
     return RunSummary(
