@@ -7,6 +7,7 @@ import click
 
 from aafit.errors import UserError
 from aafit.experiment.cli.options import (
+    EXISTING_FOLDER,
     Command,
     activation_options,
     device_option,
@@ -26,7 +27,7 @@ INHERITED = {"network", "dataset", "interval", "knots", "batch_size", "precision
 
 
 @click.command(cls=Command)
-@click.argument("base_folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("base_folder", type=EXISTING_FOLDER)
 @click.option("--cnn", help='Activation of the convolutional layers, as "AHAF as ReLU" [default: unchanged].')
 @click.option("--fc", help='Activation of the fully connected layers, as "F-Neuron random" [default: unchanged].')
 @with_options(*activation_options, *identification_options)

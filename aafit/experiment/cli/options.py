@@ -18,6 +18,7 @@ from aafit.training.precision import PRECISIONS
 SEEDS = 2**64
 SYNONYMS = {"fp32": "float32", "fp64": "float64", "bfloat16": "bf16"}
 DEVICES = "[auto|cpu|gpu|gpu:1|...]"
+EXISTING_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 HALF = ("fp16", "float16", "fp16rpr", "float16rpr")
 """Precisions of the authors' program that are not supported."""
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from aafit.experiment.cli.authors import suite_commands
 from aafit.experiment.cli.options import (
+    EXISTING_FOLDER,
     Command,
     data_dir_option,
     device_option,
@@ -140,7 +141,7 @@ def _report(suite_folder: Path, console: Console) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("suite_folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("suite_folder", type=EXISTING_FOLDER)
 def report(suite_folder: Path) -> None:
     """Write the tables, figures and report of a suite's folder (such as runs/cpu) again."""
     _report(suite_folder, _console())

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from aafit.errors import UserError
-from aafit.experiment.cli.options import Command, data_dir_option, device_option, runs_dir_option
+from aafit.experiment.cli.options import EXISTING_FOLDER, Command, data_dir_option, device_option, runs_dir_option
 from aafit.experiment.data.batches import evaluation_batches
 from aafit.experiment.data.datasets import load_dataset
 from aafit.experiment.devices import choose_device
@@ -17,7 +17,7 @@ from aafit.training.compare import compare as compare_networks
 
 
 @click.command(cls=Command)
-@click.argument("folders", nargs=-1, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folders", nargs=-1, type=EXISTING_FOLDER)
 @runs_dir_option
 @click.option(
     "--out",
@@ -77,8 +77,8 @@ def _finished_runs(folder: Path) -> list[Path]:
 
 
 @click.command(cls=Command)
-@click.argument("run_folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.argument("other", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("run_folder", type=EXISTING_FOLDER)
+@click.argument("other", required=False, type=EXISTING_FOLDER)
 @data_dir_option
 @device_option
 def compare(run_folder: Path, other: Path | None, data_dir: Path | None, device: str) -> None:

@@ -69,18 +69,12 @@ def study(
     batches: str | None,
     heldout: str | None,
     replaced: tuple[str, ...],
-    heldout_share: float | None,
     outputs: str | None,
     families: tuple[str, ...],
-    sharing: Any,
-    target: str | None,
-    steps: int,
-    samples: int,
-    seed: int,
-    report: Path,
     figure: Path | None,
     device: str,
     data_dir: Path | None,
+    **options: Any,
 ) -> None:
     """Study the activations of a network: their inputs, the learned shapes, and the gain on held-out data.
 
@@ -108,21 +102,16 @@ def study(
         net, fitted, judged = _network(network, device), _iterable(batches), None
     if heldout is not None:
         judged = _iterable(heldout)
+    # The other options are arguments of the same name.
     result = study_of(
         net,
         fitted,
         dict(_replacement(text) for text in replaced) or None,
         heldout=judged,
-        heldout_share=heldout_share,
-        sharing=sharing,
-        target=target,
         output=None if outputs is None else _function(outputs),
-        steps=steps,
-        samples=samples,
-        seed=seed,
-        families=[one for name in families for one in _families(name)] or None,
-        report=report,
+        families=[family for name in families for family in _families(name)] or None,
         command=shlex.join(["aafit", *sys.argv[1:]]),
+        **options,
     )
     click.echo(str(result))
     click.echo(result.page)
