@@ -43,7 +43,7 @@ def seconds_of(engine: Engine, suite: Suite, folder: Path, sleep: float | None) 
     """Return the wall time of the suite in seconds; with `sleep` None its runs train."""
     if sleep is not None:
         prepare(suite, folder / "runs", folder / "template", sleep)
-    summary = run_suite(suite, folder / "runs", console=Console(file=io.StringIO()), engine=engine)
+    summary = run_suite(suite, folder / "runs", engine, console=Console(file=io.StringIO()))
     if not summary.ok:
         raise RuntimeError(f"the runs failed: {summary.runs[0].message}")
     return summary.seconds

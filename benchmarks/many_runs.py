@@ -26,7 +26,7 @@ from aafit.experiment.runs.documents import StoredComparison, StoredDifference
 from aafit.experiment.runs.job import jobs_of
 from aafit.experiment.runs.suite import Suite, load_suite
 from aafit.experiment.scheduling.engines.local import LocalEngine
-from aafit.experiment.scheduling.schedule import RunOptions, run_suite
+from aafit.experiment.scheduling.schedule import run_suite
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.saving import save_activations
 from aafit.networks.surgery import replace_activations
@@ -79,7 +79,7 @@ def schedule(suite_name: str, count: int, folder: str, jobs: int, seconds: float
     with (Path(folder) / "schedule.txt").open("a") as log:
         from rich.console import Console
 
-        summary = run_suite(suite, runs_dir, RunOptions(), console=Console(file=log, width=160), engine=engine)
+        summary = run_suite(suite, runs_dir, engine, console=Console(file=log, width=160))
     wall = time.monotonic() - began
     timer.cancel()
     done = sum(outcome.status in ("done", "already done") for outcome in summary.runs)

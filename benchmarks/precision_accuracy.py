@@ -21,7 +21,8 @@ from aafit.experiment.data.datasets import load_dataset
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.documents import Done
 from aafit.experiment.runs.suite import Suite
-from aafit.experiment.scheduling.schedule import RunOptions, run_suite
+from aafit.experiment.scheduling.engines.local import LocalEngine
+from aafit.experiment.scheduling.schedule import run_suite
 from benchmarks.harness import Command, Row, data_dir_option, device_option, json_option, report, whole_numbers
 
 PRECISIONS = ("float32", "bf16")
@@ -43,9 +44,8 @@ def suite_of(dataset: str, train_images: int | None, epochs: int, seeds: tuple[i
 def accuracies(suite: Suite, data_dir: Path | None, device: str) -> dict[str, list[float]]:
     """Return the test accuracies in percent after the last epoch, one for each seed, by run."""
     with tempfile.TemporaryDirectory() as folder:
-        summary = run_suite(
-            suite, Path(folder), RunOptions(device=device, data_dir=data_dir), console=Console(file=io.StringIO())
-        )
+        console = Console(file=io.StringIO())
+        summary = run_suite(suite, Path(folder), LocalEngine(device), data_dir=data_dir, console=console)
         if not summary.ok:
             failed = next((outcome for outcome in summary.runs if outcome.message), summary.runs[0])
             raise UserError(f"The runs did not end well; {failed.job.config.name} {failed.status}: {failed.message}")

@@ -26,9 +26,10 @@ from aafit.experiment.data.datasets import SIZES
 from aafit.experiment.runs.config import RunConfig
 from aafit.experiment.runs.job import lockstep_groups
 from aafit.experiment.runs.suite import Suite, load_suite
+from aafit.experiment.scheduling.engines.local import LocalEngine
 from aafit.experiment.scheduling.plan import Estimate, Planned, clock, epoch_seconds, estimate
 from aafit.experiment.scheduling.progress import RunState
-from aafit.experiment.scheduling.schedule import RunOptions, run_suite
+from aafit.experiment.scheduling.schedule import run_suite
 from benchmarks.harness import (
     Command,
     Ratio,
@@ -69,14 +70,17 @@ def projected(suite: Suite, steps: int, data_dir: Path | None, device: str, jobs
         return estimate(suite, Path(empty), device=device, jobs=jobs, measure=timed(steps, data_dir, jobs))
 
 
-def real_run(suite: Suite, folder: Path, options: RunOptions) -> tuple[float, list[RunState]]:
+def real_run(
+    suite: Suite, folder: Path, data_dir: Path | None, device: str, jobs: int | None
+) -> tuple[float, list[RunState]]:
     """Run the suite and return its wall time in seconds and the state of each run.
 
     Raises:
         UserError: a run failed.
     """
     began = time.monotonic()
-    summary = run_suite(suite, folder, options, console=Console(file=io.StringIO()))
+    console = Console(file=io.StringIO())
+    summary = run_suite(suite, folder, LocalEngine(device, jobs), data_dir=data_dir, console=console)
     wall = time.monotonic() - began
     if not summary.ok:
         failed = next((outcome for outcome in summary.runs if outcome.message), summary.runs[0])
@@ -100,7 +104,7 @@ def check(
 
     def run() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            wall, outcomes = real_run(suite, Path(folder), RunOptions(jobs=jobs, device=device, data_dir=data_dir))
+            wall, outcomes = real_run(suite, Path(folder), data_dir, device, jobs)
             lockstep = lockstep_groups({(one.job.config.name, one.job.seed): one.job for one in outcomes})
             rows.clear()
             for planned, outcome in zip(plans[-1].runs, outcomes, strict=True):

@@ -22,7 +22,7 @@ from aafit.experiment.runs.process import locked
 from aafit.experiment.runs.suite import Suite, load_suite
 from aafit.experiment.scheduling import worker
 from aafit.experiment.scheduling.engines.process import PYTHON
-from aafit.experiment.scheduling.schedule import RunOptions, open_engine, run_suite
+from aafit.experiment.scheduling.schedule import open_engine, run_suite
 
 FOLDER = "AAFIT_WITNESS"
 """The environment variable that names the folder of the witnesses' locks."""
@@ -51,11 +51,11 @@ class Schedule(BaseModel):
 
     def run(self) -> int:
         """Run the suite; return 0 if all runs are done."""
-        engine = open_engine(RunOptions(engine=self.engine, address=self.address, device="cpu", jobs=self.jobs))
+        engine = open_engine(self.engine, "cpu", self.jobs, self.address)
         engine.command = WORKER
         try:
             console = Console(width=200)
-            summary = run_suite(self.chosen(), self.runs_dir, RunOptions(), console=console, engine=engine)
+            summary = run_suite(self.chosen(), self.runs_dir, engine, console=console)
             console.print(summary)
         finally:
             engine.close()

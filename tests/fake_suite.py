@@ -13,7 +13,7 @@ from aafit.experiment.runs.job import jobs_of
 from aafit.experiment.runs.suite import RunConfig, Suite
 from aafit.experiment.scheduling.engines.engine import Engine
 from aafit.experiment.scheduling.engines.local import LocalEngine
-from aafit.experiment.scheduling.schedule import RunOptions, Summary, run_suite
+from aafit.experiment.scheduling.schedule import Summary, run_suite
 
 WORKER = (sys.executable, "-S", str(Path(__file__).parent / "fake_worker.py"))
 
@@ -56,9 +56,8 @@ class Fake:
         self, suite: Suite = SUITE, jobs: int = 2, fresh: bool = False, engine: Engine | None = None, **behaviour: str
     ) -> Summary:
         self.prepare(suite, behaviour)
-        engine = engine or local(jobs)
         console = Console(file=self.output, width=200)
-        return run_suite(suite, self.runs, RunOptions(fresh=fresh), console=console, engine=engine)
+        return run_suite(suite, self.runs, engine or local(jobs), fresh=fresh, console=console)
 
     def events(self, event: str = "start") -> dict[str, tuple[float, int]]:
         """When the last such event of each run was, and in which process."""

@@ -1,6 +1,7 @@
 """The commands `aafit run` and `aafit report`: a suite of runs, and its tables, figures and page."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from aafit.experiment.runs.job import jobs_of
 from aafit.experiment.runs.suite import Suite, load_suite, shipped_suites
 from aafit.experiment.runs.timing import seconds_an_epoch
 from aafit.experiment.scheduling.plan import estimate, time_bf16
-from aafit.experiment.scheduling.schedule import ENGINES, RunOptions, run_suite
+from aafit.experiment.scheduling.schedule import ENGINES, open_engine, run_suite
 
 
 def _integers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -65,7 +66,13 @@ def run(
     only: str | None,
     epochs_scale: float | None,
     precision: str | None,
+    engine: str,
+    device: str,
+    jobs: int | None,
+    address: str | None,
+    own_disks: bool,
     runs_dir: Path,
+    fresh: bool,
     dry_run: bool,
     print_commands: bool,
     **options: Any,
@@ -75,24 +82,22 @@ def run(
     Finished runs are skipped, stopped runs resume.
     """
     suite = _selected(load_suite(suite_name), seeds, only, epochs_scale, precision)
-    chosen = RunOptions(**options)
     if print_commands:
         folders = _given_words(context, {"runs_dir", "data_dir"})
         settings = _given_words(context, {"suite_name", "seeds", "only", "epochs_scale", "precision", "device"})
-        click.echo(suite_commands(suite, chosen.device, folders, [*settings, *folders]))
+        click.echo(suite_commands(suite, device, folders, [*settings, *folders]))
         return
     console = _console()
     if dry_run:
-        device, jobs, fresh = chosen.device, chosen.jobs, chosen.fresh
         plan = estimate(suite, runs_dir, device=device, jobs=jobs, fresh=fresh, measure=seconds_an_epoch)
         console.print(plan)
         return
     begun = any(job.folder.exists() for job in jobs_of(suite, runs_dir).values())
-    device = slots(chosen.device, chosen.jobs)[0].device
-    bf16 = None if begun else time_bf16(suite.runs, device, seconds_an_epoch)
+    bf16 = None if begun else time_bf16(suite.runs, slots(device, jobs)[0].device, seconds_an_epoch)
     if bf16 is not None:
         console.print(bf16[0], soft_wrap=True)
-    summary = run_suite(suite, runs_dir, chosen, console=console)
+    with closing(open_engine(engine, device, jobs, address, own_disks)) as opened:
+        summary = run_suite(suite, runs_dir, opened, fresh=fresh, console=console, **options)
     console.print(summary)
     if not summary.stopped:
         _report(runs_dir / suite.name, console)

@@ -241,7 +241,8 @@ def estimate(
     Nothing is started or changed.
 
     Args:
-        device, jobs, fresh: as in `aafit.experiment.scheduling.schedule.RunOptions`.
+        device, jobs: as in `aafit.experiment.scheduling.schedule.open_engine`.
+        fresh: as in `aafit.experiment.scheduling.schedule.run_suite`.
         measure: called once for each kind of run without a measured epoch.
     """
     places = slots(device, jobs)

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,34 +39,6 @@ REFRESH_SECONDS = 1.0
 """How often the folders of the running runs are read."""
 SHARE = 0.02
 """The share of its time that a schedule may spend on ranking its runs, and on showing them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a suite is run; no option changes a result.
-
-    Attributes:
-        engine: what starts the processes: "local", "ray" or "slurm".
-        address: the Ray cluster, host:port; by default the one that this machine belongs to.
-        own_disks: the nodes of the Ray cluster do not share the runs folder, see
-            `aafit.experiment.scheduling.engines.remote`.
-        jobs: processes at the same time; by default one for each usable core, or for each GPU.
-        device: "auto" (the GPUs if there are some), "cpu", "cuda" or "cuda:1".
-        data_dir: folder of the data sets; by default they are looked for, or downloaded.
-        fresh: move the folders of these runs aside and start again.
-        tensorboard: also write TensorBoard files.
-        wandb: also write to Weights & Biases.
-    """
-
-    engine: str = "local"
-    address: str | None = None
-    own_disks: bool = False
-    jobs: int | None = None
-    device: str = "auto"
-    data_dir: Path | None = None
-    fresh: bool = False
-    tensorboard: bool = False
-    wandb: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,20 +80,30 @@ class Summary:
             yield Text("Once the cause is fixed, the same command runs what is missing.")
 
 
-def open_engine(options: RunOptions) -> Engine:
-    """Return the engine that the options name."""
-    name, device, jobs = options.engine, options.device, options.jobs
+def open_engine(
+    name: str, device: str = "auto", jobs: int | None = None, address: str | None = None, own_disks: bool = False
+) -> Engine:
+    """Return the engine that starts the worker processes.
+
+    Args:
+        name: "local", "ray" or "slurm".
+        device: "auto" (the GPUs if there are some), "cpu", "cuda" or "cuda:1".
+        jobs: processes at the same time; by default one for each usable core, or for each GPU.
+        address: the Ray cluster, host:port; by default the one that this machine belongs to.
+        own_disks: the nodes of the Ray cluster do not share the runs folder, see
+            `aafit.experiment.scheduling.engines.remote`.
+    """
     check_name("engine", name, ENGINES)
-    if options.address is not None and name != "ray":
-        raise UserError(f"--address {options.address} names a Ray cluster: give --engine ray too, or drop it.")
-    if options.own_disks and name != "ray":
+    if address is not None and name != "ray":
+        raise UserError(f"--address {address} names a Ray cluster: give --engine ray too, or drop it.")
+    if own_disks and name != "ray":
         raise UserError("--own-disks is for the nodes of a Ray cluster: give --engine ray too, or drop it.")
     try:
         with needs_extra(f"--engine {name}", name):
             if name == "ray":
                 from aafit.experiment.scheduling.engines.ray import RayEngine
 
-                return RayEngine(options.address or "auto", device, jobs, own_disks=options.own_disks)
+                return RayEngine(address or "auto", device, jobs, own_disks=own_disks)
             if name == "slurm":
                 from aafit.experiment.scheduling.engines.slurm import SlurmEngine
 
@@ -134,46 +116,51 @@ def open_engine(options: RunOptions) -> Engine:
 def run_suite(
     suite: Suite,
     runs_dir: Path,
-    options: RunOptions = RunOptions(),
+    engine: Engine,
     *,
+    data_dir: Path | None = None,
+    fresh: bool = False,
+    tensorboard: bool = False,
+    wandb: bool = False,
     console: Console | None = None,
-    engine: Engine | None = None,
 ) -> Summary:
     """Run all runs of a suite that are not done yet, until all have ended or a signal stops them.
 
+    No option changes a result.
+
     Args:
+        suite: the runs.
+        runs_dir: folder of all results.
+        engine: starts the worker processes; it is left open.
+        data_dir: folder of the data sets; by default they are looked for, or downloaded.
+        fresh: move the folders of these runs aside and start again.
+        tensorboard: also write TensorBoard files.
+        wandb: also write to Weights & Biases.
         console: where the progress is shown.
-        engine: starts the worker processes instead of the engine that the options name; it is left open.
     """
-    with ExitStack() as opened:
-        if engine is None:
-            engine = open_engine(options)
-            opened.callback(engine.close)
-        table = jobs_of(
-            suite, runs_dir, data_dir=options.data_dir, tensorboard=options.tensorboard, wandb=options.wandb
-        )
-        states = {key: RunState(job) for key, job in table.items()}
-        if options.fresh:
-            folders = [job.folder for job in table.values() if job.folder.exists()]
-            # None is moved if another process works in one of them.
-            for folder in folders:
-                with locked(folder):
-                    pass
-            for folder in folders:
-                set_aside(folder)
-        for state in states.values():
-            if is_done(state.job):
-                state.status = Status.ALREADY_DONE
-        missing = [state.job for state in states.values() if state.status is Status.WAITING]
-        for job in missing:
-            make_folder(job.folder)
-        if missing:
-            engine.check(missing)
-        costs = Costs.measured(runs_dir, engine.device)
-        console = console or Console()
-        view = LiveTable(console) if console.is_terminal else PlainLines(console)
-        with view.live:
-            return _Schedule(states, costs, engine, view).run()
+    table = jobs_of(suite, runs_dir, data_dir=data_dir, tensorboard=tensorboard, wandb=wandb)
+    states = {key: RunState(job) for key, job in table.items()}
+    if fresh:
+        folders = [job.folder for job in table.values() if job.folder.exists()]
+        # None is moved if another process works in one of them.
+        for folder in folders:
+            with locked(folder):
+                pass
+        for folder in folders:
+            set_aside(folder)
+    for state in states.values():
+        if is_done(state.job):
+            state.status = Status.ALREADY_DONE
+    missing = [state.job for state in states.values() if state.status is Status.WAITING]
+    for job in missing:
+        make_folder(job.folder)
+    if missing:
+        engine.check(missing)
+    costs = Costs.measured(runs_dir, engine.device)
+    console = console or Console()
+    view = LiveTable(console) if console.is_terminal else PlainLines(console)
+    with view.live:
+        return _Schedule(states, costs, engine, view).run()
 
 
 class Order:

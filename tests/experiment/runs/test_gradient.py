@@ -17,7 +17,8 @@ from aafit.experiment.runs.gradient import Lockstep
 from aafit.experiment.runs.job import lockstep_group
 from aafit.experiment.runs.process import locked
 from aafit.experiment.runs.suite import Suite
-from aafit.experiment.scheduling.schedule import RunOptions, run_suite
+from aafit.experiment.scheduling.engines.local import LocalEngine
+from aafit.experiment.scheduling.schedule import run_suite
 from aafit.networks.adaptive import train_only_activations
 from aafit.networks.surgery import replace_activations
 from aafit.training.tune import make_optimizers, train_epoch
@@ -27,8 +28,6 @@ MAKERS = {
     "F-Neuron random": (lambda: FNeuron.random(generator=torch.Generator().manual_seed(3)), {"lr": 0.01}),
     "LEAF as Tanh": (lambda: LEAF.like("Tanh"), {"optimizer": "rmsprop", "p24sl": True}),
 }
-
-OPTIONS = RunOptions(jobs=2, device="cpu")
 
 
 def network(maker):
@@ -179,7 +178,7 @@ def test_a_stop_between_two_of_them(base, tmp_path, monkeypatch):
 
 def test_a_suite_puts_them_in_one_process(base, tmp_path):
     suite = suite_with(base, tmp_path)
-    summary = run_suite(suite, tmp_path, OPTIONS, console=Console(file=io.StringIO()))
+    summary = run_suite(suite, tmp_path, LocalEngine("cpu", 2), console=Console(file=io.StringIO()))
     assert summary.ok, [outcome.message for outcome in summary.runs]
     assert_same_results(base, tmp_path, tmp_path / "s")
     for run in suite.runs[1:]:
@@ -191,7 +190,7 @@ def test_a_suite_puts_them_in_one_process(base, tmp_path):
 def test_one_that_fails_does_not_take_the_others_along(base, tmp_path):
     suite = suite_with(base, tmp_path)
     with locked(tmp_path / "s" / "random" / "seed42"):
-        summary = run_suite(suite, tmp_path, OPTIONS, console=Console(file=io.StringIO()))
+        summary = run_suite(suite, tmp_path, LocalEngine("cpu", 2), console=Console(file=io.StringIO()))
     ended = {outcome.job.config.name: str(outcome.status) for outcome in summary.runs}
     assert ended == {"base": "already done", "tanh": "done", "random": "failed", "leaf": "done"}
     assert "Another process is running" in summary.runs[2].message

@@ -24,7 +24,7 @@ from aafit.experiment.runs.process import locked
 from aafit.experiment.runs.suite import RunConfig, Suite, load_suite
 from aafit.experiment.scheduling.plan import Costs
 from aafit.experiment.scheduling.progress import LiveTable, RunState, Status, overall
-from aafit.experiment.scheduling.schedule import RunOptions, Summary, run_suite
+from aafit.experiment.scheduling.schedule import Summary, run_suite
 from aafit.training.precision import processor_name
 
 
@@ -156,8 +156,8 @@ def test_a_worker_that_cannot_start(fake: Fake) -> None:
     summary = run_suite(
         Suite(name="fake", runs=(OTHER,)),
         fake.runs,
+        local(1, ["/no/such"]),
         console=Console(file=fake.output),
-        engine=local(1, ["/no/such"]),
     )
     assert statuses(summary) == {"other": "failed"}
     assert "cannot be started" in summary.runs[0].message
@@ -194,13 +194,7 @@ def test_missing_data_is_said_before_anything_starts(
     monkeypatch.setattr(aafit.experiment.scheduling.engines.local, "load_dataset", load_dataset)
     suite = Suite(name="fake", runs=(RunConfig(name="base", epochs=1),))
     with pytest.raises(UserError, match="CIFAR-10"):
-        run_suite(
-            suite,
-            fake.runs,
-            RunOptions(data_dir=tmp_path / "gone"),
-            console=Console(file=fake.output),
-            engine=local(),
-        )
+        run_suite(suite, fake.runs, local(), data_dir=tmp_path / "gone", console=Console(file=fake.output))
 
 
 def test_a_runs_folder_whose_name_looks_like_markup(fake: Fake) -> None:
@@ -248,7 +242,7 @@ def test_no_process_outlives_a_killed_scheduler(fake: Fake) -> None:
     program = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[1])\n"
         "from fake_suite import SUITE, local, run_suite\n"
-        "run_suite(SUITE, pathlib.Path(sys.argv[2]), engine=local())"
+        "run_suite(SUITE, pathlib.Path(sys.argv[2]), local())"
     )
     scheduler = subprocess.Popen(
         [sys.executable, "-c", program, str(Path(__file__).parents[2]), str(fake.runs)],
@@ -314,6 +308,6 @@ def test_time_left_needs_something_measured(fake: Fake) -> None:
 
 def test_a_live_terminal(fake: Fake) -> None:
     console = Console(file=fake.output, force_terminal=True, width=100, height=40)
-    summary = run_suite(SUITE, fake.runs, console=console, engine=local())
+    summary = run_suite(SUITE, fake.runs, local(), console=console)
     assert summary.ok
     assert "test accuracy" in fake.output.getvalue()

@@ -33,7 +33,7 @@ class LocalEngine:
     """Worker processes on this machine.
 
     Args:
-        device, jobs: as in `aafit.experiment.scheduling.schedule.RunOptions`.
+        device, jobs: as in `aafit.experiment.scheduling.schedule.open_engine`.
         command: the command of a worker process.
     """
 

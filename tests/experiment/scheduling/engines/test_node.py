@@ -10,7 +10,7 @@ from fake_suite import SUITE
 from aafit.errors import UserError
 from aafit.experiment.runs.job import Job, jobs_of
 from aafit.experiment.scheduling.engines.node import NodeReport, check_report, inspect_node, node_request, versions
-from aafit.experiment.scheduling.schedule import RunOptions, open_engine
+from aafit.experiment.scheduling.schedule import open_engine
 
 AAFIT, TORCH = versions()
 FIT = NodeReport(aafit=AAFIT, torch=TORCH, sees_runs=True, missing="", device="a processor", token=False)
@@ -77,13 +77,13 @@ def test_an_engine_that_cannot_be_used(
     pytest.importorskip("ray")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=sentence):
-        open_engine(RunOptions(engine=engine, address=address, device=device))
+        open_engine(engine, device, address=address)
 
 
 @pytest.mark.parametrize("engine", ["local", "slurm"])
 def test_disks_of_their_own_are_for_ray(engine: str) -> None:
     with pytest.raises(UserError, match="--own-disks is for the nodes of a Ray cluster"):
-        open_engine(RunOptions(engine=engine, own_disks=True))
+        open_engine(engine, own_disks=True)
 
 
 def test_a_node_with_a_disk_of_its_own_is_fit() -> None:
@@ -102,9 +102,9 @@ def test_a_node_without_the_checkpoint_to_begin_from(jobs: list[Job], tmp_path: 
 def test_an_engine_whose_package_is_not_installed(engine: str, package: str) -> None:
     program = (
         f"import sys; sys.modules[{package!r}] = None\n"
-        "from aafit.experiment.scheduling.schedule import RunOptions, open_engine\n"
+        "from aafit.experiment.scheduling.schedule import open_engine\n"
         "from aafit.errors import UserError\n"
-        f"try: open_engine(RunOptions(engine={engine!r}))\n"
+        f"try: open_engine({engine!r})\n"
         "except UserError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

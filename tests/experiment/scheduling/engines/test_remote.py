@@ -215,7 +215,7 @@ def test_real_runs_on_their_own_disks_are_bit_identical_to_local_ones(
     killing = threading.Thread(target=kill)
     killing.start()
     try:
-        on_ray = run_suite(REAL, tmp_path / "there", console=console, engine=engine)
+        on_ray = run_suite(REAL, tmp_path / "there", engine, console=console)
     finally:
         over.set()
         killing.join()
@@ -225,7 +225,7 @@ def test_real_runs_on_their_own_disks_are_bit_identical_to_local_ones(
     log = (there["base", 42].folder / "log.txt").read_text()
     assert log.count("parameters to train for") == 2
     assert log.count("epoch 0: ") == 1, "the second try does not begin anew"
-    assert run_suite(REAL, tmp_path / "here", console=console, engine=LocalEngine("cpu", 2)).ok
+    assert run_suite(REAL, tmp_path / "here", LocalEngine("cpu", 2), console=console).ok
     for key, job in there.items():
         assert result_of(job) == result_of(here[key]), key
 
