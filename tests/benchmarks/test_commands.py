@@ -191,7 +191,7 @@ def test_whole(tmp_path: Path) -> None:
 def test_precision_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_suite(suite: Suite, runs_dir: Path, *_: object, **__: object) -> Summary:
         outcomes = []
-        for job in jobs_of(suite, runs_dir, device="cpu", threads=1).values():
+        for job in jobs_of(suite, runs_dir).values():
             job.folder.mkdir(parents=True)
             accuracy = 0.7 + 0.01 * job.seed + 0.001 * (job.config.precision == "bf16")
             write_done(job.folder, job.settings_hash, last_accuracy=accuracy)

@@ -97,8 +97,6 @@ def jobs_of(
     runs_dir: Path,
     *,
     data_dir: Path | None = None,
-    device: str = "auto",
-    threads: int | None = None,
     tensorboard: bool = False,
     wandb: bool = False,
 ) -> dict[tuple[str, int], Job]:
@@ -114,8 +112,6 @@ def jobs_of(
                 parent=parent.folder if parent else None,
                 parent_hash=parent.settings_hash if parent else None,
                 data_dir=data_dir.absolute() if data_dir else None,
-                device=device,
-                threads=threads,
                 tensorboard=tensorboard,
                 wandb=wandb,
             )

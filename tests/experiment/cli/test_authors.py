@@ -90,9 +90,9 @@ def test_the_commands_give_the_results_of_the_suite(tmp_path):
     by_hand, by_suite = tmp_path / "hand", tmp_path / "suite"
     for words in printed("--suite", file, "--device", "cpu", "--runs-dir", by_hand):
         call("train", *words)
-    jobs = jobs_of(load_suite(file), by_suite, device="cpu", threads=1).values()
+    jobs = jobs_of(load_suite(file), by_suite).values()
     for job in jobs:
-        execute(job)
+        execute(job.model_copy(update={"device": "cpu", "threads": 1}))
         assert is_done(job.model_copy(update={"folder": by_hand / job.folder.relative_to(by_suite)}))
     for folder in [job.folder.relative_to(by_suite) for job in jobs]:
         for name in ("network.safetensors", "activations.safetensors", "optimizer.pt"):

@@ -113,7 +113,7 @@ def test_a_parent_changed_far_above_changes_all_below() -> None:
 
 
 def test_folders_and_order(tmp_path: Path) -> None:
-    jobs = jobs_of(load_suite("demo").with_seeds([1, 2]), tmp_path, data_dir=tmp_path, threads=1)
+    jobs = jobs_of(load_suite("demo").with_seeds([1, 2]), tmp_path, data_dir=tmp_path)
     assert len(jobs) == 36
     child = jobs["relu-leaf-tanh", 2]
     assert child.folder == tmp_path / "demo" / "relu-leaf-tanh" / "seed2"
