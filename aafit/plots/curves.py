@@ -47,14 +47,13 @@ class Curves:
     low_U: Tensor | None
     high_U: Tensor | None
 
-    def legend(self, inputs: bool = True) -> tuple[tuple[str, str], ...]:
-        """Return the keys and texts of `LABELS` for what is drawn."""
+    def legend(self) -> tuple[tuple[str, str], ...]:
+        """Return the keys and texts of `LABELS` for what is drawn over the inputs."""
         missing = {
             "initial": self.initial_U is None,
             "original": self.original_U is None,
             "error": self.error_U is None,
             "quantiles": self.low_U is None,
-            "inputs": not inputs,
         }
         return tuple((key, label) for key, label in LABELS.items() if not missing.get(key, False))
 
