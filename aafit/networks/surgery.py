@@ -230,27 +230,22 @@ def replace_activations(
     key_of = select(model, found, replacements)
     unfittable = {} if sample is None else leave_out_unfittable(found, key_of, replacements)
     chosen = [found[path] for path in key_of]
+    new_of = {path: replacements[key] for path, key in key_of.items()}
+    sharing_at = {path: sharing_of[key] for path, key in key_of.items()}
     net = copied(model) if copy else sharing_copy(model)
     calls = _give_modules(net, found, chosen)
     if sample is not None:
         _check_same_outputs(model, net, sample, chosen)
     originals = {row.path: net.get_submodule(row.path) for row in chosen}
-    fits = [row.path for row in chosen if is_fit(replacements[key_of[row.path]])]
+    fits = [path for path, new in new_of.items() if is_fit(new)]
     histograms = input_histograms(net, sample, fits)
-    shapes = {row.path: parameter_shape(row, sharing_of[key_of[row.path]], channel_axis) for row in chosen}
-    channels = channel_inputs(
-        net,
-        sample,
-        {
-            path: shapes[path]
-            for path in fits
-            if sharing_of[key_of[path]] == "channel" and fit_by_channel(replacements[key_of[path]])
-        },
-    )
+    shapes = {row.path: parameter_shape(row, sharing_at[row.path], channel_axis) for row in chosen}
+    by_channel = [path for path in fits if sharing_at[path] == "channel" and fit_by_channel(new_of[path])]
+    channels = channel_inputs(net, sample, {path: shapes[path] for path in by_channel})
     made = {
         row.path: make_activation(
             describe_key(key_of[row.path]),
-            replacements[key_of[row.path]],
+            new_of[row.path],
             row,
             shapes[row.path],
             originals[row.path],
