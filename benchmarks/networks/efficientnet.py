@@ -77,8 +77,11 @@ def brought_back(trial: Trial, sharings: Sequence[Sharing], epochs: int) -> Iter
         "just replaced": lambda net: None,
         f"tuned, {epochs} epochs at 0.01": lambda net: tune(net, batches, epochs=epochs, lr=1e-2, base=trial.base),
     }
-    for target in ("activations", "logits"):
-        ways[f"identified, {target}"] = partial(identify, batches=batches, base=trial.base, target=target, errors=False)
+    identified = partial(identify, batches=batches, base=trial.base, errors=False)
+    ways["identified, activations"] = partial(identified, target="activations")
+    ways["identified, logits"] = partial(identified, target="logits")
+    # The mean of the prior is the LEAF nearest to ReLU6, which is not near, and the prior keeps the network there.
+    ways["identified, logits, prior=None"] = partial(identified, target="logits", prior=None)
     for sharing in sharings:
         start, _ = replace_activations(trial.base, {"ReLU6": LEAF.like("ReLU")}, sharing=sharing, sample=trial.here)
         for way, adapt in ways.items():
