@@ -109,7 +109,7 @@ def main(
     setting = setting_of(folder, cnn, fc, data_dir, images)
     judge = Judge(setting, images_of(setting.run.dataset, data_dir, setting.run.holdout).test)
     with report(json_path, markdown_path) as out, arithmetic(setting.run.precision):
-        rows = [judge.row("base", setting.base, 0.0), judge.row("just replaced", setting.net, 0.0)]
+        rows = [judge.row("base", setting.base, 0.0), judge.row("before tuning", setting.net, 0.0)]
         rows.append(identified_row(judge))
         for dropout in (True, False):
             rows += tuned_rows(judge, epochs, dropout)

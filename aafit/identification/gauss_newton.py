@@ -23,7 +23,7 @@ DENSE = 2000
 """Number of parameters up to which the curvature is a matrix."""
 
 CURVATURE_SAMPLES = 4000
-"""Most samples of a curvature."""
+"""Number of samples that a curvature is computed from, at most, rounded up to whole batches."""
 
 FIRST_DAMPING = 1e-3  # damping after an undamped step has failed
 LEAST_DAMPING = 1e-6  # damping below which a step is not damped at all
@@ -87,8 +87,8 @@ def model_at(
         groups: indices of the coordinates of each block, (S, Q) each.
         probes: None for the exact curvature; else the number of random probes per sample of an unbiased estimate.
         seed: seed of the random probes.
-        curvature: blocks that were computed near the vector, which saves their computation. Otherwise they are
-            computed from the first CURVATURE_SAMPLES samples.
+        curvature: blocks that were computed near the vector, which saves their computation. If None, they are computed
+            from the first CURVATURE_SAMPLES samples, rounded up to whole batches.
     """
     derivatives_P, generator = problem.coordinates.derivatives(vector_P), torch.Generator().manual_seed(seed)
     gradient_P, total, labelled, scatter = torch.zeros_like(vector_P), 0.0, 0, _zeros(groups)
@@ -317,8 +317,8 @@ def descend(
     """Search for a step that decreases the objective on its samples.
 
     A step whose actual decrease is less than LEAST_SHARE of the predicted one is tried again with eight times the
-    damping (Levenberg-Marquardt). The next damping is an eighth of this one only if its first step was a good one.
-    Otherwise every second step would be too long again, since the curvature seldom changes much from step to step.
+    damping (Levenberg-Marquardt). The damping for the next step is an eighth of this one if the first trial achieved at
+    least POOR of the predicted decrease. Otherwise it stays: with less, the next first trial would often fail again.
 
     Args:
         posterior: the quadratic model of the objective at the current vector.

@@ -83,7 +83,7 @@ class Objective:
 
         if key(vector_P) not in self._models:
             same = torch.equal(vector_P, curved_P)
-            curvature = None if same else self.model(curved_P, samples, curved_P).curvature
+            curvature = None if same else self.model(curved_P, samples, curved_P, final).curvature
             sample = self.samples.fitted.part(0, samples)
             model = model_at(self.problem, vector_P, sample, self.groups, probes, self.seed, curvature)
             for other in self._models.keys() - {key(curved_P)}:

@@ -75,7 +75,7 @@ def chain(fitted: int, judged: int, epochs: int) -> Iterator[Row]:
             "numbers": adaptive_numbers(start),
             "base": f"{accuracy:.2%}",
         }
-        row["just replaced"] = f"{found.replaced_accuracy:.2%}"
+        row["before tuning"] = f"{found.replaced_accuracy:.2%}"
         for way, adapt in ways.items():
             net = deepcopy(start)
             began = time.process_time()

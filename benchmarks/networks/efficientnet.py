@@ -74,7 +74,7 @@ def brought_back(trial: Trial, sharings: Sequence[Sharing], epochs: int) -> Iter
     """Return the rows of LEAF as ReLU, unbounded where ReLU6 is flat: before tuning, tuned, and identified."""
     batches = list(trial.here.split(BATCH))
     ways: dict[str, Callable[[nn.Module], Any]] = {
-        "just replaced": lambda net: None,
+        "before tuning": lambda net: None,
         f"tuned, {epochs} epochs at 0.01": lambda net: tune(net, batches, epochs=epochs, lr=1e-2, base=trial.base),
     }
     identified = partial(identify, batches=batches, base=trial.base, errors=False)

@@ -36,8 +36,8 @@ def rows(trial: Swapped, segments: int, bits: int, steps: int, untuned: bool, ma
     began = time.process_time()
     fit = partial(PiecewiseLinear.fit, segments=segments)
     net, _ = replace_activations(trial.base, {trial.kind: fit}, sample=trial.sample)
-    yield _row(trial, f"{segments} segments, just replaced", net, began)
-    frozen, row = _frozen(trial, net, "just replaced", segments, bits)
+    yield _row(trial, f"{segments} segments, before tuning", net, began)
+    frozen, row = _frozen(trial, net, "before tuning", segments, bits)
     yield row
     if untuned:
         made.append(frozen)

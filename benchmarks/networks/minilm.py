@@ -111,7 +111,7 @@ def fitted_ones(trial: Trial) -> Iterator[Row]:
 def by_layer(trial: Trial, epochs: int) -> Iterator[Row]:
     """Return the rows of LEAF as ReLU by layer, identified from the last hidden states."""
     start = trial.replaced(LEAF.like("ReLU"))
-    yield trial.row("LEAF as ReLU, just replaced", start, 0)
+    yield trial.row("LEAF as ReLU, before tuning", start, 0)
     tuned = partial(tune, batches=trial.fitted, epochs=epochs, lr=1e-2, output=last_hidden_state, base=trial.base)
     yield trial.adapted(f"tune, {epochs} epochs at 0.01", deepcopy(start), tuned)
     for target in ("activations", "logits"):
@@ -134,7 +134,7 @@ def in_hindsight(trial: Trial, epochs: int) -> Iterator[Row]:
 def by_channel(trial: Trial, epochs: int) -> Iterator[Row]:
     """Return the rows of LEAF as ReLU by channel, initialized layer by layer, then tuned."""
     net = trial.replaced(LEAF.like("ReLU"), "channel")
-    yield trial.row("LEAF as ReLU by channel, just replaced", net, 0)
+    yield trial.row("LEAF as ReLU by channel, before tuning", net, 0)
     found = partial(identified, trial, trial.fitted, "activations", last_hidden_state)
     yield trial.adapted('identify, target="activations", by channel', net, found)
     tuned = partial(tune, batches=trial.fitted, epochs=AFTER, lr=1e-4, output=last_hidden_state, base=trial.base)

@@ -131,7 +131,7 @@ def rows(case: Case, target: str, epochs: int, rate: float, offsets: Sequence[bo
 
     yield row("as it is", case.base, 0.0)
     plain, _ = aafit.replace_activations(case.base, {case.kind: "ReLU"}, sample=sample)
-    yield row("just replaced by ReLU", plain, 0.0, "all")
+    yield row("replaced by ReLU, before tuning", plain, 0.0, "all")
     for offset in offsets:
         family = aafit.Affine("ReLU", offset)
         began = time.process_time()

@@ -22,7 +22,7 @@ def test_both_begin_from_the_same_start_and_are_judged_on_the_same_images(tmp_pa
         read_json(base.folder / "done.json")["result"]["last_loss"], rel=1e-5
     )
     (identified,) = (row for name, row in found.items() if name.startswith("identified"))
-    assert identified["loss, fitted"] < found["just replaced"]["loss, fitted"]
+    assert identified["loss, fitted"] < found["before tuning"]["loss, fitted"]
     assert identified["seconds"] > 0
     for epochs in (1, 3, 4):
         with_dropout, without = (found[f"{kind}, {epochs} epochs"] for kind in ("Adam", "Adam, no dropout"))

@@ -35,7 +35,7 @@ def test_folded_equals_identified_which_is_better_than_replaced() -> None:
     table = list(rows(case(0), "logits", 1, 1e-2, (True, False)))
     assert [row["network"].partition(",")[0] for row in table] == [
         "as it is",
-        "just replaced by ReLU",
+        "replaced by ReLU",
         "Affine(ReLU)",
         "Affine(ReLU)",
         "the same",
