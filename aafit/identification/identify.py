@@ -518,10 +518,15 @@ class Identifier:
 
     @property
     def _first_weight(self) -> float | None:
-        """The initial weight of the prior; larger for few samples, which are easily overfitted."""
-        if isinstance(self.prior, str):
-            return FEW_WEIGHT if len(self.objective.samples.fitted) < FIRST_SUBSET else WEIGHTS[0]
-        return self.prior
+        """The initial weight of the prior; larger for few samples with labels, whose noise is easily fitted.
+
+        The outputs of a base network have no noise. Few of them outweigh the prior where the family cannot represent
+        the original activation, so that the prior's mean is far from the base network.
+        """
+        if not isinstance(self.prior, str):
+            return self.prior
+        few = len(self.objective.samples.fitted) < FIRST_SUBSET
+        return FEW_WEIGHT if few and self.target == "labels" else WEIGHTS[0]
 
     def _moved(
         self, state: State, phase: str, vector_P: Tensor, samples: Batch, message: str, heldout: bool = False

@@ -1,6 +1,7 @@
 """Known parameters found again, a convex problem against scipy, and far starts."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -194,3 +195,28 @@ def test_outputs_that_hardly_depend_on_the_inputs_at_the_start_are_said_too() ->
         net[2].weight.mul_(1e-6)
     result = identify(net, [(x, y)], steps=0, errors=False)
     assert any(COLLAPSED in message for message in result.state.messages)
+
+
+@pytest.mark.parametrize("seed", [8, 9])
+def test_few_outputs_outweigh_a_prior_whose_mean_is_far_from_the_base(seed: int) -> None:
+    """LEAF cannot represent ReLU6, so the prior is far off; 24 samples of ten outputs determine 16 parameters."""
+    torch.manual_seed(seed)
+    base, fan_in = nn.Sequential(), 8
+    for _ in range(4):
+        base.extend([nn.Linear(fan_in, 16), nn.ReLU6()])
+        fan_in = 16
+        with torch.no_grad():
+            base[-2].weight.mul_(3)
+    base = base.append(nn.Linear(16, 10)).eval()
+    x, fresh = torch.randn(1024, 8, generator=torch.Generator().manual_seed(seed)).split([24, 1000])
+    start, _ = replace_activations(base, {"ReLU6": LEAF.like("ReLU")}, sample=x)
+
+    def error(net: nn.Module) -> float:
+        with torch.no_grad():
+            return ((net(fresh) - base(fresh)).norm() / base(fresh).norm()).item()
+
+    net, free = deepcopy(start), deepcopy(start)
+    identify(net, [x], base=base, target="logits", errors=False)
+    identify(free, [x], base=base, target="logits", errors=False, prior=None)
+    assert error(net) < 0.8 * error(start)
+    assert error(net) < 1.05 * error(free)
