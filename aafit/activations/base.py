@@ -59,7 +59,8 @@ class AdaptiveActivation(nn.Module):
         likes: The names in `starts`.
         others: Further starts, each a class method of that name, e.g. "random".
         slow_parameters: Names of the parameters that the p24sl procedure trains at a lower rate.
-        slope_parameters: Names of the parameters that multiply the input inside a sigmoid.
+        slope_parameters: Names of the parameters that multiply the input, e.g. inside a sigmoid. A step of a fit or of
+            the identification changes a large one by a factor, and `smooth_start` lowers them.
         text_option: The argument that a text form can give; None if there is none.
         start: Name of the values it was constructed with: "ReLU", "random", ...
         replaced: Name of the activation that it replaced, None if it replaced none.

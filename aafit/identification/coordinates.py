@@ -13,8 +13,8 @@ from aafit.networks.running import check_not_scripted
 class Coordinates:
     """Maps the adaptive parameters p of a network to a vector t of P coordinates in float64, and back.
 
-    A slope parameter (AHAF's gamma, LEAF's p3) is p = sinh(t): a step in t changes a large slope by a factor, and a
-    small one, which may change its sign, by an amount. Every other parameter is p = t.
+    A slope parameter (`slope_parameters` of its class, as LEAF's p3) is p = sinh(t): a step in t changes a large slope
+    by a factor, and a small one, which may change its sign, by an amount. Every other parameter is p = t.
 
     Attributes:
         parameters: The parameters by name, such as "act1.gamma".

@@ -22,7 +22,7 @@ BISECTIONS = 10
 def smooth_start(
     net: nn.Module, batches: Iterable[Any], budget: float = 0.02, output: Output | None = None
 ) -> float | None:
-    """Lower the slopes of `net` (AHAF's gamma, LEAF's p3), in place, with nearly the same outputs.
+    """Lower the slopes of `net` (`slope_parameters`, as LEAF's p3), in place, with nearly the same outputs.
 
     Every slope is clamped to one largest absolute value, which is found by bisection of its logarithm, down to 1. Signs
     are kept.

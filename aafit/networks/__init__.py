@@ -2,6 +2,6 @@
 
 Begin with surgery.py, which replaces activations and names the file of each step. adaptive.py trains the new ones,
 saving.py saves and loads them, freeze.py turns them into fixed functions or tables, and fold.py folds the affine ones
-into the layers around them. All others use batches.py, which reads batches of any form, and running.py, which runs a
-network without changing it. frozen_prefix.py splits off the part of a network that does not change in tuning.
+into the layers around them. batches.py reads batches of any form, running.py runs a network without changing it.
+frozen_prefix.py splits off the part of a network that does not change in tuning.
 """

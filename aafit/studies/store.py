@@ -104,7 +104,10 @@ def sha256_of_json(content: Any) -> str:
 
 
 def encode(value: Any) -> Any:
-    """Return `value` in the types of JSON, from which `decode` restores it; NaN and infinity stay floats.
+    """Return `value` in the types of JSON; NaN and infinity stay floats.
+
+    `decode` restores dataclasses, tuples, mappings with strings as keys, and tensors. It does not restore dataclasses
+    or tuples in a list, nor keys that are not strings.
 
     Raises:
         TypeError: It contains something else than dataclasses, mappings, tuples, lists, tensors, numbers, strings and

@@ -42,6 +42,7 @@ from aafit.training.predictor import Output
 log = logging.getLogger(__name__)
 
 PARTS = ("find", "replace", "inputs", "audit", "importance", "identify", "compare", "shapes", "families")
+"""The parts in their order, as the progress shows them."""
 AUDITED = 512
 """The most samples of the audit."""
 

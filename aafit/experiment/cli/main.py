@@ -20,7 +20,7 @@ GROUPS = {
         "compare": ("show", "Compare the networks of two finished runs."),
     },
 }
-"""The commands, each with its module and its summary."""
+"""The commands, each with the module that has a function of the command's name, and its summary."""
 
 
 class CommandLine(click.Group):

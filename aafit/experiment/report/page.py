@@ -33,7 +33,9 @@ from aafit.plots.style import save
 MOST_SECTIONS = 100
 """So many runs of a suite have a section of the page with figures."""
 Drawn = tuple[str, str, list[Path]]
-"""A figure in files: the part of the page it belongs to, its description, and its paths (SVG, PNG)."""
+"""A figure in files: the part of the page it belongs to, its description, and its paths (SVG, PNG).
+
+The part is "run" for a figure of one run; otherwise `write_report` lists it, and suite.html has a section for it."""
 
 
 @dataclass(frozen=True)
