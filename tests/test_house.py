@@ -18,7 +18,7 @@ EXPERIMENT = ["devices", "models", "authors_checkpoint", "data", "runs", "report
 FLOORS = [*ROOT, *LIBRARY, *(f"experiment.{name}" for name in EXPERIMENT), "__main__"]
 
 # A report is made of run folders alone, whoever wrote them: it knows their format, and nothing that trains.
-CLOSED_TO_REPORT = {f"aafit.experiment.runs.{name}" for name in ("execute", "epochs", "start", "folder", "job")}
+CLOSED_TO_REPORT = {f"aafit.experiment.runs.{name}" for name in ("execute", "method", "start", "folder", "job")}
 CLOSED_TO_REPORT_WHOLE = ("aafit.training", "aafit.identification")
 
 # What the extras install; the library works without.
@@ -104,12 +104,15 @@ def test_a_module_needs_few_others(name: str) -> None:
         # A module needs the packages around it.
         around = {needed.rpartition(".")[0]} & MODULES.keys() - {"aafit"}
         open_ends |= (IMPORTS[needed] | around) - reached
-    assert len(reached) <= REACHED[name], sorted(reached)
+    assert len(reached) <= REACHED[name], (
+        f"{name} now needs {len(reached)} modules: if each is needed, as a new family is, raise REACHED: {sorted(reached)}"
+    )
 
 
 def test_the_public_names_are_there_once() -> None:
     assert sorted(aafit.__all__) == sorted(set(aafit.__all__))
-    assert all(hasattr(aafit, name) for name in aafit.__all__)
+    missing = [name for name in aafit.__all__ if not hasattr(aafit, name)]
+    assert not missing, f"aafit.__all__ has names that are not in _MODULES: {missing}"
 
 
 def without_extras(program: str) -> subprocess.CompletedProcess[str]:
