@@ -101,7 +101,8 @@ def identify(
         batches: samples, iterated once: (inputs, labels), dictionaries with "labels", or the output of a tokenizer,
             see `aafit.networks.batches.as_batch`; sequences must have one length.
         base: the network that `net` was made from. The prior's mean is then its activations, as near as the family
-            can represent them, and a poor initialization is first matched to it layer by layer, without labels.
+            can represent them (but the initial ones if the target is labels and these are better), and a poor
+            initialization is first matched to it layer by layer, without labels.
         target: "labels"; "logits" (the outputs of `base`, whatever they are, without labels); "activations" (those of
             `base`, layer by layer, without joint steps).
         output: selects the output tensor of what the network returns, such as `lambda out: out.last_hidden_state`:
@@ -328,6 +329,12 @@ class Identifier:
         net, base = objective.net, objective.base.net
         inputs = objective.inputs(base)
         mean_P = original_activations(net, base, coordinates, state.vector_P, inputs)
+        before_N, nearest_N = (objective.losses(at_P, objective.few) for at_P in (state.vector_P, mean_P))
+        # A family that cannot represent the original, as LEAF for ReLU6, may be worse nearest to it than at the start.
+        # Few labels do not outweigh such a mean; the base network's outputs do.
+        worse = _gain("", nearest_N - before_N)
+        if self.target == "labels" and worse.significant and worse.gain > 0 and objective.is_far(mean_P):
+            mean_P = state.vector_P
         after = replace(after, mean_P=mean_P)
         if not only and not objective.is_far(state.vector_P):
             return after
@@ -340,7 +347,7 @@ class Identifier:
             tried.append((objective.loss(found_P, objective.few), found_P, matched))
         loss, vector_P, matched = min(tried, key=lambda one: one[0] if isfinite(one[0]) else float("inf"))
         # A start whose loss is NaN is always replaced: the comparison is false.
-        if not only and loss >= state.steps[-1].loss:
+        if not only and loss >= before_N.mean().item():
             return replace(after, messages=(*state.messages, "layers: matching them did not improve the start"))
         worst = max(matched, key=lambda row: row.after)
         why = "" if only else "the start is far from the base network, so "
