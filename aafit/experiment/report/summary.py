@@ -184,7 +184,8 @@ class ResultsTable:
         """Return a table in GitHub's Markdown with the title above it and the notes below it."""
 
         def cell(column: Column, lines: Lines) -> str:
-            return (" " if column.numeric else ", ").join(lines).replace("|", "\\|")
+            # A colon, as in "unfinished:", is followed by what it announces.
+            return (" " if column.numeric else ", ").join(lines).replace(":, ", ": ").replace("|", "\\|")
 
         def line(cells: Sequence[Lines]) -> str:
             return f"| {' | '.join(map(cell, self.columns, cells))} |"

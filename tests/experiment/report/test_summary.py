@@ -95,6 +95,7 @@ def test_markdown_has_one_cell_a_column(suite: Path) -> None:
     assert len(table) == 2 + 6
     assert len({line.count("|") for line in table}) == 1
     assert "best, selected on test" in table[0]
+    assert any("silu-ahaf-relu, from base-silu, unfinished: epoch 7 of 10 |" in line for line in table)
     assert any(line.startswith("Drop recovered: (last epoch - before tuning)") for line in lines)
 
 
