@@ -478,6 +478,11 @@ class Identifier:
         changes_WN = changes_WN[[WEIGHTS.index(weight) for weight in weights]]
         excess_WN = changes_WN - changes_WN[changes_WN.mean(1).argmin()]
         alike = excess_WN.mean(1) <= CLEARLY * excess_WN.std(1) / state.samples**0.5
+        if self.target == "logits":
+            # Nothing is noisy, so no weight is heavier than what makes the result better than the start.
+            start_N = self.objective.losses(state.start_P, self.objective.samples.fitted)
+            better = model.loss + changes_WN.mean(1) < start_N.mean()
+            alike = alike & better if (alike & better).any() else alike
         return max(weight for weight, is_alike in zip(weights, alike.tolist(), strict=True) if is_alike)
 
     def _judged(self, state: State, posterior: Posterior) -> State:
