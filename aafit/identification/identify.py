@@ -459,7 +459,9 @@ class Identifier:
 
         It is the one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees, section 3.4.3),
         with half a standard error of the paired difference: a whole one loses much of the gain from few samples
-        (benchmarks/digits.py). The estimate is taken at the optimum of the quadratic model under each weight.
+        (benchmarks/digits.py). The estimate is taken at the optimum of the quadratic model under each weight. If the
+        targets are the base network's outputs, weights that are estimated worse than the start are left out, unless
+        all are.
         """
         posteriors = [
             self.objective.posterior(state, model, replace(state.strength, weight=weight), state.dispersion)
@@ -479,7 +481,7 @@ class Identifier:
         excess_WN = changes_WN - changes_WN[changes_WN.mean(1).argmin()]
         alike = excess_WN.mean(1) <= CLEARLY * excess_WN.std(1) / state.samples**0.5
         if self.target == "logits":
-            # Nothing is noisy, so no weight is heavier than what makes the result better than the start.
+            # A heavy weight that is only "not clearly worse" could lead back to the start: there is no noise to fear.
             start_N = self.objective.losses(state.start_P, self.objective.samples.fitted)
             better = model.loss + changes_WN.mean(1) < start_N.mean()
             alike = alike & better if (alike & better).any() else alike

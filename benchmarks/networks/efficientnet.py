@@ -80,7 +80,7 @@ def brought_back(trial: Trial, sharings: Sequence[Sharing], epochs: int) -> Iter
     identified = partial(identify, batches=batches, base=trial.base, errors=False)
     ways["identified, activations"] = partial(identified, target="activations")
     ways["identified, logits"] = partial(identified, target="logits")
-    # The mean of the prior is the LEAF nearest to ReLU6, which is not near, and the prior keeps the network there.
+    # The mean of the prior is the LEAF nearest to ReLU6, which is not near: a row without the prior shows its effect.
     ways["identified, logits, prior=None"] = partial(identified, target="logits", prior=None)
     for sharing in sharings:
         start, _ = replace_activations(trial.base, {"ReLU6": LEAF.like("ReLU")}, sharing=sharing, sample=trial.here)
