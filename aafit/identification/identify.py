@@ -93,8 +93,9 @@ def identify(
 
     by damped Gauss-Newton steps. The prior keeps an activation near the original function where the samples do not
     determine it; see `aafit.identification.prior`. Use samples that the network was not trained on, or augmented ones:
-    on its training samples the network is overfitted. The result depends on the arguments only. If a leave-one-out
-    estimate of the loss is no better for the result than for the initial parameters, these are restored.
+    on its training samples the network is overfitted. The result depends on the arguments only. The initial parameters
+    are restored if the result is significantly worse on the held-out samples, or no better by the leave-one-out
+    estimate of the loss and not significantly better on the held-out samples.
 
     Args:
         net: a network with adaptive activations.
@@ -113,9 +114,9 @@ def identify(
         prior: "auto" (its weight is selected by the leave-one-out estimate of the loss), a weight (a change of an
             activation by its standard deviation counts as much as that many samples; 1 is weak), or None for none.
         steps: maximum number of joint steps.
-        heldout: share of the samples held out. The result is evaluated on them once, and rejected if it is
-            significantly worse there; apart from that they have no influence. Default: 0.2, or 0 for fewer than 500
-            samples.
+        heldout: share of the samples held out. The result is evaluated on them once. It is rejected if it is
+            significantly worse there, and accepted if it is significantly better; apart from that they have no
+            influence. Default: 0.2, or 0 for fewer than 500 samples.
         curvature: how to compute the curvature on all samples: "exact", with one backward pass for each output, or
             "sampled", from two random probes per sample, which is exact in expectation. For up to 1,000 samples
             and 2,000 parameters "sampled" takes more probes, and is exact for up to 16 outputs. Steps on a subset
@@ -509,7 +510,12 @@ class Identifier:
             if self.objective.base is None:
                 message += ": give the network that this one was made from as base="
             state = replace(state, messages=(*state.messages, message))
-        worse = [gain for gain in gains[1:] if gain.significant and gain.gain < 0]
+        on_heldout = [gain for gain in gains[1:] if gain.significant]
+        worse = [gain for gain in on_heldout if gain.gain < 0]
+        if gains[0].gain <= 0 and on_heldout and not worse:
+            # Without a prior, parameters that hardly any sample determines make the estimate arbitrarily large.
+            message = f"the held-out set refutes the estimate from the fitted samples, which is left out ({gains[0]})"
+            state, gains = replace(state, messages=(*state.messages, message)), on_heldout
         if gains[0].gain > 0 and not worse:
             step = self._step(state.steps, "end", at_P, fitted, heldout=True)
             return replace(state, steps=(*state.steps, step), gains=tuple(gains))

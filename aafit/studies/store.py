@@ -69,7 +69,7 @@ class Store:
         """Return the saved part `name`; None if there is none.
 
         Raises:
-            UserError: Its file is damaged.
+            UserError: Its file is damaged, or from another version of the program.
         """
         path = None if self.folder is None else self.folder / f"{name}.json"
         if path is None or not path.exists():
@@ -82,7 +82,8 @@ class Store:
             self.seconds[name] = float(document["seconds"])
         except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path} is damaged: delete the folder {path.parent}, and the study starts again."
+                f"{path} is damaged, or from another version of the program: delete the folder {path.parent}, and the "
+                "study starts again."
             ) from error
         return value
 

@@ -42,7 +42,6 @@ class Case:
         batches: Samples to fit, without labels.
         output: The output that is matched; None: the only one.
         measure: Judges a network, on other samples.
-        loss: That is minimized: "cross-entropy" for classes, "mean squared error" else.
     """
 
     name: str
@@ -51,7 +50,6 @@ class Case:
     batches: Sequence[Any]
     output: Output | None
     measure: Callable[[nn.Module], Row]
-    loss: str
 
 
 def digit_network() -> nn.Module:
@@ -84,9 +82,7 @@ def digit_case(fitted: int, judged: int) -> Case:
         accuracy = (after.argmax(1) == labels).double().mean().item()
         return {"accuracy": f"{accuracy:.1%}", **SameClasses.of(before, after).row()}
 
-    return Case(
-        "Digits, SiLU", base, "SiLU", list(x[TRAINED : TRAINED + fitted].split(BATCH)), None, measure, "cross-entropy"
-    )
+    return Case("Digits, SiLU", base, "SiLU", list(x[TRAINED : TRAINED + fitted].split(BATCH)), None, measure)
 
 
 def minilm_case(fitted: int, judged: int) -> Case:
@@ -98,7 +94,7 @@ def minilm_case(fitted: int, judged: int) -> Case:
         kept = Kept.of(before, embeddings(net, other))
         return dict(kept.row())
 
-    return Case("MiniLM, GELU", base, "GELU", here, embedding, measure, "mean squared error")
+    return Case("MiniLM, GELU", base, "GELU", here, embedding, measure)
 
 
 def efficientnet_case(fitted: int, judged: int) -> Case:
@@ -109,7 +105,7 @@ def efficientnet_case(fitted: int, judged: int) -> Case:
     def measure(net: nn.Module) -> Row:
         return dict(SameClasses.of(before, outputs(net, other.split(8))).row())
 
-    return Case("EfficientNet-Lite0, ReLU6", base, "ReLU6", list(here.split(8)), None, measure, "cross-entropy")
+    return Case("EfficientNet-Lite0, ReLU6", base, "ReLU6", list(here.split(8)), None, measure)
 
 
 def outputs(net: nn.Module, batches: Sequence[Any]) -> Tensor:
@@ -143,7 +139,7 @@ def rows(case: Case, target: str, epochs: int, rate: float, offsets: Sequence[bo
             net, _ = aafit.replace_activations(case.base, {case.kind: start}, sharing="channel", sample=sample)
             began = time.process_time()
             if way == "identified":
-                aafit.identify(net, case.batches, target=target, loss=case.loss, errors=False, **options)
+                aafit.identify(net, case.batches, target=target, errors=False, **options)
                 yield row(f"{family.family}, {sampled}", net, time.process_time() - began)
                 began = time.process_time()
                 folded, found = aafit.fold_activations(net, sample)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from identification_helpers import DISTANCE, clusters, drawn, values
 from torch import Tensor, nn
 
-from aafit.activations import AHAF, LEAF, FNeuron
+from aafit.activations import AHAF, LEAF, Affine, FNeuron
 from aafit.activations.compiled import compiled_loops
 from aafit.errors import UserError
 from aafit.identification.identify import identify
@@ -243,3 +243,24 @@ def test_few_labels_keep_the_start_where_it_is_better_than_what_is_nearest_to_th
     before = loss()
     identify(net, [(x, y)], base=base, errors=False)
     assert loss() < 1.03 * before
+
+
+def test_a_result_that_is_clearly_better_on_the_heldout_set_is_kept() -> None:
+    """Without a prior, parameters that few samples determine make the leave-one-out estimate arbitrarily large."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(8, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 4))
+    with torch.no_grad():
+        for layer, factor in ((0, 3.0), (2, 3.0), (4, 300.0)):
+            base[layer].weight.mul_(factor)
+    x, fresh = torch.randn(500, 8), torch.randn(4000, 8)
+    net, _ = replace_activations(base, {"SiLU": Affine("ReLU").like("ReLU")}, sharing="channel", sample=x[:8])
+
+    def loss() -> float:
+        with torch.no_grad():
+            return F.cross_entropy(net(fresh), base(fresh).softmax(1)).item()
+
+    before = loss()
+    result = identify(net, [x], base=base, target="logits", loss="cross-entropy", prior=None, errors=False)
+    assert loss() < 0.5 * before
+    assert [gain.judged_by for gain in result.gains] == ["held-out set"]
+    assert any("the held-out set refutes the estimate" in message for message in result.state.messages)
