@@ -2,7 +2,7 @@
 
 ./run_experiment.sh benchmarks/error_coverage.py --json error_coverage.json
 
-In each of eight cases a small network draws labels or targets, and a network with other values of its activation is
+In each of nine cases a small network draws labels or targets, and a network with other values of its activation is
 identified from them, several times from new samples: with the default prior, whose weight is selected, and with the
 weak prior of weight 1, which shrinks the parameters hardly at all. Covered: the share of the parameters with a standard
 error whose value is within 1.96 standard errors of the truth; 95% is right. With an error: the share of the parameters
@@ -66,6 +66,16 @@ def bent(knots: int) -> aafit.FNeuron:
     return activation
 
 
+def jagged() -> aafit.FNeuron:
+    """Return an F-Neuron as SiLU whose knots are changed independently, by about 40% of their size and more."""
+    activation = aafit.FNeuron.like("SiLU")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        size = activation.weight.abs() + 0.2
+        activation.weight.add_(0.4 * size * torch.randn(activation.weight.shape, generator=generator))
+    return activation
+
+
 def labels(outputs: Tensor) -> Tensor:
     """Draw classes from the probabilities of the logits."""
     drawn: Tensor = torch.distributions.Categorical(logits=outputs).sample()
@@ -98,6 +108,7 @@ CASES = {
     "F-Neuron, 18 knots, squared error": Case(*KNOTS_18, homoscedastic),
     "F-Neuron, 18 knots, 30 outputs": Case(*KNOTS_18, labels, outputs=30),
     "F-Neuron, 10 knots, heteroscedastic noise": Case(*KNOTS_10, heteroscedastic),
+    "F-Neuron, 18 knots, jagged": Case(partial(aafit.FNeuron.like, "SiLU", knots=18), jagged, labels),
 }
 
 

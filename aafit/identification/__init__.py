@@ -1,6 +1,6 @@
 """Parametric identification: the optimum of a network's adaptive activations from a few Gauss-Newton steps.
 
-Begin with identify.py, which runs the phases of an identification; objective.py has the function that it minimizes.
+Begin with identify.py, then identifier.py, which has the phases; objective.py has the function that they minimize.
 problem.py computes gradients and curvature, coordinates.py maps the parameters to a vector, gauss_newton.py takes the
 steps, and layerwise.py improves a poor initialization. audit.py reports which parameters are trainable, uncertainty.py
 their standard errors, and importance.py the gain that each layer can be expected to give.

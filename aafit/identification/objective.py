@@ -152,10 +152,11 @@ class Objective:
         """
         before = self.problem.outputs(start_P, self.few) if self.base is None else self.base.outputs(self.raw_few)
         after, target = self.problem.outputs(vector_P, self.few), self.few.target
-        least = predictions(self.problem.loss, before).double().std(0).mean().item()
+        least = predictions(self.problem.loss, before).double().std(0, correction=0).mean().item()
         if isinstance(target, Tensor) and has_labels(after, target) and self.problem.loss.is_cross_entropy:
-            least = max(least, CERTAIN * one_hot(after, target).double().std(0).mean().item())
-        return not predictions(self.problem.loss, after).double().std(0).mean().item() >= COLLAPSED * least
+            least = max(least, CERTAIN * one_hot(after, target).double().std(0, correction=0).mean().item())
+        varied = predictions(self.problem.loss, after).double().std(0, correction=0).mean().item()
+        return not varied >= COLLAPSED * least  # NaN counts as collapsed
 
     def first(self, outputs: int) -> Batch:
         """Return the first samples to fit: from 8 to 256, as many as have at most `outputs` outputs together."""

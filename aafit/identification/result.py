@@ -70,7 +70,7 @@ class Gain:
     """The decrease of the loss from the initial parameters to the result, as estimated for new samples.
 
     Attributes:
-        judged_by: "leave-one-out estimate" on the fitted samples, or "held-out set".
+        judged_by: "leave-one-out estimate" or "5-fold cross-validation" on the fitted samples, or "held-out set".
         gain: Mean over the samples, paired.
         error: Standard error of `gain`.
         samples: Number of samples.
@@ -100,7 +100,7 @@ class State:
     """The state between two steps; an identification resumes from it bit-identically.
 
     Attributes:
-        phase: The next phase: "slope", "layers", "joint" or "done".
+        phase: The next phase: "slope", "layers", "joint", "validation" or "done".
         vector_P: The current coordinates, see `aafit.identification.coordinates`.
         start_P: The initial coordinates.
         mean_P: The coordinates of the prior's mean.
@@ -113,6 +113,7 @@ class State:
         weighed: Whether the weight of the prior has been selected.
         curved_P: Coordinates at which the curvature of the next step is computed; None: `vector_P`.
         matched: The errors of the matched layers.
+        folds: For each finished fold of the cross-validation the gain of its samples.
         gains: The gain of the result; empty before the end, and if the result is the initial parameters.
         messages: Messages for the user.
     """
@@ -130,6 +131,7 @@ class State:
     weighed: bool = False
     curved_P: Tensor | None = None
     matched: tuple[Matched, ...] = ()
+    folds: tuple[tuple[float, ...], ...] = ()
     gains: tuple[Gain, ...] = ()
     messages: tuple[str, ...] = ()
 
@@ -143,6 +145,7 @@ class State:
             content[name.removesuffix("_P")] = None if vector_P is None else vector_P.tolist()
         for name in ("steps", "matched", "gains"):
             content[name] = [asdict(row) for row in getattr(self, name)]
+        content["folds"] = [list(fold) for fold in self.folds]
         return {**content, "strength": asdict(self.strength), "messages": list(self.messages)}
 
     @classmethod
@@ -158,6 +161,7 @@ class State:
             strength=Strength(strength["weight"], tuple(strength["smoothness"])),
             steps=tuple(Step(**row) for row in content["steps"]),
             matched=tuple(Matched(**row) for row in content["matched"]),
+            folds=tuple(map(tuple, content["folds"])),
             gains=tuple(Gain(**row) for row in content["gains"]),
             messages=tuple(content["messages"]),
         )
@@ -200,7 +204,7 @@ class Identification:
 
     @property
     def gains(self) -> tuple[Gain, ...]:
-        """The gain by the leave-one-out estimate and, if there is one, by the held-out set; see `State.gains`."""
+        """The gain by the leave-one-out estimate and the held-out set, or by cross-validation; see `State.gains`."""
         return self.state.gains
 
     @property

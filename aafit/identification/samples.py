@@ -16,11 +16,20 @@ from aafit.errors import UserError, check_count, is_number
 from aafit.networks.adaptive import adaptive_parameters
 from aafit.networks.batches import Batch, each_batch
 from aafit.networks.running import evaluation_mode
-from aafit.training.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss, LossLike, as_loss, predictions, with_class_axis
+from aafit.training.losses import (
+    CROSS_ENTROPY,
+    IGNORED,
+    SQUARED_ERROR,
+    Loss,
+    LossLike,
+    as_loss,
+    predictions,
+    with_class_axis,
+)
 from aafit.training.predictor import Predictor
 
 HELDOUT = 0.2  # share of the samples held out by default
-ENOUGH_TO_HOLD_OUT = 500  # samples from which some are held out; for fewer the leave-one-out estimate is more accurate
+ENOUGH_TO_HOLD_OUT = 500  # samples from which some are held out; for fewer cross-validation is more accurate
 LEAST_HELDOUT = 4
 MOST_AT_ONCE = 128  # largest default batch size
 COMPARED = 8  # samples that are run together and in two halves
@@ -79,6 +88,8 @@ def prepare(
         raise UserError(f"The share of held-out samples must be at least 0 and below 1, such as 0.2; got {heldout}.")
     data = load_samples(predictor, batches, "identify from", base, memory=memory)
     data = data.at(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.device))
+    if base is None and (loss is None or as_loss(loss).is_cross_entropy):
+        data = _labelled(data)
     if heldout is None:
         heldout = HELDOUT if len(data) >= ENOUGH_TO_HOLD_OUT else 0.0
     count = round(heldout * len(data))
@@ -164,6 +175,17 @@ def load_samples(
     data = Batch.joined(parts)
     check_independent(predictor, data)
     return data
+
+
+def _labelled(data: Batch) -> Batch:
+    """Return the samples with a label other than -100; all samples if none has one, or if the target has no labels."""
+    if not isinstance(data.target, Tensor) or data.target.is_floating_point():
+        return data
+    labelled_N = (data.target != IGNORED).flatten(1).any(1) if data.target.ndim > 1 else data.target != IGNORED
+    if labelled_N.all() or not labelled_N.any():
+        return data
+    log.info("%d of %d samples have no label and are left out", int((~labelled_N).sum()), len(data))
+    return data.at(labelled_N.nonzero()[:, 0])
 
 
 def check_memory(memory: float) -> None:

@@ -156,10 +156,9 @@ def _tuning_sentence(study: Study) -> str:
 def _claim(study: Study, gain: PairedGain, better: bool) -> str:
     """Return a clause on the significance of the gain; on fitted samples none is claimed."""
     if not study.scores.held_out:
-        estimates = [one for one in study.identification.gains if one.judged_by == "leave-one-out estimate"]
         estimate = "".join(
-            f" (leave-one-out estimate of the decrease of the loss: {one.gain:.2g} ± {one.error:.1g})"
-            for one in estimates
+            f" (decrease of the loss by the {one.judged_by}: {one.gain:.2g} ± {one.error:.1g})"
+            for one in study.identification.gains[:1]
         )
         return f"on the samples that were fitted, which is no evidence of a gain{estimate}: give others as heldout="
     if gain.p is None:

@@ -6,6 +6,7 @@ sample), C column of a factor.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -136,14 +137,17 @@ def _of_function(
     name: str, value: Callable[[Tensor, Any], Tensor], hessian: Callable[[Tensor, Any], Tensor] | None
 ) -> Loss:
     def factor(outputs: Tensor, targets: Any) -> Tensor:
-        hessian_BKK = _hessian(loss, outputs, targets) if hessian is None else hessian(outputs, targets)
+        if hessian is None:
+            hessian_BKK = _hessian(loss, outputs, targets)
+        else:
+            hessian_BKK = _called(hessian, f"Hessian of the loss {name!r}", outputs, targets).to(outputs.dtype)
         values_BK, vectors_BKK = torch.linalg.eigh(hessian_BKK)
         factor_BKC: Tensor = vectors_BKK * values_BK.clamp(min=0).sqrt().unsqueeze(1)
         return factor_BKC
 
     def guarded(outputs: Tensor, targets: Any) -> Tensor:
         values: Tensor = _called(value, f"loss {name!r}", outputs, targets)
-        return values
+        return values.double() if _is_double(outputs) and isinstance(values, Tensor) else values
 
     loss = Loss(name, guarded, factor, whole=True)
     return loss
@@ -151,6 +155,9 @@ def _of_function(
 
 def _called(function: Callable[..., Any], what: str, *args: Any) -> Any:
     """Return what a user's function of outputs and target returns.
+
+    On outputs in float64, which an identification has, a function with tensors of its own in float32, such as class
+    weights, fails. It is then called with all arguments in float32.
 
     Raises:
         UserError: it fails; the error is the cause.
@@ -160,8 +167,15 @@ def _called(function: Callable[..., Any], what: str, *args: Any) -> Any:
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if isinstance(error, RuntimeError) and any(map(_is_double, args)):
+            with suppress(Exception):
+                return function(*(arg.float() if _is_double(arg) else arg for arg in args))
         given = " and a target of ".join(_described(arg) for arg in args)
         raise UserError(f"The {what} failed on outputs of {given}: {type(error).__name__}: {error}") from error
+
+
+def _is_double(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float64
 
 
 def _described(value: Any) -> str:

@@ -147,7 +147,57 @@ def test_the_last_steps_are_on_all_samples_and_the_objective_falls(sharing: Any)
 def test_few_samples_are_all_fitted() -> None:
     result = identify(started(), problem(count=120, size=40))
     assert (result.samples, result.heldout_samples) == (120, 0)
-    assert [gain.judged_by for gain in result.gains] in ([], ["leave-one-out estimate"])
+    assert [gain.judged_by for gain in result.gains] == ["5-fold cross-validation"]
+    assert result.gains[0].samples == 120
+    result = identify(started(), problem(count=120, size=40), heldout=0.0)
+    assert [gain.judged_by for gain in result.gains] == ["leave-one-out estimate"]
+
+
+def test_the_gain_from_few_samples_is_not_too_high() -> None:
+    """From 30 labels of a known network, which choose the prior's weight and smoothness and that there is a gain."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(6, 16), nn.SiLU(), nn.Linear(16, 4))
+    with torch.no_grad():
+        for layer in (0, 2):
+            base[layer].weight.mul_(3)
+    fresh = torch.randn(5000, 6)
+    excess: dict[str, list[float]] = {"cross-validation": [], "estimate": []}
+    errors = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        x = torch.randn(30, 6)
+        with torch.no_grad():
+            y = torch.distributions.Categorical(logits=base(x)).sample()
+            y_fresh = base(fresh).softmax(1)
+        start, _ = replace_activations(base, {"SiLU": FNeuron.like("SiLU")}, sample=x)
+        for name, heldout in (("cross-validation", None), ("estimate", 0.0)):
+            net = deepcopy(start)
+            found = identify(net, [(x, y)], base=base, heldout=heldout, errors=False)
+            if found.gains:
+                with torch.no_grad():
+                    gained = (F.cross_entropy(start(fresh), y_fresh) - F.cross_entropy(net(fresh), y_fresh)).item()
+                excess[name].append(found.gains[0].gain - gained)
+                errors += [found.gains[0].error] if name == "cross-validation" else []
+    too_high = sum(excess["cross-validation"]) / len(excess["cross-validation"])
+    assert too_high < sum(errors) / len(errors)
+    assert too_high < 0.5 * sum(excess["estimate"]) / len(excess["estimate"])
+
+
+def test_samples_without_a_label_are_left_out() -> None:
+    net, ((x, y),) = started(), problem(count=300, size=300)
+    alone = identify(deepcopy(net), [(x[:20], y[:20])], heldout=0.0, errors=False)
+    y = y.clone()
+    y[20:] = -100
+    result = identify(net, [(x, y)], heldout=0.0, errors=False)
+    assert result.samples == alone.samples == 20
+    assert result.steps[0].loss == pytest.approx(alone.steps[0].loss)
+
+
+def test_one_sample_says_that_its_gain_is_uncertain() -> None:
+    net, ((x, y),) = started(), problem(count=8, size=8)
+    result = identify(net, [(x[:1], y[:1])], errors=False)
+    assert result.samples == 1
+    assert all(not gain.significant for gain in result.gains)
 
 
 def test_an_interval_within_noise_is_said_so() -> None:

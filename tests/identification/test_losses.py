@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from identification_helpers import DISTANCE, distance, hessians
-from torch import Tensor
+from torch import Tensor, nn
 
+from aafit.activations import AHAF
 from aafit.errors import UserError
+from aafit.identification.identify import identify
 from aafit.training.losses import CROSS_ENTROPY, LOSSES, SQUARED_ERROR, Loss, as_loss, loss_with_hessian
 
 
@@ -141,3 +143,21 @@ def test_a_draw_has_the_curvature_of_a_network_that_is_sure() -> None:
     factor_BKR = CROSS_ENTROPY.sampled(outputs_BK, torch.zeros(50).long(), 1, torch.Generator().manual_seed(0))
     exact_BKR = CROSS_ENTROPY.factor(outputs_BK, torch.zeros(50).long())
     assert torch.allclose(factor_BKR @ factor_BKR.mT, exact_BKR @ exact_BKR.mT, rtol=1e-6, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_loss_with_tensors_of_its_own_in_either_precision(dtype: torch.dtype) -> None:
+    """Class weights, as for imbalanced classes: torch refuses to mix precisions."""
+    torch.manual_seed(0)
+    weight = torch.tensor([1.0, 5.0, 2.0])
+    own = nn.CrossEntropyLoss(weight=weight.to(dtype), reduction="none")
+    loss, wide = as_loss(own), as_loss(nn.CrossEntropyLoss(weight=weight.double(), reduction="none"))
+    outputs, labels = torch.randn(5, 3, dtype=torch.float64), torch.randint(3, (5,))
+    assert loss(outputs, labels).dtype == torch.float64
+    assert torch.allclose(loss(outputs, labels), wide(outputs, labels), rtol=1e-6)
+    hessian, expected = (one.factor(outputs, labels) @ one.factor(outputs, labels).mT for one in (loss, wide))
+    assert torch.allclose(hessian, expected, rtol=1e-5, atol=1e-6)
+    net = nn.Sequential(nn.Linear(4, 8), AHAF.like("SiLU"), nn.Linear(8, 3))
+    x, y = torch.randn(60, 4), torch.randint(3, (60,))
+    result = identify(net, [(x, y)], loss=own, heldout=0.0)
+    assert result.steps[-1].loss <= result.steps[0].loss
