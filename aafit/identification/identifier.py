@@ -69,7 +69,11 @@ class Identifier:
     folds: int
 
     def start(self, began: float) -> State:
-        """Return the state before any step."""
+        """Return the state before any step.
+
+        Args:
+            began: time.perf_counter() when the identification began.
+        """
         vector_P = self.objective.problem.coordinates.read()
         n = len(self.objective.samples.fitted)
         step = self._step((), "start", vector_P, self.objective.few, heldout=True)
@@ -77,7 +81,11 @@ class Identifier:
         return State("slope", vector_P, vector_P, vector_P, min(FIRST_SUBSET, n), (step,))
 
     def advance(self, state: State) -> State:
-        """Return the state after one step of its phase, which may end the phase without a step."""
+        """Return the state after one step of its phase, which may end the phase without a step.
+
+        Raises:
+            UserError: the loss or its derivatives are not finite at the state.
+        """
         began = time.perf_counter()
         phases = {
             "slope": self._slope,
@@ -150,6 +158,7 @@ class Identifier:
         tried: list[tuple[float, Tensor, tuple[Any, ...]]] = []
         # The first activation has the same inputs in both networks, so one alone is fitted once.
         for inputs_of_base in (False, True)[: len(prior.blocks)]:
+            coordinates.write(state.vector_P)
             matched = tuple(match_layers(net, base, raw, prior, objective.seed, inputs_of_base))
             found_P = coordinates.read()
             tried.append((objective.loss(found_P, objective.few), found_P, matched))
@@ -297,13 +306,12 @@ class Identifier:
         return max(weight for weight, is_alike in zip(weights, alike.tolist(), strict=True) if is_alike)
 
     def _judged(self, state: State, posterior: Posterior) -> State:
-        """Return the final state: the result with its gain, or the initial parameters if the result is no better."""
+        """Return the final state, with the result or the initial parameters, or the state before cross-validation."""
         fitted, heldout = self.objective.samples.fitted, self.objective.samples.heldout
         at_P = state.vector_P
         before, after = (self.objective.losses(vector_P, fitted) for vector_P in (state.start_P, at_P))
         if after.isfinite().all() and not before.isfinite().all():
-            # Any finite loss is better than an initial one that is not finite.
-            return self._ended(replace(state, phase="done"))
+            return self._ended(state)  # any finite loss is better than an initial one that is not finite
         # The estimate is a linear approximation, and for an outlier it can exceed every loss that occurs: clamp it.
         worst = max(before.max().item(), after.max().item())
         own_N = left_out([posterior], [torch.zeros_like(at_P)])[0].clamp(max=worst)
@@ -311,17 +319,13 @@ class Identifier:
         if len(heldout):
             before, after = (self.objective.losses(vector_P, heldout) for vector_P in (state.start_P, at_P))
             gains.append(_gain("held-out set", before - after))
-        state = replace(state, phase="done")
-        if self.objective.has_collapsed(at_P, state.start_P):
-            message = "joint: the outputs hardly depend on the inputs any more"
-            if self.objective.base is None:
-                message += ": give the network that this one was made from as base="
-            state = replace(state, messages=(*state.messages, message))
         on_heldout = [gain for gain in gains[1:] if gain.significant]
         worse = [gain for gain in on_heldout if gain.gain < 0]
         if gains[0].gain <= 0 and on_heldout and not worse:
             # Without a prior, parameters that hardly any sample determines make the estimate arbitrarily large.
-            message = f"the held-out set refutes the estimate from the fitted samples, which is left out ({gains[0]})"
+            message = (
+                f"the held-out set shows a gain, although an estimate from the fitted samples does not ({gains[0]})"
+            )
             state, gains = replace(state, messages=(*state.messages, message)), on_heldout
         if gains[0].gain > 0 and not worse:
             if self.folds:
@@ -338,8 +342,8 @@ class Identifier:
         samples, problem = self.objective.samples, self.objective.problem
         n, fold = len(samples.fitted), len(state.folds)
         if fold < self.folds:
-            first, last = (n * at // self.folds for at in (fold, fold + 1))
-            others_N = torch.cat([torch.arange(first), torch.arange(last, n)]).to(samples.fitted.device)
+            first, stop = (n * at // self.folds for at in (fold, fold + 1))
+            others_N = torch.cat([torch.arange(first), torch.arange(stop, n)]).to(samples.fitted.device)
             fewer = replace(samples, fitted=samples.fitted.at(others_N), raw=samples.raw.at(others_N))
             refit = replace(self, objective=replace(self.objective, samples=fewer), folds=0)
             problem.coordinates.write(state.start_P)
@@ -347,28 +351,39 @@ class Identifier:
             while found.phase != "done":
                 problem.coordinates.write(found.vector_P)
                 found = refit.advance(found)
-            judges = samples.fitted.part(first, last)
-            before_N, after_N = (self.objective.losses(at_P, judges) for at_P in (state.start_P, found.vector_P))
+            fold_samples = samples.fitted.part(first, stop)
+            before_N, after_N = (self.objective.losses(at_P, fold_samples) for at_P in (state.start_P, found.vector_P))
             return replace(state, folds=(*state.folds, tuple((before_N - after_N).tolist())))
         gain = _gain(f"{self.folds}-fold cross-validation", torch.tensor(sum(state.folds, ()), dtype=torch.float64))
-        state = replace(state, phase="done")
-        return self._restored(state, gain) if gain.significant and gain.gain < 0 else self._ended(state, gain)
+        no_gain = not any(map(any, state.folds))  # all refits ended at their start
+        if no_gain or (gain.significant and gain.gain < 0):
+            return self._restored(state, gain)
+        return self._ended(state, gain)
 
     def _ended(self, state: State, *gains: Gain) -> State:
         """Return the final state with the result and its gains."""
         step = self._step(state.steps, "end", state.vector_P, self.objective.samples.fitted, heldout=True)
-        return replace(state, steps=(*state.steps, step), gains=gains)
+        return self._done(replace(state, steps=(*state.steps, step), gains=gains))
 
     def _restored(self, state: State, why: Gain) -> State:
         """Return the final state with the initial parameters, because of a gain that is none."""
         message = f"the result is no better than the start, and is the start ({why})"
-        return self._moved(state, "start", state.start_P, self.objective.samples.fitted, message, heldout=True)
+        restored = self._moved(state, "start", state.start_P, self.objective.samples.fitted, message, heldout=True)
+        return self._done(restored)
+
+    def _done(self, state: State) -> State:
+        """Return the state with phase "done", and a message if its outputs hardly vary over the samples."""
+        state = replace(state, phase="done")
+        if not self.objective.has_collapsed(state.vector_P, state.start_P):
+            return state
+        message = "joint: the outputs hardly depend on the inputs any more"
+        if self.objective.base is None:
+            message += ": give the network that this one was made from as base="
+        return replace(state, messages=(*state.messages, message))
 
     def _uncertainty(self, state: State) -> Uncertainty:
         prior = self.objective.prior(state.mean_P)
-        strength = replace(state.strength, weight=min(state.strength.weight, WEIGHTS[0]))
-        if not isinstance(self.prior, str):
-            strength = state.strength
+        strength = replace(state.strength, weight=WEIGHTS[0]) if self.prior == "auto" else state.strength
         n = len(self.objective.samples.fitted)
         state = replace(state, samples=n)
         model = self.objective.model(state.vector_P, n, state.vector_P, final=True)
@@ -381,8 +396,8 @@ class Identifier:
     def _first_weight(self) -> float | None:
         """The initial weight of the prior; larger for few samples with labels, whose noise is easily fitted.
 
-        The outputs of a base network have no noise. Few of them outweigh the prior where the family cannot represent
-        the original activation, so that the prior's mean is far from the base network.
+        The outputs of a base network have no noise. Even a few of them must be able to overrule the prior if the family
+        cannot represent the original activation, because the prior's mean is then far from the base network.
         """
         if not isinstance(self.prior, str):
             return self.prior

@@ -58,11 +58,13 @@ def identify(
 
         n / dispersion * loss(t) + (t - m)^T A (t - m) / 2,
 
-    by damped Gauss-Newton steps. The prior keeps an activation near the original function where the samples do not
+    by damped Gauss-Newton steps, with t the coordinates of the parameters, n the number of samples, and m and A the
+    prior's mean and precision. The prior keeps an activation near the original function where the samples do not
     determine it; see `aafit.identification.prior`. Use samples that the network was not trained on, or augmented ones:
     on its training samples the network is overfitted. The result depends on the arguments only. The initial parameters
     are restored if the result is significantly worse on the held-out samples, or no better by the leave-one-out
-    estimate of the loss and not significantly better on the held-out samples.
+    estimate of the loss and not significantly better on the held-out samples. With target="activations" there are no
+    joint steps, and so no judgement, gain or standard errors.
 
     Args:
         net: a network with adaptive activations.
@@ -83,12 +85,12 @@ def identify(
             in float64, or in float32 if it fails on these.
         prior: "auto" (its weight is selected by the leave-one-out estimate of the loss), a weight (a change of an
             activation by its standard deviation counts as much as that many samples; 1 is weak), or None for none.
-        steps: maximum number of joint steps.
+        steps: maximum number of joint steps. If they do not suffice, the weight of the prior is not selected.
         heldout: share of the samples held out. The result is evaluated on them once. It is rejected if it is
             significantly worse there, and accepted if it is significantly better; apart from that they have no
-            influence. 0 for none: the gain is then the leave-one-out estimate. Default: 0.2; for 10 to 499 samples with
-            labels none are held out, and the gain comes from 5-fold cross-validation, which takes up to five times as
-            long as the identification.
+            influence. 0 for none: the gain is then the leave-one-out estimate. Default: 0.2 of 500 samples or more, 0
+            of fewer. With this default, 10 to 499 samples and target="labels" the gain comes from 5-fold
+            cross-validation, which takes up to five times as long as the identification.
         curvature: how to compute the curvature on all samples: "exact", with one backward pass for each output, or
             "sampled", from two random probes per sample, which is exact in expectation. For up to 1,000 samples
             and 2,000 parameters "sampled" takes more probes, and is exact for up to 16 outputs. Steps on a subset
@@ -111,8 +113,9 @@ def identify(
     Raises:
         UserError: the network has no adaptive activation or is scripted; there are no samples or too few held out, they
             are not finite, or the network fails on them; labels do not fit its outputs; an argument has an unknown
-            value; the loss has no Hessian; the target needs a base network and none is given; the weight of the prior
-            is not above 0.
+            value; the loss has no Hessian, or is not finite; the target needs a base network and none is given; the
+            base is `net` itself, or `net` was not made from it; the state is of another identification; the weight of
+            the prior is not above 0.
         Stopped: Ctrl-C was pressed; the network has the parameters of the last step, and the error has the state to
             resume from.
 
@@ -206,9 +209,11 @@ def _matching_base(base: nn.Module, net: nn.Module) -> nn.Module:
 
 def _show(state: State, show: ShowProgress, steps: int) -> None:
     last, joint = state.steps[-1], sum(step.phase == "joint" for step in state.steps)
-    done = steps if state.phase == "done" else min(joint, steps - 1)
+    done = steps if state.phase == "done" else max(0, min(joint, steps - 1))
     text = f"step {last.number} ({last.phase}), {last.samples} samples: loss {last.loss:.5g}"
-    show(done, f"cross-validation, fold {len(state.folds)} of {FOLDS}" if state.phase == "validation" else text)
+    if state.phase == "validation" and len(state.folds) < FOLDS:
+        text = f"cross-validation, fold {len(state.folds) + 1} of {FOLDS}"
+    show(done, text)
 
 
 def _log(before: State, state: State) -> None:

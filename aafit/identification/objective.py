@@ -5,6 +5,7 @@ The last models are cached, because several parts of a step use them. Begin with
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 import torch
@@ -155,6 +156,8 @@ class Objective:
         least = predictions(self.problem.loss, before).double().std(0, correction=0).mean().item()
         if isinstance(target, Tensor) and has_labels(after, target) and self.problem.loss.is_cross_entropy:
             least = max(least, CERTAIN * one_hot(after, target).double().std(0, correction=0).mean().item())
+        if not isfinite(least):
+            least = 0.0  # the initial outputs are not finite
         varied = predictions(self.problem.loss, after).double().std(0, correction=0).mean().item()
         return not varied >= COLLAPSED * least  # NaN counts as collapsed
 

@@ -68,7 +68,9 @@ def prepare(
     memory: int,
     seed: int,
 ) -> Samples:
-    """Load the samples, split them, and compute the frozen prefix.
+    """Load the samples, split them, and compute the frozen prefix; see `Samples`.
+
+    For labels and the cross-entropy, samples without a label are left out before the split.
 
     Args:
         predictor: runs the network; its batch size is set if it has none.

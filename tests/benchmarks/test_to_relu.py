@@ -28,7 +28,7 @@ def case(padding: int) -> Case:
     def measure(net: nn.Module) -> dict[str, Any]:
         return dict(SameClasses.of(before, outputs(net, other)).row())
 
-    return Case("small", base, "SiLU", here, None, measure, "cross-entropy")
+    return Case("small", base, "SiLU", here, None, measure)
 
 
 def test_folded_equals_identified_which_is_better_than_replaced() -> None:
