@@ -1,6 +1,7 @@
 """What the documents show runs as it stands; their links lead somewhere, and they build into a site."""
 
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -69,6 +70,25 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page: str, tmp_path: Path, m
         exec(compile(block, page, "exec"), names)
 
 
+BENCHMARK = "./run_experiment.sh benchmarks/"
+
+
+def shell_lines_of(page: str) -> list[str]:
+    """The lines of a page that a reader may run: in its blocks of shell, and in the text between backticks."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"^```shell\n(.*?)^```", text, re.S | re.M) for line in block.splitlines()]
+    text = re.sub(r"```.*?```", "", text, flags=re.S)
+    return lines + [line for line in re.findall(r"`([^`\n]+)`", text) if line.startswith(("./", "aafit "))]
+
+
+@pytest.mark.parametrize("line", sorted({x for page in PAGES for x in shell_lines_of(page) if x.startswith(BENCHMARK)}))
+def test_the_options_of_a_benchmark_are_those_it_has(line: str) -> None:
+    script, *words = shlex.split(line.removeprefix(BENCHMARK), comments=True)
+    module = importlib.import_module(f"benchmarks.{script.removesuffix('.py').replace('/', '.')}")
+    known = {name for option in module.main.params for name in (*option.opts, *option.secondary_opts)}
+    assert {word for word in words if word.startswith("-")} <= known
+
+
 COMMANDS = {
     "./run_experiment_all.sh": ["run"],
     "./show_aaf_all.sh": ["show"],
@@ -78,13 +98,9 @@ COMMANDS = {
 
 
 def commands_of(page: str) -> list[tuple[str, list[str]]]:
-    """The commands of this program in a page: in its blocks of shell, and in the text between backticks."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    lines = [line for block in re.findall(r"^```shell\n(.*?)^```", text, re.S | re.M) for line in block.splitlines()]
-    text = re.sub(r"```.*?```", "", text, flags=re.S)
-    lines += [line for line in re.findall(r"`([^`\n]+)`", text) if line.startswith(("./", "aafit ")) and " " in line]
+    """The commands of this program in a page, as words for its command line."""
     found = []
-    for line in lines:
+    for line in shell_lines_of(page):
         for start, words in COMMANDS.items():
             if line.startswith(f"{start} ") or line == start:
                 rest = shlex.split(line[len(start) :], comments=True)
