@@ -418,15 +418,27 @@ def take_turns(candidates: Mapping[str, Callable[[], float]], rounds: int = LEAS
 
 
 def _busy_seconds() -> float | None:
-    """Return the processor seconds that other processes have used since boot; None where /proc is missing."""
+    """Return the processor seconds that other processes have used since boot; None where /proc is missing.
+
+    This process and its descendants, which a benchmark starts, do not count.
+    """
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     except OSError:
         return None
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
     # Time taken by the hypervisor ("steal") counts as load of others.
-    total = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-    return total - sum(os.times()[:4])
+    total = user + nice + system + irq + softirq + steal
+    parents, ticks = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # the process has ended meanwhile
+            status = path.read_text().rpartition(")")[2].split()
+            # Its own time and that of its children that have ended.
+            parents[int(path.parent.name)], ticks[int(path.parent.name)] = int(status[1]), sum(map(int, status[11:15]))
+    own = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in own} - own:
+        own |= more
+    return (total - sum(ticks.get(pid, 0) for pid in own)) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_bytes() -> int | None:
