@@ -3,10 +3,10 @@
 ./run_experiment.sh benchmarks/error_coverage.py --json error_coverage.json
 
 In each of nine cases a small network draws labels or targets, and a network with other values of its activation is
-identified from them, several times from new samples: with the default prior, whose weight is selected, and with the
-weak prior of weight 1, which shrinks the parameters hardly at all. Covered: the share of the parameters with a standard
-error whose value is within 1.96 standard errors of the truth; 95% is right. With an error: the share of the parameters
-that the samples determine. Each identification takes about a fifth of a second on one core.
+identified from them, several times from new samples: with the default prior, whose weight is selected, and with a prior
+of weight 1, which hardly shrinks the parameters. Covered: among the parameters with a standard error, the share whose
+value is within 1.96 standard errors of the truth; 95% is right. With an error: the share of the parameters that the
+samples determine. Each identification takes about a fifth of a second on one core.
 """
 
 from collections.abc import Callable

@@ -275,7 +275,7 @@ class Identifier:
         """Return the largest weight whose leave-one-out estimate of the loss is not clearly above the least.
 
         It is the one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees, section 3.4.3),
-        with half a standard error of the paired difference: a whole one loses much of the gain from few samples
+        with half a standard error of the paired difference: with a full one, much of the gain from few samples is lost
         (benchmarks/digits.py). The estimate is taken at the optimum of the quadratic model under each weight. If the
         targets are the base network's outputs, weights that are estimated worse than the start are left out, unless
         all are.

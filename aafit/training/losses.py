@@ -156,8 +156,8 @@ def _of_function(
 def _called(function: Callable[..., Any], what: str, *args: Any) -> Any:
     """Return what a user's function of outputs and target returns.
 
-    On outputs in float64, which an identification has, a function with tensors of its own in float32, such as class
-    weights, fails. It is then called with float32 in place of float64.
+    An identification calls it with outputs in float64. A function that holds float32 tensors, such as class weights,
+    fails on these, and is then called with float32 in place of float64.
 
     Raises:
         UserError: it fails; the error is the cause.
