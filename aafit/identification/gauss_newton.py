@@ -8,8 +8,8 @@ Axes in names: B sample, P coordinate, Q coordinate of a group, S group of one s
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from aafit.networks.batches import Batch
 DENSE = 2000
 """Number of parameters up to which the curvature is a matrix."""
 
-CURVATURE_SAMPLES = 4000
+CURVATURE_SAMPLES = 2000
 """Number of samples that a curvature is computed from, at most, rounded up to whole batches."""
 
 FIRST_DAMPING = 1e-3  # damping after an undamped step has failed
@@ -33,6 +33,7 @@ LEAST_SHARE = 0.01  # least actual decrease of an accepted step, relative to the
 POOR = 0.5  # actual decrease, relative to the predicted one, below which a shorter step is tried too
 LONGEST_STEP = 2.0  # longest step of a slope, in the coordinate t of `Coordinates`
 MOST_DISPERSED = 1e12
+KEPT_GRADIENTS = 1 << 22  # most values of the per-sample gradients that are kept with a model: 32 MiB
 LEAST_PRIOR = 1e-9  # least average prior precision, relative to the curvature: fixes directions that no data determine
 
 
@@ -46,6 +47,7 @@ class Model:
         curvature: Generalized Gauss-Newton blocks, (S, Q, Q) each.
         scatter: Blocks of the covariance of the per-sample gradients, (S, Q, Q) each.
         samples, labelled: Number of samples and of labelled positions.
+        gradients_NP: Per-sample gradients, not divided by the number of labelled positions; None if they are too many.
     """
 
     groups: list[Tensor]
@@ -55,6 +57,7 @@ class Model:
     scatter: list[Tensor]
     samples: int
     labelled: int
+    gradients_NP: Tensor | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -77,6 +80,7 @@ def model_at(
     probes: int | None,
     seed: int,
     curvature: list[Tensor] | None = None,
+    known: Model | None = None,
 ) -> Model:
     """Return the quadratic model of the loss at a vector.
 
@@ -89,28 +93,39 @@ def model_at(
         seed: seed of the random probes.
         curvature: blocks that were computed near the vector, which saves their computation. If None, they are computed
             from the first CURVATURE_SAMPLES samples, rounded up to whole batches.
+        known: a model at this vector with another curvature, which saves all other derivatives.
     """
     derivatives_P, generator = problem.coordinates.derivatives(vector_P), torch.Generator().manual_seed(seed)
     gradient_P, total, labelled, scatter = torch.zeros_like(vector_P), 0.0, 0, _zeros(groups)
     blocks, curved, seen = _zeros(groups), 0, 0
+    kept: list[Tensor] | None = [] if len(samples) * len(vector_P) <= KEPT_GRADIENTS else None
     for batch in problem.predictor.batches(samples):
+        wanted = curvature is None and seen < CURVATURE_SAMPLES
+        if known is not None and not wanted:
+            break
         rows = problem.rows(vector_P, batch, probes, generator)
-        gradients_BP = rows.gradients() * derivatives_P
-        total, labelled = total + rows.loss, labelled + rows.labelled
-        gradient_P += gradients_BP.sum(0)
-        _add(scatter, groups, gradients_BP)
-        if curvature is None and seen < CURVATURE_SAMPLES:
+        if known is None:
+            gradients_BP = rows.gradients() * derivatives_P
+            total, labelled = total + rows.loss, labelled + rows.labelled
+            gradient_P += gradients_BP.sum(0)
+            _add(scatter, groups, gradients_BP)
+            if kept is not None:
+                kept.append(gradients_BP)
+        if wanted:
             curved += rows.labelled
             for probe_BP in rows.probes:
                 _add(blocks, groups, probe_BP * derivatives_P)
         seen += len(batch)
+    if curvature is None:
+        curvature = [block / curved for block in blocks]
+    if known is not None:
+        return replace(known, curvature=curvature)
     n, gradient_P = len(samples), gradient_P / labelled
     for block_SQQ, index_SQ in zip(scatter, groups, strict=True):
         mean_SQ = gradient_P[index_SQ]
         block_SQQ.mul_(n / labelled**2).sub_(mean_SQ.unsqueeze(2) * mean_SQ.unsqueeze(1))
-    if curvature is None:
-        curvature = [block / curved for block in blocks]
-    return Model(groups, total / labelled, gradient_P, curvature, scatter, n, labelled)
+    gradients_NP = None if kept is None else torch.cat(kept)
+    return Model(groups, total / labelled, gradient_P, curvature, scatter, n, labelled, gradients_NP)
 
 
 def _zeros(groups: list[Tensor]) -> list[Tensor]:
@@ -214,6 +229,15 @@ class Posterior:
             step_P[index_SQ] = -(inverse_SQQ @ self.gradient_P[index_SQ].unsqueeze(2)).squeeze(2)
         return step_P
 
+    def gradients(self) -> Iterator[Tensor]:
+        """Yield the per-sample gradients of the loss by batch, (B, P): those of the model, or computed again."""
+        if self.model.gradients_NP is not None:
+            yield self.model.gradients_NP
+            return
+        derivatives_P, generator = self.problem.coordinates.derivatives(self.vector_P), torch.Generator()
+        for batch in self.problem.predictor.batches(self.samples):
+            yield self.problem.rows(self.vector_P, batch, 1, generator).gradients() * derivatives_P
+
     def _krylov_steps(self) -> KrylovSteps:
         if self._krylov is None:
             diagonal_P = torch.zeros_like(self.gradient_P)
@@ -239,16 +263,9 @@ def left_out(posteriors: Sequence[Posterior], steps: Sequence[Tensor]) -> Tensor
         posteriors: the posteriors under W priors, on the same samples and at the same vector.
         steps: the step to the optimum of each posterior under its quadratic model, (P,) each; zeros at the optimum.
     """
-    problem, samples, model, vector_P = (
-        posteriors[0].problem,
-        posteriors[0].samples,
-        posteriors[0].model,
-        posteriors[0].vector_P,
-    )
-    derivatives_P, generator, parts = problem.coordinates.derivatives(vector_P), torch.Generator(), []
+    model, parts = posteriors[0].model, []
     to_loss = model.samples / model.labelled
-    for batch in problem.predictor.batches(samples):
-        gradients_BP = problem.rows(vector_P, batch, 1, generator).gradients() * derivatives_P
+    for gradients_BP in posteriors[0].gradients():
         changes_WB = torch.stack([gradients_BP @ step_P for step_P in steps]) * to_loss
         for changes_B, posterior in zip(changes_WB, posteriors, strict=True):
             for inverse_SQQ, index_SQ in zip(posterior.inverse, model.groups, strict=True):
@@ -312,7 +329,11 @@ class Accepted:
 
 
 def descend(
-    posterior: Posterior, loss_at: Callable[[Tensor], float], damping: float, most: float = MOST_DAMPED
+    posterior: Posterior,
+    loss_at: Callable[[Tensor, float], float],
+    damping: float,
+    worth: float = 0.0,
+    most: float = MOST_DAMPED,
 ) -> Accepted | None:
     """Search for a step that decreases the objective on its samples.
 
@@ -322,8 +343,10 @@ def descend(
 
     Args:
         posterior: the quadratic model of the objective at the current vector.
-        loss_at: returns the loss at another vector, on the same samples.
+        loss_at: returns the loss at another vector, on the same samples; it may return inf if the loss exceeds a limit,
+            its second argument, up to which the objective would decrease.
         damping: damping of the first trial.
+        worth: least predicted decrease of a step that is tried: more damping makes steps smaller.
         most: largest damping to try.
 
     Returns:
@@ -332,13 +355,16 @@ def descend(
 
     def tried(step_P: Tensor) -> tuple[float, float]:
         vector_P = posterior.vector_P + step_P
-        loss = loss_at(vector_P)
-        return loss, posterior.objective - loss - posterior.prior_term(vector_P)
+        limit = posterior.objective - posterior.prior_term(vector_P)
+        loss = loss_at(vector_P, limit)
+        return loss, limit - loss
 
     first = damping
     while damping <= most:
         step_P = posterior.step(damping)
         slope, predicted = -(posterior.gradient_P @ step_P).item(), posterior.predicted(step_P)
+        if not predicted >= worth:
+            return None
         loss, gained = tried(step_P)
         # NaN fails every comparison, so that it is never accepted.
         if predicted > 0 and gained > LEAST_SHARE * predicted:

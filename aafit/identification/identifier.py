@@ -36,8 +36,8 @@ OUTPUTS_FOR_SLOPES = 1 << 18  # number of outputs, at most, on which the effect 
 FIRST_SUBSET = 500  # number of samples of the first joint steps
 LARGER = 8  # factor by which the subset grows once the steps on it have converged
 TRUSTED = 0.25  # relative error of the predicted decrease up to which the next step uses the same curvature
-SETTLED = 0.05  # least Newton decrement of the log-posterior: below, the search ends (a third of a standard error)
-STALLED = 0.02  # decrease of the negative log-posterior: the search ends after two steps that both achieve less
+SETTLED = 0.05  # decrease of the negative log-posterior that is not worth a step (a third of a standard error): the
+# search ends where the Newton decrement is less, and after two steps that both achieved less
 SHARE_OF_NOISE = 0.02  # Newton decrement for each effective parameter at which the last steps end
 SHARE_OF_PART = 0.25  # the same for steps on a subset, and for those before the prior's weight is selected
 NOT_NOISY = 0.01  # Newton decrement for each sample at which steps end if the targets are the base network's outputs
@@ -193,16 +193,18 @@ class Identifier:
         decrement = posterior.decrement() * per_sample
         last = [step.gained or 0.0 for step in state.steps[-2:]]
         # If the quadratic model is wrong, as for the slope of a ReLU, the decrement never becomes small enough.
-        stalled = whole and state.rounds > 2 and max(last) * per_sample < STALLED
+        stalled = whole and state.rounds > 2 and max(last) * per_sample < SETTLED
         done = stalled or sum(step.phase == "joint" for step in state.steps) >= self.steps
         accepted = None
-        if not done and decrement >= self._enough(posterior, whole and not to_weigh):
+        enough = self._enough(posterior, whole and not to_weigh)
+        if not done and decrement >= enough:
             sample = self.objective.samples.fitted.part(0, state.samples)
             fresh = torch.equal(curved_P, state.vector_P)
             accepted = descend(
                 posterior,
-                lambda vector_P: self.objective.loss(vector_P, sample),
+                self.objective.screened(state.vector_P, model.loss, sample),
                 state.damping,
+                self._enough(posterior, last=True) / per_sample,
                 *([] if fresh else [state.damping]),
             )
             if accepted is None and not fresh:
@@ -386,10 +388,10 @@ class Identifier:
         strength = replace(state.strength, weight=WEIGHTS[0]) if self.prior == "auto" else state.strength
         n = len(self.objective.samples.fitted)
         state = replace(state, samples=n)
-        model = self.objective.model(state.vector_P, n, state.vector_P, final=True)
+        model = self.objective.model(state.vector_P, n, state.vector_P)
         posterior = self.objective.posterior(state, model, strength, state.dispersion)
         shift_P = -posterior.block_step()  # from the optimum under this prior, by the quadratic model, to the result
-        coordinates, probes = self.objective.problem.coordinates, self.objective.probes
+        coordinates, probes = self.objective.problem.coordinates, self.objective.probes_for(n)
         return uncertainty(posterior, prior, strength, state.dispersion, coordinates, shift_P, n, probes)
 
     @property

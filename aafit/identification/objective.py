@@ -3,9 +3,10 @@
 The last models are cached, because several parts of a step use them. Begin with `Objective`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ MOST_OUTPUTS = 1 << 20  # most outputs of these samples together: fewer samples 
 LEAST_FEW = 8
 EXACT_SAMPLES = 1000  # number of samples up to which the curvature on all samples takes `Objective.probes`
 PROBES = 2  # random probes per sample of any other curvature: many samples make up for few probes
+SCREENED = 500  # number of samples on which the trials of a step are screened
+SCREENING_PAYS = 4  # multiple of it, in samples, from which they are screened
+REFUSED = 2.0  # standard errors above the limit at which the screened samples refuse a trial
+CACHED = 8  # vectors whose losses on all fitted or held-out samples are kept
 COLLAPSED = 0.05  # share of the expected standard deviation of the predictions below which a network has collapsed
 CERTAIN = 0.4  # least standard deviation of a useful network's probabilities, relative to that of one-hot labels
 
@@ -55,38 +60,69 @@ class Objective:
 
     def losses(self, vector_P: Tensor, samples: Batch) -> Tensor:
         """Return the loss of each sample, (N,), scaled so that their mean is the loss."""
+        is_heldout = samples is self.samples.heldout
+        key = (vector_P.numpy().tobytes(), is_heldout) if is_heldout or samples is self.samples.fitted else None
+        if key in self._losses:
+            return self._losses[key]
         losses, labelled = [], 0
         for batch, outputs in self.problem.outputs_by_batch(vector_P, samples):
             found = self.problem.scores(outputs, batch.target)
             losses.append(found.loss_B.double().cpu())
             labelled += int(found.labelled_B.sum())
-        return torch.cat(losses) * len(samples) / labelled
+        losses_N = torch.cat(losses) * len(samples) / labelled
+        if key is not None:
+            self._losses[key] = losses_N
+            while len(self._losses) > CACHED:
+                del self._losses[next(iter(self._losses))]
+        return losses_N
 
     def loss(self, vector_P: Tensor, samples: Batch) -> float:
         """Return the loss, the mean over the labelled positions."""
         return self.losses(vector_P, samples).mean().item()
 
-    def model(self, vector_P: Tensor, samples: int, curved_P: Tensor, final: bool = False) -> Model:
+    def screened(self, at_P: Tensor, loss: float, samples: Batch) -> Callable[[Tensor, float], float]:
+        """Return a function of a vector and a limit that returns the loss, or inf if it exceeds the limit by far.
+
+        Most trials that fail do so by far more than the noise of a few samples: from 2,000 samples on, the first 500
+        refuse a trial whose loss on them exceeds the limit by more than two standard errors of the paired difference.
+
+        Args:
+            at_P: a vector whose loss is known.
+            loss: its loss on all of `samples`.
+            samples: the samples.
+        """
+        first = samples.part(0, SCREENED)
+        before_N = self.losses(at_P, first) if len(samples) >= SCREENING_PAYS * SCREENED else None
+
+        def loss_at(vector_P: Tensor, limit: float) -> float:
+            if before_N is not None:
+                changes_N = self.losses(vector_P, first) - before_N
+                error = (changes_N.std() / len(changes_N) ** 0.5).item()
+                if not loss + changes_N.mean().item() - REFUSED * error <= limit:  # NaN is refused
+                    return inf
+            return self.loss(vector_P, samples)
+
+        return loss_at
+
+    def model(self, vector_P: Tensor, samples: int, curved_P: Tensor) -> Model:
         """Return the quadratic model at a vector on the first samples.
 
         Args:
             vector_P: coordinates at which loss and gradient are computed.
             samples: number of samples.
             curved_P: coordinates at which the curvature is computed; an earlier vector saves its computation.
-            final: whether the curvature is the one that standard errors are computed from.
         """
-        whole = samples == len(self.samples.fitted)
-        accurate = final or (whole and (self.exact or samples <= EXACT_SAMPLES))
-        probes = self.probes if accurate else PROBES
+        probes = self.probes_for(samples)
 
         def key(at_P: Tensor) -> Any:
-            return at_P.numpy().tobytes(), curved_P.numpy().tobytes(), samples, probes
+            return at_P.numpy().tobytes(), samples, probes, curved_P.numpy().tobytes()
 
         if key(vector_P) not in self._models:
             same = torch.equal(vector_P, curved_P)
-            curvature = None if same else self.model(curved_P, samples, curved_P, final).curvature
+            curvature = None if same else self.model(curved_P, samples, curved_P).curvature
             sample = self.samples.fitted.part(0, samples)
-            model = model_at(self.problem, vector_P, sample, self.groups, probes, self.seed, curvature)
+            known = next((model for at, model in self._models.items() if at[:3] == key(vector_P)[:3]), None)
+            model = model_at(self.problem, vector_P, sample, self.groups, probes, self.seed, curvature, known)
             for other in self._models.keys() - {key(curved_P)}:
                 del self._models[other]
             self._models[key(vector_P)] = model
@@ -184,9 +220,13 @@ class Objective:
         P = len(self.problem.coordinates)
         return [torch.arange(P).unsqueeze(0)] if P <= DENSE else list(set_indices(self.net).values())
 
+    def probes_for(self, samples: int) -> int | None:
+        """Return the number of random probes per sample of the curvature of the first samples; None: it is exact."""
+        whole = samples == len(self.samples.fitted)
+        return self._accurate_probes if whole and (self.exact or samples <= EXACT_SAMPLES) else PROBES
+
     @cached_property
-    def probes(self) -> int | None:
-        """Number of random probes per sample of the final curvature and of standard errors; None: it is exact."""
+    def _accurate_probes(self) -> int | None:
         if len(self.groups) > 1 and not self.exact:
             return 1
         return None if self.exact else probes_for(self.problem, self.problem.coordinates.read(), self.samples.fitted)
@@ -195,6 +235,10 @@ class Objective:
     def _outputs_each(self) -> int:
         outputs = self.problem.outputs(self.problem.coordinates.read(), self.samples.fitted.part(0, 1))
         return max(1, outputs.numel())
+
+    @cached_property
+    def _losses(self) -> dict[Any, Tensor]:
+        return {}
 
     @cached_property
     def _models(self) -> dict[Any, Model]:

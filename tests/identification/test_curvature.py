@@ -119,6 +119,10 @@ def test_the_model_of_a_step_has_the_covariance_of_the_gradients() -> None:
     kept = model_at(problem, vector_P, images, groups, None, 0, curvature=[2 * model.curvature[0]])
     assert torch.equal(kept.gradient_P, model.gradient_P)
     assert torch.equal(kept.curvature[0], 2 * model.curvature[0])
+    renewed = model_at(problem, vector_P, images, groups, None, 0, known=kept)
+    assert (renewed.loss, renewed.labelled) == (model.loss, model.labelled)
+    assert torch.equal(renewed.gradient_P, model.gradient_P)
+    assert torch.equal(renewed.curvature[0], model.curvature[0])
 
 
 @pytest.mark.parametrize("name", ["probabilities", "mean squared error", "given"])
@@ -517,7 +521,7 @@ class Parabola:
 def test_the_damping_that_was_found_is_kept(damping: float, longest: float, following: float) -> None:
     """The loss is the parabola up to the longest step, and high beyond it."""
 
-    def loss(t_P: Tensor) -> float:
+    def loss(t_P: Tensor, limit: float = math.inf) -> float:
         return t_P.square().item() / 2 if 1 - t_P.item() <= longest else 9.0
 
     found = descend(Parabola(), loss, damping)  # type: ignore[arg-type]
@@ -525,5 +529,6 @@ def test_the_damping_that_was_found_is_kept(damping: float, longest: float, foll
     assert found.damping == pytest.approx(following)
     assert found.loss == loss(found.vector_P) < 0.5
     assert found.gained == pytest.approx(found.predicted)
-    assert descend(Parabola(), lambda t_P: 9.0, damping) is None  # type: ignore[arg-type]
-    assert descend(Parabola(), lambda t_P: math.nan, damping) is None  # type: ignore[arg-type]
+    assert descend(Parabola(), loss, damping, worth=0.51) is None  # type: ignore[arg-type]
+    assert descend(Parabola(), lambda t_P, limit: 9.0, damping) is None  # type: ignore[arg-type]
+    assert descend(Parabola(), lambda t_P, limit: math.nan, damping) is None  # type: ignore[arg-type]

@@ -144,6 +144,32 @@ def test_the_last_steps_are_on_all_samples_and_the_objective_falls(sharing: Any)
     json.dumps(result.as_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("constant", "value"),
+    [
+        ("aafit.identification.objective.SCREENING_PAYS", 10**9),  # every trial is computed on all samples
+        ("aafit.identification.objective.CACHED", 0),  # no loss is kept
+        ("aafit.identification.gauss_newton.KEPT_GRADIENTS", 0),  # gradients are computed again for the estimates
+    ],
+)
+def test_what_saves_time_changes_no_result(constant: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.cat([x for x, _ in problem(count=2700, size=2700)])
+    teacher = network({"act1": AHAF(2, 0.3), "act2": AHAF(0.8, 1.5)}, torch.float32).eval()
+    torch.manual_seed(0)
+    batches = [(x, torch.distributions.Categorical(logits=20 * teacher(x).detach()).sample())]
+
+    def steep() -> Any:
+        return network({"act1": AHAF.like("ReLU"), "act2": LEAF.like("ReLU")}, torch.float32)
+
+    fast = identify(steep(), batches)
+    # Some trials failed, which screening computes on the first samples only.
+    assert any(step.damping for step in fast.steps if step.samples == 2160)
+    monkeypatch.setattr(constant, value)
+    slow = identify(steep(), batches)
+    assert untimed(fast) == untimed(slow)
+    assert (fast.values, fast.gains) == (slow.values, slow.gains)
+
+
 def test_few_samples_are_all_fitted() -> None:
     result = identify(started(), problem(count=120, size=40))
     assert (result.samples, result.heldout_samples) == (120, 0)
