@@ -33,6 +33,7 @@ LEAST_SHARE = 0.01  # least actual decrease of an accepted step, relative to the
 POOR = 0.5  # actual decrease, relative to the predicted one, below which a shorter step is tried too
 LONGEST_STEP = 2.0  # longest step of a slope, in the coordinate t of `Coordinates`
 MOST_DISPERSED = 1e12
+LEAST_CURVED = 0.2  # least curvature along a step after its update, relative to the curvature before
 KEPT_GRADIENTS = 1 << 22  # most values of the per-sample gradients that are kept with a model: 32 MiB
 LEAST_PRIOR = 1e-9  # least average prior precision, relative to the curvature: fixes directions that no data determine
 
@@ -64,6 +65,22 @@ class Model:
         """Whether loss and derivatives are finite."""
         parts = (self.gradient_P, *self.curvature, *self.scatter)
         return math.isfinite(self.loss) and all(bool(part.isfinite().all()) for part in parts)
+
+    def updated(self, before: "Model", step_P: Tensor) -> "Model":
+        """Return the model with the curvature of `before`, updated by the change of the gradient over a step.
+
+        It is the BFGS update, damped so that the curvature stays positive (Powell 1978,
+        https://doi.org/10.1007/BFb0067703).
+        """
+        curvature_PP = before.curvature[0][0]
+        change_P, expected_P = self.gradient_P - before.gradient_P, curvature_PP @ step_P
+        found, curved = (step_P @ change_P).item(), (step_P @ expected_P).item()
+        if not curved > 0:
+            return self
+        share = 1.0 if found >= LEAST_CURVED * curved else (1 - LEAST_CURVED) * curved / (curved - found)
+        change_P = share * change_P + (1 - share) * expected_P
+        update_PP = torch.outer(change_P, change_P) / (step_P @ change_P) - torch.outer(expected_P, expected_P) / curved
+        return replace(self, curvature=[(curvature_PP + update_PP).unsqueeze(0)])
 
     def curved(self, step_P: Tensor) -> float:
         """Return step^T H step with the block-diagonal curvature H: without terms that mix groups."""

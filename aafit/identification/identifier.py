@@ -180,9 +180,8 @@ class Identifier:
         prior, n = self.objective.prior(state.mean_P), len(self.objective.samples.fitted)
         whole, to_weigh = state.samples == n, self.prior == "auto" and not state.weighed
         # On a subset the curvature is cheap, so it is computed again after every step.
-        curved_P = state.vector_P if state.curved_P is None or not whole else state.curved_P
-        state = replace(state, curved_P=curved_P)
-        model = self.objective.model(state.vector_P, state.samples, curved_P)
+        path = (*state.path, state.vector_P)
+        model = self.objective.model(path, state.samples)
         if not model.is_finite:
             raise UserError(
                 "The loss of the network is not finite: start from other values of the activations, or give the "
@@ -195,11 +194,10 @@ class Identifier:
         # If the quadratic model is wrong, as for the slope of a ReLU, the decrement never becomes small enough.
         stalled = whole and state.rounds > 2 and max(last) * per_sample < SETTLED
         done = stalled or sum(step.phase == "joint" for step in state.steps) >= self.steps
-        accepted = None
+        accepted, fresh = None, len(path) == 1
         enough = self._enough(posterior, whole and not to_weigh)
         if not done and decrement >= enough:
             sample = self.objective.samples.fitted.part(0, state.samples)
-            fresh = torch.equal(curved_P, state.vector_P)
             accepted = descend(
                 posterior,
                 self.objective.screened(state.vector_P, model.loss, sample),
@@ -208,7 +206,7 @@ class Identifier:
                 *([] if fresh else [state.damping]),
             )
             if accepted is None and not fresh:
-                return replace(state, curved_P=None)
+                return replace(state, path=())
         if accepted is not None:
             step = Step(
                 len(state.steps),
@@ -220,18 +218,22 @@ class Identifier:
                 accepted.predicted,
                 accepted.gained,
             )
-            poor = abs(accepted.gained / accepted.predicted - 1) > TRUSTED or len(self.objective.groups) > 1
+            # An updated curvature learns from a step that the old one predicted poorly.
+            poor = abs(accepted.gained / accepted.predicted - 1) > TRUSTED and not self.objective.updates(n)
             return replace(
                 state,
                 vector_P=accepted.vector_P,
-                curved_P=None if poor else state.curved_P,
+                path=path if whole and not poor and len(self.objective.groups) == 1 else (),
                 damping=accepted.damping,
                 steps=(*state.steps, step),
             )
         if not whole:
             # The result is evaluated on all samples even if the maximum number of steps was taken on a subset.
             larger = n if done else LARGER * state.samples
-            return replace(state, samples=n if 1.5 * larger > n else larger, rounds=0, damping=0.0, curved_P=None)
+            return replace(state, samples=n if 1.5 * larger > n else larger, rounds=0, damping=0.0, path=())
+        if not fresh and self.objective.updates(n):
+            # The estimates need the curvature itself: updates by few steps may be far from it in other directions.
+            return replace(state, path=())
         if done and not stalled:
             state = replace(state, messages=(*state.messages, f"joint: stopped after {self.steps} steps"))
         elif to_weigh:
@@ -388,7 +390,7 @@ class Identifier:
         strength = replace(state.strength, weight=WEIGHTS[0]) if self.prior == "auto" else state.strength
         n = len(self.objective.samples.fitted)
         state = replace(state, samples=n)
-        model = self.objective.model(state.vector_P, n, state.vector_P)
+        model = self.objective.model((state.vector_P,), n)
         posterior = self.objective.posterior(state, model, strength, state.dispersion)
         shift_P = -posterior.block_step()  # from the optimum under this prior, by the quadratic model, to the result
         coordinates, probes = self.objective.problem.coordinates, self.objective.probes_for(n)

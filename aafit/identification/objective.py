@@ -104,29 +104,37 @@ class Objective:
 
         return loss_at
 
-    def model(self, vector_P: Tensor, samples: int, curved_P: Tensor) -> Model:
-        """Return the quadratic model at a vector on the first samples.
+    def model(self, path: tuple[Tensor, ...], samples: int) -> Model:
+        """Return the quadratic model at the last vector of a path of steps, on the first samples.
+
+        The curvature is computed at the first vector only. From more than 1,000 samples each further step updates it by
+        the change of the gradient; with fewer the change is mostly their noise.
 
         Args:
-            vector_P: coordinates at which loss and gradient are computed.
+            path: the coordinates, (P,) each.
             samples: number of samples.
-            curved_P: coordinates at which the curvature is computed; an earlier vector saves its computation.
         """
         probes = self.probes_for(samples)
 
-        def key(at_P: Tensor) -> Any:
-            return at_P.numpy().tobytes(), samples, probes, curved_P.numpy().tobytes()
+        def key(path: tuple[Tensor, ...]) -> Any:
+            return samples, probes, *(vector_P.numpy().tobytes() for vector_P in path)
 
-        if key(vector_P) not in self._models:
-            same = torch.equal(vector_P, curved_P)
-            curvature = None if same else self.model(curved_P, samples, curved_P).curvature
-            sample = self.samples.fitted.part(0, samples)
-            known = next((model for at, model in self._models.items() if at[:3] == key(vector_P)[:3]), None)
+        if key(path) not in self._models:
+            before = self.model(path[:-1], samples) if len(path) > 1 else None
+            sample, vector_P = self.samples.fitted.part(0, samples), path[-1]
+            known = next((model for at, model in self._models.items() if (*at[:2], at[-1]) == key((vector_P,))), None)
+            curvature = None if before is None else before.curvature
             model = model_at(self.problem, vector_P, sample, self.groups, probes, self.seed, curvature, known)
-            for other in self._models.keys() - {key(curved_P)}:
+            if before is not None and self.updates(samples):
+                model = model.updated(before, vector_P - path[-2])
+            for other in self._models.keys() - {key(path[:-1])}:
                 del self._models[other]
-            self._models[key(vector_P)] = model
-        return self._models[key(vector_P)]
+            self._models[key(path)] = model
+        return self._models[key(path)]
+
+    def updates(self, samples: int) -> bool:
+        """Return whether steps update the curvature on the first samples, see `model`."""
+        return samples > EXACT_SAMPLES
 
     def posterior(self, state: State, model: Model, strength: Strength, dispersion: float) -> Posterior:
         """Return the quadratic model of the log-posterior at the state's vector."""

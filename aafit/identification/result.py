@@ -111,7 +111,7 @@ class State:
         damping: Damping of the next joint step.
         rounds: Number of vectors at which the prior's strength was updated on these samples.
         weighed: Whether the weight of the prior has been selected.
-        curved_P: Coordinates at which the curvature of the next step is computed; None: `vector_P`.
+        path: The coordinates before `vector_P` since the curvature was last computed, which was at the first ones.
         matched: The errors of the matched layers.
         folds: For each finished fold of the cross-validation the gain of its samples.
         gains: The gain of the result; empty before the end, and if the result is the initial parameters.
@@ -129,7 +129,7 @@ class State:
     damping: float = 0.0
     rounds: int = 0
     weighed: bool = False
-    curved_P: Tensor | None = None
+    path: tuple[Tensor, ...] = ()
     matched: tuple[Matched, ...] = ()
     folds: tuple[tuple[float, ...], ...] = ()
     gains: tuple[Gain, ...] = ()
@@ -140,9 +140,9 @@ class State:
         content = {
             name: getattr(self, name) for name in ("phase", "samples", "dispersion", "damping", "rounds", "weighed")
         }
-        for name in ("vector_P", "start_P", "mean_P", "curved_P"):
-            vector_P = getattr(self, name)
-            content[name.removesuffix("_P")] = None if vector_P is None else vector_P.tolist()
+        for name in ("vector_P", "start_P", "mean_P"):
+            content[name.removesuffix("_P")] = getattr(self, name).tolist()
+        content["path"] = [vector_P.tolist() for vector_P in self.path]
         for name in ("steps", "matched", "gains"):
             content[name] = [asdict(row) for row in getattr(self, name)]
         content["folds"] = [list(fold) for fold in self.folds]
@@ -157,7 +157,7 @@ class State:
             vector_P=_vector(content["vector"]),
             start_P=_vector(content["start"]),
             mean_P=_vector(content["mean"]),
-            curved_P=_vector(content["curved"]),
+            path=tuple(map(_vector, content["path"])),
             strength=Strength(strength["weight"], tuple(strength["smoothness"])),
             steps=tuple(Step(**row) for row in content["steps"]),
             matched=tuple(Matched(**row) for row in content["matched"]),
@@ -167,8 +167,8 @@ class State:
         )
 
 
-def _vector(values: Any) -> Any:
-    return None if values is None else torch.tensor(values, dtype=torch.float64)
+def _vector(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from aafit.activations import AHAF, LEAF, AdaptiveActivation, FNeuron
 from aafit.errors import UserError
 from aafit.identification.coordinates import Coordinates
 from aafit.identification.damped_steps import KrylovSteps, dense_step
-from aafit.identification.gauss_newton import descend, model_at
+from aafit.identification.gauss_newton import Model, descend, model_at
 from aafit.identification.problem import Problem, Quadratic
 from aafit.identification.samples import load_samples
 from aafit.networks.adaptive import adaptive_parameters
@@ -488,6 +488,29 @@ def test_what_nothing_depends_on_does_not_move(damping: float) -> None:
     nothing_P = torch.zeros(5).double()
     assert torch.equal(dense_step(nothing_P, torch.zeros(5, 5).double(), damping), nothing_P)
     assert torch.equal(KrylovSteps(nothing_P, torch.zeros_like, nothing_P)(damping), nothing_P)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), share=st.floats(-1, 3))
+def test_a_step_updates_the_curvature_by_the_change_of_the_gradient(seed: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    root_PP, step_P, noise_P = (torch.randn(*shape, generator=generator).double() for shape in ((4, 4), (4,), (4,)))
+    before_PP = root_PP @ root_PP.T + 0.1 * torch.eye(4).double()
+    curved = (step_P @ before_PP @ step_P).item()
+    # A change of the gradient whose part along the step is `share` of what the curvature implies.
+    change_P = noise_P + step_P * (share * curved - noise_P @ step_P) / step_P.square().sum()
+
+    def model(gradient_P: Tensor) -> Model:
+        return Model([torch.arange(4).unsqueeze(0)], 0.0, gradient_P, [before_PP.unsqueeze(0)], [], 100, 100)
+
+    start_P = torch.zeros(4).double()
+    updated_PP = model(change_P).updated(model(start_P), step_P).curvature[0][0]
+    assert torch.allclose(updated_PP, updated_PP.T)
+    assert torch.linalg.eigvalsh(updated_PP).min() > 0
+    found = (step_P @ updated_PP @ step_P).item()
+    assert found == pytest.approx(max(share, 0.2) * curved, rel=1e-6)
+    if share >= 0.2:
+        assert torch.allclose(updated_PP @ step_P, change_P, rtol=1e-6, atol=1e-9)
 
 
 class Parabola:

@@ -144,6 +144,30 @@ def test_the_last_steps_are_on_all_samples_and_the_objective_falls(sharing: Any)
     json.dumps(result.as_dict(), allow_nan=False)
 
 
+def steep() -> Any:
+    return network({"act1": AHAF.like("ReLU"), "act2": LEAF.like("ReLU")}, torch.float32)
+
+
+def labels_for_steep() -> list[tuple[Tensor, Tensor]]:
+    """2,700 samples, of which 2,160 are fitted, for which some steps of `steep` fail at first."""
+    x = torch.cat([x for x, _ in problem(count=2700, size=2700)])
+    teacher = network({"act1": AHAF(2, 0.3), "act2": AHAF(0.8, 1.5)}, torch.float32).eval()
+    torch.manual_seed(0)
+    return [(x, torch.distributions.Categorical(logits=20 * teacher(x).detach()).sample())]
+
+
+def test_a_stopped_identification_updates_the_same_curvature() -> None:
+    batches, seen = labels_for_steep(), list[State]()
+    whole = identify(steep(), batches, after_step=seen.append)
+    updated = max(seen, key=lambda state: len(state.path))
+    assert updated.path
+    assert updated.samples == 2160
+    again = steep()
+    result = identify(again, batches, state=State.from_dict(json.loads(json.dumps(updated.as_dict()))))
+    assert untimed(result) == untimed(whole)
+    assert (result.values, result.gains) == (whole.values, whole.gains)
+
+
 @pytest.mark.parametrize(
     ("constant", "value"),
     [
@@ -153,14 +177,7 @@ def test_the_last_steps_are_on_all_samples_and_the_objective_falls(sharing: Any)
     ],
 )
 def test_what_saves_time_changes_no_result(constant: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.cat([x for x, _ in problem(count=2700, size=2700)])
-    teacher = network({"act1": AHAF(2, 0.3), "act2": AHAF(0.8, 1.5)}, torch.float32).eval()
-    torch.manual_seed(0)
-    batches = [(x, torch.distributions.Categorical(logits=20 * teacher(x).detach()).sample())]
-
-    def steep() -> Any:
-        return network({"act1": AHAF.like("ReLU"), "act2": LEAF.like("ReLU")}, torch.float32)
-
+    batches = labels_for_steep()
     fast = identify(steep(), batches)
     # Some trials failed, which screening computes on the first samples only.
     assert any(step.damping for step in fast.steps if step.samples == 2160)
