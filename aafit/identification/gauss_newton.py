@@ -23,7 +23,8 @@ DENSE = 2000
 """Number of parameters up to which the curvature is a matrix."""
 
 CURVATURE_SAMPLES = 2000
-"""Number of samples that a curvature is computed from, at most, rounded up to whole batches."""
+CURVATURE_SHARE = 20
+"""Number of samples that a curvature is computed from, at most: 2,000, or 20 for each parameter if that is more."""
 
 FIRST_DAMPING = 1e-3  # damping after an undamped step has failed
 LEAST_DAMPING = 1e-6  # damping below which a step is not damped at all
@@ -33,8 +34,9 @@ LEAST_SHARE = 0.01  # least actual decrease of an accepted step, relative to the
 POOR = 0.5  # actual decrease, relative to the predicted one, below which a shorter step is tried too
 LONGEST_STEP = 2.0  # longest step of a slope, in the coordinate t of `Coordinates`
 MOST_DISPERSED = 1e12
-LEAST_CURVED = 0.2  # least curvature along a step after its update, relative to the curvature before
-KEPT_GRADIENTS = 1 << 22  # most values of the per-sample gradients that are kept with a model: 32 MiB
+LEAST_CURVATURE = 0.2  # least curvature along a step after its update, relative to the curvature before
+ROUNDED = 1e-6  # least cosine of a step and the change of the gradient over it that is not only rounding
+MOST_GRADIENTS = 1 << 22  # samples times parameters up to which a model keeps its per-sample gradients (32 MiB)
 LEAST_PRIOR = 1e-9  # least average prior precision, relative to the curvature: fixes directions that no data determine
 
 
@@ -74,12 +76,16 @@ class Model:
         """
         curvature_PP = before.curvature[0][0]
         change_P, expected_P = self.gradient_P - before.gradient_P, curvature_PP @ step_P
-        found, curved = (step_P @ change_P).item(), (step_P @ expected_P).item()
-        if not curved > 0:
-            return self
-        share = 1.0 if found >= LEAST_CURVED * curved else (1 - LEAST_CURVED) * curved / (curved - found)
+        along, expected_along = (step_P @ change_P).item(), (step_P @ expected_P).item()
+        if not expected_along > ROUNDED * step_P.norm().item() * expected_P.norm().item():
+            return self  # the loss is not curved along the step
+        least = LEAST_CURVATURE * expected_along
+        share = 1.0 if along >= least else (expected_along - least) / (expected_along - along)
         change_P = share * change_P + (1 - share) * expected_P
-        update_PP = torch.outer(change_P, change_P) / (step_P @ change_P) - torch.outer(expected_P, expected_P) / curved
+        along = (step_P @ change_P).item()
+        if not along > ROUNDED * step_P.norm().item() * change_P.norm().item():
+            return self
+        update_PP = torch.outer(change_P, change_P) / along - torch.outer(expected_P, expected_P) / expected_along
         return replace(self, curvature=[(curvature_PP + update_PP).unsqueeze(0)])
 
     def curved(self, step_P: Tensor) -> float:
@@ -109,15 +115,17 @@ def model_at(
         probes: None for the exact curvature; else the number of random probes per sample of an unbiased estimate.
         seed: seed of the random probes.
         curvature: blocks that were computed near the vector, which saves their computation. If None, they are computed
-            from the first CURVATURE_SAMPLES samples, rounded up to whole batches.
-        known: a model at this vector with another curvature, which saves all other derivatives.
+            from the first samples, at most CURVATURE_SAMPLES or CURVATURE_SHARE for each coordinate, rounded up to
+            whole batches.
+        known: a model at this vector with another curvature, whose loss, gradient and scatter are reused.
     """
     derivatives_P, generator = problem.coordinates.derivatives(vector_P), torch.Generator().manual_seed(seed)
     gradient_P, total, labelled, scatter = torch.zeros_like(vector_P), 0.0, 0, _zeros(groups)
     blocks, curved, seen = _zeros(groups), 0, 0
-    kept: list[Tensor] | None = [] if len(samples) * len(vector_P) <= KEPT_GRADIENTS else None
+    most = max(CURVATURE_SAMPLES, CURVATURE_SHARE * len(vector_P))
+    kept: list[Tensor] | None = [] if len(samples) * len(vector_P) <= MOST_GRADIENTS else None
     for batch in problem.predictor.batches(samples):
-        wanted = curvature is None and seen < CURVATURE_SAMPLES
+        wanted = curvature is None and seen < most
         if known is not None and not wanted:
             break
         rows = problem.rows(vector_P, batch, probes, generator)
@@ -249,7 +257,7 @@ class Posterior:
     def gradients(self) -> Iterator[Tensor]:
         """Yield the per-sample gradients of the loss by batch, (B, P): those of the model, or computed again."""
         if self.model.gradients_NP is not None:
-            yield self.model.gradients_NP
+            yield from self.model.gradients_NP.split(self.problem.predictor.batch_size or len(self.samples))
             return
         derivatives_P, generator = self.problem.coordinates.derivatives(self.vector_P), torch.Generator()
         for batch in self.problem.predictor.batches(self.samples):
@@ -349,7 +357,7 @@ def descend(
     posterior: Posterior,
     loss_at: Callable[[Tensor, float], float],
     damping: float,
-    worth: float = 0.0,
+    least_predicted: float = 0.0,
     most: float = MOST_DAMPED,
 ) -> Accepted | None:
     """Search for a step that decreases the objective on its samples.
@@ -360,14 +368,14 @@ def descend(
 
     Args:
         posterior: the quadratic model of the objective at the current vector.
-        loss_at: returns the loss at another vector, on the same samples; it may return inf if the loss exceeds a limit,
-            its second argument, up to which the objective would decrease.
+        loss_at: returns the loss at a vector on the same samples. Its second argument is the loss above which the
+            trial fails; it may return inf for a loss that is probably higher.
         damping: damping of the first trial.
-        worth: least predicted decrease of a step that is tried: more damping makes steps smaller.
+        least_predicted: least predicted decrease of a step that is tried.
         most: largest damping to try.
 
     Returns:
-        The step, or None if no damping up to `most` leads to one.
+        The step, or None if no damping up to `most` leads to one with enough predicted and actual decrease.
     """
 
     def tried(step_P: Tensor) -> tuple[float, float]:
@@ -380,9 +388,8 @@ def descend(
     while damping <= most:
         step_P = posterior.step(damping)
         slope, predicted = -(posterior.gradient_P @ step_P).item(), posterior.predicted(step_P)
-        if not predicted >= worth:
-            return None
-        loss, gained = tried(step_P)
+        # With bounded slopes, more damping may predict a larger decrease.
+        loss, gained = tried(step_P) if predicted >= least_predicted else (math.inf, -math.inf)
         # NaN fails every comparison, so that it is never accepted.
         if predicted > 0 and gained > LEAST_SHARE * predicted:
             if gained >= POOR * predicted and damping == first:

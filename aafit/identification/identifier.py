@@ -36,8 +36,7 @@ OUTPUTS_FOR_SLOPES = 1 << 18  # number of outputs, at most, on which the effect 
 FIRST_SUBSET = 500  # number of samples of the first joint steps
 LARGER = 8  # factor by which the subset grows once the steps on it have converged
 TRUSTED = 0.25  # relative error of the predicted decrease up to which the next step uses the same curvature
-SETTLED = 0.05  # decrease of the negative log-posterior that is not worth a step (a third of a standard error): the
-# search ends where the Newton decrement is less, and after two steps that both achieved less
+SETTLED = 0.05  # least decrease of the negative log-posterior of a step: a third of a standard error
 SHARE_OF_NOISE = 0.02  # Newton decrement for each effective parameter at which the last steps end
 SHARE_OF_PART = 0.25  # the same for steps on a subset, and for those before the prior's weight is selected
 NOT_NOISY = 0.01  # Newton decrement for each sample at which steps end if the targets are the base network's outputs
@@ -176,10 +175,9 @@ class Identifier:
         return self._moved(replace(after, matched=matched), "layers", vector_P, objective.few, message)
 
     def _joint(self, state: State) -> State:
-        """Take one damped step of all parameters, enlarge the subset, select the prior's weight, or end."""
+        """Take a damped step of all parameters, renew the curvature, enlarge the subset, select the weight, or end."""
         prior, n = self.objective.prior(state.mean_P), len(self.objective.samples.fitted)
         whole, to_weigh = state.samples == n, self.prior == "auto" and not state.weighed
-        # On a subset the curvature is cheap, so it is computed again after every step.
         path = (*state.path, state.vector_P)
         model = self.objective.model(path, state.samples)
         if not model.is_finite:
@@ -187,6 +185,7 @@ class Identifier:
                 "The loss of the network is not finite: start from other values of the activations, or give the "
                 "network that it was made from as base=, so that they can be matched to it."
             )
+        renewed = replace(state, path=())
         state, posterior = self._adapted(state, prior, model)
         per_sample = state.samples / state.dispersion
         decrement = posterior.decrement() * per_sample
@@ -206,7 +205,9 @@ class Identifier:
                 *([] if fresh else [state.damping]),
             )
             if accepted is None and not fresh:
-                return replace(state, path=())
+                return renewed
+            if accepted is None and state.damping:
+                return replace(renewed, damping=0.0)  # the damping was found at another vector
         if accepted is not None:
             step = Step(
                 len(state.steps),
@@ -218,11 +219,14 @@ class Identifier:
                 accepted.predicted,
                 accepted.gained,
             )
-            # An updated curvature learns from a step that the old one predicted poorly.
-            poor = abs(accepted.gained / accepted.predicted - 1) > TRUSTED and not self.objective.updates(n)
+            poor = abs(accepted.gained / accepted.predicted - 1) > TRUSTED
+            # An update corrects the curvature along a step that was predicted poorly, but does not end the search alone.
+            if self.objective.updates_curvature(n):
+                poor = poor and accepted.gained * per_sample < SETTLED
             return replace(
                 state,
                 vector_P=accepted.vector_P,
+                # On a subset the curvature is cheap, so it is computed again after every step.
                 path=path if whole and not poor and len(self.objective.groups) == 1 else (),
                 damping=accepted.damping,
                 steps=(*state.steps, step),
@@ -231,9 +235,9 @@ class Identifier:
             # The result is evaluated on all samples even if the maximum number of steps was taken on a subset.
             larger = n if done else LARGER * state.samples
             return replace(state, samples=n if 1.5 * larger > n else larger, rounds=0, damping=0.0, path=())
-        if not fresh and self.objective.updates(n):
-            # The estimates need the curvature itself: updates by few steps may be far from it in other directions.
-            return replace(state, path=())
+        if not fresh and self.objective.updates_curvature(n):
+            # The estimates need the curvature itself: after a few updates it may be wrong in other directions.
+            return renewed
         if done and not stalled:
             state = replace(state, messages=(*state.messages, f"joint: stopped after {self.steps} steps"))
         elif to_weigh:

@@ -93,16 +93,15 @@ def identify(
             cross-validation, which takes up to five times as long as the identification.
         curvature: how to compute the curvature on all samples: "exact", with one backward pass for each output, or
             "sampled", from two random probes per sample, which is exact in expectation. For up to 1,000 samples
-            and 2,000 parameters "sampled" takes more probes, and is exact for up to 16 outputs. Steps on a subset
-            always take two probes.
+            and 2,000 parameters "sampled" takes 8 probes, or 2 above 4,096 outputs, and is exact for up to 16 outputs.
+            Steps on a subset always take two probes.
         budget: how much the outputs may change when slopes are lowered, see `smooth_start`; 0 keeps the slopes.
         memory: bytes that the samples and the outputs of the frozen prefix may take.
         batch_size: samples per forward pass; by default the size of the largest batch, at most 128.
         precision: precision of the forward passes, as for `tune`.
         seed: seed of the order of the samples and of the random probes.
-        errors: whether to compute standard errors, for up to 2,000 parameters. They take one curvature of up to 4,000
-            samples: exact for up to 16 outputs per sample or with curvature="exact", else from 8 random probes per
-            sample, or 2 above 4,096 outputs.
+        errors: whether to compute standard errors, for up to 2,000 parameters. They take a curvature of up to 2,000
+            samples, or 20 for each parameter if that is more, with the probes that `curvature` says.
         state: the state to resume from, as `after_step` received it; all other arguments must be the same.
         after_step: called with the state before the first step and after each.
         verbose: whether to show the progress: a bar on a terminal and in a notebook, a line a step elsewhere.

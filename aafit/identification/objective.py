@@ -1,6 +1,6 @@
 """The function that an identification minimizes, loss plus prior, with its quadratic models.
 
-The last models are cached, because several parts of a step use them. Begin with `Objective`.
+The last models and losses are cached, because several parts of a step use them. Begin with `Objective`.
 """
 
 from collections.abc import Callable
@@ -28,12 +28,12 @@ from aafit.training.predictor import Predictor
 FEW = 256  # samples that suffice to match a layer or to measure the effect of a slope
 MOST_OUTPUTS = 1 << 20  # most outputs of these samples together: fewer samples if sequences are long or maps large
 LEAST_FEW = 8
-EXACT_SAMPLES = 1000  # number of samples up to which the curvature on all samples takes `Objective.probes`
+EXACT_SAMPLES = 1000  # number of fitted samples up to which the curvature is accurate, see `Objective.probes_for`
 PROBES = 2  # random probes per sample of any other curvature: many samples make up for few probes
 SCREENED = 500  # number of samples on which the trials of a step are screened
-SCREENING_PAYS = 4  # multiple of it, in samples, from which they are screened
-REFUSED = 2.0  # standard errors above the limit at which the screened samples refuse a trial
-CACHED = 8  # vectors whose losses on all fitted or held-out samples are kept
+SCREENED_FROM = 2000  # least number of samples of a step whose trials are screened
+REJECTED = 3.0  # standard errors above the limit from which a trial is rejected
+CACHED = 8  # number of cached results of `Objective.losses`
 COLLAPSED = 0.05  # share of the expected standard deviation of the predictions below which a network has collapsed
 CERTAIN = 0.4  # least standard deviation of a useful network's probabilities, relative to that of one-hot labels
 
@@ -81,24 +81,25 @@ class Objective:
         return self.losses(vector_P, samples).mean().item()
 
     def screened(self, at_P: Tensor, loss: float, samples: Batch) -> Callable[[Tensor, float], float]:
-        """Return a function of a vector and a limit that returns the loss, or inf if it exceeds the limit by far.
+        """Return a function of a vector and a limit: the loss, or inf if few samples show that it exceeds the limit.
 
-        Most trials that fail do so by far more than the noise of a few samples: from 2,000 samples on, the first 500
-        refuse a trial whose loss on them exceeds the limit by more than two standard errors of the paired difference.
+        From 2,000 samples on, a trial is first evaluated on the last 500. It is rejected if its loss there exceeds the
+        limit by more than three standard errors of the paired difference from `at_P`.
 
         Args:
             at_P: a vector whose loss is known.
             loss: its loss on all of `samples`.
             samples: the samples.
         """
-        first = samples.part(0, SCREENED)
-        before_N = self.losses(at_P, first) if len(samples) >= SCREENING_PAYS * SCREENED else None
+        # Not the first ones: the steps on a subset have fitted these, and a better vector for all may be worse there.
+        last = samples.part(len(samples) - SCREENED, len(samples))
+        before_N = self.losses(at_P, last) if len(samples) >= SCREENED_FROM else None
 
         def loss_at(vector_P: Tensor, limit: float) -> float:
             if before_N is not None:
-                changes_N = self.losses(vector_P, first) - before_N
+                changes_N = self.losses(vector_P, last) - before_N
                 error = (changes_N.std() / len(changes_N) ** 0.5).item()
-                if not loss + changes_N.mean().item() - REFUSED * error <= limit:  # NaN is refused
+                if not loss + changes_N.mean().item() - REJECTED * error <= limit:  # NaN is rejected
                     return inf
             return self.loss(vector_P, samples)
 
@@ -107,8 +108,9 @@ class Objective:
     def model(self, path: tuple[Tensor, ...], samples: int) -> Model:
         """Return the quadratic model at the last vector of a path of steps, on the first samples.
 
-        The curvature is computed at the first vector only. From more than 1,000 samples each further step updates it by
-        the change of the gradient; with fewer the change is mostly their noise.
+        The curvature is computed at the first vector. With more than 1,000 samples each further step updates it by the
+        change of the gradient. With fewer it stays: an update brings in what the Hessian of their loss has beyond the
+        Gauss-Newton matrix, and from few samples the prior's weight was then selected worse (benchmarks/digits.py).
 
         Args:
             path: the coordinates, (P,) each.
@@ -120,21 +122,23 @@ class Objective:
             return samples, probes, *(vector_P.numpy().tobytes() for vector_P in path)
 
         if key(path) not in self._models:
-            before = self.model(path[:-1], samples) if len(path) > 1 else None
+            # Only updates need the gradients at all vectors of the path.
+            earlier = path[:-1] if self.updates_curvature(samples) else path[:-1][:1]
+            before = self.model(earlier, samples) if earlier else None
             sample, vector_P = self.samples.fitted.part(0, samples), path[-1]
             known = next((model for at, model in self._models.items() if (*at[:2], at[-1]) == key((vector_P,))), None)
             curvature = None if before is None else before.curvature
             model = model_at(self.problem, vector_P, sample, self.groups, probes, self.seed, curvature, known)
-            if before is not None and self.updates(samples):
+            if before is not None and self.updates_curvature(samples):
                 model = model.updated(before, vector_P - path[-2])
-            for other in self._models.keys() - {key(path[:-1])}:
+            for other in self._models.keys() - {key(earlier)}:
                 del self._models[other]
             self._models[key(path)] = model
         return self._models[key(path)]
 
-    def updates(self, samples: int) -> bool:
-        """Return whether steps update the curvature on the first samples, see `model`."""
-        return samples > EXACT_SAMPLES
+    def updates_curvature(self, samples: int) -> bool:
+        """Return whether steps on the first samples update the curvature, see `model`."""
+        return samples > EXACT_SAMPLES and len(self.groups) == 1
 
     def posterior(self, state: State, model: Model, strength: Strength, dispersion: float) -> Posterior:
         """Return the quadratic model of the log-posterior at the state's vector."""

@@ -111,7 +111,8 @@ class State:
         damping: Damping of the next joint step.
         rounds: Number of vectors at which the prior's strength was updated on these samples.
         weighed: Whether the weight of the prior has been selected.
-        path: The coordinates before `vector_P` since the curvature was last computed, which was at the first ones.
+        path: The vectors before `vector_P`, oldest first, since the curvature was computed at the first of them; if
+            empty, it is computed at `vector_P`.
         matched: The errors of the matched layers.
         folds: For each finished fold of the cross-validation the gain of its samples.
         gains: The gain of the result; empty before the end, and if the result is the initial parameters.

@@ -552,6 +552,6 @@ def test_the_damping_that_was_found_is_kept(damping: float, longest: float, foll
     assert found.damping == pytest.approx(following)
     assert found.loss == loss(found.vector_P) < 0.5
     assert found.gained == pytest.approx(found.predicted)
-    assert descend(Parabola(), loss, damping, worth=0.51) is None  # type: ignore[arg-type]
+    assert descend(Parabola(), loss, damping, least_predicted=0.51) is None  # type: ignore[arg-type]
     assert descend(Parabola(), lambda t_P, limit: 9.0, damping) is None  # type: ignore[arg-type]
     assert descend(Parabola(), lambda t_P, limit: math.nan, damping) is None  # type: ignore[arg-type]

@@ -144,25 +144,25 @@ def test_the_last_steps_are_on_all_samples_and_the_objective_falls(sharing: Any)
     json.dumps(result.as_dict(), allow_nan=False)
 
 
-def steep() -> Any:
+def steep_network() -> Any:
     return network({"act1": AHAF.like("ReLU"), "act2": LEAF.like("ReLU")}, torch.float32)
 
 
-def labels_for_steep() -> list[tuple[Tensor, Tensor]]:
-    """2,700 samples, of which 2,160 are fitted, for which some steps of `steep` fail at first."""
+def labels_for_steep_network() -> list[tuple[Tensor, Tensor]]:
+    """2,700 samples, of which 2,160 are fitted, for which some steps of `steep_network` fail at first."""
     x = torch.cat([x for x, _ in problem(count=2700, size=2700)])
     teacher = network({"act1": AHAF(2, 0.3), "act2": AHAF(0.8, 1.5)}, torch.float32).eval()
     torch.manual_seed(0)
     return [(x, torch.distributions.Categorical(logits=20 * teacher(x).detach()).sample())]
 
 
-def test_a_stopped_identification_updates_the_same_curvature() -> None:
-    batches, seen = labels_for_steep(), list[State]()
-    whole = identify(steep(), batches, after_step=seen.append)
+def test_resuming_rebuilds_the_updated_curvature() -> None:
+    batches, seen = labels_for_steep_network(), list[State]()
+    whole = identify(steep_network(), batches, after_step=seen.append)
     updated = max(seen, key=lambda state: len(state.path))
     assert updated.path
     assert updated.samples == 2160
-    again = steep()
+    again = steep_network()
     result = identify(again, batches, state=State.from_dict(json.loads(json.dumps(updated.as_dict()))))
     assert untimed(result) == untimed(whole)
     assert (result.values, result.gains) == (whole.values, whole.gains)
@@ -171,20 +171,39 @@ def test_a_stopped_identification_updates_the_same_curvature() -> None:
 @pytest.mark.parametrize(
     ("constant", "value"),
     [
-        ("aafit.identification.objective.SCREENING_PAYS", 10**9),  # every trial is computed on all samples
+        ("aafit.identification.objective.SCREENED_FROM", 10**9),  # every trial is computed on all samples
         ("aafit.identification.objective.CACHED", 0),  # no loss is kept
-        ("aafit.identification.gauss_newton.KEPT_GRADIENTS", 0),  # gradients are computed again for the estimates
+        ("aafit.identification.gauss_newton.MOST_GRADIENTS", 0),  # gradients are computed again for the estimates
     ],
 )
-def test_what_saves_time_changes_no_result(constant: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    batches = labels_for_steep()
-    fast = identify(steep(), batches)
-    # Some trials failed, which screening computes on the first samples only.
+def test_screening_and_caches_change_no_result(constant: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = labels_for_steep_network()
+    fast = identify(steep_network(), batches)
+    # Some trials failed on all samples, of which screening evaluates the last ones only.
     assert any(step.damping for step in fast.steps if step.samples == 2160)
     monkeypatch.setattr(constant, value)
-    slow = identify(steep(), batches)
+    slow = identify(steep_network(), batches)
     assert untimed(fast) == untimed(slow)
     assert (fast.values, fast.gains) == (slow.values, slow.gains)
+
+
+def test_screening_does_not_take_the_samples_of_the_first_steps() -> None:
+    """192 parameters are fitted so closely to the first 500 samples that a better fit to all is worse on these."""
+    torch.manual_seed(0)
+    x, first, last = torch.randn(2600, 20), nn.Linear(20, 48), nn.Linear(48, 5)
+    teacher = nn.Sequential(first, LEAF.like("SiLU", (48,)), last)
+    with torch.no_grad():
+        last.weight.mul_(12)
+        for parameter in adaptive_parameters(teacher).values():
+            parameter.add_(0.4 * torch.randn_like(parameter))
+        y = torch.distributions.Categorical(logits=teacher(x)).sample()
+    found = []
+    for screened_from in (2000, 10**9):
+        net = nn.Sequential(first, LEAF.like("SiLU", (48,)), last)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("aafit.identification.objective.SCREENED_FROM", screened_from)
+            found.append(identify(net, [(x, y)], prior=1.0, errors=False))
+    assert untimed(found[0]) == untimed(found[1])
 
 
 def test_few_samples_are_all_fitted() -> None:
