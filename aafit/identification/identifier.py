@@ -220,7 +220,7 @@ class Identifier:
                 accepted.gained,
             )
             poor = abs(accepted.gained / accepted.predicted - 1) > TRUSTED
-            # An update corrects the curvature along a step that was predicted poorly, but does not end the search alone.
+            # An update corrects the curvature along a step that had a poor prediction, but does not end the search.
             if self.objective.updates_curvature(n):
                 poor = poor and accepted.gained * per_sample < SETTLED
             return replace(
