@@ -19,6 +19,7 @@ NO_CURVATURE = 1e-7  # eigenvalue, relative to the largest, that counts as 0: th
 FROM_PRIOR = 0.5  # posterior variance, relative to the prior variance, above which a parameter is undetermined
 REACHED = 0.01  # least contribution of a parameter's curvature: below it, only the smoothness prior determines it
 SHOWN = 10  # collinear pairs in the table, at most
+ANY_SLOPE = 1e3  # factor of the standard error above which the value of a slope says only that it is steep
 STEEP_SLOPE = 10.0  # slope above which an activation is called as steep as ReLU
 STEEP = (
     "An activation as steep as ReLU depends on its slope at inputs near 0 only, and few samples determine it. "
@@ -197,5 +198,7 @@ def _pairs(covariance_PP: Tensor, names: list[str], determined_P: Tensor) -> tup
 def _cells(row: UncertaintyRow) -> tuple[str, ...]:
     if not row.determined:
         return row.name, f"{row.value:.6g}", "-", "not determined by these samples, set by the prior"
+    if row.factor > ANY_SLOPE:
+        return row.name, f"{row.value:.6g}", "-", "any slope as steep fits these samples as well"
     note = f"determined to a factor of {row.factor:.2g}" if row.factor > math.e else ""
     return row.name, f"{row.value:.6g}", f"{row.error:.2g}", note

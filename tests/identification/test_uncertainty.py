@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import aafit
-from aafit.identification.uncertainty import scaled_inverse
+from aafit.identification.uncertainty import Uncertainty, UncertaintyRow, scaled_inverse
 
 KNOTS = torch.linspace(-2, 2, 5, dtype=torch.float64)
 
@@ -121,6 +121,17 @@ def test_what_no_input_reaches_is_not_determined_and_has_a_wide_band() -> None:
     assert net[1].weight[0, 0].abs() < 0.5
     content = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert content["uncertainty"]["rows"][0]["determined"] is False
+
+
+def test_a_slope_that_is_only_known_to_be_steep_has_no_error() -> None:
+    def printed(factor: float) -> str:
+        row = UncertaintyRow("act.gamma", 6609.0, 1e3, True, factor)
+        return str(Uncertainty((row,), (), 100, torch.zeros(1, 1), 1.0, 1.0))
+
+    assert "1e+03" in printed(20.0)
+    assert "determined to a factor of 20" in printed(20.0)
+    assert "1e+03" not in printed(2.5e29)
+    assert "any slope as steep fits these samples as well" in printed(2.5e29)
 
 
 def test_collinear_parameters_are_named() -> None:
