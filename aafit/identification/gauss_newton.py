@@ -23,8 +23,10 @@ DENSE = 2000
 """Number of parameters up to which the curvature is a matrix."""
 
 CURVATURE_SAMPLES = 2000
-CURVATURE_SHARE = 20
-"""Number of samples that a curvature is computed from, at most: 2,000, or 20 for each parameter if that is more."""
+"""Number of samples that a curvature is computed from, at most; more if a block has more than 100 parameters."""
+
+SAMPLES_EACH = 20
+"""Number of samples for each parameter of a block of the curvature, if that is more."""
 
 FIRST_DAMPING = 1e-3  # damping after an undamped step has failed
 LEAST_DAMPING = 1e-6  # damping below which a step is not damped at all
@@ -78,7 +80,7 @@ class Model:
         change_P, expected_P = self.gradient_P - before.gradient_P, curvature_PP @ step_P
         along, expected_along = (step_P @ change_P).item(), (step_P @ expected_P).item()
         if not expected_along > ROUNDED * step_P.norm().item() * expected_P.norm().item():
-            return self  # the loss is not curved along the step
+            return self  # the loss has no curvature along the step
         least = LEAST_CURVATURE * expected_along
         share = 1.0 if along >= least else (expected_along - least) / (expected_along - along)
         change_P = share * change_P + (1 - share) * expected_P
@@ -115,14 +117,14 @@ def model_at(
         probes: None for the exact curvature; else the number of random probes per sample of an unbiased estimate.
         seed: seed of the random probes.
         curvature: blocks that were computed near the vector, which saves their computation. If None, they are computed
-            from the first samples, at most CURVATURE_SAMPLES or CURVATURE_SHARE for each coordinate, rounded up to
-            whole batches.
+            from the first CURVATURE_SAMPLES samples, or SAMPLES_EACH for each coordinate of a block if that is more,
+            rounded up to full batches.
         known: a model at this vector with another curvature, whose loss, gradient and scatter are reused.
     """
     derivatives_P, generator = problem.coordinates.derivatives(vector_P), torch.Generator().manual_seed(seed)
     gradient_P, total, labelled, scatter = torch.zeros_like(vector_P), 0.0, 0, _zeros(groups)
     blocks, curved, seen = _zeros(groups), 0, 0
-    most = max(CURVATURE_SAMPLES, CURVATURE_SHARE * len(vector_P))
+    most = max(CURVATURE_SAMPLES, SAMPLES_EACH * max(index_SQ.shape[1] for index_SQ in groups))
     kept: list[Tensor] | None = [] if len(samples) * len(vector_P) <= MOST_GRADIENTS else None
     for batch in problem.predictor.batches(samples):
         wanted = curvature is None and seen < most

@@ -207,7 +207,7 @@ class Identifier:
             if accepted is None and not fresh:
                 return renewed
             if accepted is None and state.damping:
-                return replace(renewed, damping=0.0)  # the damping was found at another vector
+                return replace(renewed, damping=0.0)  # it was set at another vector, and may be too large here
         if accepted is not None:
             step = Step(
                 len(state.steps),
@@ -220,7 +220,7 @@ class Identifier:
                 accepted.gained,
             )
             poor = abs(accepted.gained / accepted.predicted - 1) > TRUSTED
-            # An update corrects the curvature along a step that had a poor prediction, but does not end the search.
+            # An update corrects the curvature after a poor prediction, but an outdated one must not end the search.
             if self.objective.updates_curvature(n):
                 poor = poor and accepted.gained * per_sample < SETTLED
             return replace(

@@ -46,6 +46,11 @@ class UncertaintyRow:
     determined: bool
     factor: float
 
+    @property
+    def has_error(self) -> bool:
+        """Whether the standard error is reported: not for a slope whose error exceeds a factor of 1,000."""
+        return self.determined and self.factor <= ANY_SLOPE
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -198,7 +203,7 @@ def _pairs(covariance_PP: Tensor, names: list[str], determined_P: Tensor) -> tup
 def _cells(row: UncertaintyRow) -> tuple[str, ...]:
     if not row.determined:
         return row.name, f"{row.value:.6g}", "-", "not determined by these samples, set by the prior"
-    if row.factor > ANY_SLOPE:
+    if not row.has_error:
         return row.name, f"{row.value:.6g}", "-", "any slope as steep fits these samples as well"
     note = f"determined to a factor of {row.factor:.2g}" if row.factor > math.e else ""
     return row.name, f"{row.value:.6g}", f"{row.error:.2g}", note

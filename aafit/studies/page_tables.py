@@ -98,7 +98,7 @@ def parameter_table(study: Study, path: str) -> PageTable:
 
     def error(row: tuple[str, float, float]) -> Cell:
         known = errors.get(row[0])
-        return "" if known is None else number(known.error) if known.determined else ("undetermined", math.inf)
+        return "" if known is None else number(known.error) if known.has_error else ("undetermined", math.inf)
 
     columns: list[Column] = [
         ("parameter", "", lambda row: row[0][len(path) + 1 :]),

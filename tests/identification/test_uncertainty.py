@@ -124,10 +124,14 @@ def test_what_no_input_reaches_is_not_determined_and_has_a_wide_band() -> None:
 
 
 def test_a_slope_that_is_only_known_to_be_steep_has_no_error() -> None:
-    def printed(factor: float) -> str:
-        row = UncertaintyRow("act.gamma", 6609.0, 1e3, True, factor)
-        return str(Uncertainty((row,), (), 100, torch.zeros(1, 1), 1.0, 1.0))
+    def row(factor: float) -> UncertaintyRow:
+        return UncertaintyRow("act.gamma", 6609.0, 1e3, True, factor)
 
+    def printed(factor: float) -> str:
+        return str(Uncertainty((row(factor),), (), 100, torch.zeros(1, 1), 1.0, 1.0))
+
+    assert row(20.0).has_error
+    assert not row(2.5e29).has_error
     assert "1e+03" in printed(20.0)
     assert "determined to a factor of 20" in printed(20.0)
     assert "1e+03" not in printed(2.5e29)
