@@ -186,15 +186,20 @@ class Identifier:
                 "network that it was made from as base=, so that they can be matched to it."
             )
         renewed = replace(state, path=())
-        state, posterior = self._adapted(state, prior, model)
+        fresh = len(path) == 1
+        # Updated curvature may be far too small in some directions; the dispersion, a ratio to it, is then too large.
+        is_updated = whole and self.objective.updates_curvature(n)
+        state, posterior = self._adapted(state, prior, model, fresh if is_updated else state.rounds < MOST_ROUNDS)
         per_sample = state.samples / state.dispersion
         decrement = posterior.decrement() * per_sample
         last = [step.gained or 0.0 for step in state.steps[-2:]]
-        # If the quadratic model is wrong, as for the slope of a ReLU, the decrement never becomes small enough.
-        stalled = whole and state.rounds > 2 and max(last) * per_sample < SETTLED
-        done = stalled or sum(step.phase == "joint" for step in state.steps) >= self.steps
-        accepted, fresh = None, len(path) == 1
         enough = self._enough(posterior, whole and not to_weigh)
+        # If the quadratic model is wrong, as for the slope of a ReLU, the decrement never becomes small enough. More
+        # steps on few samples are cheap.
+        least = enough if self.objective.updates_curvature(n) else SETTLED
+        stalled = whole and state.rounds > 2 and max(last) * per_sample < least
+        done = stalled or sum(step.phase == "joint" for step in state.steps) >= self.steps
+        accepted = None
         if not done and decrement >= enough:
             sample = self.objective.samples.fitted.part(0, state.samples)
             accepted = descend(
@@ -222,7 +227,7 @@ class Identifier:
             poor = abs(accepted.gained / accepted.predicted - 1) > TRUSTED
             # An update corrects the curvature after a poor prediction, but an outdated one must not end the search.
             if self.objective.updates_curvature(n):
-                poor = poor and accepted.gained * per_sample < SETTLED
+                poor = poor and accepted.gained * per_sample < least
             return replace(
                 state,
                 vector_P=accepted.vector_P,
@@ -250,8 +255,8 @@ class Identifier:
             return state
         return self._judged(state, posterior)
 
-    def _adapted(self, state: State, prior: Prior, model: Model) -> tuple[State, Posterior]:
-        """Return the state with dispersion and smoothness updated at its vector, and the posterior there."""
+    def _adapted(self, state: State, prior: Prior, model: Model, updates: bool) -> tuple[State, Posterior]:
+        """Return the state, with dispersion and smoothness updated if `updates`, and the posterior at its vector."""
         strength, dispersion = state.strength, state.dispersion
         if not dispersion:
             strength, dispersion = prior.first(self._first_weight), first_dispersion(model)
@@ -261,7 +266,7 @@ class Identifier:
         )
         likelihood = labels and self.objective.problem.loss.is_cross_entropy
         posterior = self.objective.posterior(state, model, strength, dispersion)
-        for _ in range(UPDATES if state.rounds < MOST_ROUNDS else 0):
+        for _ in range(UPDATES if updates else 0):
             dispersion = dispersion_of(posterior, prior, strength, likelihood)
             if state.rounds:  # at the initial vector the change from the prior's mean is 0 and determines no smoothness
                 strength = prior.smoother(strength, state.vector_P, posterior.covariances())

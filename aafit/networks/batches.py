@@ -4,9 +4,10 @@
 `without_padding` selects the positions of sequences that are no padding.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import prod
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -90,6 +91,9 @@ class Batch:
         kwargs: Keyword inputs.
         target: The target, with the samples along axis 0; None if there is none.
         axis: Axis of the samples in the inputs, as 1 for (T, B, C). Outputs have theirs at axis 0: let output= move it.
+        shared: Positions, among the tensors of the inputs, of those that belong to all samples. They are found when the
+            batch is divided or joined, and then hold for its parts, which may have as many samples as such a tensor has
+            rows.
 
     Example:
         >>> batch = aafit.Batch((images,), {}, labels)
@@ -100,6 +104,7 @@ class Batch:
     kwargs: dict[str, Any]
     target: Any | None = None
     axis: int = 0
+    shared: frozenset[int] = field(default=frozenset(), repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.args, tuple) or not isinstance(self.kwargs, dict):
@@ -190,13 +195,15 @@ class Batch:
         if len(forms) > 1:
             raise UserError("The batches cannot be joined: they have different inputs.")
         rows = [len(batch) for batch in batches]
-        joined = [_joined(leaves, rows, first.axis) for leaves in zip(*inputs, strict=True)]
+        known = frozenset[int]().union(*(batch.shared for batch in batches))
+        joined = [_joined(leaves, rows, first.axis, at in known) for at, leaves in enumerate(zip(*inputs, strict=True))]
+        shared = {at for at, leaf in enumerate(inputs[0]) if joined[at] is leaf}
         joined += [_joined(leaves, rows, 0) for leaves in zip(*targets, strict=True)]
         left = iter(joined)
-        return first._mapped(lambda _: next(left), _holds_samples)
+        return replace(first._mapped(lambda _: next(left), _holds_samples), shared=frozenset(shared))
 
     def _selected(self, rows: slice | Tensor) -> "Batch":
-        count = len(self)
+        count, shared, positions = len(self), set(self.shared), itertools.count()
 
         def selected(leaf: Any, axis: int) -> Any:
             if not isinstance(leaf, Tensor):
@@ -204,12 +211,20 @@ class Batch:
                 return _like(leaf, samples[rows] if isinstance(rows, slice) else [samples[at] for at in rows.tolist()])
             return leaf[(*[slice(None)] * axis, rows)] if leaf.dim() > axis and leaf.shape[axis] == count else leaf
 
-        args, kwargs = map_tensors(lambda leaf: selected(leaf, self.axis), (self.args, self.kwargs), _holds_samples)
-        return Batch(args, kwargs, map_tensors(lambda leaf: selected(leaf, 0), self.target, _holds_samples), self.axis)
+        def selected_input(leaf: Any) -> Any:
+            position = next(positions)
+            part = leaf if position in shared else selected(leaf, self.axis)
+            if part is leaf:
+                shared.add(position)
+            return part
+
+        args, kwargs = map_tensors(selected_input, (self.args, self.kwargs), _holds_samples)
+        target = map_tensors(lambda leaf: selected(leaf, 0), self.target, _holds_samples)
+        return Batch(args, kwargs, target, self.axis, frozenset(shared))
 
     def _mapped(self, function: Callable[[Any], Any], is_leaf: Callable[[Any], bool] | None = None) -> "Batch":
         args, kwargs, target = map_tensors(function, (self.args, self.kwargs, self.target), is_leaf)
-        return Batch(args, kwargs, target, self.axis)
+        return replace(self, args=args, kwargs=kwargs, target=target)
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -334,11 +349,12 @@ def _checked(batch: Batch, what: str) -> Batch:
     return batch
 
 
-def _joined(leaves: tuple[Any, ...], rows: Sequence[int], axis: int) -> Any:
+def _joined(leaves: tuple[Any, ...], rows: Sequence[int], axis: int, is_shared: bool = False) -> Any:
     first = leaves[0]
     if not isinstance(first, Tensor):
         return _like(first, [sample for leaf in leaves for sample in _samples(leaf, "joined with others")])
-    if all(leaf.dim() > axis and leaf.shape[axis] == own for leaf, own in zip(leaves, rows, strict=True)):
+    each = zip(leaves, rows, strict=True)
+    if not is_shared and all(leaf.dim() > axis and leaf.shape[axis] == own for leaf, own in each):
         if len({(*leaf.shape[:axis], *leaf.shape[axis + 1 :]) for leaf in leaves}) == 1:
             return torch.cat(leaves, axis)
         shapes = " and ".join(str(tuple(shape)) for shape in dict.fromkeys(leaf.shape for leaf in leaves))

@@ -206,6 +206,39 @@ def test_screening_does_not_take_the_samples_of_the_first_steps() -> None:
     assert untimed(found[0]) == untimed(found[1])
 
 
+def test_the_search_ends_within_the_standard_errors_of_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = labels_for_steep_network()
+    ended = identify(steep_network(), batches)
+    for limit in ("SETTLED", "SHARE_OF_NOISE", "SHARE_OF_PART"):
+        monkeypatch.setattr(f"aafit.identification.identifier.{limit}", 1e-9)
+    converged = identify(steep_network(), batches, steps=200)
+    assert len(converged.steps) > len(ended.steps)
+    assert converged.uncertainty is not None
+    rows = zip(ended.values, converged.values, converged.uncertainty.rows, strict=True)
+    assert max(abs(value - best) / row.error for value, best, row in rows) < 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_updated_curvature_does_not_decide_the_dispersion(seed: int) -> None:
+    """The cross-entropy of a model that is nearly correct has a dispersion of 1, however long the search is."""
+    torch.manual_seed(seed)
+    x, layers = torch.randn(3200, 12), [nn.Linear(12, 24), nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 5)]
+    with torch.no_grad():
+        for layer, factor in zip(layers, (2.5, 2.5, 2.5, 8), strict=True):
+            layer.weight.mul_(factor)
+
+    def network_of(*activations: nn.Module) -> nn.Sequential:
+        pairs = zip(layers, activations, strict=False)
+        return nn.Sequential(*(module for pair in pairs for module in pair), layers[-1])
+
+    with torch.no_grad():
+        logits = network_of(nn.SiLU(), nn.Softplus(), nn.SiLU())(x)
+        y = torch.distributions.Categorical(logits=logits).sample()
+    result = identify(network_of(*(LEAF.like("ReLU") for _ in range(3))), [(x, y)], errors=False)
+    assert sum(step.samples == 2560 for step in result.steps) > 5
+    assert 1 <= result.state.dispersion < 1.2
+
+
 def test_few_samples_are_all_fitted() -> None:
     result = identify(started(), problem(count=120, size=40))
     assert (result.samples, result.heldout_samples) == (120, 0)

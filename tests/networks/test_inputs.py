@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import aafit
 from aafit.errors import UserError
 from aafit.networks.batches import Batch, as_batch, as_inputs
 
@@ -120,6 +121,41 @@ def test_parts_joined_are_the_whole(sizes: list[int]) -> None:
         start += size
     joined = Batch.joined(parts)
     assert same((joined.args, joined.kwargs, joined.target), (whole.args, whole.kwargs, whole.target))
+
+
+@given(rows=st.integers(1, 6), sizes=SIZES)
+def test_a_tensor_of_all_samples_stays_one_in_parts_with_as_many_rows(rows: int, sizes: list[int]) -> None:
+    count, table = sum(sizes) + 12, torch.randn(rows, 2)
+    whole = as_batch((torch.randn(count, 2), {"table": table}, torch.arange(count)))
+    part = whole.part(0, rows)
+    for again in (part, part.part(0, 1), part.at(torch.tensor([0])), part.without_target().cloned().part(0, 1)):
+        assert torch.equal(again.kwargs["table"], table)
+    # Joined, the samples may be as many as the table has rows.
+    pieces = list(whole.part(0, 2 * rows).batches(rows))
+    joined = Batch.joined(pieces)
+    assert len(joined) == 2 * rows
+    assert joined.kwargs["table"] is table
+    assert joined.part(0, 1).kwargs["table"] is table
+
+
+def test_a_table_with_as_many_rows_as_the_samples_of_the_first_steps() -> None:
+    """A network whose samples select rows of a table, which every sample needs whole."""
+    torch.manual_seed(0)
+
+    class Selecting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act, self.last = nn.SiLU(), nn.Linear(4, 3)
+
+        def forward(self, index: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+            return self.last(self.act(table[index]))
+
+    base, found = Selecting(), []
+    index, table, y = torch.randint(0, 500, (1000,)), torch.randn(501, 4), torch.randint(0, 3, (1000,))
+    for rows in (500, 501):
+        net, _ = aafit.replace_activations(base, {"SiLU": aafit.AHAF.like("SiLU")}, sample=(index[:2], table))
+        found.append(aafit.identify(net, [aafit.Batch((index,), {"table": table[:rows]}, y)], prior=1.0, errors=False))
+    assert found[0].values == found[1].values
 
 
 @pytest.mark.parametrize(
