@@ -46,7 +46,7 @@ CLEARLY = 0.5  # standard errors above the least loss up to which the largest we
 REFUTED = 4.0  # standard errors of the gain over the prior's mean above which few samples may lower its weight
 FEW_WEIGHT = 100.0  # initial weight of the prior for fewer than FIRST_SUBSET samples
 FOLDS = 5  # number of folds of the cross-validation
-MOST_ROUNDS = 8  # most vectors at which the prior's strength is updated on one subset
+MOST_ROUNDS = 8  # number of vectors after which the prior's strength stays, unless steps update the curvature
 
 
 @dataclass(frozen=True)

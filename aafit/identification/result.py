@@ -109,7 +109,7 @@ class State:
         strength: Strength of the prior, from the joint steps on.
         dispersion: Dispersion of the loss, from the joint steps on; 0 before.
         damping: Damping of the next joint step.
-        rounds: Number of vectors at which the prior's strength was updated on these samples.
+        rounds: Number of vectors since the samples or the weight of the prior changed.
         weighed: Whether the weight of the prior has been selected.
         path: The vectors before `vector_P`, oldest first, since the curvature was computed at the first of them; if
             empty, it is computed at `vector_P`.
